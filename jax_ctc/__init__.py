@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CTC loss for JAX: a primitive with compiled kernels."""
+
+from . import compat as compat
+from ._arguments import check as check
+from ._kernels import build_info as build_info
+from ._loss import ctc as ctc
+from ._occupancy import ctc_occupancy as ctc_occupancy
+
+__all__ = ["build_info", "check", "compat", "ctc", "ctc_occupancy"]

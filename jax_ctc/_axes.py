@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which axes the operands and results of each primitive have, and where.
+
+Batch axes come first and in the same order everywhere. An array with frames has T among them, at
+`time_axis`, and one axis of its own at the end; it keeps the order its owner gave it, so that
+nothing is ever transposed.
+"""
+
+from typing import NamedTuple
+
+ACTS = "acts"  # batch with T, V
+ROWS = "rows"  # batch with T, 2 (0 where dense): shift and scale of the softmax
+COLUMNS = "columns"  # batch with T, min(L + 1, V)
+LABELS = "labels"  # batch, L
+BATCH = "batch"  # batch
+
+_LAST = {ACTS: "v", ROWS: "r", COLUMNS: "c", LABELS: "l"}
+WITH_FRAMES = (ACTS, ROWS, COLUMNS)
+
+
+class Signature(NamedTuple):
+    operands: tuple[str, ...]
+    results: tuple[str, ...]
+
+
+_PROBLEM = (ACTS, LABELS, BATCH)
+_KEPT = (*_PROBLEM, ROWS, COLUMNS)
+
+SIGNATURES = {
+    "loss": Signature(_PROBLEM, (BATCH,)),
+    "forward": Signature(_PROBLEM, (BATCH, ROWS, COLUMNS)),
+    "tangent": Signature((*_KEPT, ACTS), (BATCH,)),
+    "cotangent": Signature((*_KEPT, BATCH), (ACTS,)),
+    "hvp": Signature((*_KEPT, BATCH, ACTS), (ACTS,)),
+}
+
+
+def axis_names(kind: str, batch_rank: int, time_axis: int) -> list[str]:
+    """The axes of an array of this kind by name: b0, b1, ..., t, and v, r, c or l."""
+    names = [f"b{i}" for i in range(batch_rank)]
+    if kind in WITH_FRAMES:
+        names.insert(time_axis, "t")
+    if kind in _LAST:
+        names.append(_LAST[kind])
+    return names
+
+
+def is_dense(V: int, L: int) -> bool:
+    """Whether training keeps the gradient itself (V columns) rather than occupancies (L + 1)."""
+    return V <= L + 1

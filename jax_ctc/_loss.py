@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loss, as users call it."""
+
+import operator
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from . import _arguments, _primitives
+
+
+def ctc(
+    acts: ArrayLike,
+    labels: ArrayLike,
+    lengths: ArrayLike,
+    label_lengths: ArrayLike | None = None,
+    *,
+    blank: int = 0,
+    time_major: bool = True,
+    zero_infinity: bool = False,
+    num_threads: int | None = None,
+) -> Array:
+    """Negative log-probability of each label sequence, summed over all its alignments.
+
+    Args:
+      acts: (T, B, V) unnormalised activations (logits); the softmax over V is taken inside.
+        (B, T, V) with ``time_major=False``, (T, V) for one sequence. float32, float64, bfloat16 or
+        float16.
+      labels: (B, L) classes, or (L,); any integer dtype. Negative entries are padding and are
+        ignored wherever they stand in the row.
+      lengths: (B,) or () frames in use, 0 to T; any integer dtype. Later frames are never read.
+      label_lengths: (B,) or (), optional: entries of `labels` at and after it are padding too,
+        whatever they hold.
+      blank: the class that emits nothing, in [0, V).
+      time_major: whether T comes before B. Neither order is copied or transposed.
+      zero_infinity: a sequence that has no alignment costs 0 instead of +inf.
+      num_threads: at most this many threads for a CPU kernel; None for all that JAX has. The result
+        is the same to the last bit.
+
+    Returns:
+      (B,) or () costs in nats, never below 0: float64 for float64 acts, else float32.
+
+    Raises:
+      TypeError: `acts` is not floating, or labels or lengths are not integers.
+      ValueError: ranks or sizes disagree, or `blank` is not a class; and, outside ``jit``, a label
+        or length out of range: the message names the sequence, the position and the value.
+
+    Behaviour where nothing can be raised, for each sequence on its own:
+      no alignment fits (fewer frames than labels and repeats, or logits of -inf)
+        cost +inf, gradient exactly 0
+      a NaN, a +inf, or nothing but -inf in a row in use
+        cost NaN, gradient NaN in the frames in use
+      a label >= V or equal to `blank`, a length outside [0, T] or [0, L]
+        cost NaN, gradient exactly 0 (`jax_ctc.check` turns it into an error of checkify)
+      frames at and after the length, and sequences with a zero cotangent
+        gradient exactly 0
+
+    The gradient has the dtype of `acts`. Every transformation of JAX applies, in any order and
+    nesting. Same inputs give the same bits, on any number of threads, alone or in a batch.
+
+    Example:
+      >>> acts = jnp.zeros((4, 1, 3))  # 4 frames, 1 sequence, 3 classes, all equally likely
+      >>> jax_ctc.ctc(acts, labels=jnp.array([[1, 2]]), lengths=jnp.array([4]))  # 15 of 81 paths
+      Array([1.686399], dtype=float32)
+
+    Reference: Graves, Fernández, Gomez and Schmidhuber, "Connectionist temporal classification:
+    labelling unsegmented sequence data with recurrent neural networks", ICML 2006.
+    """
+    threads = 0 if num_threads is None else operator.index(num_threads)
+    if num_threads is not None and threads < 1:
+        raise ValueError(f"`num_threads`: expected None or at least 1, got {num_threads}.")
+    a = _arguments.prepare(acts, labels, lengths, label_lengths, blank=blank, time_major=time_major)
+    cost = _primitives.loss_p.bind(
+        a.acts, a.labels, a.lengths, time_axis=a.time_axis, blank=a.blank, threads=threads
+    )
+    return jnp.where(jnp.isposinf(cost), 0, cost) if zero_infinity else cost

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a primitive to what runs it: a custom call where kernels are registered, else pure JAX."""
+
+import functools
+import string
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
+
+from . import _axes, _kernels, _reference
+
+# What a target's name promises is its operands, attributes and their meaning: programs that were
+# exported or cached hold on to it. A change is a new name.
+TARGETS = {
+    "loss": "jax_ctc_loss_v1",
+    "forward": "jax_ctc_forward_v1",
+    "tangent": "jax_ctc_tangent_v1",
+    "cotangent": "jax_ctc_cotangent_v1",
+}
+
+
+def register(op: str, primitive: Primitive) -> None:
+    """Registers every lowering of `primitive`."""
+    pure = getattr(_reference, op)
+    mlir.register_lowering(
+        primitive, mlir.lower_fun(pure, multiple_results=primitive.multiple_results)
+    )
+    if op not in TARGETS:
+        return
+    for platform in _kernels.PLATFORMS:
+        mlir.register_lowering(primitive, _kernel_rule(op, primitive), platform=platform)
+
+
+def _kernel_rule(op: str, primitive: Primitive) -> Callable[..., Any]:
+    """One custom call, in a form that a partitioner can split where one will look at it."""
+    partitioned = mlir.lower_fun(
+        _with_time_moved(op, primitive.multiple_results),
+        multiple_results=primitive.multiple_results,
+    )
+
+    def rule(ctx: Any, *operands: Any, time_axis: int, blank: int, threads: int) -> Any:
+        parameters = {"time_axis": time_axis, "blank": blank, "threads": threads}
+        if _unpartitioned(ctx):
+            return _custom_call(op, ctx, operands, _aliases(op, ctx), **parameters)
+        return partitioned(ctx, *operands, **parameters)
+
+    return rule
+
+
+def _custom_call(
+    op: str,
+    ctx: Any,
+    operands: Sequence[Any],
+    aliases: dict[int, int],
+    *,
+    time_axis: int,
+    blank: int,
+    threads: int,
+    time_moved: bool = False,
+    **extra: Any,
+) -> Any:
+    lower = jax.ffi.ffi_lowering(TARGETS[op], operand_output_aliases=aliases, **extra)
+    return lower(
+        ctx,
+        *operands,
+        time_axis=np.int64(time_axis),
+        time_moved=np.bool_(time_moved),
+        blank=np.int64(blank),
+        threads=np.int64(threads),
+    )
+
+
+def _aliases(op: str, ctx: Any) -> dict[int, int]:
+    """The gradient takes the place of the one that the forward pass kept, where it kept one."""
+    if op != "cotangent":
+        return {}
+    kept = _axes.SIGNATURES[op].operands.index(_axes.COLUMNS)
+    columns, gradient = ctx.avals_in[kept], ctx.avals_out[0]
+    same = columns.shape == gradient.shape and columns.dtype == gradient.dtype
+    dense = _axes.is_dense(ctx.avals_in[0].shape[-1], ctx.avals_in[1].shape[-1])
+    return {kept: 0} if same and dense else {}
+
+
+def _unpartitioned(ctx: Any) -> bool:
+    """True where no partitioner will look at the module: one device, or all mesh axes manual."""
+    context = getattr(getattr(ctx, "module_context", None), "axis_context", None)
+    if getattr(context, "num_devices", None) == 1:
+        return True
+    manual, mesh = getattr(context, "manual_axes", None), getattr(context, "mesh", None)
+    if manual is None or mesh is None:
+        return False
+    return frozenset(manual) == frozenset(mesh.axis_names)
+
+
+# ---- on many devices ---------------------------------------------------------------------------
+#
+# XLA splits an opaque call along leading axes only. So T moves next to V in the logical shape while
+# the layout keeps every byte where it is, and the call says that its leading axes are a batch: to
+# GSPMD by `num_batch_dims`, to Shardy by a rule in which T, V and L ask to be whole.
+
+
+def _with_time_moved(op: str, multiple_results: bool) -> Callable[..., Any]:
+    signature = _axes.SIGNATURES[op]
+
+    def call(*operands: Any, time_axis: int, **parameters: Any) -> Any:
+        batch_rank = operands[0].ndim - 2
+
+        def move(x: Any, kind: str, source: int, destination: int) -> Any:
+            return jnp.moveaxis(x, source, destination) if kind in _axes.WITH_FRAMES else x
+
+        moved = [
+            move(x, kind, time_axis, batch_rank)
+            for x, kind in zip(operands, signature.operands, strict=True)
+        ]
+        out = _moved_calls[op].bind(*moved, time_axis=time_axis, **parameters)
+        outs = out if multiple_results else [out]
+        back = [
+            move(x, kind, batch_rank, time_axis)
+            for x, kind in zip(outs, signature.results, strict=True)
+        ]
+        return back if multiple_results else back[0]
+
+    return call
+
+
+def _define_moved_call(op: str) -> Primitive:
+    """The custom call on operands that have T next to V, stored with T at `time_axis`."""
+    signature = _axes.SIGNATURES[op]
+    primitive = Primitive(f"ctc_{op}_call")
+    primitive.multiple_results = len(signature.results) > 1
+
+    @primitive.def_abstract_eval
+    def _(
+        acts: Any, labels: Any, lengths: Any, *rest: Any, time_axis: int, **parameters: Any
+    ) -> Any:
+        out = result_avals(op, acts, labels, lengths, time_axis=acts.ndim - 2)
+        return out if primitive.multiple_results else out[0]
+
+    def rule(ctx: Any, *operands: Any, time_axis: int, **parameters: Any) -> Any:
+        batch_rank = ctx.avals_in[0].ndim - 2
+        layouts = functools.partial(_layout, batch_rank=batch_rank, time_axis=time_axis)
+        return _custom_call(
+            op,
+            ctx,
+            operands,
+            {},
+            time_axis=time_axis,
+            time_moved=True,
+            operand_layouts=[layouts(kind) for kind in signature.operands],
+            result_layouts=[layouts(kind) for kind in signature.results],
+            extra_attributes=_partitioning(op, ctx, batch_rank),
+            **parameters,
+        )
+
+    for platform in _kernels.PLATFORMS:
+        mlir.register_lowering(primitive, rule, platform=platform)
+    return primitive
+
+
+def _layout(kind: str, batch_rank: int, time_axis: int) -> tuple[int, ...]:
+    """Minor to major axes of an array with T next to V, stored with T at `time_axis`."""
+    stored = _axes.axis_names(kind, batch_rank, time_axis)
+    logical = _axes.axis_names(kind, batch_rank, batch_rank)
+    return tuple(logical.index(name) for name in reversed(stored))
+
+
+def _partitioning(op: str, ctx: Any, batch_rank: int) -> dict[str, Any]:
+    """Attributes that let GSPMD and Shardy split the call along its batch axes."""
+    ir = mlir.ir
+    signature = _axes.SIGNATURES[op]
+    avals = [*ctx.avals_in, *ctx.avals_out]
+    if not all(isinstance(d, int) for aval in avals for d in aval.shape):
+        return {}  # symbolic sizes (jax.export): single device only
+    # Shardy names factors i, j, k, ... by first appearance.
+    letters: dict[str, str] = {}
+    sizes: dict[str, int] = {}
+
+    def factors(kinds: Sequence[str], avals: Sequence[Any]) -> str:
+        arrays = []
+        for kind, aval in zip(kinds, avals, strict=True):
+            names = _axes.axis_names(kind, batch_rank, batch_rank)
+            for name, size in zip(names, aval.shape, strict=True):
+                letters.setdefault(name, string.ascii_lowercase[8 + len(letters)])
+                sizes[name] = size
+            arrays.append("[" + ", ".join(letters[name] for name in names) + "]")
+        return ", ".join(arrays)
+
+    operands = factors(signature.operands, ctx.avals_in)
+    results = factors(signature.results, ctx.avals_out)
+    size = ", ".join(f"{letter}={sizes[name]}" for name, letter in letters.items())
+    whole = ", ".join(letter for name, letter in letters.items() if not name.startswith("b"))
+    attributes = {
+        "mhlo.frontend_attributes": ir.DictAttr.get(
+            {"num_batch_dims": ir.StringAttr.get(str(batch_rank))}
+        )
+    }
+    if jax.config.jax_use_shardy_partitioner:
+        attributes["sdy.sharding_rule"] = ir.Attribute.parse(
+            f"#sdy.op_sharding_rule<({operands})->({results}) {{{size}}} "
+            f"need_replication={{{whole}}}, custom>"
+        )
+    return attributes
+
+
+# ---- what comes out ----------------------------------------------------------------------------
+
+
+def cost_dtype(acts_dtype: Any) -> np.dtype:
+    """float64 for float64 acts, else float32."""
+    return np.dtype(np.float64 if acts_dtype == np.float64 else np.float32)
+
+
+def result_avals(op: str, acts: Any, labels: Any, lengths: Any, *, time_axis: int) -> list[Any]:
+    """Shapes, dtypes and shardings of the results; batch axes stay where acts have them."""
+    V, L = acts.shape[-1], labels.shape[-1]
+    dense = _axes.is_dense(V, L)
+    frames = acts.shape[:-1]
+    shapes = {
+        _axes.ACTS: acts.shape,
+        _axes.ROWS: (*frames, 0 if dense else 2),
+        _axes.COLUMNS: (*frames, V if dense else L + 1),
+        _axes.BATCH: lengths.shape,
+    }
+    sharding = getattr(acts, "sharding", None)
+    spec: list[Any] = [None] * acts.ndim
+    if sharding is not None:
+        spec = [*sharding.spec, *[None] * (acts.ndim - len(sharding.spec))]
+        for axis, name in ((time_axis, "time"), (acts.ndim - 1, "class")):
+            if spec[axis] is not None:
+                raise TypeError(
+                    f"`acts`: expected its {name} axis ({axis}) whole on every device, but its "
+                    f"type has it sharded over {spec[axis]!r}: {acts}. Shard batch axes only, or "
+                    "reshard it first (jax.sharding.reshard)."
+                )
+    batch_spec = [s for axis, s in enumerate(spec[:-1]) if axis != time_axis]
+    specs = {
+        _axes.ACTS: spec,
+        _axes.ROWS: [*spec[:-1], None],
+        _axes.COLUMNS: [*spec[:-1], None],
+        _axes.BATCH: batch_spec,
+    }
+
+    def aval(kind: str) -> Any:
+        changes: dict[str, Any] = {
+            "shape": shapes[kind],
+            "dtype": acts.dtype if kind == _axes.ACTS else cost_dtype(acts.dtype),
+            "weak_type": False,
+        }
+        if sharding is not None:
+            changes["sharding"] = jax.sharding.NamedSharding(
+                sharding.mesh, jax.sharding.PartitionSpec(*specs[kind])
+            )
+        return acts.update(**changes)
+
+    return [aval(kind) for kind in _axes.SIGNATURES[op].results]
+
+
+_moved_calls = {op: _define_moved_call(op) for op in TARGETS}

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where in time each class is, given the labels."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from . import _arguments, _lowering, _primitives
+
+
+def ctc_occupancy(
+    acts: ArrayLike,
+    labels: ArrayLike,
+    lengths: ArrayLike,
+    label_lengths: ArrayLike | None = None,
+    *,
+    blank: int = 0,
+    time_major: bool = True,
+) -> Array:
+    """Posterior probability of each class at each frame, given that the labels are right.
+
+    The softmax says what the network sees in a frame by itself; the occupancy says which class the
+    frame belongs to, over all alignments of these labels (docs/ctc.md, eq. 8).
+
+    Args:
+      acts, labels, lengths, label_lengths, blank, time_major: as in `ctc`.
+
+    Returns:
+      The shape of `acts`; float64 for float64 acts, else float32. The classes of a frame in use add
+      up to 1. Exactly 0 after the length and where a sequence has no alignment or a bad label or
+      length; NaN in the frames in use of a sequence whose cost is NaN because of its acts.
+      Differentiable once (forward or reverse) with the compiled kernels' accuracy, and on from
+      there.
+
+    Raises: as `ctc`.
+    """
+    a = _arguments.prepare(acts, labels, lengths, label_lengths, blank=blank, time_major=time_major)
+    exact = a.acts.astype(_lowering.cost_dtype(a.acts.dtype))
+    parameters = {"time_axis": a.time_axis, "blank": a.blank, "threads": 0}
+    cost, *residuals = _primitives.forward_p.bind(exact, a.labels, a.lengths, **parameters)
+    gradient = _primitives.cotangent_p.bind(
+        exact, a.labels, a.lengths, *residuals, jnp.ones_like(cost), **parameters
+    )
+    frame = jax.lax.broadcasted_iota(jnp.int32, exact.shape, a.time_axis)
+
+    def per_frame(x: Array) -> Array:  # (batch) as (batch with T, V)
+        return jnp.expand_dims(x, (a.time_axis, x.ndim + 1))
+
+    # The gradient is softmax less occupancy. Where it is 0 for want of an alignment, so is this.
+    none = (frame >= per_frame(a.lengths)) | per_frame(jnp.isposinf(cost))
+    none = none | (per_frame(jnp.isnan(cost)) & ~jnp.isnan(gradient))
+    softmax = jax.nn.softmax(jnp.where(none, 0, exact), axis=-1)
+    return jnp.where(none, 0, jnp.maximum(softmax - gradient, 0))

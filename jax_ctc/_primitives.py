@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The primitives of CTC and every rule they have. Registrations come last: a missing rule is seen.
+
+    loss       acts, labels, lengths                               -> cost
+    forward    acts, labels, lengths                               -> cost, rows, columns
+    tangent    acts, labels, lengths, rows, columns, d_acts        -> d_cost        linear in d_acts
+    cotangent  acts, labels, lengths, rows, columns, ct            -> d_acts        linear in ct
+    hvp        acts, labels, lengths, rows, columns, ct, u         -> d_acts        linear in ct, u
+
+Undifferentiated code runs `loss`. Its JVP binds `forward` and `tangent`; the transpose of `tangent`
+is `cotangent` and the other way round, so forward mode gives reverse mode; `hvp` is in the JVP of
+both and its own transpose, because a Hessian is symmetric.
+
+`rows` and `columns` are what `forward` keeps for the derivatives (docs/kernels.md). They are
+functions of acts, but their own tangents are zero by convention: whoever reads them takes the
+tangent of acts as the total derivative.
+
+Parameters, all static: `time_axis`, where acts have T among the axes before V; `blank`; `threads`,
+how many a CPU kernel may use at most (0: all there are).
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, xla
+
+from . import _axes, _lowering, _reference
+
+RESIDUALS = "ctc_residuals"  # the name under which a remat policy can save them
+
+_ACTS, _ROWS, _COLUMNS, _LINEAR = 0, 3, 4, 5  # positions of operands
+
+
+# ---- shapes ------------------------------------------------------------------------------------
+
+
+def _abstract_eval(
+    op: str, acts: Any, labels: Any, lengths: Any, *rest: Any, time_axis: int, **_: Any
+) -> Any:
+    avals = _lowering.result_avals(op, acts, labels, lengths, time_axis=time_axis)
+    return avals if len(avals) > 1 else avals[0]
+
+
+# ---- batching ----------------------------------------------------------------------------------
+
+
+def _batch(op: str, args: Any, dims: Any, *, time_axis: int, **parameters: Any) -> Any:
+    """The new axis stays where acts have it: acts are moved only where they are mapped over V."""
+    signature = _axes.SIGNATURES[op]
+    size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
+    mapped = [i for i, d in enumerate(dims) if d is not None]
+    if op in _ONCE and mapped == [_LINEAR]:
+        return _ONCE[op](*args, dim=dims[_LINEAR], time_axis=time_axis, **parameters)
+
+    at = dims[_ACTS]
+    if at is None or at > args[_ACTS].ndim - 2:
+        at = 0
+    before_time = at <= time_axis
+    batch_at = at if before_time else at - 1
+    moved = []
+    for x, d, kind in zip(args, dims, signature.operands, strict=True):
+        place = at if kind in _axes.WITH_FRAMES else batch_at
+        if d is None:
+            x = jnp.broadcast_to(
+                jnp.expand_dims(x, place), (*x.shape[:place], size, *x.shape[place:])
+            )
+        elif d != place:
+            x = jnp.moveaxis(x, d, place)
+        moved.append(x)
+    out = primitives[op].bind(*moved, time_axis=time_axis + before_time, **parameters)
+    places = [at if kind in _axes.WITH_FRAMES else batch_at for kind in signature.results]
+    return (out, places) if len(places) > 1 else (out, places[0])
+
+
+def _unit_gradient(
+    acts: Array, labels: Array, lengths: Array, *residuals: Array, **p: Any
+) -> Array:
+    """The gradient of the costs in their own precision, for what is linear in something else."""
+    exact = acts.astype(residuals[0].dtype)
+    ones = jnp.ones(lengths.shape, exact.dtype)
+    return cotangent_p.bind(exact, labels, lengths, *residuals, ones, **p)
+
+
+def _cotangent_once(
+    acts: Array,
+    labels: Array,
+    lengths: Array,
+    rows: Array,
+    columns: Array,
+    ct: Array,
+    *,
+    dim: int,
+    **p: Any,
+) -> tuple[Array, int]:
+    """Many cotangents of one problem (jacrev): one kernel call and an outer product."""
+    unit = _unit_gradient(acts, labels, lengths, rows, columns, **p)
+    time_axis = p["time_axis"]
+    ct = jnp.moveaxis(ct, dim, 0)
+    ct = jnp.expand_dims(ct, (1 + time_axis, ct.ndim + 1))
+    return jnp.where(ct == 0, 0, ct * unit[None]).astype(acts.dtype), 0
+
+
+def _tangent_once(
+    acts: Array,
+    labels: Array,
+    lengths: Array,
+    rows: Array,
+    columns: Array,
+    d_acts: Array,
+    *,
+    dim: int,
+    **p: Any,
+) -> tuple[Array, int]:
+    """Many directions for one problem (jacfwd): one gradient and a contraction with it."""
+    unit = _unit_gradient(acts, labels, lengths, rows, columns, **p)[None]
+    d_acts = jnp.moveaxis(d_acts, dim, 0).astype(unit.dtype)
+    return jnp.where(unit == 0, 0, unit * d_acts).sum((1 + p["time_axis"], -1)), 0
+
+
+_ONCE = {"cotangent": _cotangent_once, "tangent": _tangent_once}
+
+
+# ---- derivatives -------------------------------------------------------------------------------
+
+
+def _is_zero(tangent: Any) -> bool:
+    return type(tangent) is ad.Zero
+
+
+def _zero_like(x: Any) -> Any:
+    return ad.Zero(jax.typeof(x))
+
+
+def _sum_or_zero(out: Any, terms: list[Any]) -> Any:
+    return functools.reduce(jnp.add, terms) if terms else _zero_like(out)
+
+
+def _ones(rows: Array, lengths: Array) -> Array:
+    return jnp.ones(lengths.shape, rows.dtype)
+
+
+def _contract(gradient: Array, direction: Array, rows: Array, time_axis: int) -> Array:
+    """Sum over frames and classes, in the precision of the costs."""
+    return (gradient.astype(rows.dtype) * direction.astype(rows.dtype)).sum((time_axis, -1))
+
+
+def _loss_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
+    if _is_zero(tangents[_ACTS]):
+        cost = loss_p.bind(*primals, **p)
+        return cost, _zero_like(cost)
+    cost, rows, columns = forward_p.bind(*primals, **p)
+    rows, columns = checkpoint_name(rows, RESIDUALS), checkpoint_name(columns, RESIDUALS)
+    return cost, tangent_p.bind(*primals, rows, columns, tangents[_ACTS], **p)
+
+
+def _forward_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
+    cost, rows, columns = forward_p.bind(*primals, **p)
+    d_acts = tangents[_ACTS]
+    d_cost = (
+        _zero_like(cost)
+        if _is_zero(d_acts)
+        else tangent_p.bind(*primals, rows, columns, d_acts, **p)
+    )
+    return [cost, rows, columns], [d_cost, _zero_like(rows), _zero_like(columns)]
+
+
+def _tangent_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
+    *kept, d_acts = primals
+    rows = primals[_ROWS]
+    out = tangent_p.bind(*primals, **p)
+    terms = []
+    if not _is_zero(tangents[_LINEAR]):
+        terms.append(tangent_p.bind(*kept, tangents[_LINEAR], **p))
+    if not _is_zero(tangents[_ACTS]):
+        change = hvp_p.bind(*kept, _ones(rows, primals[2]), tangents[_ACTS], **p)
+        terms.append(_contract(change, d_acts, rows, p["time_axis"]))
+    return out, _sum_or_zero(out, terms)
+
+
+def _tangent_transpose(ct: Any, *operands: Any, **p: Any) -> Any:
+    *kept, d_acts = operands
+    assert ad.is_undefined_primal(d_acts)
+    out = ad.Zero(d_acts.aval) if _is_zero(ct) else cotangent_p.bind(*kept, ct, **p)
+    return [None] * len(kept) + [out]
+
+
+def _cotangent_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
+    *kept, ct = primals
+    out = cotangent_p.bind(*primals, **p)
+    terms = []
+    if not _is_zero(tangents[_LINEAR]):
+        terms.append(cotangent_p.bind(*kept, tangents[_LINEAR], **p))
+    if not _is_zero(tangents[_ACTS]):
+        terms.append(hvp_p.bind(*kept, ct, tangents[_ACTS], **p))
+    return out, _sum_or_zero(out, terms)
+
+
+def _cotangent_transpose(d_gradient: Any, *operands: Any, **p: Any) -> Any:
+    *kept, ct = operands
+    assert ad.is_undefined_primal(ct)
+    out = ad.Zero(ct.aval) if _is_zero(d_gradient) else tangent_p.bind(*kept, d_gradient, **p)
+    return [None] * len(kept) + [out]
+
+
+def _hvp_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
+    *kept, ct, u = primals
+    out = hvp_p.bind(*primals, **p)
+    d_acts, d_ct, d_u = tangents[_ACTS], tangents[_LINEAR], tangents[_LINEAR + 1]
+    terms = []
+    if not _is_zero(d_ct):
+        terms.append(hvp_p.bind(*kept, d_ct, u, **p))
+    if not _is_zero(d_u):
+        terms.append(hvp_p.bind(*kept, ct, d_u, **p))
+    if not _is_zero(d_acts):  # third order and beyond: pure JAX, exact
+
+        def along(x: Array) -> Array:
+            return _reference.hvp(x, *kept[1:], ct, u, **p)
+
+        terms.append(jax.jvp(along, (primals[_ACTS],), (d_acts,))[1])
+    return out, _sum_or_zero(out, terms)
+
+
+def _hvp_transpose(d_out: Any, *operands: Any, **p: Any) -> Any:
+    *kept, ct, u = operands
+    nothing = [None] * len(kept)
+    if ad.is_undefined_primal(u):
+        out = ad.Zero(u.aval) if _is_zero(d_out) else hvp_p.bind(*kept, ct, d_out, **p)
+        return [*nothing, None, out]
+    if _is_zero(d_out):
+        return [*nothing, ad.Zero(ct.aval), None]
+    rows = kept[_ROWS]
+    change = hvp_p.bind(*kept, _ones(rows, kept[2]), d_out, **p)
+    return [*nothing, _contract(change, u, rows, p["time_axis"]), None]
+
+
+# ---- registrations -----------------------------------------------------------------------------
+
+
+def _define(op: str) -> Primitive:
+    primitive = Primitive("ctc" if op == "loss" else f"ctc_{op}")
+    primitive.multiple_results = len(_axes.SIGNATURES[op].results) > 1
+    primitive.def_impl(functools.partial(xla.apply_primitive, primitive))
+    primitive.def_abstract_eval(functools.partial(_abstract_eval, op))
+    batching.primitive_batchers[primitive] = functools.partial(_batch, op)
+    _lowering.register(op, primitive)
+    return primitive
+
+
+primitives = {op: _define(op) for op in _axes.SIGNATURES}
+
+loss_p = primitives["loss"]
+ad.primitive_jvps[loss_p] = _loss_jvp
+
+forward_p = primitives["forward"]
+ad.primitive_jvps[forward_p] = _forward_jvp
+
+tangent_p = primitives["tangent"]
+ad.primitive_jvps[tangent_p] = _tangent_jvp
+ad.primitive_transposes[tangent_p] = _tangent_transpose
+
+cotangent_p = primitives["cotangent"]
+ad.primitive_jvps[cotangent_p] = _cotangent_jvp
+ad.primitive_transposes[cotangent_p] = _cotangent_transpose
+
+hvp_p = primitives["hvp"]
+ad.primitive_jvps[hvp_p] = _hvp_jvp
+ad.primitive_transposes[hvp_p] = _hvp_transpose

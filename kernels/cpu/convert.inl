@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+// bfloat16 and float16 to float and back, rounded to nearest even. Integer arithmetic throughout, because the caller may
+// have told the machine to flush denormal numbers. The plain loops vectorise.
+#pragma once
+
+#include "../scaled.h"
+#include "task.h"
+
+namespace jax_ctc {
+namespace {
+
+CTC_FN float from_bf16(uint16_t h) { return bits<float>(uint32_t(h) << 16); }
+
+CTC_FN uint16_t to_bf16(float x) {
+  const uint32_t u = bits<uint32_t>(x), nearest = (u + 0x7fff + (u >> 16 & 1)) >> 16;
+  return x == x ? nearest : 0x7fc0;
+}
+
+CTC_FN float from_f16(uint16_t h) {
+  const uint32_t sign = uint32_t(h & 0x8000) << 16, magnitude = h & 0x7fff;
+  const uint32_t normal = (magnitude << 13) + ((magnitude >= 0x7c00 ? 255 - 31 : 127 - 15) << 23);
+  const uint32_t denormal = bits<uint32_t>(float(int32_t(magnitude)) * 0x1p-24f);
+  return bits<float>(sign | (magnitude < 0x400 ? denormal : normal));
+}
+
+CTC_FN uint16_t to_f16(float x) {
+  const uint32_t u = bits<uint32_t>(x), sign = u >> 16 & 0x8000, magnitude = u & 0x7fffffff;
+  const uint32_t shifted = magnitude - ((127u - 15) << 23);
+  const uint32_t normal = (shifted + 0xfff + (shifted >> 13 & 1)) >> 13;
+  const uint32_t denormal = bits<uint32_t>(bits<float>(magnitude) + 0.5f) - bits<uint32_t>(0.5f);  // ulp of 1/2: 2^-24
+  const uint32_t finite = magnitude < 0x38800000 ? denormal : normal;
+  const uint32_t bounded = magnitude >= 0x477ff000 ? 0x7c00 : finite;  // 65520 and above round to infinity
+  return sign | (magnitude > 0x7f800000 ? 0x7e00 : bounded);
+}
+
+inline void widen(Dtype dtype, const uint16_t* from, int64_t n, float* to) {
+  if (dtype == Dtype::kBF16)
+    for (int64_t i = 0; i < n; ++i) to[i] = from_bf16(from[i]);
+  else
+    for (int64_t i = 0; i < n; ++i) to[i] = from_f16(from[i]);
+}
+
+inline void narrow(Dtype dtype, const float* from, int64_t n, uint16_t* to) {
+  if (dtype == Dtype::kBF16)
+    for (int64_t i = 0; i < n; ++i) to[i] = to_bf16(from[i]);
+  else
+    for (int64_t i = 0; i < n; ++i) to[i] = to_f16(from[i]);
+}
+
+CTC_FN bool is_half(Dtype dtype) { return dtype == Dtype::kBF16 || dtype == Dtype::kF16; }
+CTC_FN int64_t size_of(Dtype dtype) { return is_half(dtype) ? 2 : dtype == Dtype::kF32 ? 4 : 8; }
+
+// V elements of a row as F: the row itself, or a copy of it in `buffer`.
+template <class F> const F* widened(Dtype dtype, const void* row, int64_t V, F* buffer) {
+  if constexpr (sizeof(F) == 4) {
+    if (is_half(dtype)) {
+      widen(dtype, static_cast<const uint16_t*>(row), V, buffer);
+      return buffer;
+    }
+  }
+  return static_cast<const F*>(row);
+}
+
+}  // namespace
+}  // namespace jax_ctc

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+// CTC_VECTOR_BYTES of floats or doubles side by side: load, store, neighbours, exp. The only file that knows a width.
+//
+// Included once per instruction set, inside its target region (target.h), so everything here has internal linkage.
+#pragma once
+
+#include "../scaled.h"
+
+namespace jax_ctc {
+namespace {
+
+typedef float FloatLanes __attribute__((vector_size(CTC_VECTOR_BYTES)));
+typedef int32_t IntLanes __attribute__((vector_size(CTC_VECTOR_BYTES)));
+typedef double DoubleLanes __attribute__((vector_size(CTC_VECTOR_BYTES)));
+typedef int64_t LongLanes __attribute__((vector_size(CTC_VECTOR_BYTES)));
+
+}  // namespace
+
+template <> struct Layout<FloatLanes> : Layout<float> {
+  using Integer = IntLanes;
+};
+template <> struct Layout<DoubleLanes> : Layout<double> {
+  using Integer = LongLanes;
+};
+
+namespace {
+
+template <class F> struct LanesOf;
+template <> struct LanesOf<float> {
+  using type = FloatLanes;
+};
+template <> struct LanesOf<double> {
+  using type = DoubleLanes;
+};
+template <class F> using Lanes = typename LanesOf<F>::type;
+template <class F> constexpr int kLanes = CTC_VECTOR_BYTES / sizeof(F);
+
+// V is a vector type, F its element.
+template <class V, class F> CTC_FN V load(const F* from) {
+  static_assert(sizeof(V) == CTC_VECTOR_BYTES);
+  V v;
+  __builtin_memcpy(&v, from, sizeof v);
+  return v;
+}
+template <class V, class F> CTC_FN void store(F* to, V v) { __builtin_memcpy(to, &v, sizeof v); }
+
+// The first n lanes from memory, `rest` in the others.
+template <class V, class F> CTC_FN V load_first(const F* from, int64_t n, F rest) {
+  V v = splat<V>(rest);
+  __builtin_memcpy(&v, from, n * sizeof(F));
+  return v;
+}
+template <class V, class F> CTC_FN void store_first(F* to, V v, int64_t n) { __builtin_memcpy(to, &v, n * sizeof(F)); }
+
+template <int... K> struct Indices {};
+template <int N, int... K> struct Count : Count<N - 1, N - 1, K...> {};
+template <int... K> struct Count<0, K...> {
+  using type = Indices<K...>;
+};
+template <class V> constexpr int kCount = sizeof(V) / sizeof(V{}[0]);
+
+template <class V, int... K> CTC_FN V shuffle_up(V below, V v, Indices<K...>) {
+  return __builtin_shufflevector(below, v, (kCount<V> - 1 + K)...);
+}
+template <class V, int... K> CTC_FN V shuffle_back(V v, Indices<K...>) {
+  return __builtin_shufflevector(v, v, (kCount<V> - 1 - K)...);
+}
+// Each lane gets its lower neighbour; lane 0 gets the last lane of `below`.
+template <class V> CTC_FN V shift_up(V below, V v) { return shuffle_up(below, v, typename Count<kCount<V>>::type{}); }
+template <class V> CTC_FN V reverse(V v) { return shuffle_back(v, typename Count<kCount<V>>::type{}); }
+
+template <int kBy, class V, int... K> CTC_FN V rotate(V v, Indices<K...>) {
+  return __builtin_shufflevector(v, v, ((K + kBy) % kCount<V>)...);
+}
+// Reductions as a tree of fixed shape: the same bits on every call.
+template <int kWidth, class V> CTC_FN auto sum_of_first(V v) {
+  if constexpr (kWidth == 1) return v[0];
+  else return sum_of_first<kWidth / 2>(v + rotate<kWidth / 2>(v, typename Count<kCount<V>>::type{}));
+}
+template <int kWidth, class V> CTC_FN auto max_of_first(V v) {
+  if constexpr (kWidth == 1) return v[0];
+  else return max_of_first<kWidth / 2>(max_of(v, rotate<kWidth / 2>(v, typename Count<kCount<V>>::type{})));
+}
+template <class V> CTC_FN auto sum_of_lanes(V v) { return sum_of_first<kCount<V>>(v); }
+template <class V> CTC_FN auto max_of_lanes(V v) { return max_of_first<kCount<V>>(v); }
+
+// ---- exp(x) = p * 2^q with p in [0.70, 1.42] ----------------------------------------------------------------------
+
+// ln 2 in three parts. The first two have so few digits that q times them is exact for |q| < 2^18, with or without a
+// fused multiply-add: logits far apart keep their digits.
+template <class F> struct Ln2 {
+  static constexpr F high = F(0x1.6p-1), middle = F(0x1.7p-8), low = F(0x1.0bfbe8e7bcd5ep-15);
+};
+
+// exp on |r| <= ln 2 / 2 by its Taylor series; the first term left out is 5e-9 (float) or 4e-18 (double) at most.
+template <class F> struct Taylor {
+  static constexpr int terms = sizeof(F) == 4 ? 8 : 14;
+  F coefficient[terms] = {};
+  constexpr Taylor() {
+    double factorial = 1;
+    for (int k = 0; k < terms; factorial *= ++k) coefficient[k] = F(1 / factorial);
+  }
+};
+template <class F, class V> CTC_FN V exp_reduced(V r) {
+  constexpr Taylor<F> series;
+  V p = splat<V>(series.coefficient[Taylor<F>::terms - 1]);
+  for (int k = Taylor<F>::terms - 2; k >= 0; --k) p = p * r + series.coefficient[k];
+  return p;
+}
+
+template <class V> struct Split {
+  V p;
+  Integer<V> q;
+};
+// `rest` is what x lost when it was rounded (0 where nothing was).
+template <class F, class V> CTC_FN Split<V> split_exp(V x, V rest) {
+  constexpr F kLog2e = F(1.44269504088896340736);
+  constexpr F kRound = F(3) * F(int64_t(1) << (Layout<F>::mantissa - 1));  // adding it rounds to an integer
+  const V shifted = x * kLog2e + kRound, n = shifted - kRound;
+  const Integer<V> q = bits<Integer<V>>(shifted) - bits<Integer<F>>(kRound);
+  const V r = (((x - n * Ln2<F>::high) - n * Ln2<F>::middle) - n * Ln2<F>::low) + rest;
+  return {exp_reduced<F>(r), q};
+}
+
+// exp(x) for x <= 0, and exactly 0 below the smallest normal number, for -inf too. NaN stays NaN.
+template <class F, class V> CTC_FN V exp_of_nonpositive(V x) {
+  constexpr F kFloor = F(-Layout<F>::bias - 1) * F(0.7);
+  const Split<V> y = split_exp<F>(x < kFloor ? splat<V>(kFloor) : x, V{});
+  return y.p * pow2<V>(y.q);
+}
+
+}  // namespace
+}  // namespace jax_ctc

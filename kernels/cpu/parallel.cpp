@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "parallel.h"
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+
+namespace jax_ctc {
+namespace {
+
+// A helper may start after the caller has returned: all it touches then is this, which it owns a share of. `body` is
+// looked at only while an item is claimed, that is, while the caller still waits.
+struct Job {
+  const std::function<void(int64_t)>* body;
+  int64_t items;
+  std::atomic<int64_t> next{0}, done{0};
+  std::mutex mutex;
+  std::condition_variable finished;
+
+  void work() {
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < items;) {
+      (*body)(i);
+      if (done.fetch_add(1, std::memory_order_acq_rel) + 1 == items) {
+        std::lock_guard<std::mutex> lock(mutex);
+        finished.notify_all();
+      }
+    }
+  }
+  bool complete() const { return done.load(std::memory_order_acquire) == items; }
+};
+
+}  // namespace
+
+void parallel_for(Executor& executor, int64_t threads, int64_t items, const std::function<void(int64_t)>& body) {
+  const int64_t helpers = std::min({threads, executor.threads(), items}) - 1;
+  if (helpers <= 0) {
+    for (int64_t i = 0; i < items; ++i) body(i);
+    return;
+  }
+  auto job = std::make_shared<Job>();
+  job->body = &body;
+  job->items = items;
+  for (int64_t k = 0; k < helpers; ++k) executor.schedule([job] { job->work(); });
+  job->work();
+  std::unique_lock<std::mutex> lock(job->mutex);
+  job->finished.wait(lock, [&] { return job->complete(); });
+}
+
+}  // namespace jax_ctc

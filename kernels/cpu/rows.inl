@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+// What is done to one row of V activations: its softmax normaliser, the emissions of a few classes, its gradient.
+// V is the only size these functions know; the lattice (sweep.inl) never sees it.
+#pragma once
+
+#include "lanes.h"
+
+namespace jax_ctc {
+namespace {
+
+// softmax(x)[v] = exp(x[v] - shift) / sum, with shift the largest of the row: sum >= 1, and it keeps its digits when one
+// class has nearly all of the probability, because the largest entries are counted, not added.
+template <class F> struct Normaliser {
+  F shift;
+  double sum;
+  // No softmax: a NaN, a +inf, or nothing but -inf in the row.
+  bool defined() const { return sum >= 1; }
+};
+
+template <class F> F largest(const F* x, int64_t V) {
+  using Vec = Lanes<F>;
+  constexpr int N = kLanes<F>;
+  const F none = -__builtin_inf();
+  Vec a = splat<Vec>(none), b = a, c = a, d = a;
+  int64_t v = 0;
+  for (; v + 4 * N <= V; v += 4 * N) {  // four chains hide the latency
+    a = max_of(load<Vec>(x + v), a), b = max_of(load<Vec>(x + v + N), b);
+    c = max_of(load<Vec>(x + v + 2 * N), c), d = max_of(load<Vec>(x + v + 3 * N), d);
+  }
+  for (; v + N <= V; v += N) a = max_of(load<Vec>(x + v), a);
+  if (v < V) b = max_of(load_first<Vec>(x + v, V - v, none), b);
+  return max_of_lanes(max_of(max_of(a, b), max_of(c, d)));
+}
+
+// Adds exp(x - shift) of the entries below shift, and counts those equal to it.
+template <class F> struct TailSum {
+  using Vec = Lanes<F>;
+  Vec sum = {};
+  Integer<Vec> count = {};
+  CTC_INLINE void add(Vec x, F shift) {
+    const Integer<Vec> top = x == shift;
+    const Vec e = exp_of_nonpositive<F>(x - shift);
+    sum += top ? Vec{} : e;
+    count -= top;
+  }
+};
+
+template <class F> Normaliser<F> normalise(const F* x, int64_t V) {
+  using Vec = Lanes<F>;
+  constexpr int N = kLanes<F>;
+  constexpr int64_t kChunk = 64 * N;  // 16 additions a lane before the sum goes on in double: one float sum over V = 1e5
+                                      // would cost the gradient 2e-5
+  const F shift = largest(x, V), infinity = __builtin_inf();
+  if (!(shift > -infinity && shift < infinity)) return {shift, __builtin_nan("")};
+  double sum = 0;
+  for (int64_t begin = 0; begin < V; begin += kChunk) {
+    const int64_t end = min_of(begin + kChunk, V);
+    TailSum<F> a, b, c, d;
+    int64_t v = begin;
+    for (; v + 4 * N <= end; v += 4 * N) {
+      a.add(load<Vec>(x + v), shift), b.add(load<Vec>(x + v + N), shift);
+      c.add(load<Vec>(x + v + 2 * N), shift), d.add(load<Vec>(x + v + 3 * N), shift);
+    }
+    for (; v + N <= end; v += N) a.add(load<Vec>(x + v), shift);
+    if (v < end) b.add(load_first<Vec>(x + v, end - v, -infinity), shift);
+    sum += double(sum_of_lanes((a.count + b.count) + (c.count + d.count)));
+    sum += double(sum_of_lanes((a.sum + b.sum) + (c.sum + d.sum)));
+  }
+  return {shift, sum};
+}
+
+// exp(x[i] - shift) = p[i] * 2^q[i] for n entries, n a multiple of the lane count. Entries more than 1e5 below shift
+// count as -inf. The difference is taken exactly (as a pair), so that logits near 1e5 keep their digits too.
+template <class F> void split_emissions(const F* x, int64_t n, F shift, F* p, Integer<F>* q) {
+  using Vec = Lanes<F>;
+  for (int64_t i = 0; i < n; i += kLanes<F>) {
+    const Vec v = load<Vec>(x + i), d = v - shift, back = d - v;
+    const Vec rest = (v - (d - back)) + (-shift - back);
+    const Integer<Vec> alive = d > F(-1e5);
+    const Split<Vec> y = split_exp<F>(alive ? d : Vec{}, alive ? rest : Vec{});
+    store(p + i, alive ? y.p : splat<Vec>(F(1)));
+    store(q + i, alive ? y.q : splat<Integer<Vec>>(kDead));
+  }
+}
+
+// out = scale * exp(x - shift); out may be x.
+template <class F> void scaled_softmax(const F* x, int64_t V, F shift, F scale, F* out) {
+  using Vec = Lanes<F>;
+  constexpr int N = kLanes<F>;
+  int64_t v = 0;
+  for (; v + N <= V; v += N) store(out + v, exp_of_nonpositive<F>(load<Vec>(x + v) - shift) * scale);
+  if (v < V) store_first(out + v, exp_of_nonpositive<F>(load_first<Vec>(x + v, V - v, shift) - shift) * scale, V - v);
+}
+
+// Sum over v of softmax(x)[v] * d[v].
+template <class F> double softmax_dot(const F* x, int64_t V, F shift, F scale, const F* d) {
+  using Vec = Lanes<F>;
+  constexpr int N = kLanes<F>;
+  constexpr int64_t kChunk = 16 * N;
+  double sum = 0;
+  for (int64_t begin = 0; begin < V; begin += kChunk) {
+    const int64_t end = min_of(begin + kChunk, V);
+    Vec part = {};
+    int64_t v = begin;
+    for (; v + N <= end; v += N) part += exp_of_nonpositive<F>(load<Vec>(x + v) - shift) * load<Vec>(d + v);
+    if (v < end)
+      part += exp_of_nonpositive<F>(load_first<Vec>(x + v, end - v, shift) - shift) *
+              load_first<Vec>(d + v, end - v, F(0));
+    sum += double(sum_of_lanes(part));
+  }
+  return sum * double(scale);
+}
+
+// The product of many numbers >= 1 without overflow: one log at the end instead of one each.
+struct Product {
+  double m = 1;
+  int64_t e = 0;
+  CTC_INLINE void multiply(double x) {
+    m *= x;
+    const int64_t pattern = bits<int64_t>(m), exponent = (pattern >> 52) - 1023;
+    m = bits<double>(pattern - exponent * (int64_t(1) << 52));
+    e += exponent;
+  }
+};
+
+}  // namespace
+}  // namespace jax_ctc

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+// Code between CTC_TARGET_BEGIN and CTC_TARGET_END is compiled for an instruction set that the machine may not have; the
+// standard headers above it are not. A compiler flag for the whole file would leak into inline functions of those
+// headers, which the linker then picks for everybody.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include "task.h"
+
+#define CTC_PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define CTC_TARGET_BEGIN(isa) CTC_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
+#define CTC_TARGET_END CTC_PRAGMA(clang attribute pop)
+#else
+#define CTC_TARGET_BEGIN(isa) CTC_PRAGMA(GCC push_options) CTC_PRAGMA(GCC target(isa))
+#define CTC_TARGET_END CTC_PRAGMA(GCC pop_options)
+#endif

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the batch (ctc.cpp) hands to the code of one instruction set, and the table of functions it gets back.
+// No vector type and no XLA type here.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace jax_ctc {
+
+enum class Dtype { kF32, kF64, kBF16, kF16 };
+
+
+// Memory that a thread keeps from one sequence to the next.
+class Scratch {
+ public:
+  // At least `bytes`, aligned to 64, contents undefined; invalidates what was given before.
+  virtual char* reserve(size_t bytes) = 0;
+
+ protected:
+  ~Scratch() = default;
+};
+
+// One sequence, its arguments checked: 0 <= length <= T, labels without padding and inside [0, V) without the blank.
+template <class F> struct Sequence {
+  Dtype dtype;
+  const void* acts;      // its first row
+  int64_t acts_stride;   // elements from a frame to the next
+  int64_t length;        // frames in use
+  int64_t V;
+  const int32_t* labels;
+  int64_t L;
+  int32_t blank;
+  bool feasible;         // length is enough for the labels and the blanks between equal ones
+  Scratch* scratch;
+};
+
+// What training keeps of one sequence, a row per frame. All null for the loss alone.
+template <class F> struct Residuals {
+  F* rows = nullptr;         // (shift, scale) of the softmax: p = scale * exp(x - shift); absent (null) where dense
+  int64_t rows_stride = 0;
+  F* columns = nullptr;      // dense: the gradient; else occupancies, of the blank and by label position
+  int64_t columns_stride = 0;
+  int64_t width = 0;         // columns of a row
+  const int32_t* slot = nullptr;  // the column of each label, where not dense: equal labels share the first one's
+  bool dense = false;
+};
+
+// Rows that the gradient is made of, where not dense. All of one sequence's arguments are good or its scale is 0.
+template <class F> struct Row {
+  Dtype dtype;
+  const void* acts;
+  int64_t V;
+  F shift, scale;
+  const F* occupancy;    // of the blank and of each label position
+  const int32_t* labels; // L positions, padding included
+  int64_t L;
+  int32_t blank;
+  Scratch* scratch;
+};
+
+// What a sequence turned out to be.
+enum class Verdict { kFine, kImpossible, kUndefined };  // a cost; +inf: no alignment; NaN: a row without a softmax
+
+template <class F> struct Kernels {
+  // Cost in nats, and the residuals of the frames in use where asked for and where the verdict is kFine.
+  Verdict (*cost)(const Sequence<F>&, const Residuals<F>&, F* cost);
+  // out = cotangent * (softmax - occupancy), V elements of the dtype of acts; out may be acts.
+  void (*gradient)(const Row<F>&, F cotangent, void* out);
+  // Sum over v of (softmax - occupancy)[v] * direction[v].
+  double (*tangent)(const Row<F>&, const void* direction);
+  // The same two from the unit gradient kept by the forward pass: V elements each; out may be unit.
+  void (*scale)(const F* unit, int64_t V, F cotangent, Dtype dtype, void* out);
+  double (*dot)(const F* unit, int64_t V, Dtype dtype, const void* direction, Scratch* scratch);
+};
+
+struct InstructionSet {
+  const char* name;
+  Kernels<float> f32;
+  Kernels<double> f64;
+};
+
+extern const InstructionSet kBaseline;
+#if defined(__x86_64__)
+extern const InstructionSet kAvx2, kAvx512;
+#endif
+
+}  // namespace jax_ctc

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+// The value type of the lattice: a mantissa and an exponent of its own, m * 2^e (docs/ctc.md, section 3).
+//
+// R is a float, a double, or a vector of them; Z the integers of the same shape. Sums and products need no exp, no log
+// and no branch, and nothing that matters can underflow. There is no real zero: a value that was never reached has the
+// exponent kNone and contributes exactly 0 to every sum with a value that was.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "lattice.h"
+
+namespace jax_ctc {
+
+constexpr int32_t kNone = -(1 << 28);                    // exponent of a state that was not reached
+constexpr int32_t kDead = -(1 << 26);                    // exponent of the emission of a class with probability 0
+constexpr int32_t kNoPath = -(1 << 26) + (1 << 22);  // a total below this has a dead emission in it: no alignment
+constexpr int kFoldEvery = 16;                           // frames; a mantissa grows by less than 2^2.2 a frame
+
+// The IEEE layout of R. Specialised for scalars here and for vectors where they are defined.
+template <class R> struct Layout;
+template <> struct Layout<float> {
+  using Integer = int32_t;
+  static constexpr int mantissa = 23, bias = 127;
+};
+template <> struct Layout<double> {
+  using Integer = int64_t;
+  static constexpr int mantissa = 52, bias = 1023;
+};
+template <class R> using Integer = typename Layout<R>::Integer;
+
+template <class To, class From> CTC_FN To bits(From from) {
+  static_assert(sizeof(To) == sizeof(From), "a bit pattern keeps its size");
+  To to;
+  __builtin_memcpy(&to, &from, sizeof to);
+  return to;
+}
+template <class T> CTC_FN T max_of(T a, T b) { return a > b ? a : b; }
+template <class T> CTC_FN T min_of(T a, T b) { return a < b ? a : b; }
+
+// x in T, or in every lane of T where that is a vector.
+template <class T, class = void> struct ElementOf {
+  using type = T;
+};
+template <class T> struct ElementOf<T, std::void_t<decltype(T{}[0])>> {
+  using type = std::remove_cv_t<std::remove_reference_t<decltype(T{}[0])>>;
+};
+template <class T, class S> CTC_FN T splat(S x) { return T{} + static_cast<typename ElementOf<T>::type>(x); }
+
+// 2^d for d <= 0, and exactly 0 from d = -bias down.
+template <class R> CTC_FN R pow2(Integer<R> d) {
+  using Z = Integer<R>;
+  return bits<R>((max_of(d, splat<Z>(-Layout<R>::bias)) + Layout<R>::bias) << Layout<R>::mantissa);
+}
+// The same for d of either sign, up to 2^bias.
+template <class R> CTC_FN R pow2_any(Integer<R> d) { return pow2<R>(min_of(d, splat<Integer<R>>(Layout<R>::bias))); }
+
+template <class R> struct Scaled {
+  using Z = Integer<R>;
+  R m;
+  Z e;
+  static CTC_INLINE Scaled none() { return {splat<R>(1), splat<Z>(kNone)}; }
+};
+
+template <class R> CTC_FN Scaled<R> add(Scaled<R> a, Scaled<R> b) {
+  const Integer<R> e = max_of(a.e, b.e);
+  return {a.m * pow2<R>(a.e - e) + b.m * pow2<R>(b.e - e), e};
+}
+
+// The exponent never falls below kNone: whatever is added later stays inside an int32.
+template <class R> CTC_FN Scaled<R> times(Scaled<R> a, Scaled<R> b) {
+  return {a.m * b.m, max_of(a.e + b.e, splat<Integer<R>>(kNone))};
+}
+
+// a where mask, b elsewhere; mask is all ones or all zeros (one integer for a scalar, one per lane for a vector).
+template <class R> CTC_FN Scaled<R> select(Integer<R> mask, Scaled<R> a, Scaled<R> b) {
+  return {mask ? a.m : b.m, mask ? a.e : b.e};
+}
+
+// The same value with its mantissa in [1, 2).
+template <class R> CTC_FN Scaled<R> fold(Scaled<R> a) {
+  using Z = Integer<R>;
+  const Z x = (bits<Z>(a.m) >> Layout<R>::mantissa) - Layout<R>::bias;
+  const Z one = splat<Z>(1) << Layout<R>::mantissa;
+  return {bits<R>(bits<Z>(a.m) - x * one), max_of(a.e + x, splat<Z>(kNone))};
+}
+
+// a * b / 2^reference as a plain number.
+template <class R> CTC_FN R product(Scaled<R> a, Scaled<R> b, Integer<R> reference) {
+  return a.m * b.m * pow2_any<R>(a.e + b.e - reference);
+}
+
+}  // namespace jax_ctc
