@@ -201,7 +201,8 @@ def _bad_values(given: _Given, xp: Any) -> Iterator[tuple[str, Any, Any, str]]:
             (label_lengths < 0) | (label_lengths > L),
             f"is outside [0, {L}]: labels have room for L = {L}",
         )
-        real = real & (xp.arange(L, dtype=np.int32) < label_lengths[..., None])
+        position = np.arange(L, dtype=np.int32).reshape((1,) * label_lengths.ndim + (L,))
+        real = real & (position < label_lengths[..., None])
     yield "labels", given.labels, real & (labels >= V), f"is not a class of acts with V = {V}"
     yield (
         "labels",

@@ -69,18 +69,36 @@ template <class F> Normaliser<F> normalise(const F* x, int64_t V) {
   return {shift, sum};
 }
 
-// exp(x[i] - shift) = p[i] * 2^q[i] for n entries, n a multiple of the lane count. Entries more than 1e5 below shift
-// count as -inf. The difference is taken exactly (as a pair), so that logits near 1e5 keep their digits too.
+// A logit this far below the largest of its row counts as -inf: no cost that large is told from an impossible one.
+constexpr double kFurthest = 4.2e7;
+// So far the vector code keeps all digits; beyond it float has too few for the number of halvings.
+template <class F> constexpr double kNear = sizeof(F) == 4 ? 1e5 : kFurthest;
+
+// The emissions between kNear and kFurthest, which hardly ever are.
+template <class F> void split_far_emissions(const F* x, int64_t n, F shift, F* p, Integer<F>* q) {
+  for (int64_t i = 0; i < n; ++i) {
+    const double d = double(x[i]) - double(shift);
+    if (!(d > -kFurthest && d <= -kNear<F>)) continue;
+    const double y = d * 1.4426950408889634074, whole = __builtin_floor(y);
+    p[i] = F(__builtin_exp2(y - whole)), q[i] = Integer<F>(whole);
+  }
+}
+
+// exp(x[i] - shift) = p[i] * 2^q[i] for n entries, n a multiple of the lane count. The difference is taken exactly (as a
+// pair), so that logits far from each other keep their digits too.
 template <class F> void split_emissions(const F* x, int64_t n, F shift, F* p, Integer<F>* q) {
   using Vec = Lanes<F>;
+  Integer<Vec> far = {};
   for (int64_t i = 0; i < n; i += kLanes<F>) {
     const Vec v = load<Vec>(x + i), d = v - shift, back = d - v;
     const Vec rest = (v - (d - back)) + (-shift - back);
-    const Integer<Vec> alive = d > F(-1e5);
-    const Split<Vec> y = split_exp<F>(alive ? d : Vec{}, alive ? rest : Vec{});
-    store(p + i, alive ? y.p : splat<Vec>(F(1)));
-    store(q + i, alive ? y.q : splat<Integer<Vec>>(kDead));
+    const Integer<Vec> near = d > F(-kNear<F>);
+    if constexpr (kNear<F> < kFurthest) far |= (d > F(-kFurthest)) & ~near;
+    const Split<Vec> y = split_exp<F>(near ? d : Vec{}, near ? rest : Vec{});
+    store(p + i, near ? y.p : splat<Vec>(F(1)));
+    store(q + i, near ? y.q : splat<Integer<Vec>>(kDead));
   }
+  if (sum_of_lanes(far) != 0) split_far_emissions(x, n, shift, p, q);
 }
 
 // out = scale * exp(x - shift); out may be x.
