@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 _FLOATS = (jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16)
@@ -66,7 +67,7 @@ def check(
         if bad.size == 0:
             continue
         place = jnp.unravel_index(jnp.argmax(bad.reshape(-1)), bad.shape) if bad.ndim else ()
-        index = {f"i{k}": i for k, i in enumerate(place)}
+        index: dict[str, Any] = {f"i{k}": i for k, i in enumerate(place)}
         where = "[" + ", ".join(f"{{{k}}}" for k in index) + "]" if index else ""
         checkify.check(
             ~bad.any(),
@@ -177,9 +178,9 @@ def _integers(name: str, x: Any) -> Any:
 def _nothing_is_staged(*arrays: Any) -> bool:
     """True outside jit, scan and the like, where these arrays' values can be looked at and an
     error can be raised. Eager grad and vmap of something else stage nothing."""
-    if any(isinstance(x, jax.core.Tracer) for x in arrays):
+    if any(isinstance(x, Tracer) for x in arrays):
         return False
-    return not isinstance(lax.add(np.int32(0), np.int32(0)), jax.core.Tracer)
+    return not isinstance(lax.add(np.int32(0), np.int32(0)), Tracer)
 
 
 def _bad_values(given: _Given, xp: Any) -> Iterator[tuple[str, Any, Any, str]]:
@@ -268,6 +269,6 @@ def _vary_alike(*arrays: Array) -> tuple[Array, ...]:
             return x
         if hasattr(lax, "pcast"):  # jax >= 0.8; pvary before
             return lax.pcast(x, missing, to="varying")
-        return lax.pvary(x, missing)
+        return getattr(lax, "pvary")(x, missing)  # noqa: B009
 
     return tuple(map(cast, arrays))

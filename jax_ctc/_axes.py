@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which axes the operands and results of each primitive have, and where.
+"""Which axes the operands and results of each primitive have, and where; and their dtype.
 
 Batch axes come first and in the same order everywhere. An array with frames has T among them, at
 `time_axis`, and one axis of its own at the end; it keeps the order its owner gave it, so that
 nothing is ever transposed.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 ACTS = "acts"  # batch with T, V
 ROWS = "rows"  # batch with T, 2 (0 where dense): shift and scale of the softmax
@@ -48,3 +50,8 @@ def axis_names(kind: str, batch_rank: int, time_axis: int) -> list[str]:
 def is_dense(V: int, L: int) -> bool:
     """Whether training keeps the gradient itself (V columns) rather than occupancies (L + 1)."""
     return V <= L + 1
+
+
+def cost_dtype(acts_dtype: Any) -> np.dtype:
+    """float64 for float64 acts, else float32."""
+    return np.dtype(np.float64 if acts_dtype == np.float64 else np.float32)

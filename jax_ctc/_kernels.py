@@ -2,14 +2,13 @@
 """Finds the compiled kernels, registers their handlers with XLA, and says why where it cannot."""
 
 import importlib
-import importlib.metadata
 import os
 import re
+from importlib.metadata import version as _version
 from pathlib import Path
 from typing import Any
 
 import jax
-import jaxlib
 
 _DISABLED = os.environ.get("JAX_CTC_KERNELS", "") == "none"
 
@@ -40,7 +39,7 @@ def _load_cpu() -> Any:
     if built > runtime:
         raise ImportError(
             f"jax_ctc was compiled for XLA's FFI {built[0]}.{built[1]}, but jaxlib "
-            f"{jaxlib.__version__} speaks {runtime[0]}.{runtime[1]}. Upgrade jaxlib, or rebuild "
+            f"{_version('jaxlib')} speaks {runtime[0]}.{runtime[1]}. Upgrade jaxlib, or rebuild "
             f"jax_ctc against an older one (its own build uses jaxlib 0.7.1). {way_out}"
         )
     return module
@@ -78,9 +77,9 @@ def build_info() -> dict[str, Any]:
     elif cpu.isa_complaint():
         notes.append(f"cpu: {cpu.isa_complaint()}; running {cpu.instruction_set()}.")
     return {
-        "version": importlib.metadata.version("jax_ctc"),
+        "version": _version("jax_ctc"),
         "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
+        "jaxlib": _version("jaxlib"),
         "cpu": cpu.instruction_set() if cpu is not None else None,
         "cpu_available": cpu.instruction_sets() if cpu is not None else [],
         "cuda": None,

@@ -44,7 +44,7 @@ def _kernel_rule(op: str, primitive: Primitive) -> Callable[..., Any]:
     )
 
     def rule(ctx: Any, *operands: Any, time_axis: int, blank: int, threads: int) -> Any:
-        parameters = {"time_axis": time_axis, "blank": blank, "threads": threads}
+        parameters: dict[str, Any] = {"time_axis": time_axis, "blank": blank, "threads": threads}
         if _unpartitioned(ctx):
             return _custom_call(op, ctx, operands, _aliases(op, ctx), **parameters)
         return partitioned(ctx, *operands, **parameters)
@@ -194,12 +194,12 @@ def _partitioning(op: str, ctx: Any, batch_rank: int) -> dict[str, Any]:
     results = factors(signature.results, ctx.avals_out)
     size = ", ".join(f"{letter}={sizes[name]}" for name, letter in letters.items())
     whole = ", ".join(letter for name, letter in letters.items() if not name.startswith("b"))
-    attributes = {
+    attributes: dict[str, Any] = {
         "mhlo.frontend_attributes": ir.DictAttr.get(
             {"num_batch_dims": ir.StringAttr.get(str(batch_rank))}
         )
     }
-    if jax.config.jax_use_shardy_partitioner:
+    if getattr(jax.config, "jax_use_shardy_partitioner", True):
         attributes["sdy.sharding_rule"] = ir.Attribute.parse(
             f"#sdy.op_sharding_rule<({operands})->({results}) {{{size}}} "
             f"need_replication={{{whole}}}, custom>"
@@ -208,11 +208,6 @@ def _partitioning(op: str, ctx: Any, batch_rank: int) -> dict[str, Any]:
 
 
 # ---- what comes out ----------------------------------------------------------------------------
-
-
-def cost_dtype(acts_dtype: Any) -> np.dtype:
-    """float64 for float64 acts, else float32."""
-    return np.dtype(np.float64 if acts_dtype == np.float64 else np.float32)
 
 
 def result_avals(op: str, acts: Any, labels: Any, lengths: Any, *, time_axis: int) -> list[Any]:
@@ -248,7 +243,7 @@ def result_avals(op: str, acts: Any, labels: Any, lengths: Any, *, time_axis: in
     def aval(kind: str) -> Any:
         changes: dict[str, Any] = {
             "shape": shapes[kind],
-            "dtype": acts.dtype if kind == _axes.ACTS else cost_dtype(acts.dtype),
+            "dtype": acts.dtype if kind == _axes.ACTS else _axes.cost_dtype(acts.dtype),
             "weak_type": False,
         }
         if sharding is not None:

@@ -217,9 +217,10 @@ def _hvp_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
     if not _is_zero(d_u):
         terms.append(hvp_p.bind(*kept, ct, d_u, **p))
     if not _is_zero(d_acts):  # third order and beyond: pure JAX, exact
+        rest: tuple[Any, ...] = primals[_ACTS + 1 :]
 
         def along(x: Array) -> Array:
-            return _reference.hvp(x, *kept[1:], ct, u, **p)
+            return _reference.hvp(x, *rest, **p)
 
         terms.append(jax.jvp(along, (primals[_ACTS],), (d_acts,))[1])
     return out, _sum_or_zero(out, terms)

@@ -1,27 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """The recursion in plain JAX: what platforms without kernels run, and how higher derivatives go.
 
-Log space, with the best state's value taken out of every frame and every frame's occupancies
-normalised on their own (docs/ctc.md): 1e-4 of gradient error in float32 at T = 2000. Every function
-here has the operands of the primitive of its name, and can be differentiated any number of times:
-`where` keeps what is not needed out of every sum, so that no derivative meets an infinity.
+The same numbers as in the kernels, m * 2^e with an exponent for every state (docs/ctc.md, section
+3), so the same accuracy. Every function here has the operands of the primitive of its name and can
+be differentiated any number of times: exponents are integers, so a tangent shares the exponent of
+its value, and since nothing is ever 0 or infinite, neither is a derivative.
 """
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from . import _axes
 
-_NO_PATH = -jnp.inf
+_NONE = -(1 << 28)  # exponent of a state that was not reached
+_DEAD = -(1 << 26)  # exponent of an emission of probability 0
+_NO_PATH = _DEAD + (1 << 22)  # a total below this has a dead emission in it
+_FURTHEST = -4.2e7  # nats below the largest logit of a row, from where on one counts as -inf
 
 
 def loss(acts: Array, labels: Array, lengths: Array, **parameters: Any) -> Array:
     """Cost per sequence, in nats."""
     problem = _flatten(acts, labels, lengths, **parameters)
-    return _cost(problem, _alpha(problem)[1]).reshape(lengths.shape)
+    return _cost(problem, _total(problem, _alpha(problem))).reshape(lengths.shape)
 
 
 def forward(acts: Array, labels: Array, lengths: Array, **parameters: Any) -> list[Array]:
@@ -81,18 +85,25 @@ def hvp(
     **parameters: Any,
 ) -> Array:
     """Hessian of the costs times `directions`, each times its cotangent. Reads no residuals."""
-    del rows, columns  # functions of acts: their part of the derivative is taken here too
     time_axis = parameters["time_axis"]
+    wide, along = acts.astype(cotangents.dtype), directions.astype(cotangents.dtype)
 
+    # A row of the Hessian adds up to 0, so any number may be taken off a frame's directions. Taken
+    # off is their mean under the occupancies: what is left is small where the directions are large
+    # (1000 + noise: an error of 1e-6 in place of 1).
+    problem = _flatten(acts, labels, lengths, **parameters)
+    unit = _gradient(problem, _frames_of(rows, time_axis), _frames_of(columns, time_axis))
+    frames = jnp.where(problem.used[..., None], _frames_of(along, time_axis), 0)
+    occupancy = jax.nn.softmax(problem.acts, axis=-1) - unit
+    frames -= lax.stop_gradient((occupancy * frames).sum(-1, keepdims=True))
+
+    # rows and columns are functions of acts too: the derivative starts from acts alone.
     def unit_gradient(x: Array) -> Array:
         problem = _flatten(x, labels, lengths, **parameters)
-        _, rows, columns = _forward(problem)
-        return _gradient(problem, rows, columns)
+        return _gradient(problem, *_forward(problem)[1:])
 
-    wide = acts.astype(cotangents.dtype)
-    unit, change = jax.jvp(unit_gradient, (wide,), (directions.astype(wide.dtype),))
-    change = jnp.where(jnp.isnan(unit), jnp.nan, change)
-    return _like(_scaled(change, cotangents), acts, time_axis)
+    _, change = jax.jvp(unit_gradient, (wide,), (_like(frames, wide, time_axis),))
+    return _like(_scaled(jnp.where(jnp.isnan(unit), jnp.nan, change), cotangents), acts, time_axis)
 
 
 # ---- the problem in one shape ------------------------------------------------------------------
@@ -102,8 +113,9 @@ class _Problem(NamedTuple):
     """N sequences; rows that are not used are zeros, whatever stood there."""
 
     acts: Array  # (N, T, V), float32 or float64
+    labels: Array  # (N, L) as they came, padding replaced by the blank
+    position: Array  # (N, L) where each of them stands among the real ones; padding comes after
     states: Array  # (N, S) class of each state: blank, label, blank, ..., blank; S = 2 L + 1
-    reachable: Array  # (N, S) states up to the last label's blank
     may_skip: Array  # (N, S) from the state two before
     last: Array  # (N,) index of the last state
     bad: Array  # (N,) a label or a length is not valid
@@ -119,7 +131,7 @@ def _flatten(
     del threads
     L = labels.shape[-1]
     x = _frames_of(acts, time_axis)
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = x.astype(_axes.cost_dtype(x.dtype))
     N, T, V = x.shape
     labels, lengths = labels.reshape(N, L), lengths.reshape(N)
 
@@ -128,9 +140,9 @@ def _flatten(
     count = jnp.where(bad, 0, (~padding).sum(-1, dtype=jnp.int32))
     # Padding goes to the end, the order of the labels stays.
     order = jnp.argsort(padding, axis=-1, stable=True)
-    labels = jnp.take_along_axis(labels, order, axis=-1)
-    labels = jnp.where(_counting(L) < count[:, None], labels, blank)
-    states = jnp.full((N, 2 * L + 1), blank, labels.dtype).at[:, 1::2].set(labels)
+    labels = jnp.where(padding | bad[:, None], blank, labels)
+    states = jnp.full((N, 2 * L + 1), blank, labels.dtype)
+    states = states.at[:, 1::2].set(jnp.take_along_axis(labels, order, axis=-1))
     two_before = jnp.pad(states, ((0, 0), (2, 0)), constant_values=blank)[:, : 2 * L + 1]
     s = _counting(2 * L + 1)
 
@@ -140,8 +152,9 @@ def _flatten(
     used = in_use & ~undefined[:, None]
     return _Problem(
         acts=jnp.where(used[..., None], x, 0),
+        labels=labels,
+        position=jnp.argsort(order, axis=-1),
         states=states,
-        reachable=s <= 2 * count[:, None],
         may_skip=(s % 2 == 1) & (s > 1) & (states != two_before),
         last=2 * count,
         bad=bad,
@@ -176,124 +189,197 @@ def _scaled(unit: Array, cotangents: Array) -> Array:
     return jnp.where(c == 0, 0, c * unit)
 
 
+# ---- numbers without a range -------------------------------------------------------------------
+
+
+class _Scaled(NamedTuple):
+    m: Array
+    e: Array  # integers as wide as m
+
+    def at(self, index: Array) -> "_Scaled":
+        """(N, S) at (N,)."""
+        pick = index[:, None]
+        return _Scaled(*(jnp.take_along_axis(x, pick, axis=-1)[:, 0] for x in self))
+
+
+def _layout(dtype: Any) -> tuple[Any, int, int]:
+    """Integer type, mantissa bits and exponent bias."""
+    return (np.int64, 52, 1023) if dtype == np.float64 else (np.int32, 23, 127)
+
+
+def _pow2(d: Array, dtype: Any) -> Array:
+    """2^d for integers d up to the bias, and exactly 0 from minus the bias down."""
+    _, mantissa, bias = _layout(dtype)
+    return lax.bitcast_convert_type((jnp.maximum(d, -bias) + bias) << mantissa, dtype)
+
+
+def _add(*terms: _Scaled) -> _Scaled:
+    e = terms[0].e
+    for term in terms[1:]:
+        e = jnp.maximum(e, term.e)
+    m = sum(term.m * _pow2(term.e - e, term.m.dtype) for term in terms)
+    return _fold(_Scaled(jnp.asarray(m), e))
+
+
+def _times(a: _Scaled, b: _Scaled) -> _Scaled:
+    return _Scaled(a.m * b.m, jnp.maximum(a.e + b.e, _NONE))
+
+
+def _fold(x: _Scaled) -> _Scaled:
+    """The same value with its mantissa in [1, 2)."""
+    integer, mantissa, bias = _layout(x.m.dtype)
+    pattern = lax.bitcast_convert_type(lax.stop_gradient(x.m), integer)
+    exponent = (pattern >> mantissa) - bias
+    return _Scaled(x.m * _pow2(-exponent, x.m.dtype), jnp.maximum(x.e + exponent, _NONE))
+
+
+def _where(mask: Array, a: _Scaled, b: _Scaled) -> _Scaled:
+    return _Scaled(jnp.where(mask, a.m, b.m), jnp.where(mask, a.e, b.e))
+
+
+def _none_like(x: Array) -> _Scaled:
+    integer, _, _ = _layout(x.dtype)
+    return _Scaled(jnp.ones_like(x), jnp.full_like(x, _NONE, dtype=integer))
+
+
+def _split_exp(x: Array, shift: Array) -> _Scaled:
+    """exp(x - shift), x <= shift."""
+    integer, _, _ = _layout(x.dtype)
+    d = x - shift
+    back = d - x
+    rest = lax.stop_gradient((x - (d - back)) + (-shift - back))  # what rounding took from d
+    alive = d > _FURTHEST
+    d, rest = jnp.where(alive, d, 0), jnp.where(alive, rest, 0)
+    q = lax.stop_gradient(jnp.round(d * np.log2(np.e).item()))
+    # ln 2 in three parts: q times the first two is exact for |q| < 2^18.
+    high, middle, low = 0.6875, float.fromhex("0x1.7p-8"), float.fromhex("0x1.0bfbe8e7bcd5ep-15")
+    p = jnp.exp(((d - q * high) - q * middle) - q * low + rest)
+    return _Scaled(jnp.where(alive, p, 1), jnp.where(alive, q.astype(integer), _DEAD))
+
+
 # ---- the recursion -----------------------------------------------------------------------------
 
 
-def _log_sum_exp(terms: Array, axis: int) -> Array:
-    """-inf where all terms are; its derivatives are finite there too."""
-    top = lax.stop_gradient(terms.max(axis, keepdims=True))
-    top = jnp.where(jnp.isfinite(top), top, 0)
-    total = jnp.exp(terms - top).sum(axis)
-    return jnp.where(
-        total > 0, jnp.log(jnp.where(total > 0, total, 1)) + jnp.squeeze(top, axis), _NO_PATH
-    )
-
-
-def _normaliser(p: _Problem) -> tuple[Array, Array]:
-    """Shift and log sum of every row: log softmax = acts - shift - log_sum."""
+def _row_normaliser(p: _Problem) -> tuple[Array, Array, Array]:
+    """Shift, sum and log of the sum of every row (N, T): softmax = exp(acts - shift) / sum."""
     shift = lax.stop_gradient(p.acts.max(-1))
-    return shift, jnp.log(jnp.exp(p.acts - shift[..., None]).sum(-1))
+    top = p.acts == shift[..., None]
+    terms = jnp.exp(p.acts - shift[..., None])
+    # The largest entries are counted, so that a sum of 1 + 1e-9 keeps its digits.
+    count, tail = top.sum(-1, dtype=terms.dtype), jnp.where(top, terms - 1, terms).sum(-1)
+    return shift, count + tail, jnp.log(count) + jnp.log1p(tail / count)
 
 
-def _log_emissions(p: _Problem) -> Array:
-    """(T, N, S) log softmax of each state's class; -inf for states that are not there."""
-    shift, log_sum = _normaliser(p)
-    log_probs = p.acts - (shift + log_sum)[..., None]
+def _emissions(p: _Problem) -> _Scaled:
+    """(T, N, S) of each state's class."""
     classes = jnp.broadcast_to(p.states[:, None, :], (*p.used.shape, p.states.shape[-1]))
-    scores = jnp.take_along_axis(log_probs, classes, axis=-1)
-    return jnp.moveaxis(jnp.where(p.reachable[:, None, :], scores, _NO_PATH), 1, 0)
+    logits = jnp.take_along_axis(p.acts, classes, axis=-1)
+    shift, _, _ = _row_normaliser(p)
+    emissions = _split_exp(logits, jnp.broadcast_to(shift[..., None], logits.shape))
+    return _Scaled(*(jnp.moveaxis(x, 1, 0) for x in emissions))
 
 
-def _from_before(alpha: Array, may_skip: Array) -> Array:
-    """Log sum over the states one may come from: the state itself, one before, two before."""
-    S = alpha.shape[-1]
-    padded = jnp.pad(alpha, ((0, 0), (2, 0)), constant_values=_NO_PATH)
-    skipped = jnp.where(may_skip, padded[:, :S], _NO_PATH)
-    return _log_sum_exp(jnp.stack([alpha, padded[:, 1 : S + 1], skipped]), axis=0)
+def _advance(states: _Scaled, may_skip: Array) -> _Scaled:
+    """Sum over the states one may come from: the state itself, one before, two before (eq. 4)."""
+    none = _none_like(states.m)
+
+    def shifted(by: int) -> _Scaled:
+        moved = (
+            jnp.concatenate([n[:, :by], x[:, :-by]], axis=-1)
+            for n, x in zip(none, states, strict=True)
+        )
+        return _Scaled(*moved)
+
+    if states.m.shape[-1] == 1:  # no labels
+        return states
+    return _add(states, shifted(1), _where(may_skip, shifted(2), none))
 
 
-def _sweep(start: Array, emissions: Array, used: Array, may_skip: Array) -> tuple[Any, Any]:
-    """Runs the recursion over frames. Returns the last states with what was taken out of them, and
-    per frame the states before and after its emission."""
+def _sweep(start: _Scaled, emissions: _Scaled, used: Array, may_skip: Array) -> Any:
+    """Runs the recursion over frames. Returns the last states, and per frame the states before and
+    after its emission."""
 
-    def frame(carry: Any, inputs: Any) -> Any:
-        states, taken_out = carry
+    def frame(states: _Scaled, inputs: Any) -> Any:
         emission, in_use = inputs
-        before = _from_before(states, may_skip)
-        after = before + emission
-        top = lax.stop_gradient(after.max(-1))
-        top = jnp.where(jnp.isfinite(top), top, 0)
-        after = jnp.where(in_use[:, None], after - top[:, None], states)
-        taken_out = taken_out + jnp.where(in_use, top, 0)
-        return (after, taken_out), (before, after)
+        before = _advance(states, may_skip)
+        after = _times(before, emission)
+        return _where(in_use[:, None], after, states), (before, after)
 
-    zero = jnp.zeros_like(emissions, shape=start.shape[:1])
-    return lax.scan(frame, (start, zero), (emissions, used))
+    return lax.scan(frame, start, (emissions, used))
 
 
-def _one_state(p: _Problem, index: Array) -> Array:
+def _start(p: _Problem, index: Array) -> _Scaled:
+    none = _none_like(jnp.zeros_like(p.acts, shape=p.states.shape))
     here = _counting(p.states.shape[-1]) == index[:, None]
-    return jnp.where(here, jnp.zeros((), p.acts.dtype), jnp.asarray(_NO_PATH, p.acts.dtype))
+    return _Scaled(none.m, jnp.where(here, 0, none.e))
 
 
-def _alpha(p: _Problem) -> tuple[Array, Array]:
-    """States before each frame's emission (T, N, S), and log Z (N,)."""
-    start = _one_state(p, jnp.zeros_like(p.last))
-    emissions = _log_emissions(p)
-    (end, taken_out), (before, _) = _sweep(start, emissions, p.used.T, p.may_skip)
-    ends = jnp.stack(
-        [
-            jnp.take_along_axis(end, p.last[:, None], axis=-1)[:, 0],
-            jnp.where(
-                p.last > 0,
-                jnp.take_along_axis(end, jnp.maximum(p.last - 1, 0)[:, None], axis=-1)[:, 0],
-                _NO_PATH,
-            ),
-        ]
+def _alpha(p: _Problem) -> _Scaled:
+    """States after the last frame (N, S)."""
+    start = _start(p, jnp.zeros_like(p.last))
+    return _sweep(start, _emissions(p), p.used.T, p.may_skip)[0]
+
+
+def _alpha_and_beta(p: _Problem) -> tuple[_Scaled, _Scaled, _Scaled]:
+    """alpha after the last frame (N, S), alpha before each frame's emission and beta after it
+    (T, N, S). Beta is the same sweep over reversed frames and states, so both are one."""
+    N = p.acts.shape[0]
+    emissions = _emissions(p)
+
+    def with_reversed(x: Array, *axes: int, along: int) -> Array:
+        return jnp.concatenate([x, jnp.flip(x, axes)], along)
+
+    # A skip, seen from the state it starts in.
+    skip_ahead = jnp.pad(p.may_skip, ((0, 0), (0, 2)))[:, 2:]
+    first, last = _start(p, jnp.zeros_like(p.last)), _start(p, p.last)
+    end, (before, after) = _sweep(
+        _Scaled(*(jnp.concatenate([x, jnp.flip(y, -1)]) for x, y in zip(first, last, strict=True))),
+        _Scaled(*(with_reversed(x, 0, -1, along=1) for x in emissions)),
+        with_reversed(p.used.T, 0, along=1),
+        jnp.concatenate([p.may_skip, jnp.flip(skip_ahead, -1)]),
     )
-    return before, _log_sum_exp(ends, axis=0) + taken_out
+    return (
+        _Scaled(*(x[:N] for x in end)),
+        _Scaled(*(x[:, :N] for x in before)),
+        _Scaled(*(jnp.flip(x[:, N:], (0, -1)) for x in after)),
+    )
 
 
-def _beta(p: _Problem) -> Array:
-    """The same sweep over reversed frames and states: after each frame's emission (T, N, S)."""
-
-    def reverse(x: Array) -> Array:
-        return jnp.flip(x, -1)
-
-    may_skip = jnp.pad(p.may_skip, ((0, 0), (0, 2)))[:, 2:]  # seen from the state it starts in
-    emissions = jnp.flip(reverse(_log_emissions(p)), 0)
-    start = reverse(_one_state(p, p.last))
-    _, (_, after) = _sweep(start, emissions, jnp.flip(p.used.T, 0), reverse(may_skip))
-    return jnp.flip(reverse(after), 0)
+def _total(p: _Problem, end: _Scaled) -> _Scaled:
+    """Z (N,), the sum over all alignments (eq. 6)."""
+    last = end.at(p.last)
+    return _add(last, _where(p.last > 0, end.at(jnp.maximum(p.last - 1, 0)), _none_like(last.m)))
 
 
-def _cost(p: _Problem, log_z: Array) -> Array:
-    cost = jnp.maximum(-log_z, 0)
+def _cost(p: _Problem, z: _Scaled) -> Array:
+    _, _, log_sums = _row_normaliser(p)
+    log_z = jnp.log(z.m) + z.e.astype(z.m.dtype) * np.log(2).item()
+    cost = jnp.maximum(jnp.where(p.used, log_sums, 0).sum(-1) - log_z, 0)  # eq. 7
+    cost = jnp.where(z.e < _NO_PATH, jnp.inf, cost)
     return jnp.where(p.bad | p.broken.any(-1), jnp.nan, cost)
 
 
 def _forward(p: _Problem) -> tuple[Array, Array, Array]:
     """Cost (N,), rows (N, T, 2 or 0) and columns (N, T, C)."""
-    before, log_z = _alpha(p)
-    log_gamma = before + _beta(p)
-    top = lax.stop_gradient(log_gamma.max(-1, keepdims=True))
-    gamma = jnp.exp(log_gamma - jnp.where(jnp.isfinite(top), top, 0))
-    total = gamma.sum(-1, keepdims=True)
-    gamma = jnp.moveaxis(gamma / jnp.where(total > 0, total, 1), 0, 1)  # (N, T, S)
+    end, alpha, beta = _alpha_and_beta(p)
+    z = _total(p, end)
+    e = alpha.e + beta.e
+    gamma = alpha.m * beta.m * _pow2(e - e.max(-1, keepdims=True), alpha.m.dtype)  # eq. 8
+    gamma = jnp.moveaxis(gamma / gamma.sum(-1, keepdims=True), 0, 1)  # (N, T, S)
+    labels = jnp.take_along_axis(gamma[..., 1::2], p.position[:, None, :], axis=-1)
+    columns = jnp.concatenate([gamma[..., ::2].sum(-1, keepdims=True), labels], axis=-1)
 
-    active = p.used & jnp.isfinite(log_z)[:, None]
-    shift, log_sum = _normaliser(p)
-    rows = jnp.stack([shift, jnp.exp(-log_sum)], axis=-1)
-    columns = jnp.concatenate([gamma[..., ::2].sum(-1, keepdims=True), gamma[..., 1::2]], axis=-1)
+    shift, sums, _ = _row_normaliser(p)
+    rows = jnp.stack([shift, 1 / sums], axis=-1)
+    active = (p.used & (z.e >= _NO_PATH)[:, None])[..., None]
     if p.dense:
         columns = _softmax(p, rows) - _by_class(p, columns)
         rows = rows[..., :0]
 
     def kept(x: Array) -> Array:
-        x = jnp.where(active[..., None], x, 0)
-        return jnp.where(p.broken[..., None], jnp.nan, x)
+        return jnp.where(p.broken[..., None], jnp.nan, jnp.where(active, x, 0))
 
-    return _cost(p, log_z), kept(rows), kept(columns)
+    return _cost(p, z), kept(rows), kept(columns)
 
 
 def _softmax(p: _Problem, rows: Array) -> Array:
@@ -301,11 +387,9 @@ def _softmax(p: _Problem, rows: Array) -> Array:
 
 
 def _by_class(p: _Problem, columns: Array) -> Array:
-    """(N, T, 1 + L) occupancies of the blank and the labels, as (N, T, V)."""
-    N = p.states.shape[0]
-    classes = jnp.concatenate(
-        [jnp.full((N, 1), p.blank, p.states.dtype), p.states[:, 1::2]], axis=-1
-    )
+    """(N, T, 1 + L) occupancies of the blank and of each label position, as (N, T, V)."""
+    blank = jnp.full_like(p.labels, p.blank, shape=(p.labels.shape[0], 1))
+    classes = jnp.concatenate([blank, p.labels], axis=-1)
 
     def one(classes: Array, columns: Array) -> Array:
         return jnp.zeros_like(columns, shape=p.acts.shape[-1]).at[classes].add(columns)
@@ -314,7 +398,7 @@ def _by_class(p: _Problem, columns: Array) -> Array:
 
 
 def _gradient(p: _Problem, rows: Array, columns: Array) -> Array:
-    """(N, T, V) gradient of the costs, from what `_forward` kept."""
+    """(N, T, V) gradient of the costs, from what `_forward` kept (eq. 9)."""
     if p.dense:
         return columns
     gradient = _softmax(p, rows) - _by_class(p, columns)

@@ -13,10 +13,10 @@
 
 namespace jax_ctc {
 
-constexpr int32_t kNone = -(1 << 28);                    // exponent of a state that was not reached
-constexpr int32_t kDead = -(1 << 26);                    // exponent of the emission of a class with probability 0
+constexpr int32_t kNone = -(1 << 28);                // exponent of a state that was not reached
+constexpr int32_t kDead = -(1 << 26);                // exponent of the emission of a class with probability 0
 constexpr int32_t kNoPath = -(1 << 26) + (1 << 22);  // a total below this has a dead emission in it: no alignment
-constexpr int kFoldEvery = 16;                           // frames; a mantissa grows by less than 2^2.2 a frame
+constexpr int kFoldEvery = 16;                       // frames; a mantissa grows by less than 2^2.2 a frame
 
 // The IEEE layout of R. Specialised for scalars here and for vectors where they are defined.
 template <class R> struct Layout;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// bfloat16 and float16 to float and back, rounded to nearest even. Integer arithmetic throughout, because the caller may
-// have told the machine to flush denormal numbers. The plain loops vectorise.
+// bfloat16 and float16 to float and back, rounded to nearest even. Integer arithmetic throughout, because the caller
+// may have told the machine to flush denormal numbers. The plain loops vectorise.
 #pragma once
 
 #include "../scaled.h"

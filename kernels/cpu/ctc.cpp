@@ -209,8 +209,7 @@ void run_cotangent(const Problem& p, Kept kept, const F* cotangents, void* gradi
 
 template <class F> double tangent_row(const Problem& p, Kept kept, int64_t row, const void* direction) {
   const Shape& s = p.shape;
-  if (s.dense())
-    return kernels<F>().dot(row_of<F>(kept.columns, row, s.V), s.V, p.dtype, direction, &thread_scratch());
+  if (s.dense()) return kernels<F>().dot(row_of<F>(kept.columns, row, s.V), s.V, p.dtype, direction, &thread_scratch());
   const Row<F> r = row_at<F>(p, kept, row);
   return r.scale == 0 ? 0 : kernels<F>().tangent(r, direction);
 }

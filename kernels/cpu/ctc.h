@@ -18,7 +18,7 @@ struct Problem {
   const int32_t* labels;   // (N*B, L); entries below 0 are padding
   const int32_t* lengths;  // (N*B,)
   int32_t blank;
-  int64_t threads;         // at most this many
+  int64_t threads;  // at most this many
 };
 
 // What the forward pass keeps for the derivatives, F per element, one row per frame. A row that has no gradient (after
@@ -32,10 +32,10 @@ struct Kept {
   void* columns;
 };
 
-void loss(const Problem& problem, void* cost, Executor& executor);                        // cost (N*B,)
+void loss(const Problem& problem, void* cost, Executor& executor);  // cost (N*B,)
 void forward(const Problem& problem, void* cost, Kept kept, Executor& executor);
-// directions and gradient like acts; tangents and cotangents like cost. A zero cotangent gives a zero gradient, whatever
-// was kept. The gradient may take the place of acts, or, where dense, of columns.
+// directions and gradient like acts; tangents and cotangents like cost. A zero cotangent gives a zero gradient,
+// whatever was kept. The gradient may take the place of acts, or, where dense, of columns.
 void tangent(const Problem& problem, Kept kept, const void* directions, void* tangents, Executor& executor);
 void cotangent(const Problem& problem, Kept kept, const void* cotangents, void* gradient, Executor& executor);
 

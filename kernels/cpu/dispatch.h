@@ -12,8 +12,8 @@ namespace jax_ctc {
 // Those of this build that this machine has, the widest last.
 std::vector<const InstructionSet*> instruction_sets();
 
-// The widest, or the one that the environment variable JAX_CTC_ISA names (baseline, avx2, avx512), where the machine has
-// it. What the variable asked for and did not get stands in `isa_complaint`.
+// The widest, or the one that the environment variable JAX_CTC_ISA names (baseline, avx2, avx512), where the machine
+// has it. What the variable asked for and did not get stands in `isa_complaint`.
 const InstructionSet& instruction_set();
 std::string isa_complaint();
 

@@ -70,8 +70,7 @@ ffi::ErrorOr<Problem> decode(Buffer acts, Ints labels, Ints lengths, const Attri
   if (!dtype) return ffi::Unexpected(ffi::Error::InvalidArgument("jax_ctc: acts must be f32, f64, bf16 or f16"));
   ffi::ErrorOr<Shape> s = shape_of(acts, labels, attributes.time_axis, attributes.time_moved);
   if (!s.has_value()) return ffi::Unexpected(s.error());
-  if (int64_t(lengths.element_count()) != s->sequences() ||
-      int64_t(labels.element_count()) != s->sequences() * s->L)
+  if (int64_t(lengths.element_count()) != s->sequences() || int64_t(labels.element_count()) != s->sequences() * s->L)
     return ffi::Unexpected(ffi::Error::InvalidArgument("jax_ctc: acts, labels and lengths disagree on the batch"));
   if (attributes.blank < 0 || attributes.blank >= s->V || s->V > std::numeric_limits<int32_t>::max())
     return ffi::Unexpected(ffi::Error::InvalidArgument("jax_ctc: blank must be a class of acts, and V fit an int32"));
@@ -103,10 +102,10 @@ ffi::Error mismatch(const char* target) {
 
 #define CTC_OPERANDS ffi::ThreadPool pool, Buffer acts, Ints labels, Ints lengths
 #define CTC_ATTRIBUTES int64_t time_axis, bool time_moved, int64_t blank, int64_t threads
-#define CTC_DECODE                                                                                       \
+#define CTC_DECODE                                                                                              \
   const ffi::ErrorOr<Problem> problem = decode(acts, labels, lengths, {time_axis, time_moved, blank, threads}); \
-  if (!problem.has_value()) return problem.error();                                                      \
-  const Problem& p = *problem;                                                                           \
+  if (!problem.has_value()) return problem.error();                                                             \
+  const Problem& p = *problem;                                                                                  \
   PoolExecutor executor(pool)
 
 ffi::Error loss_handler(CTC_OPERANDS, Result cost, CTC_ATTRIBUTES) {
@@ -144,9 +143,7 @@ ffi::Error cotangent_handler(CTC_OPERANDS, Buffer rows, Buffer columns, Buffer c
 }
 
 // acts, labels, lengths; then per target.
-auto operands() {
-  return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Buffer>().Arg<Ints>().Arg<Ints>();
-}
+auto operands() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Buffer>().Arg<Ints>().Arg<Ints>(); }
 template <class Binding> auto with_attributes(Binding binding) {
   return std::move(binding)
       .template Attr<int64_t>("time_axis")
@@ -155,9 +152,9 @@ template <class Binding> auto with_attributes(Binding binding) {
       .template Attr<int64_t>("threads");
 }
 
-XLA_FFI_DEFINE_HANDLER(kLoss, loss_handler, with_attributes(operands().Ret<Buffer>()));           // cost
+XLA_FFI_DEFINE_HANDLER(kLoss, loss_handler, with_attributes(operands().Ret<Buffer>()));  // cost
 XLA_FFI_DEFINE_HANDLER(kForward, forward_handler,
-                       with_attributes(operands().Ret<Buffer>().Ret<Buffer>().Ret<Buffer>()));    // cost, rows, columns
+                       with_attributes(operands().Ret<Buffer>().Ret<Buffer>().Ret<Buffer>()));  // cost, rows, columns
 XLA_FFI_DEFINE_HANDLER(kTangent, tangent_handler,
                        with_attributes(operands()
                                            .Arg<Buffer>()     // rows

@@ -74,12 +74,16 @@ template <int kBy, class V, int... K> CTC_FN V rotate(V v, Indices<K...>) {
 }
 // Reductions as a tree of fixed shape: the same bits on every call.
 template <int kWidth, class V> CTC_FN auto sum_of_first(V v) {
-  if constexpr (kWidth == 1) return v[0];
-  else return sum_of_first<kWidth / 2>(v + rotate<kWidth / 2>(v, typename Count<kCount<V>>::type{}));
+  if constexpr (kWidth == 1)
+    return v[0];
+  else
+    return sum_of_first<kWidth / 2>(v + rotate<kWidth / 2>(v, typename Count<kCount<V>>::type{}));
 }
 template <int kWidth, class V> CTC_FN auto max_of_first(V v) {
-  if constexpr (kWidth == 1) return v[0];
-  else return max_of_first<kWidth / 2>(max_of(v, rotate<kWidth / 2>(v, typename Count<kCount<V>>::type{})));
+  if constexpr (kWidth == 1)
+    return v[0];
+  else
+    return max_of_first<kWidth / 2>(max_of(v, rotate<kWidth / 2>(v, typename Count<kCount<V>>::type{})));
 }
 template <class V> CTC_FN auto sum_of_lanes(V v) { return sum_of_first<kCount<V>>(v); }
 template <class V> CTC_FN auto max_of_lanes(V v) { return max_of_first<kCount<V>>(v); }

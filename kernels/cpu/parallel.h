@@ -10,7 +10,7 @@ namespace jax_ctc {
 class Executor {
  public:
   virtual ~Executor() = default;
-  virtual int64_t threads() const = 0;                     // 1: there is only the caller
+  virtual int64_t threads() const = 0;  // 1: there is only the caller
   virtual void schedule(std::function<void()> work) = 0;
 };
 

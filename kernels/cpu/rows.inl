@@ -8,8 +8,8 @@
 namespace jax_ctc {
 namespace {
 
-// softmax(x)[v] = exp(x[v] - shift) / sum, with shift the largest of the row: sum >= 1, and it keeps its digits when one
-// class has nearly all of the probability, because the largest entries are counted, not added.
+// softmax(x)[v] = exp(x[v] - shift) / sum, with shift the largest of the row: sum >= 1, and it keeps its digits when
+// one class has nearly all of the probability, because the largest entries are counted, not added.
 template <class F> struct Normaliser {
   F shift;
   double sum;
@@ -48,8 +48,8 @@ template <class F> struct TailSum {
 template <class F> Normaliser<F> normalise(const F* x, int64_t V) {
   using Vec = Lanes<F>;
   constexpr int N = kLanes<F>;
-  constexpr int64_t kChunk = 64 * N;  // 16 additions a lane before the sum goes on in double: one float sum over V = 1e5
-                                      // would cost the gradient 2e-5
+  constexpr int64_t kChunk = 64 * N;  // 16 additions a lane before the sum goes on in double: one float sum over V =
+                                      // 1e5 would cost the gradient 2e-5
   const F shift = largest(x, V), infinity = __builtin_inf();
   if (!(shift > -infinity && shift < infinity)) return {shift, __builtin_nan("")};
   double sum = 0;
@@ -84,8 +84,8 @@ template <class F> void split_far_emissions(const F* x, int64_t n, F shift, F* p
   }
 }
 
-// exp(x[i] - shift) = p[i] * 2^q[i] for n entries, n a multiple of the lane count. The difference is taken exactly (as a
-// pair), so that logits far from each other keep their digits too.
+// exp(x[i] - shift) = p[i] * 2^q[i] for n entries, n a multiple of the lane count. The difference is taken exactly (as
+// a pair), so that logits far from each other keep their digits too.
 template <class F> void split_emissions(const F* x, int64_t n, F shift, F* p, Integer<F>* q) {
   using Vec = Lanes<F>;
   Integer<Vec> far = {};
@@ -122,8 +122,8 @@ template <class F> double softmax_dot(const F* x, int64_t V, F shift, F scale, c
     int64_t v = begin;
     for (; v + N <= end; v += N) part += exp_of_nonpositive<F>(load<Vec>(x + v) - shift) * load<Vec>(d + v);
     if (v < end)
-      part += exp_of_nonpositive<F>(load_first<Vec>(x + v, end - v, shift) - shift) *
-              load_first<Vec>(d + v, end - v, F(0));
+      part +=
+          exp_of_nonpositive<F>(load_first<Vec>(x + v, end - v, shift) - shift) * load_first<Vec>(d + v, end - v, F(0));
     sum += double(sum_of_lanes(part));
   }
   return sum * double(scale);

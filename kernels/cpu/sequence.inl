@@ -32,7 +32,8 @@ template <class F> class SequenceRun {
     initialise();
     if (!sweep_beta()) return Verdict::kUndefined;
     if (z.e < kNoPath) return Verdict::kImpossible;
-    // -log p(labels) = sum over frames of log sum exp(x - shift), less log Z of the emissions relative to shift (eq. 7).
+    // -log p(labels) = sum over frames of log sum exp(x - shift), less log Z of the emissions relative to shift (eq.
+    // 7).
     const double ln2 = 0.69314718055994530942;
     const double nats = (__builtin_log(row_sums.m) - __builtin_log(double(z.m))) + double(row_sums.e - z.e) * ln2;
     *cost = F(nats > 0 ? nats : 0);
@@ -195,15 +196,15 @@ template <class F> class SequenceRun {
   Product row_sums;
   Scaled<F> z = {};
 
-  Z* skip[2];           // [direction][pair]
-  F* raw;               // one frame's logits of the labels, then, a vector on, of the blank; -inf elsewhere
-  F* p;                 // emissions of a block of frames
+  Z* skip[2];  // [direction][pair]
+  F* raw;      // one frame's logits of the labels, then, a vector on, of the blank; -inf elsewhere
+  F* p;        // emissions of a block of frames
   Z* q;
   F *shift, *scale;     // [T]
   F* work[2];           // states of the frame before and of this one
   F* stored = nullptr;  // beta's states of a block, and of the frame after each block
   F* checkpoints = nullptr;
-  F* gamma = nullptr;   // one frame's occupancies of the labels, not yet normalised
+  F* gamma = nullptr;  // one frame's occupancies of the labels, not yet normalised
   F* by_class = nullptr;
   F* widened_row;
 };
@@ -212,8 +213,8 @@ template <class F> Verdict sequence_cost(const Sequence<F>& sequence, const Resi
   return SequenceRun<F>(sequence, residuals).run(cost);
 }
 
-template <class F> constexpr Kernels<F> kKernels = {sequence_cost<F>, gradient_row<F>, tangent_row<F>, scale_row<F>,
-                                                    dot_row<F>};
+template <class F>
+constexpr Kernels<F> kKernels = {sequence_cost<F>, gradient_row<F>, tangent_row<F>, scale_row<F>, dot_row<F>};
 
 }  // namespace
 }  // namespace jax_ctc

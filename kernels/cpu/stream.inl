@@ -53,7 +53,8 @@ template <class F> void scale_row(const F* unit, int64_t V, F cotangent, Dtype d
 template <class F> double dot_row(const F* unit, int64_t V, Dtype dtype, const void* direction, Scratch* scratch) {
   const F* d = widened(dtype, direction, V, row_buffer<F>(dtype, V, 1, *scratch));
   double sum = 0;
-  for (int64_t v = 0; v < V; ++v) sum += unit[v] == 0 ? 0 : double(unit[v]) * double(d[v]);  // no gradient: d may be inf
+  for (int64_t v = 0; v < V; ++v)
+    sum += unit[v] == 0 ? 0 : double(unit[v]) * double(d[v]);  // no gradient: d may be inf
   return sum;
 }
 

@@ -66,9 +66,9 @@ template <class F, class V> CTC_FN Scaled<V> load_reversed(const F* m, const Int
 
 // Where occupancies go: gamma of the labels as they stand, and their sums over the vector lanes.
 template <class F> struct Posterior {
-  States<F> beta;          // the other direction at this frame, its emission included
-  Integer<F> reference;    // exponent of the total
-  F* labels;               // `pairs` entries
+  States<F> beta;        // the other direction at this frame, its emission included
+  Integer<F> reference;  // exponent of the total
+  F* labels;             // `pairs` entries
   Lanes<F> blank_sum, label_sum;
 };
 
@@ -96,8 +96,8 @@ CTC_FN void step(int64_t L, int64_t pairs, const Integer<F>* skip, Emissions<F> 
       label_sum += gamma;
       store(post.labels + i, gamma);
     }
-    const Scaled<V> label = kDirection == kAlpha ? load_scaled<F, V>(y.p + i, y.q + i)
-                                                 : load_reversed<F, V>(y.p, y.q, L - 1 - i);
+    const Scaled<V> label =
+        kDirection == kAlpha ? load_scaled<F, V>(y.p + i, y.q + i) : load_reversed<F, V>(y.p, y.q, L - 1 - i);
     Pair<Scaled<V>> after = emit(before, blank, label);
     if constexpr (kFold) after = {fold(after.blank), fold(after.label)};
     store(to.blank_m() + i, after.blank.m), store(to.blank_e() + i, after.blank.e);

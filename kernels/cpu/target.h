@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Code between CTC_TARGET_BEGIN and CTC_TARGET_END is compiled for an instruction set that the machine may not have; the
-// standard headers above it are not. A compiler flag for the whole file would leak into inline functions of those
+// Code between CTC_TARGET_BEGIN and CTC_TARGET_END is compiled for an instruction set that the machine may not have;
+// the standard headers above it are not. A compiler flag for the whole file would leak into inline functions of those
 // headers, which the linker then picks for everybody.
 #pragma once
 

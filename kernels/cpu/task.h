@@ -10,7 +10,6 @@ namespace jax_ctc {
 
 enum class Dtype { kF32, kF64, kBF16, kF16 };
 
-
 // Memory that a thread keeps from one sequence to the next.
 class Scratch {
  public:
@@ -24,24 +23,24 @@ class Scratch {
 // One sequence, its arguments checked: 0 <= length <= T, labels without padding and inside [0, V) without the blank.
 template <class F> struct Sequence {
   Dtype dtype;
-  const void* acts;      // its first row
-  int64_t acts_stride;   // elements from a frame to the next
-  int64_t length;        // frames in use
+  const void* acts;     // its first row
+  int64_t acts_stride;  // elements from a frame to the next
+  int64_t length;       // frames in use
   int64_t V;
   const int32_t* labels;
   int64_t L;
   int32_t blank;
-  bool feasible;         // length is enough for the labels and the blanks between equal ones
+  bool feasible;  // length is enough for the labels and the blanks between equal ones
   Scratch* scratch;
 };
 
 // What training keeps of one sequence, a row per frame. All null for the loss alone.
 template <class F> struct Residuals {
-  F* rows = nullptr;         // (shift, scale) of the softmax: p = scale * exp(x - shift); absent (null) where dense
+  F* rows = nullptr;  // (shift, scale) of the softmax: p = scale * exp(x - shift); absent (null) where dense
   int64_t rows_stride = 0;
-  F* columns = nullptr;      // dense: the gradient; else occupancies, of the blank and by label position
+  F* columns = nullptr;  // dense: the gradient; else occupancies, of the blank and by label position
   int64_t columns_stride = 0;
-  int64_t width = 0;         // columns of a row
+  int64_t width = 0;              // columns of a row
   const int32_t* slot = nullptr;  // the column of each label, where not dense: equal labels share the first one's
   bool dense = false;
 };
@@ -52,8 +51,8 @@ template <class F> struct Row {
   const void* acts;
   int64_t V;
   F shift, scale;
-  const F* occupancy;    // of the blank and of each label position
-  const int32_t* labels; // L positions, padding included
+  const F* occupancy;     // of the blank and of each label position
+  const int32_t* labels;  // L positions, padding included
   int64_t L;
   int32_t blank;
   Scratch* scratch;

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A batch spread over four devices: the results of one device, and no acts sent around."""
+
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import TOLERANCE
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jax_ctc
+
+pytestmark = pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices")
+
+T, B, L = 10, 8, 4
+
+
+@pytest.fixture
+def mesh():
+    return Mesh(np.array(jax.devices()[:4]), ("data",))
+
+
+@pytest.fixture(params=[4, 20], ids=["dense", "compact"])
+def batch(request):
+    rng = np.random.default_rng(0)
+    acts = rng.normal(size=(T, B, request.param)).astype(np.float32)
+    labels = rng.integers(1, request.param, (B, L), dtype=np.int32)
+    return acts, labels, rng.integers(T // 2, T + 1, B, dtype=np.int32)
+
+
+def mean(*arguments, **options):
+    return jax_ctc.ctc(*arguments, **options).mean()
+
+
+def product(acts, *rest, **options):
+    gradient = jax.grad(lambda acts: mean(acts, *rest, **options))
+    return jax.jvp(gradient, (acts,), (jnp.sin(acts),))[1]
+
+
+FUNCTIONS = {
+    "cost": jax_ctc.ctc,
+    "gradient": jax.grad(mean),
+    "value_and_grad": jax.value_and_grad(mean),
+    "Hessian-vector product": product,
+}
+every_function = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS.keys())
+
+
+def assert_close(actual, expected):
+    tolerance = 4 * TOLERANCE[np.dtype("float32")]
+    close = partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance)
+    jax.tree.map(close, actual, expected)
+
+
+def spread(batch, mesh, time_major):
+    """The batch on the host, and spread over the devices."""
+    acts, *rest = batch
+    arguments = acts if time_major else acts.swapaxes(0, 1), *rest
+    specs = P(None, "data") if time_major else P("data"), P("data"), P("data")
+    shards = map(jax.device_put, arguments, [NamedSharding(mesh, spec) for spec in specs])
+    return arguments, tuple(shards), specs
+
+
+@every_function
+def test_jit_over_a_mesh_gathers_nothing(function, batch, mesh, time_major):
+    arguments, shards, _ = spread(batch, mesh, time_major)
+    function = jax.jit(partial(function, time_major=time_major))
+    compiled = function.lower(*shards).compile()
+    assert not {"all-gather", "all-to-all"} & set(re.findall(r"[a-z-]+", compiled.as_text()))
+    assert_close(compiled(*shards), function(*arguments))
+
+
+def test_results_lie_where_the_sequences_lie(batch, mesh, time_major):
+    _, shards, specs = spread(batch, mesh, time_major)
+    ctc = partial(jax_ctc.ctc, time_major=time_major)
+    cost, vjp = jax.jit(lambda acts: jax.vjp(lambda acts: ctc(acts, *shards[1:]), acts))(shards[0])
+    assert cost.sharding.is_equivalent_to(NamedSharding(mesh, P("data")), 1)
+    gradient = jax.jit(vjp)(jnp.ones_like(cost))[0]
+    assert gradient.sharding.is_equivalent_to(NamedSharding(mesh, specs[0]), 3)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_shard_map_runs_each_part_by_itself(batch, mesh, time_major, check_vma):
+    arguments, shards, specs = spread(batch, mesh, time_major)
+
+    def evaluate(acts, *rest):
+        ctc = partial(jax_ctc.ctc, time_major=time_major)
+        total = lambda acts: (ctc(acts, *rest) ** 2).sum()  # noqa: E731
+        return ctc(acts, *rest), *jax.jvp(jax.grad(total), (acts,), (jnp.sin(acts),))
+
+    mapped = jax.shard_map(
+        evaluate,
+        mesh=mesh,
+        in_specs=specs,
+        out_specs=(P("data"), specs[0], specs[0]),
+        check_vma=check_vma,
+    )
+    actual, expected = jax.jit(mapped)(*shards), evaluate(*arguments)
+    for part, whole in zip(actual, expected, strict=True):
+        assert_close(part / np.abs(whole).max(), whole / np.abs(whole).max())
+
+
+def test_labels_may_be_on_every_device_alike(batch, mesh):
+    acts, labels, lengths = batch
+    (_, _, _), (acts_shards, _, _), _ = spread(batch, mesh, True)
+    cost = jax.jit(jax_ctc.ctc)(acts_shards, labels, lengths)
+    assert_close(cost, jax_ctc.ctc(acts, labels, lengths))

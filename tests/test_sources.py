@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be read off the sources and what a compiler makes of them."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import jax_ctc
+
+ROOT = Path(__file__).parent.parent
+KERNELS = ROOT / "kernels"
+COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+FLAGS = ["-std=c++17", "-Wno-psabi", "-fno-math-errno", "-fno-trapping-math"]
+
+pytestmark = pytest.mark.skipif(not KERNELS.is_dir(), reason="not in a source tree")
+needs_compiler = pytest.mark.skipif(not COMPILER, reason="no C++ compiler")
+
+
+def run(*command, **environment):
+    return subprocess.run(
+        list(map(str, command)),
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory):
+    program = tmp_path_factory.mktemp("sanitized") / "sanitized"
+    cpu = [KERNELS / "cpu" / f"{name}.cpp" for name in ("ctc", "parallel", "dispatch")]
+    cpu += [KERNELS / "cpu" / f"{name}.cpp" for name in ("baseline", "avx2", "avx512")]
+    built = run(
+        COMPILER, *FLAGS, "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
+        "-pthread", ROOT / "tests" / "sanitized.cpp", *cpu, "-o", program,
+    )  # fmt: skip
+    if "cannot find" in built.stderr and "asan" in built.stderr:
+        pytest.skip("this compiler comes without sanitizers")
+    assert built.returncode == 0, built.stderr[-4000:]
+    return program
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("isa", jax_ctc.build_info()["cpu_available"])
+def test_no_input_makes_a_kernel_leave_its_arrays(sanitized, isa):
+    result = run(sanitized, 150, JAX_CTC_ISA=isa)
+    assert result.returncode == 0, result.stdout + result.stderr[-4000:]
+    assert result.stdout == f"150 rounds on {isa}\n"
+
+
+@needs_compiler
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_no_instruction_set_leaks_into_functions_that_others_may_call(isa, tmp_path):
+    """The linker may pick any weak symbol for everybody: one made for AVX-512 would be fatal."""
+    built = run(
+        COMPILER, *FLAGS, "-O3", "-fPIC", "-c", KERNELS / "cpu" / f"{isa}.cpp", "-o", tmp_path / "o"
+    )
+    assert built.returncode == 0, built.stderr
+    symbols = run("nm", "-C", tmp_path / "o").stdout.splitlines()
+    assert [s for s in symbols if re.search(" [WVu] ", s)] == []
+    assert sum(" k" in s or "::k" in s for s in symbols if re.search(" [DRB] ", s)) == 1, symbols
+
+
+# Which file may include which: knowledge flows one way.
+INCLUDES = {
+    "lattice.h": set(),
+    "scaled.h": {"lattice.h"},
+    "recursion.h": {"scaled.h"},
+    "cpu/lanes.h": {"scaled.h"},
+    "cpu/rows.inl": {"lanes.h"},
+    "cpu/sweep.inl": {"recursion.h", "lanes.h"},
+    "cpu/convert.inl": {"scaled.h", "task.h"},
+    "cpu/stream.inl": {"convert.inl", "rows.inl"},
+    "cpu/sequence.inl": {"rows.inl", "stream.inl", "sweep.inl"},
+    "cpu/task.h": set(),
+    "cpu/dispatch.h": {"task.h"},
+    "cpu/parallel.h": set(),
+    "cpu/ctc.h": {"lattice.h", "parallel.h", "task.h"},
+    "cpu/ctc.cpp": {"ctc.h", "dispatch.h"},
+    "cpu/ffi.cpp": {"ctc.h", "ffi.h", "xla/ffi/api/ffi.h"},
+}
+
+
+@pytest.mark.parametrize("file", INCLUDES)
+def test_a_kernel_file_knows_only_what_its_room_may_know(file):
+    included = re.findall(r'#include "(?:\.\./)?([^"]+)"', (KERNELS / file).read_text())
+    assert set(included) == INCLUDES[file]
+
+
+IMPORTS = {
+    "_axes": set(),
+    "_kernels": set(),
+    "_arguments": set(),
+    "_reference": {"_axes"},
+    "_lowering": {"_axes", "_kernels", "_reference"},
+    "_primitives": {"_axes", "_lowering", "_reference"},
+    "_loss": {"_arguments", "_primitives"},
+    "_occupancy": {"_arguments", "_axes", "_primitives"},
+}
+
+
+@pytest.mark.parametrize("module", IMPORTS)
+def test_a_module_knows_only_what_its_room_may_know(module):
+    source = (ROOT / "jax_ctc" / f"{module}.py").read_text()
+    lines = re.findall(r"^ *from \. import (.+)$", source, re.MULTILINE)
+    assert {name.strip() for line in lines for name in line.split(",")} == IMPORTS[module]
+
+
+def test_no_flag_breaks_infinities_or_ties_a_build_to_its_machine():
+    text = (ROOT / "CMakeLists.txt").read_text()
+    code = "\n".join(line.split("#")[0] for line in text.splitlines())
+    assert not re.search("fast-math|march=native|openmp|Ofast", code, re.IGNORECASE)

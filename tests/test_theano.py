@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The signatures of theano.tensor.nnet.ctc."""
+
+import jax
+import numpy as np
+import oracle
+import pytest
+from cases import DENSE, both_layouts
+from conftest import assert_costs, assert_gradient, assert_same_bits
+
+import jax_ctc
+from jax_ctc.compat import theano
+
+
+@both_layouts
+def test_ctc_takes_activations_labels_and_input_lengths(case):
+    acts, labels, lengths, _ = case.arguments()
+    cost = theano.ctc(activations=acts, labels=labels, input_lengths=lengths)
+    assert_same_bits(cost, jax_ctc.ctc(acts, labels, lengths))
+    assert_same_bits(theano.ctc(acts, labels, lengths), cost)
+
+
+@both_layouts
+@pytest.mark.parametrize("openmp", [None, True, False])
+@pytest.mark.parametrize("under_jit", [False, True], ids=["eager", "jit"])
+def test_the_op_has_a_cost_and_a_gradient(case, openmp, under_jit):
+    acts, labels, lengths, _ = case.arguments()
+    op = theano.ConnectionistTemporalClassification(openmp=openmp)
+    evaluate = jax.value_and_grad(lambda acts: op(acts, labels, lengths).sum())
+    value, gradient = (jax.jit(evaluate) if under_jit else evaluate)(acts)
+    truth = oracle.solve(acts, labels, lengths)
+    assert_costs(value, truth.cost.sum(), case.T)
+    assert_gradient(gradient, truth.gradient)
+
+
+def test_without_compute_grad_there_is_a_cost_but_no_derivative():
+    acts, labels, lengths, _ = DENSE.arguments()
+    op = theano.ConnectionistTemporalClassification(compute_grad=False)
+    assert_same_bits(op(acts, labels, lengths), jax_ctc.ctc(acts, labels, lengths))
+    assert_same_bits(jax.jit(op)(acts, labels, lengths), jax_ctc.ctc(acts, labels, lengths))
+
+    def total(acts):
+        return op(acts, labels, lengths).sum()
+
+    with pytest.raises(Exception, match="compute_grad"):
+        jax.grad(total)(acts)
+    with pytest.raises(Exception, match="compute_grad"):
+        jax.jvp(total, (acts,), (acts,))
+
+
+def test_the_mean_of_theano_s_own_example():
+    acts = np.array(
+        [
+            [[0, 0, 0, 0, 0], [1, 2, 3, 4, 5], [-5, -4, -3, -2, -1]],
+            [[0, 0, 0, 0, 0], [6, 7, 8, 9, 10], [-10, -9, -8, -7, -6]],
+            [[0, 0, 0, 0, 0], [11, 12, 13, 14, 15], [-15, -14, -13, -12, -11]],
+        ],
+        np.float32,
+    )
+    cost = theano.ctc(acts, np.array([[1, -1], [3, 3], [2, 3]]), np.array([1, 3, 3]))
+    np.testing.assert_allclose(cost, [1.609437943, 7.355742931, 4.938849926], rtol=1e-5)
