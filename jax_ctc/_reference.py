@@ -285,7 +285,7 @@ def _advance(states: _Scaled, may_skip: Array) -> _Scaled:
 
     def shifted(by: int) -> _Scaled:
         moved = (
-            jnp.concatenate([n[:, :by], x[:, :-by]], axis=-1)
+            jnp.concatenate([n[..., :by], x[..., :-by]], axis=-1)
             for n, x in zip(none, states, strict=True)
         )
         return _Scaled(*moved)
@@ -303,7 +303,7 @@ def _sweep(start: _Scaled, emissions: _Scaled, used: Array, may_skip: Array) -> 
         emission, in_use = inputs
         before = _advance(states, may_skip)
         after = _times(before, emission)
-        return _where(in_use[:, None], after, states), (before, after)
+        return _where(in_use[..., None], after, states), (before, after)
 
     return lax.scan(frame, start, (emissions, used))
 
@@ -322,26 +322,24 @@ def _alpha(p: _Problem) -> _Scaled:
 
 def _alpha_and_beta(p: _Problem) -> tuple[_Scaled, _Scaled, _Scaled]:
     """alpha after the last frame (N, S), alpha before each frame's emission and beta after it
-    (T, N, S). Beta is the same sweep over reversed frames and states, so both are one."""
-    N = p.acts.shape[0]
-    emissions = _emissions(p)
+    (T, N, S). Beta is the same sweep over reversed frames and states, so one sweep does both: on an
+    axis of its own, because N may be sharded."""
 
-    def with_reversed(x: Array, *axes: int, along: int) -> Array:
-        return jnp.concatenate([x, jnp.flip(x, axes)], along)
+    def both(alpha: Array, beta: Array, axis: int) -> Array:
+        return jnp.stack([alpha, beta], axis)
 
-    # A skip, seen from the state it starts in.
-    skip_ahead = jnp.pad(p.may_skip, ((0, 0), (0, 2)))[:, 2:]
     first, last = _start(p, jnp.zeros_like(p.last)), _start(p, p.last)
+    skip_ahead = jnp.pad(p.may_skip, ((0, 0), (0, 2)))[:, 2:]  # seen from where it starts
     end, (before, after) = _sweep(
-        _Scaled(*(jnp.concatenate([x, jnp.flip(y, -1)]) for x, y in zip(first, last, strict=True))),
-        _Scaled(*(with_reversed(x, 0, -1, along=1) for x in emissions)),
-        with_reversed(p.used.T, 0, along=1),
-        jnp.concatenate([p.may_skip, jnp.flip(skip_ahead, -1)]),
+        _Scaled(*(both(x, jnp.flip(y, -1), 0) for x, y in zip(first, last, strict=True))),
+        _Scaled(*(both(x, jnp.flip(x, (0, -1)), 1) for x in _emissions(p))),
+        both(p.used.T, jnp.flip(p.used.T, 0), 1),
+        both(p.may_skip, jnp.flip(skip_ahead, -1), 0),
     )
     return (
-        _Scaled(*(x[:N] for x in end)),
-        _Scaled(*(x[:, :N] for x in before)),
-        _Scaled(*(jnp.flip(x[:, N:], (0, -1)) for x in after)),
+        _Scaled(*(x[0] for x in end)),
+        _Scaled(*(x[:, 0] for x in before)),
+        _Scaled(*(jnp.flip(x[:, 1], (0, -1)) for x in after)),
     )
 
 

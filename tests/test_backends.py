@@ -49,7 +49,7 @@ def test_every_backend_keeps_the_contract(environment, name, files):
     said = python("import jax_ctc; print(jax_ctc.build_info()['cpu'])", **environment)
     assert said.stdout.strip() == str(name), said.stderr
     suite = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *files],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],
         env={**os.environ, **environment},
         cwd=HERE,
         capture_output=True,

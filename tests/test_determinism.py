@@ -10,6 +10,8 @@ from conftest import COMPILED, assert_same_bits
 
 import jax_ctc
 
+pytestmark = pytest.mark.slow
+
 T, B, L = 120, 12, 40
 
 

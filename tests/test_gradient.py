@@ -137,3 +137,12 @@ def test_acts_are_left_as_they_were():
     assert_same_bits(acts, before)
     assert_same_bits(second[0], 2 * first[0])
     assert_same_bits(vjp(jnp.ones_like(value))[0], first[0])
+
+
+@both_layouts
+def test_acts_are_kept_and_not_copied(case):
+    acts, labels, lengths, _ = case.arguments()
+    acts = jnp.asarray(acts)
+    _, vjp = jax.vjp(lambda acts: jax_ctc.ctc(acts, labels, lengths), acts)
+    kept = {x.unsafe_buffer_pointer() for x in jax.tree.leaves(vjp)}
+    assert acts.unsafe_buffer_pointer() in kept

@@ -14,6 +14,8 @@ from conftest import COMPILED, assert_costs, assert_gradient
 
 import jax_ctc
 
+pytestmark = pytest.mark.slow
+
 DENSE, COMPACT = (400, 60, 32), (400, 60, 100)  # T, L, V
 LONG_DENSE, LONG_COMPACT = (2000, 200, 64), (2000, 100, 256)
 LONGEST_DENSE, LONGEST_COMPACT = (10_000, 400, 32), (10_000, 60, 80)
