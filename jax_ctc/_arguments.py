@@ -104,7 +104,7 @@ class _Given(NamedTuple):
 def _shapes_checked(
     acts: Any, labels: Any, lengths: Any, label_lengths: Any, blank: Any, time_major: Any
 ) -> _Given:
-    acts = jnp.asarray(acts)
+    acts = acts if isinstance(acts, jax.Array) else jnp.asarray(acts)  # which would copy a tracer
     if acts.dtype not in _FLOATS:
         raise TypeError(
             "`acts` (unnormalised activations): expected float32, float64, bfloat16 or float16, "
