@@ -14,12 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from . import _axes
-
-_NONE = -(1 << 28)  # exponent of a state that was not reached
-_DEAD = -(1 << 26)  # exponent of an emission of probability 0
-_NO_PATH = _DEAD + (1 << 22)  # a total below this has a dead emission in it
-_FURTHEST = -4.2e7  # nats below the largest logit of a row, from where on one counts as -inf
+from . import _axes, _scaled
+from ._scaled import Scaled
 
 
 def loss(acts: Array, labels: Array, lengths: Array, **parameters: Any) -> Array:
@@ -71,7 +67,7 @@ def cotangent(
     time_axis = parameters["time_axis"]
     problem = _flatten(acts, labels, lengths, **parameters)
     unit = _gradient(problem, _frames_of(rows, time_axis), _frames_of(columns, time_axis))
-    return _like(_scaled(unit, cotangents), acts, time_axis)
+    return _like(_with_cotangents(unit, cotangents), acts, time_axis)
 
 
 def hvp(
@@ -103,7 +99,9 @@ def hvp(
         return _gradient(problem, *_forward(problem)[1:])
 
     _, change = jax.jvp(unit_gradient, (wide,), (_like(frames, wide, time_axis),))
-    return _like(_scaled(jnp.where(jnp.isnan(unit), jnp.nan, change), cotangents), acts, time_axis)
+    return _like(
+        _with_cotangents(jnp.where(jnp.isnan(unit), jnp.nan, change), cotangents), acts, time_axis
+    )
 
 
 # ---- the problem in one shape ------------------------------------------------------------------
@@ -184,77 +182,9 @@ def _like(x: Array, acts: Array, time_axis: int) -> Array:
     return jnp.moveaxis(x.reshape(*batch, *x.shape[1:]), -2, time_axis).astype(acts.dtype)
 
 
-def _scaled(unit: Array, cotangents: Array) -> Array:
+def _with_cotangents(unit: Array, cotangents: Array) -> Array:
     c = cotangents.reshape(-1, 1, 1)
     return jnp.where(c == 0, 0, c * unit)
-
-
-# ---- numbers without a range -------------------------------------------------------------------
-
-
-class _Scaled(NamedTuple):
-    m: Array
-    e: Array  # integers as wide as m
-
-    def at(self, index: Array) -> "_Scaled":
-        """(N, S) at (N,)."""
-        pick = index[:, None]
-        return _Scaled(*(jnp.take_along_axis(x, pick, axis=-1)[:, 0] for x in self))
-
-
-def _layout(dtype: Any) -> tuple[Any, int, int]:
-    """Integer type, mantissa bits and exponent bias."""
-    return (np.int64, 52, 1023) if dtype == np.float64 else (np.int32, 23, 127)
-
-
-def _pow2(d: Array, dtype: Any) -> Array:
-    """2^d for integers d up to the bias, and exactly 0 from minus the bias down."""
-    _, mantissa, bias = _layout(dtype)
-    return lax.bitcast_convert_type((jnp.maximum(d, -bias) + bias) << mantissa, dtype)
-
-
-def _add(*terms: _Scaled) -> _Scaled:
-    e = terms[0].e
-    for term in terms[1:]:
-        e = jnp.maximum(e, term.e)
-    m = sum(term.m * _pow2(term.e - e, term.m.dtype) for term in terms)
-    return _fold(_Scaled(jnp.asarray(m), e))
-
-
-def _times(a: _Scaled, b: _Scaled) -> _Scaled:
-    return _Scaled(a.m * b.m, jnp.maximum(a.e + b.e, _NONE))
-
-
-def _fold(x: _Scaled) -> _Scaled:
-    """The same value with its mantissa in [1, 2)."""
-    integer, mantissa, bias = _layout(x.m.dtype)
-    pattern = lax.bitcast_convert_type(lax.stop_gradient(x.m), integer)
-    exponent = (pattern >> mantissa) - bias
-    return _Scaled(x.m * _pow2(-exponent, x.m.dtype), jnp.maximum(x.e + exponent, _NONE))
-
-
-def _where(mask: Array, a: _Scaled, b: _Scaled) -> _Scaled:
-    return _Scaled(jnp.where(mask, a.m, b.m), jnp.where(mask, a.e, b.e))
-
-
-def _none_like(x: Array) -> _Scaled:
-    integer, _, _ = _layout(x.dtype)
-    return _Scaled(jnp.ones_like(x), jnp.full_like(x, _NONE, dtype=integer))
-
-
-def _split_exp(x: Array, shift: Array) -> _Scaled:
-    """exp(x - shift), x <= shift."""
-    integer, _, _ = _layout(x.dtype)
-    d = x - shift
-    back = d - x
-    rest = lax.stop_gradient((x - (d - back)) + (-shift - back))  # what rounding took from d
-    alive = d > _FURTHEST
-    d, rest = jnp.where(alive, d, 0), jnp.where(alive, rest, 0)
-    q = lax.stop_gradient(jnp.round(d * np.log2(np.e).item()))
-    # ln 2 in three parts: q times the first two is exact for |q| < 2^18.
-    high, middle, low = 0.6875, float.fromhex("0x1.7p-8"), float.fromhex("0x1.0bfbe8e7bcd5ep-15")
-    p = jnp.exp(((d - q * high) - q * middle) - q * low + rest)
-    return _Scaled(jnp.where(alive, p, 1), jnp.where(alive, q.astype(integer), _DEAD))
 
 
 # ---- the recursion -----------------------------------------------------------------------------
@@ -270,57 +200,57 @@ def _row_normaliser(p: _Problem) -> tuple[Array, Array, Array]:
     return shift, count + tail, jnp.log(count) + jnp.log1p(tail / count)
 
 
-def _emissions(p: _Problem) -> _Scaled:
+def _emissions(p: _Problem) -> Scaled:
     """(T, N, S) of each state's class."""
     classes = jnp.broadcast_to(p.states[:, None, :], (*p.used.shape, p.states.shape[-1]))
     logits = jnp.take_along_axis(p.acts, classes, axis=-1)
     shift, _, _ = _row_normaliser(p)
-    emissions = _split_exp(logits, jnp.broadcast_to(shift[..., None], logits.shape))
-    return _Scaled(*(jnp.moveaxis(x, 1, 0) for x in emissions))
+    emissions = _scaled.split_exp(logits, jnp.broadcast_to(shift[..., None], logits.shape))
+    return Scaled(*(jnp.moveaxis(x, 1, 0) for x in emissions))
 
 
-def _advance(states: _Scaled, may_skip: Array) -> _Scaled:
+def _advance(states: Scaled, may_skip: Array) -> Scaled:
     """Sum over the states one may come from: the state itself, one before, two before (eq. 4)."""
-    none = _none_like(states.m)
+    none = _scaled.none_like(states.m)
 
-    def shifted(by: int) -> _Scaled:
+    def shifted(by: int) -> Scaled:
         moved = (
             jnp.concatenate([n[..., :by], x[..., :-by]], axis=-1)
             for n, x in zip(none, states, strict=True)
         )
-        return _Scaled(*moved)
+        return Scaled(*moved)
 
     if states.m.shape[-1] == 1:  # no labels
         return states
-    return _add(states, shifted(1), _where(may_skip, shifted(2), none))
+    return _scaled.add(states, shifted(1), _scaled.where(may_skip, shifted(2), none))
 
 
-def _sweep(start: _Scaled, emissions: _Scaled, used: Array, may_skip: Array) -> Any:
+def _sweep(start: Scaled, emissions: Scaled, used: Array, may_skip: Array) -> Any:
     """Runs the recursion over frames. Returns the last states, and per frame the states before and
     after its emission."""
 
-    def frame(states: _Scaled, inputs: Any) -> Any:
+    def frame(states: Scaled, inputs: Any) -> Any:
         emission, in_use = inputs
         before = _advance(states, may_skip)
-        after = _times(before, emission)
-        return _where(in_use[..., None], after, states), (before, after)
+        after = _scaled.times(before, emission)
+        return _scaled.where(in_use[..., None], after, states), (before, after)
 
     return lax.scan(frame, start, (emissions, used))
 
 
-def _start(p: _Problem, index: Array) -> _Scaled:
-    none = _none_like(jnp.zeros_like(p.acts, shape=p.states.shape))
+def _start(p: _Problem, index: Array) -> Scaled:
+    none = _scaled.none_like(jnp.zeros_like(p.acts, shape=p.states.shape))
     here = _counting(p.states.shape[-1]) == index[:, None]
-    return _Scaled(none.m, jnp.where(here, 0, none.e))
+    return Scaled(none.m, jnp.where(here, 0, none.e))
 
 
-def _alpha(p: _Problem) -> _Scaled:
+def _alpha(p: _Problem) -> Scaled:
     """States after the last frame (N, S)."""
     start = _start(p, jnp.zeros_like(p.last))
     return _sweep(start, _emissions(p), p.used.T, p.may_skip)[0]
 
 
-def _alpha_and_beta(p: _Problem) -> tuple[_Scaled, _Scaled, _Scaled]:
+def _alpha_and_beta(p: _Problem) -> tuple[Scaled, Scaled, Scaled]:
     """alpha after the last frame (N, S), alpha before each frame's emission and beta after it
     (T, N, S). Beta is the same sweep over reversed frames and states, so one sweep does both: on an
     axis of its own, because N may be sharded."""
@@ -331,29 +261,32 @@ def _alpha_and_beta(p: _Problem) -> tuple[_Scaled, _Scaled, _Scaled]:
     first, last = _start(p, jnp.zeros_like(p.last)), _start(p, p.last)
     skip_ahead = jnp.pad(p.may_skip, ((0, 0), (0, 2)))[:, 2:]  # seen from where it starts
     end, (before, after) = _sweep(
-        _Scaled(*(both(x, jnp.flip(y, -1), 0) for x, y in zip(first, last, strict=True))),
-        _Scaled(*(both(x, jnp.flip(x, (0, -1)), 1) for x in _emissions(p))),
+        Scaled(*(both(x, jnp.flip(y, -1), 0) for x, y in zip(first, last, strict=True))),
+        Scaled(*(both(x, jnp.flip(x, (0, -1)), 1) for x in _emissions(p))),
         both(p.used.T, jnp.flip(p.used.T, 0), 1),
         both(p.may_skip, jnp.flip(skip_ahead, -1), 0),
     )
     return (
-        _Scaled(*(x[0] for x in end)),
-        _Scaled(*(x[:, 0] for x in before)),
-        _Scaled(*(jnp.flip(x[:, 1], (0, -1)) for x in after)),
+        Scaled(*(x[0] for x in end)),
+        Scaled(*(x[:, 0] for x in before)),
+        Scaled(*(jnp.flip(x[:, 1], (0, -1)) for x in after)),
     )
 
 
-def _total(p: _Problem, end: _Scaled) -> _Scaled:
+def _total(p: _Problem, end: Scaled) -> Scaled:
     """Z (N,), the sum over all alignments (eq. 6)."""
     last = end.at(p.last)
-    return _add(last, _where(p.last > 0, end.at(jnp.maximum(p.last - 1, 0)), _none_like(last.m)))
+    return _scaled.add(
+        last,
+        _scaled.where(p.last > 0, end.at(jnp.maximum(p.last - 1, 0)), _scaled.none_like(last.m)),
+    )
 
 
-def _cost(p: _Problem, z: _Scaled) -> Array:
+def _cost(p: _Problem, z: Scaled) -> Array:
     _, _, log_sums = _row_normaliser(p)
     log_z = jnp.log(z.m) + z.e.astype(z.m.dtype) * np.log(2).item()
     cost = jnp.maximum(jnp.where(p.used, log_sums, 0).sum(-1) - log_z, 0)  # eq. 7
-    cost = jnp.where(z.e < _NO_PATH, jnp.inf, cost)
+    cost = jnp.where(z.e < _scaled.NO_PATH, jnp.inf, cost)
     return jnp.where(p.bad | p.broken.any(-1), jnp.nan, cost)
 
 
@@ -362,14 +295,14 @@ def _forward(p: _Problem) -> tuple[Array, Array, Array]:
     end, alpha, beta = _alpha_and_beta(p)
     z = _total(p, end)
     e = alpha.e + beta.e
-    gamma = alpha.m * beta.m * _pow2(e - e.max(-1, keepdims=True), alpha.m.dtype)  # eq. 8
+    gamma = alpha.m * beta.m * _scaled.pow2(e - e.max(-1, keepdims=True), alpha.m.dtype)  # eq. 8
     gamma = jnp.moveaxis(gamma / gamma.sum(-1, keepdims=True), 0, 1)  # (N, T, S)
     labels = jnp.take_along_axis(gamma[..., 1::2], p.position[:, None, :], axis=-1)
     columns = jnp.concatenate([gamma[..., ::2].sum(-1, keepdims=True), labels], axis=-1)
 
     shift, sums, _ = _row_normaliser(p)
     rows = jnp.stack([shift, 1 / sums], axis=-1)
-    active = (p.used & (z.e >= _NO_PATH)[:, None])[..., None]
+    active = (p.used & (z.e >= _scaled.NO_PATH)[:, None])[..., None]
     if p.dense:
         columns = _softmax(p, rows) - _by_class(p, columns)
         rows = rows[..., :0]

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers without a range, m * 2^e, as JAX arrays: what kernels/scaled.h is there (docs/ctc.md).
+
+Exponents are integers and have no tangent; a tangent of m shares the exponent of its value.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+NONE = -(1 << 28)  # exponent of a state that was not reached
+DEAD = -(1 << 26)  # exponent of an emission of probability 0
+NO_PATH = DEAD + (1 << 22)  # a total below this has a dead emission in it
+FURTHEST = -4.2e7  # nats below the largest logit of a row, from where on one counts as -inf
+
+
+class Scaled(NamedTuple):
+    m: Array
+    e: Array  # integers as wide as m
+
+    def at(self, index: Array) -> "Scaled":
+        """(N, S) at (N,)."""
+        pick = index[:, None]
+        return Scaled(*(jnp.take_along_axis(x, pick, axis=-1)[:, 0] for x in self))
+
+
+def _layout(dtype: Any) -> tuple[Any, int, int]:
+    """Integer type, mantissa bits and exponent bias."""
+    return (np.int64, 52, 1023) if dtype == np.float64 else (np.int32, 23, 127)
+
+
+def pow2(d: Array, dtype: Any) -> Array:
+    """2^d for integers d up to the bias, and exactly 0 from minus the bias down."""
+    _, mantissa, bias = _layout(dtype)
+    return lax.bitcast_convert_type((jnp.maximum(d, -bias) + bias) << mantissa, dtype)
+
+
+def add(*terms: Scaled) -> Scaled:
+    e = terms[0].e
+    for term in terms[1:]:
+        e = jnp.maximum(e, term.e)
+    m = sum(term.m * pow2(term.e - e, term.m.dtype) for term in terms)
+    return fold(Scaled(jnp.asarray(m), e))
+
+
+def times(a: Scaled, b: Scaled) -> Scaled:
+    return Scaled(a.m * b.m, jnp.maximum(a.e + b.e, NONE))
+
+
+def fold(x: Scaled) -> Scaled:
+    """The same value with its mantissa in [1, 2)."""
+    integer, mantissa, bias = _layout(x.m.dtype)
+    pattern = lax.bitcast_convert_type(lax.stop_gradient(x.m), integer)
+    exponent = (pattern >> mantissa) - bias
+    return Scaled(x.m * pow2(-exponent, x.m.dtype), jnp.maximum(x.e + exponent, NONE))
+
+
+def where(mask: Array, a: Scaled, b: Scaled) -> Scaled:
+    return Scaled(jnp.where(mask, a.m, b.m), jnp.where(mask, a.e, b.e))
+
+
+def none_like(x: Array) -> Scaled:
+    integer, _, _ = _layout(x.dtype)
+    return Scaled(jnp.ones_like(x), jnp.full_like(x, NONE, dtype=integer))
+
+
+def split_exp(x: Array, shift: Array) -> Scaled:
+    """exp(x - shift), x <= shift."""
+    integer, _, _ = _layout(x.dtype)
+    d = x - shift
+    back = d - x
+    rest = lax.stop_gradient((x - (d - back)) + (-shift - back))  # what rounding took from d
+    alive = d > FURTHEST
+    d, rest = jnp.where(alive, d, 0), jnp.where(alive, rest, 0)
+    q = lax.stop_gradient(jnp.round(d * np.log2(np.e).item()))
+    # ln 2 in three parts: q times the first two is exact for |q| < 2^18.
+    high, middle, low = 0.6875, float.fromhex("0x1.7p-8"), float.fromhex("0x1.0bfbe8e7bcd5ep-15")
+    p = jnp.exp(((d - q * high) - q * middle) - q * low + rest)
+    return Scaled(jnp.where(alive, p, 1), jnp.where(alive, q.astype(integer), DEAD))
