@@ -15,8 +15,9 @@ ROWS = "rows"  # batch with T, 2 (0 where dense): shift and scale of the softmax
 COLUMNS = "columns"  # batch with T, min(L + 1, V)
 LABELS = "labels"  # batch, L
 BATCH = "batch"  # batch
+SCRATCH = "scratch"  # batch, bytes: what the kernels of one call pass on to each other
 
-_LAST = {ACTS: "v", ROWS: "r", COLUMNS: "c", LABELS: "l"}
+_LAST = {ACTS: "v", ROWS: "r", COLUMNS: "c", LABELS: "l", SCRATCH: "s"}
 WITH_FRAMES = (ACTS, ROWS, COLUMNS)
 
 

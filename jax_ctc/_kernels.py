@@ -2,6 +2,7 @@
 """Finds the compiled kernels, registers their handlers with XLA, and says why where it cannot."""
 
 import importlib
+import importlib.util
 import os
 import re
 from importlib.metadata import version as _version
@@ -20,11 +21,11 @@ def _runtime_ffi_version() -> tuple[int, int]:
     return int(numbers[0]), int(numbers[1])
 
 
-def _load_cpu() -> Any:
-    """The module of CPU kernels. Raises ImportError that says what to do."""
+def _load(name: str) -> Any:
+    """A module of compiled kernels. Raises ImportError that says what to do."""
     way_out = "JAX_CTC_KERNELS=none in the environment makes jax_ctc run in pure JAX instead."
     try:
-        module = importlib.import_module("jax_ctc._cpu")
+        module = importlib.import_module(f"jax_ctc.{name}")
     except ModuleNotFoundError as error:
         raise ImportError(
             "jax_ctc has no compiled kernels here: this looks like its source tree and not an "
@@ -51,12 +52,32 @@ def _register(module: Any, platform: str) -> None:
         jax.ffi.register_ffi_target_as_batch_partitionable(name)
 
 
-cpu = None if _DISABLED else _load_cpu()
-if cpu is not None:
-    _register(cpu, "cpu")
+cpu = None if _DISABLED else _load("_cpu")
+# A build without a CUDA compiler has no such module; one that has it needs no device to import it.
+cuda = None if _DISABLED or importlib.util.find_spec("jax_ctc._cuda") is None else _load("_cuda")
 
 # The lowering asks this: platforms whose kernels are registered. All others run pure JAX.
-PLATFORMS = ("cpu",) if cpu is not None else ()
+PLATFORMS = tuple(name for name, module in (("cpu", cpu), ("cuda", cuda)) if module is not None)
+for _name, _module in (("cpu", cpu), ("CUDA", cuda)):
+    if _module is not None:
+        _register(_module, _name)
+
+# Up to so many labels a CUDA kernel can write the gradient in the place of acts.
+most_labels_in_place = cuda.most_labels_in_place if cuda is not None else 0
+
+
+def scratch_bytes(op: str, is_double: bool, T: Any, L: Any) -> Any:
+    """Memory that a CUDA kernel wants for each sequence. T and L may be symbolic (jax.export)."""
+
+    def count(T: int, L: int) -> int:
+        return cuda.scratch_bytes(op, is_double, T, L)
+
+    if isinstance(T, int) and isinstance(L, int):
+        total = count(T, L)
+    else:  # bilinear
+        a, b, c = count(0, 0), count(1, 0), count(0, 1)
+        total = a + (b - a) * T + (c - a) * L + (count(1, 1) - b - c + a) * T * L
+    return -(-total // 16) * 16
 
 
 def build_info() -> dict[str, Any]:
@@ -67,14 +88,20 @@ def build_info() -> dict[str, Any]:
         ``version``  of jax_ctc; ``jax``, ``jaxlib``  the versions in use
         ``cpu``      the instruction set that runs, or None where pure JAX does
         ``cpu_available``  the instruction sets this machine could run
-        ``cuda``     None: pure JAX runs on GPUs
+        ``cuda``     the architectures that CUDA kernels were compiled for ("80;90;..."), or None
+                     where pure JAX runs on GPUs
         ``ffi``      XLA's FFI version the kernels were compiled for
         ``notes``    sentences that say why something is missing or not as asked for
     """
-    notes = ["cuda: this build has no CUDA kernels; GPUs run pure JAX."]
+    notes = []
     if cpu is None:
-        notes.append("cpu: switched off by JAX_CTC_KERNELS=none; the CPU runs pure JAX.")
-    elif cpu.isa_complaint():
+        notes.append("JAX_CTC_KERNELS=none switches all kernels off; pure JAX runs everywhere.")
+    elif cuda is None:
+        notes.append(
+            "cuda: this build has no CUDA kernels, and GPUs run pure JAX. Reinstall jax_ctc where "
+            "nvcc is found: from a CUDA toolkit, or `pip install nvidia-cuda-nvcc`."
+        )
+    if cpu is not None and cpu.isa_complaint():
         notes.append(f"cpu: {cpu.isa_complaint()}; running {cpu.instruction_set()}.")
     return {
         "version": _version("jax_ctc"),
@@ -82,7 +109,7 @@ def build_info() -> dict[str, Any]:
         "jaxlib": _version("jaxlib"),
         "cpu": cpu.instruction_set() if cpu is not None else None,
         "cpu_available": cpu.instruction_sets() if cpu is not None else [],
-        "cuda": None,
+        "cuda": cuda.architectures if cuda is not None else None,
         "ffi": cpu.ffi_api_version if cpu is not None else None,
         "notes": notes,
     }

@@ -33,10 +33,11 @@ def register(op: str, primitive: Primitive) -> None:
     if op not in TARGETS:
         return
     for platform in _kernels.PLATFORMS:
-        mlir.register_lowering(primitive, _kernel_rule(op, primitive), platform=platform)
+        rule = _kernel_rule(op, primitive, platform)
+        mlir.register_lowering(primitive, rule, platform=platform)
 
 
-def _kernel_rule(op: str, primitive: Primitive) -> Callable[..., Any]:
+def _kernel_rule(op: str, primitive: Primitive, platform: str) -> Callable[..., Any]:
     """One custom call, in a form that a partitioner can split where one will look at it."""
     partitioned = mlir.lower_fun(
         _with_time_moved(op, primitive.multiple_results),
@@ -46,7 +47,7 @@ def _kernel_rule(op: str, primitive: Primitive) -> Callable[..., Any]:
     def rule(ctx: Any, *operands: Any, time_axis: int, blank: int, threads: int) -> Any:
         parameters: dict[str, Any] = {"time_axis": time_axis, "blank": blank, "threads": threads}
         if _unpartitioned(ctx):
-            return _custom_call(op, ctx, operands, _aliases(op, ctx), **parameters)
+            return _custom_call(op, platform, ctx, operands, **parameters)
         return partitioned(ctx, *operands, **parameters)
 
     return rule
@@ -54,9 +55,9 @@ def _kernel_rule(op: str, primitive: Primitive) -> Callable[..., Any]:
 
 def _custom_call(
     op: str,
+    platform: str,
     ctx: Any,
     operands: Sequence[Any],
-    aliases: dict[int, int],
     *,
     time_axis: int,
     blank: int,
@@ -64,26 +65,53 @@ def _custom_call(
     time_moved: bool = False,
     **extra: Any,
 ) -> Any:
-    lower = jax.ffi.ffi_lowering(TARGETS[op], operand_output_aliases=aliases, **extra)
-    return lower(
-        ctx,
+    wanted = len(ctx.avals_out)
+    lower = jax.ffi.ffi_lowering(
+        TARGETS[op], operand_output_aliases=_aliases(op, platform, ctx, time_moved), **extra
+    )
+    results = lower(
+        ctx.replace(
+            avals_out=[*ctx.avals_out, *_scratch(op, platform, ctx, time_axis, time_moved)]
+        ),
         *operands,
         time_axis=np.int64(time_axis),
         time_moved=np.bool_(time_moved),
         blank=np.int64(blank),
         threads=np.int64(threads),
     )
+    return results[:wanted]
 
 
-def _aliases(op: str, ctx: Any) -> dict[int, int]:
-    """The gradient takes the place of the one that the forward pass kept, where it kept one."""
-    if op != "cotangent":
+def _scratch(op: str, platform: str, ctx: Any, time_axis: int, time_moved: bool) -> list[Any]:
+    """On CUDA one result more: memory for the kernels of the call, for XLA to plan."""
+    if platform != "cuda" or op not in _SCRATCH:
+        return []
+    acts, labels, lengths = ctx.avals_in[:3]
+    T = acts.shape[-2 if time_moved else time_axis]
+    is_double = acts.dtype == np.float64
+    size = _kernels.scratch_bytes(op, is_double, T, labels.shape[-1])
+    return [jax.core.ShapedArray((*lengths.shape, size), np.dtype(np.uint8))]
+
+
+_SCRATCH = ("loss", "forward", "tangent")
+
+
+def _aliases(op: str, platform: str, ctx: Any, time_moved: bool) -> dict[int, int]:
+    """What the gradient takes the place of.
+
+    Dense: the gradient that the forward pass kept. Compact, on CUDA: acts, which saves their size
+    where they are dead, and costs a copy where they are not. On the CPU that copy is all it does.
+    """
+    if op != "cotangent" or (platform == "cpu" and time_moved):
         return {}
+    acts, labels = ctx.avals_in[:2]
+    V, L = acts.shape[-1], labels.shape[-1]
+    if not _axes.is_dense(V, L):
+        fits = isinstance(L, int) and L <= _kernels.most_labels_in_place
+        return {0: 0} if platform == "cuda" and fits else {}
     kept = _axes.SIGNATURES[op].operands.index(_axes.COLUMNS)
-    columns, gradient = ctx.avals_in[kept], ctx.avals_out[0]
-    same = columns.shape == gradient.shape and columns.dtype == gradient.dtype
-    dense = _axes.is_dense(ctx.avals_in[0].shape[-1], ctx.avals_in[1].shape[-1])
-    return {kept: 0} if same and dense else {}
+    same = ctx.avals_in[kept].dtype == ctx.avals_out[0].dtype
+    return {kept: 0} if same else {}
 
 
 def _unpartitioned(ctx: Any) -> bool:
@@ -141,24 +169,28 @@ def _define_moved_call(op: str) -> Primitive:
         out = result_avals(op, acts, labels, lengths, time_axis=acts.ndim - 2)
         return out if primitive.multiple_results else out[0]
 
-    def rule(ctx: Any, *operands: Any, time_axis: int, **parameters: Any) -> Any:
+    def rule(platform: str, ctx: Any, *operands: Any, time_axis: int, **parameters: Any) -> Any:
         batch_rank = ctx.avals_in[0].ndim - 2
         layouts = functools.partial(_layout, batch_rank=batch_rank, time_axis=time_axis)
+        scratch = _scratch(op, platform, ctx, time_axis, time_moved=True)
+        results = [*signature.results, *[_axes.SCRATCH] * len(scratch)]
         return _custom_call(
             op,
+            platform,
             ctx,
             operands,
-            {},
             time_axis=time_axis,
             time_moved=True,
             operand_layouts=[layouts(kind) for kind in signature.operands],
-            result_layouts=[layouts(kind) for kind in signature.results],
-            extra_attributes=_partitioning(op, ctx, batch_rank),
+            result_layouts=[layouts(kind) for kind in results],
+            extra_attributes=_partitioning(
+                signature.operands, ctx.avals_in, results, [*ctx.avals_out, *scratch], batch_rank
+            ),
             **parameters,
         )
 
     for platform in _kernels.PLATFORMS:
-        mlir.register_lowering(primitive, rule, platform=platform)
+        mlir.register_lowering(primitive, functools.partial(rule, platform), platform=platform)
     return primitive
 
 
@@ -169,11 +201,16 @@ def _layout(kind: str, batch_rank: int, time_axis: int) -> tuple[int, ...]:
     return tuple(logical.index(name) for name in reversed(stored))
 
 
-def _partitioning(op: str, ctx: Any, batch_rank: int) -> dict[str, Any]:
+def _partitioning(
+    operand_kinds: Sequence[str],
+    operand_avals: Sequence[Any],
+    result_kinds: Sequence[str],
+    result_avals: Sequence[Any],
+    batch_rank: int,
+) -> dict[str, Any]:
     """Attributes that let GSPMD and Shardy split the call along its batch axes."""
     ir = mlir.ir
-    signature = _axes.SIGNATURES[op]
-    avals = [*ctx.avals_in, *ctx.avals_out]
+    avals = [*operand_avals, *result_avals]
     if not all(isinstance(d, int) for aval in avals for d in aval.shape):
         return {}  # symbolic sizes (jax.export): single device only
     # Shardy names factors i, j, k, ... by first appearance.
@@ -190,8 +227,8 @@ def _partitioning(op: str, ctx: Any, batch_rank: int) -> dict[str, Any]:
             arrays.append("[" + ", ".join(letters[name] for name in names) + "]")
         return ", ".join(arrays)
 
-    operands = factors(signature.operands, ctx.avals_in)
-    results = factors(signature.results, ctx.avals_out)
+    operands = factors(operand_kinds, operand_avals)
+    results = factors(result_kinds, result_avals)
     size = ", ".join(f"{letter}={sizes[name]}" for name, letter in letters.items())
     whole = ", ".join(letter for name, letter in letters.items() if not name.startswith("b"))
     attributes: dict[str, Any] = {

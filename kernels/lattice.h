@@ -14,20 +14,23 @@
 
 namespace jax_ctc {
 
+// What acts are made of. Costs and all that is kept are double for kF64, else float.
+enum class Dtype { kF32, kF64, kBF16, kF16 };
+
 // acts seen as (N, T, B, V), row-major: batch axes before T are folded into N, those after it into B.
 struct Shape {
   int64_t N, T, B, V, L;
 
-  int64_t sequences() const { return N * B; }
-  int64_t rows() const { return N * T * B; }
+  CTC_INLINE int64_t sequences() const { return N * B; }
+  CTC_INLINE int64_t rows() const { return N * T * B; }
   // Rows of acts (and of every per-frame array) are numbered in memory order.
-  int64_t first_row(int64_t sequence) const { return sequence / B * T * B + sequence % B; }
-  int64_t sequence_of_row(int64_t row) const { return row / (T * B) * B + row % B; }
-  int64_t frame_of_row(int64_t row) const { return row / B % T; }
+  CTC_INLINE int64_t first_row(int64_t sequence) const { return sequence / B * T * B + sequence % B; }
+  CTC_INLINE int64_t sequence_of_row(int64_t row) const { return row / (T * B) * B + row % B; }
+  CTC_INLINE int64_t frame_of_row(int64_t row) const { return row / B % T; }
   // Columns of the per-frame residual: the occupancies of the blank and of each label, or, where classes are no
   // more than that, the gradient itself.
-  bool dense() const { return V <= L + 1; }
-  int64_t columns() const { return dense() ? V : L + 1; }
+  CTC_INLINE bool dense() const { return V <= L + 1; }
+  CTC_INLINE int64_t columns() const { return dense() ? V : L + 1; }
 };
 
 // Entries below 0 are padding wherever they stand; those at V and above, and the blank, are no labels at all.

@@ -20,6 +20,12 @@ template <class V, class M> CTC_FN Pair<V> advance(Pair<V> at, V left, M skip) {
   return {blank, add(at.label, select(skip, blank, at.blank))};
 }
 
+// The same sums in an order for hardware where `left` comes from another lane and is waited for: two more operations,
+// of which the first do not need it.
+template <class V, class M> CTC_FN Pair<V> advance_left_last(Pair<V> at, V left, M skip) {
+  return {add(at.blank, left), add(at.label, at.blank, only_if(skip, left))};
+}
+
 template <class V> CTC_FN Pair<V> emit(Pair<V> before, V blank, V label) {
   return {times(before.blank, blank), times(before.label, label)};
 }

@@ -68,6 +68,12 @@ template <class R> CTC_FN Scaled<R> add(Scaled<R> a, Scaled<R> b) {
   return {a.m * pow2<R>(a.e - e) + b.m * pow2<R>(b.e - e), e};
 }
 
+// The same of three. What comes `late` is waited for by two operations only.
+template <class R> CTC_FN Scaled<R> add(Scaled<R> a, Scaled<R> b, Scaled<R> late) {
+  const Integer<R> e = max_of(max_of(a.e, b.e), late.e);
+  return {a.m * pow2<R>(a.e - e) + b.m * pow2<R>(b.e - e) + late.m * pow2<R>(late.e - e), e};
+}
+
 // The exponent never falls below kNone: whatever is added later stays inside an int32.
 template <class R> CTC_FN Scaled<R> times(Scaled<R> a, Scaled<R> b) {
   return {a.m * b.m, max_of(a.e + b.e, splat<Integer<R>>(kNone))};
@@ -76,6 +82,11 @@ template <class R> CTC_FN Scaled<R> times(Scaled<R> a, Scaled<R> b) {
 // a where mask, b elsewhere; mask is all ones or all zeros (one integer for a scalar, one per lane for a vector).
 template <class R> CTC_FN Scaled<R> select(Integer<R> mask, Scaled<R> a, Scaled<R> b) {
   return {mask ? a.m : b.m, mask ? a.e : b.e};
+}
+
+// a where mask, else a value that adds 0 to anything that was reached.
+template <class R> CTC_FN Scaled<R> only_if(Integer<R> mask, Scaled<R> a) {
+  return {a.m, mask ? a.e : splat<Integer<R>>(kNone)};
 }
 
 // The same value with its mantissa in [1, 2).

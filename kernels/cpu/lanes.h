@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// CTC_VECTOR_BYTES of floats or doubles side by side: load, store, neighbours, exp. The only file that knows a width.
+// CTC_VECTOR_BYTES of floats or doubles side by side: load, store, neighbours, exp. The only CPU file that knows a
+// width.
 //
 // Included once per instruction set, inside its target region (target.h), so everything here has internal linkage.
 #pragma once
 
-#include "../scaled.h"
+#include "../emission.h"
 
 namespace jax_ctc {
 namespace {
@@ -87,44 +88,6 @@ template <int kWidth, class V> CTC_FN auto max_of_first(V v) {
 }
 template <class V> CTC_FN auto sum_of_lanes(V v) { return sum_of_first<kCount<V>>(v); }
 template <class V> CTC_FN auto max_of_lanes(V v) { return max_of_first<kCount<V>>(v); }
-
-// ---- exp(x) = p * 2^q with p in [0.70, 1.42] ----------------------------------------------------------------------
-
-// ln 2 in three parts. The first two have so few digits that q times them is exact for |q| < 2^18, with or without a
-// fused multiply-add: logits far apart keep their digits.
-template <class F> struct Ln2 {
-  static constexpr F high = F(0x1.6p-1), middle = F(0x1.7p-8), low = F(0x1.0bfbe8e7bcd5ep-15);
-};
-
-// exp on |r| <= ln 2 / 2 by its Taylor series; the first term left out is 5e-9 (float) or 4e-18 (double) at most.
-template <class F> struct Taylor {
-  static constexpr int terms = sizeof(F) == 4 ? 8 : 14;
-  F coefficient[terms] = {};
-  constexpr Taylor() {
-    double factorial = 1;
-    for (int k = 0; k < terms; factorial *= ++k) coefficient[k] = F(1 / factorial);
-  }
-};
-template <class F, class V> CTC_FN V exp_reduced(V r) {
-  constexpr Taylor<F> series;
-  V p = splat<V>(series.coefficient[Taylor<F>::terms - 1]);
-  for (int k = Taylor<F>::terms - 2; k >= 0; --k) p = p * r + series.coefficient[k];
-  return p;
-}
-
-template <class V> struct Split {
-  V p;
-  Integer<V> q;
-};
-// `rest` is what x lost when it was rounded (0 where nothing was).
-template <class F, class V> CTC_FN Split<V> split_exp(V x, V rest) {
-  constexpr F kLog2e = F(1.44269504088896340736);
-  constexpr F kRound = F(3) * F(int64_t(1) << (Layout<F>::mantissa - 1));  // adding it rounds to an integer
-  const V shifted = x * kLog2e + kRound, n = shifted - kRound;
-  const Integer<V> q = bits<Integer<V>>(shifted) - bits<Integer<F>>(kRound);
-  const V r = (((x - n * Ln2<F>::high) - n * Ln2<F>::middle) - n * Ln2<F>::low) + rest;
-  return {exp_reduced<F>(r), q};
-}
 
 // exp(x) for x <= 0, and exactly 0 below the smallest normal number, for -inf too. NaN stays NaN.
 template <class F, class V> CTC_FN V exp_of_nonpositive(V x) {

@@ -69,18 +69,13 @@ template <class F> Normaliser<F> normalise(const F* x, int64_t V) {
   return {shift, sum};
 }
 
-// A logit this far below the largest of its row counts as -inf: no cost that large is told from an impossible one.
-constexpr double kFurthest = 4.2e7;
-// So far the vector code keeps all digits; beyond it float has too few for the number of halvings.
-template <class F> constexpr double kNear = sizeof(F) == 4 ? 1e5 : kFurthest;
-
 // The emissions between kNear and kFurthest, which hardly ever are.
 template <class F> void split_far_emissions(const F* x, int64_t n, F shift, F* p, Integer<F>* q) {
   for (int64_t i = 0; i < n; ++i) {
     const double d = double(x[i]) - double(shift);
     if (!(d > -kFurthest && d <= -kNear<F>)) continue;
-    const double y = d * 1.4426950408889634074, whole = __builtin_floor(y);
-    p[i] = F(__builtin_exp2(y - whole)), q[i] = Integer<F>(whole);
+    const Scaled<F> y = far_emission<F>(d);
+    p[i] = y.m, q[i] = y.e;
   }
 }
 

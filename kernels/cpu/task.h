@@ -6,9 +6,9 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace jax_ctc {
+#include "../lattice.h"
 
-enum class Dtype { kF32, kF64, kBF16, kF16 };
+namespace jax_ctc {
 
 // Memory that a thread keeps from one sequence to the next.
 class Scratch {

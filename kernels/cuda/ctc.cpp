@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ctc.h"
+
+#include "kernels.h"
+#include "scratch.h"
+
+namespace jax_ctc {
+namespace cuda {
+
+int64_t scratch_bytes(Operation operation, Dtype dtype, int64_t T, int64_t L) {
+  if (operation == Operation::kTangent) return T * int64_t(sizeof(double));
+  const bool training = operation == Operation::kForward;
+  return dtype == Dtype::kF64 ? Workspace<double>(nullptr, T, L, training).bytes
+                              : Workspace<float>(nullptr, T, L, training).bytes;
+}
+int64_t scratch_stride(Operation operation, Dtype dtype, int64_t T, int64_t L) {
+  return (scratch_bytes(operation, dtype, T, L) + 15) / 16 * 16;
+}
+
+const char* loss(const Problem& p, void* cost, void* scratch) { return forward(p, cost, {nullptr, nullptr}, scratch); }
+
+const char* forward(const Problem& p, void* cost, Kept kept, void* scratch) {
+  const char* wrong = launch_rows(p, kept, scratch);
+  return wrong != nullptr ? wrong : launch_lattice(p, cost, kept, scratch);
+}
+
+const char* tangent(const Problem& p, Kept kept, const void* directions, void* tangents, void* scratch) {
+  const char* wrong = launch_tangent_rows(p, kept, directions, scratch);
+  return wrong != nullptr ? wrong : launch_tangent_sums(p, tangents, scratch);
+}
+
+const char* cotangent(const Problem& p, Kept kept, const void* cotangents, void* gradient) {
+  return launch_gradient(p, kept, cotangents, gradient);
+}
+
+}  // namespace cuda
+}  // namespace jax_ctc

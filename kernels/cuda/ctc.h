@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// The operations on a batch: each puts one to two kernels into a stream and returns.
+#pragma once
+
+#include <cstdint>
+
+#include "../batch.h"
+
+namespace jax_ctc {
+namespace cuda {
+
+struct Problem : Batch {  // arrays on the device
+  void* stream;
+};
+
+// Memory that an operation needs for each sequence: bytes, bilinear in T and L, and from one sequence to the next, the
+// same rounded up to 16.
+enum class Operation { kLoss, kForward, kTangent };
+int64_t scratch_bytes(Operation operation, Dtype dtype, int64_t T, int64_t L);
+int64_t scratch_stride(Operation operation, Dtype dtype, int64_t T, int64_t L);
+
+// Each returns null, or what is wrong.
+const char* loss(const Problem& problem, void* cost, void* scratch);  // cost (N*B,)
+const char* forward(const Problem& problem, void* cost, Kept kept, void* scratch);
+// directions and gradient like acts; tangents and cotangents like cost. A zero cotangent gives a zero gradient,
+// whatever was kept. The gradient may take the place of acts, or, where dense, of columns.
+const char* tangent(const Problem& problem, Kept kept, const void* directions, void* tangents, void* scratch);
+const char* cotangent(const Problem& problem, Kept kept, const void* cotangents, void* gradient);
+
+// Up to here the place of acts may be taken: the corrections of a row wait in shared memory.
+constexpr int64_t kMostLabelsInPlace = 12000;
+
+}  // namespace cuda
+}  // namespace jax_ctc

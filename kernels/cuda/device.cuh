@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+// What kernels use of the machine. The only file that differs between nvcc and the emulator, a header that runs kernels
+// as C++ on a CPU (tests/emulator.h): nothing else here looks at __CUDACC__.
+#pragma once
+
+#include <cfloat>
+#include <cmath>
+#include <cstdint>
+
+#include "../scaled.h"
+
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#define CTC_DEVICE __device__ __forceinline__
+#else
+#include "emulator.h"
+#define CTC_DEVICE inline
+#endif
+
+namespace jax_ctc {
+namespace cuda {
+
+constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr int kWarp = 32;
+
+#if defined(__CUDACC__)
+
+CTC_DEVICE char* shared_memory() {
+  extern __shared__ __align__(128) char memory[];
+  return memory;
+}
+CTC_DEVICE unsigned shared_address(const void* p) { return static_cast<unsigned>(__cvta_generic_to_shared(p)); }
+
+// Global to shared memory behind the thread's back. The thread itself sees the bytes after copy_wait, others after a
+// barrier that follows it.
+template <int kBytes> CTC_DEVICE void copy_async(void* to, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(to)), "l"(from), "n"(kBytes)
+               : "memory");
+}
+CTC_DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int kPending> CTC_DEVICE void copy_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// The barrier of some warps of a block, by number: 1 to 15.
+CTC_DEVICE void barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+
+// An array in shared memory that is read where the program says so: left to itself, the compiler reads as much ahead as
+// registers can hold, and more.
+template <class F> struct SharedArray {
+  unsigned address;
+  explicit CTC_DEVICE SharedArray(const Scaled<F>* p) : address(shared_address(p)) {}
+  CTC_DEVICE Scaled<F> operator[](int i) const {
+    Scaled<F> v;
+    if constexpr (sizeof(F) == 4)
+      asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=f"(v.m), "=r"(v.e) : "r"(address + i * 8));
+    else
+      asm volatile("ld.shared.v2.b64 {%0, %1}, [%2];" : "=d"(v.m), "=l"(v.e) : "r"(address + i * 16));
+    return v;
+  }
+};
+
+// To shared or global memory, by the lanes where `yes`. As a plain `if` it became a branch, 6 to 13 cycles a frame.
+CTC_DEVICE void store_if(bool yes, Scaled<float>* to, Scaled<float> v) {
+  asm volatile("{.reg .pred p; setp.ne.u32 p, %3, 0; @p st.v2.b32 [%0], {%1, %2};}" ::"l"(to), "f"(v.m), "r"(v.e),
+               "r"(unsigned(yes)));
+}
+CTC_DEVICE void store_if(bool yes, Scaled<double>* to, Scaled<double> v) {
+  asm volatile("{.reg .pred p; setp.ne.u32 p, %3, 0; @p st.v2.b64 [%0], {%1, %2};}" ::"l"(to), "d"(v.m), "l"(v.e),
+               "r"(unsigned(yes)));
+}
+// To global memory, two values side by side.
+CTC_DEVICE void store_pair_if(bool yes, void* to, Scaled<float> a, Scaled<float> b) {
+  asm volatile("{.reg .pred p; setp.ne.u32 p, %5, 0; @p st.global.v4.b32 [%0], {%1, %2, %3, %4};}" ::"l"(to), "f"(a.m),
+               "r"(a.e), "f"(b.m), "r"(b.e), "r"(unsigned(yes)));
+}
+CTC_DEVICE void store_pair_if(bool yes, void* to, Scaled<double> a, Scaled<double> b) {
+  asm volatile(
+      "{.reg .pred p; setp.ne.u32 p, %5, 0; @p st.global.v2.b64 [%0], {%1, %2}; @p st.global.v2.b64 [%0+16], {%3, "
+      "%4};}" ::"l"(to),
+      "d"(a.m), "l"(a.e), "d"(b.m), "l"(b.e), "r"(unsigned(yes)));
+}
+
+CTC_DEVICE float exp2_approx(float x) {  // relative error up to 1.7e-7, exact for integers
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// Launches without waiting; null, or what is wrong.
+template <class Arguments> const char* launch(void (*kernel)(Arguments), int64_t blocks, int threads, size_t shared,
+                                              cudaStream_t stream, const Arguments& arguments) {
+  if (blocks == 0) return nullptr;
+  if (blocks > INT32_MAX) return "more blocks than a grid can have";
+  if (shared > 48 << 10) {  // beyond it a kernel must be told so, on each device
+    const cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
+    if (e != cudaSuccess) return cudaGetErrorString(e);
+  }
+  kernel<<<unsigned(blocks), threads, shared, stream>>>(arguments);
+  const cudaError_t e = cudaGetLastError();
+  return e == cudaSuccess ? nullptr : cudaGetErrorString(e);
+}
+
+// Bytes of shared memory that a block may have on the current device.
+inline int shared_memory_limit() {
+  int device = 0, bytes = 48 << 10;
+  if (cudaGetDevice(&device) == cudaSuccess)
+    cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return bytes;
+}
+
+#else
+
+inline char* shared_memory() { return emulator::shared_memory(); }
+template <class F> struct SharedArray {
+  const Scaled<F>* at;
+  explicit SharedArray(const Scaled<F>* p) : at(p) {}
+  Scaled<F> operator[](int i) const { return at[i]; }
+};
+template <int kBytes> inline void copy_async(void* to, const void* from) { emulator::copy_async(to, from, kBytes); }
+inline void copy_commit() { emulator::copy_commit(); }
+template <int kPending> inline void copy_wait() { emulator::copy_wait(kPending); }
+inline void barrier(int id, int threads) { emulator::barrier(id, threads); }
+template <class F> void store_if(bool yes, Scaled<F>* to, Scaled<F> v) {
+  if (yes) *to = v;
+}
+template <class F> void store_pair_if(bool yes, void* to, Scaled<F> a, Scaled<F> b) {
+  if (yes) static_cast<Scaled<F>*>(to)[0] = a, static_cast<Scaled<F>*>(to)[1] = b;
+}
+inline float exp2_approx(float x) { return emulator::exp2_approx(x); }
+
+using cudaStream_t = void*;
+template <class Arguments> const char* launch(void (*kernel)(Arguments), int64_t blocks, int threads, size_t shared,
+                                              cudaStream_t, const Arguments& arguments) {
+  emulator::launch(blocks, threads, shared, [&] { kernel(arguments); });
+  return nullptr;
+}
+inline int shared_memory_limit() { return emulator::shared_memory_limit(); }
+
+#endif
+
+// ---- numbers
+// ----------------------------------------------------------------------------------------------------------
+
+template <class F> constexpr F kLowest = sizeof(F) == 4 ? F(-FLT_MAX) : F(-DBL_MAX);
+template <class F> CTC_DEVICE F not_a_number() { return F(NAN); }
+template <class F> CTC_DEVICE F infinity() { return F(INFINITY); }
+
+// exp(x) for x <= 0. -inf gives 0, NaN stays.
+CTC_DEVICE float exp_of_nonpositive(float x) { return exp2_approx(x * 1.44269504088896341f); }
+CTC_DEVICE double exp_of_nonpositive(double x) { return exp(x); }
+CTC_DEVICE float log_of(float x) { return logf(x); }
+CTC_DEVICE double log_of(double x) { return log(x); }
+CTC_DEVICE float log_of_1_and(float x) { return log1pf(x); }
+CTC_DEVICE double log_of_1_and(double x) { return log1p(x); }
+
+CTC_DEVICE float widen(float x) { return x; }
+CTC_DEVICE double widen(double x) { return x; }
+CTC_DEVICE float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
+CTC_DEVICE float widen(__half x) { return __half2float(x); }
+template <class A, class F> struct Narrow {
+  static CTC_DEVICE A of(F x) { return x; }
+};
+template <> struct Narrow<__nv_bfloat16, float> {
+  static CTC_DEVICE __nv_bfloat16 of(float x) { return __float2bfloat16_rn(x); }
+};
+template <> struct Narrow<__half, float> {
+  static CTC_DEVICE __half of(float x) { return __float2half_rn(x); }
+};
+
+// What is computed in, for acts of A.
+template <class A> struct ComputedIn {
+  using type = float;
+};
+template <> struct ComputedIn<double> {
+  using type = double;
+};
+template <class A> using Computed = typename ComputedIn<A>::type;
+
+// 16 bytes of an array at once.
+template <class A> struct alignas(16) Piece {
+  static constexpr int size = 16 / sizeof(A);
+  A at[size];
+};
+
+// ---- warps
+// -------------------------------------------------------------------------------------------------------------
+
+CTC_DEVICE int lane_index() { return threadIdx.x % kWarp; }
+CTC_DEVICE int warp_index() { return threadIdx.x / kWarp; }
+
+template <class F> CTC_DEVICE Scaled<F> from_lane_below(Scaled<F> v) {
+  return {__shfl_up_sync(kAllLanes, v.m, 1), __shfl_up_sync(kAllLanes, v.e, 1)};
+}
+template <class F> CTC_DEVICE Scaled<F> from_lane_above(Scaled<F> v, int distance) {
+  return {__shfl_down_sync(kAllLanes, v.m, distance), __shfl_down_sync(kAllLanes, v.e, distance)};
+}
+// The same bits in every lane: a + b and b + a are the same.
+template <class F> CTC_DEVICE F sum_of_lanes(F x) {
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) x += __shfl_xor_sync(kAllLanes, x, distance);
+  return x;
+}
+
+// a / b and a % b for a >= 0, b > 0; 64-bit division is a call of some 100 instructions.
+CTC_DEVICE int64_t quotient(int64_t a, int64_t b) {
+  return ((a | b) >> 32) == 0 ? int64_t(uint32_t(a) / uint32_t(b)) : a / b;
+}
+
+}  // namespace cuda
+}  // namespace jax_ctc

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernels' launchers, a .cu file each, and what they are given. ctc.cpp calls them in turn.
+#pragma once
+
+#include "ctc.h"
+
+namespace jax_ctc {
+namespace cuda {
+
+// rows.cu: acts -> softmax of each row, emissions of the blank and the labels; labels -> without padding. Where kept:
+// rows whole; columns all 0, or, where dense, the softmax.
+const char* launch_rows(const Problem& problem, Kept kept, void* scratch);
+
+// lattice.cu: emissions -> cost; where kept: occupancies into columns, and the rows of sequences without a gradient.
+const char* launch_lattice(const Problem& problem, void* cost, Kept kept, void* scratch);
+
+// gradient.cu: rows, columns -> gradient; or its product with directions, in two steps.
+const char* launch_gradient(const Problem& problem, Kept kept, const void* cotangents, void* gradient);
+const char* launch_tangent_rows(const Problem& problem, Kept kept, const void* directions, void* scratch);
+const char* launch_tangent_sums(const Problem& problem, void* tangents, void* scratch);
+
+}  // namespace cuda
+}  // namespace jax_ctc

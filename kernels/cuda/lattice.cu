@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+// emissions -> cost and occupancies. A block a sequence: half of its sweeping warps are alpha's, half beta's.
+//
+// Both directions run at once and meet in the middle, which gives the cost. For training each goes on through the
+// other's half and leaves all its states; then every warp takes frames in turn and multiplies. So loss and training
+// share every operation that the cost is made of: the same bits.
+#include "kernels.h"
+#include "sweep.cuh"
+#include "tuning.h"
+
+namespace jax_ctc {
+namespace cuda {
+namespace {
+
+template <class F> struct LatticeArguments {
+  Shape shape;
+  int32_t blank;
+  int warps;  // of each direction
+  F *cost, *rows, *columns;
+  char* scratch;
+  int64_t stride;
+};
+
+struct Verdict {
+  double log_sums;    // of all rows
+  int32_t reference;  // exponent of the total
+  int32_t has_gradient;
+};
+
+// Sum over states of alpha, one transition on, times beta: all alignments (eq. 6). By one warp, in a fixed order; the
+// total is in lane 0.
+template <class F> CTC_DEVICE Scaled<F> total_in_the_middle(const Workspace<F>& ws, int32_t count) {
+  Scaled<F> sum = Scaled<F>::none();
+  const Pair<Scaled<F>>*const alpha = ws.ends_of(kAlpha), *const beta = ws.ends_of(kBeta);
+#pragma unroll 1
+  for (int32_t k = lane_index(); k <= count; k += kWarp) {
+    const Scaled<F> left = k > 0 ? alpha[k - 1].label : Scaled<F>::none();
+    const Integer<F> skip = k < count && may_skip(ws.value, k) ? -1 : 0;
+    const Pair<Scaled<F>> before = advance_left_last(alpha[k], left, skip);
+    sum = fold(add(sum, times(before.blank, beta[count - k].blank)));
+    if (k < count) sum = fold(add(sum, times(before.label, beta[count - 1 - k].label)));
+  }
+#pragma unroll 1
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) sum = fold(add(sum, from_lane_above(sum, distance)));
+  return sum;
+}
+
+template <class F> CTC_DEVICE double sum_of_rows(const Workspace<F>& ws, int32_t frames) {
+  double sum = 0;
+  for (int32_t t = lane_index(); t < frames; t += kWarp) sum += ws.log_sums[t];
+  return sum_of_lanes(sum);
+}
+
+// The cost, and whether there is a gradient. By one warp.
+template <class F> CTC_DEVICE void decide(const LatticeArguments<F>& a, const Workspace<F>& ws, const Labels& labels,
+                                          int64_t sequence, Verdict& verdict) {
+  const Scaled<F> z = labels.feasible ? total_in_the_middle(ws, labels.count) : Scaled<F>::none();
+  if (lane_index() != 0) return;
+  const bool undefined = verdict.log_sums != verdict.log_sums, possible = z.e >= kNoPath;
+  const double nats = verdict.log_sums - (log(double(z.m)) + double(z.e) * 0.69314718055994530942);  // eq. 7
+  a.cost[sequence] = !labels.good || undefined ? not_a_number<F>() : !possible ? infinity<F>() : F(nats > 0 ? nats : 0);
+  verdict.reference = int32_t(z.e);
+  verdict.has_gradient = labels.good && !undefined && possible;
+}
+
+// Row t of the sequence in an array of rows, `width` values each; first_row is its row 0.
+template <class F> CTC_DEVICE F* row_of(F* base, const Shape& s, int64_t first_row, int32_t t, int64_t width) {
+  return base + (first_row + t * s.B) * width;
+}
+
+// A sequence without a gradient: all rows that it keeps are `value`.
+template <class F>
+CTC_DEVICE void keep_nothing(const LatticeArguments<F>& a, int64_t first_row, int32_t frames, F value) {
+  const int64_t width = a.shape.columns();
+  for (int32_t t = warp_index(); t < frames; t += blockDim.x / kWarp) {
+    F* const columns = row_of(a.columns, a.shape, first_row, t, width);
+    for (int64_t c = lane_index(); c < width; c += kWarp) columns[c] = value;
+    if (!a.shape.dense() && lane_index() < 2) row_of(a.rows, a.shape, first_row, t, 2)[lane_index()] = value;
+  }
+}
+
+// The occupancies of one frame, by one warp: products of both directions' states, normalised by their own sum; those of
+// equal labels added in label order. Dense: taken off the softmax that is there.
+template <class F> CTC_DEVICE void occupancies(const LatticeArguments<F>& a, const Workspace<F>& ws, int64_t first_row,
+                                               int32_t t, int32_t count, Integer<F> reference) {
+  const Pair<Scaled<F>>* const alpha = ws.states_of(kAlpha) + t * ws.columns;
+  const Pair<Scaled<F>>* const beta = ws.states_of(kBeta) + t * ws.columns;
+  const auto of_label = [&](int32_t k) { return product(alpha[k].label, beta[count - 1 - k].label, reference); };
+  F blanks = 0, labels = 0;
+#pragma unroll 2
+  for (int32_t k = lane_index(); k <= count; k += kWarp) {
+    blanks += product(alpha[k].blank, beta[count - k].blank, reference);
+    if (k < count) labels += of_label(k);
+  }
+  blanks = sum_of_lanes(blanks);
+  labels = sum_of_lanes(labels);
+  const F scale = 1 / (blanks + labels);
+
+  const bool dense = a.shape.dense();
+  F* const out = row_of(a.columns, a.shape, first_row, t, a.shape.columns());
+  const auto put = [&](int32_t column, int32_t of_class, F occupancy) {
+    if (dense)
+      out[of_class] -= occupancy;
+    else
+      out[column] = occupancy;
+  };
+  if (lane_index() == 0) put(0, a.blank, blanks * scale);
+#pragma unroll 1
+  for (int32_t k = lane_index(); k < count; k += kWarp) {
+    if (!ws.is_first[k]) continue;
+    F sum = 0;
+    for (int32_t i = k; i >= 0; i = ws.next[i]) sum += of_label(i);
+    put(ws.column[k], ws.value[k], sum * scale);
+  }
+}
+
+template <class F, bool kTraining> __global__ void __launch_bounds__(kLatticeThreads<F>, 1)
+    lattice_kernel(LatticeArguments<F> a) {
+  const int64_t sequence = blockIdx.x;
+  const Workspace<F> ws(a.scratch + sequence * a.stride, a.shape.T, a.shape.L, kTraining);
+  const Labels labels = *ws.labels;
+  const int warp = warp_index(), warps = blockDim.x / kWarp, sweeping = 2 * a.warps;
+  const int32_t count = labels.count, frames = labels.frames, middle = frames / 2;
+  char* const memory = shared_memory();
+  Verdict& verdict = *reinterpret_cast<Verdict*>(memory);
+  const Direction direction = warp < a.warps ? kAlpha : kBeta;
+  const Sweep<F> sweep = {direction,
+                          ws,
+                          reinterpret_cast<WarpMemory<F>*>(memory + kVerdictBytes) + direction * a.warps,
+                          a.warps,
+                          warp - direction * a.warps,
+                          count,
+                          frames};
+  const int32_t half = direction == kAlpha ? middle : frames - middle, strip = a.warps * kWarp;
+
+  const int64_t outer = quotient(sequence, a.shape.B);
+  const int64_t first_row = outer * a.shape.T * a.shape.B + (sequence - outer * a.shape.B);
+
+  // First to the middle; then, for training, on to the end.
+#pragma unroll 1
+  for (int part = 0; part < (kTraining ? 2 : 1); ++part) {
+    if (warp < sweeping && labels.feasible)
+      for (int32_t base = 0; base <= count; base += strip)
+        sweep.template strip<kTraining>(base, part == 0 ? 0 : half, part == 0 ? half : frames);
+    if (part == 0 && warp == min_of(sweeping, warps - 1)) {
+      const double sum = sum_of_rows(ws, frames);
+      if (lane_index() == 0) verdict.log_sums = sum;
+    }
+    __syncthreads();
+    if (part == 0) {
+      if (warp == 0) decide(a, ws, labels, sequence, verdict);
+      if (!kTraining) return;
+      __syncthreads();
+      if (!verdict.has_gradient) {
+        const bool undefined = labels.good && verdict.log_sums != verdict.log_sums;
+        keep_nothing(a, first_row, labels.good ? frames : int32_t(a.shape.T), undefined ? not_a_number<F>() : F(0));
+        return;
+      }
+    }
+  }
+  for (int32_t t = warp; t < frames; t += warps) occupancies<F>(a, ws, first_row, t, count, verdict.reference);
+}
+
+template <class F> const char* launch_lattice_of(const Problem& p, void* cost, Kept kept, void* scratch) {
+  const bool training = kept.columns != nullptr;
+  const LatticeShape shape = lattice_shape<F>(p.shape.L, sizeof(WarpMemory<F>), training, shared_memory_limit());
+  const LatticeArguments<F> a = {
+      p.shape,
+      p.blank,
+      shape.warps,
+      static_cast<F*>(cost),
+      static_cast<F*>(kept.rows),
+      static_cast<F*>(kept.columns),
+      static_cast<char*>(scratch),
+      scratch_stride(training ? Operation::kForward : Operation::kLoss, p.dtype, p.shape.T, p.shape.L)};
+  return launch(training ? lattice_kernel<F, true> : lattice_kernel<F, false>, p.shape.sequences(), shape.threads,
+                shape.shared, static_cast<cudaStream_t>(p.stream), a);
+}
+
+}  // namespace
+
+const char* launch_lattice(const Problem& p, void* cost, Kept kept, void* scratch) {
+  return p.dtype == Dtype::kF64 ? launch_lattice_of<double>(p, cost, kept, scratch)
+                                : launch_lattice_of<float>(p, cost, kept, scratch);
+}
+
+}  // namespace cuda
+}  // namespace jax_ctc

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+// One row, V activations of one frame, shared out among the threads of a group: a warp, or a block.
+#pragma once
+
+#include "../emission.h"
+#include "device.cuh"
+
+namespace jax_ctc {
+namespace cuda {
+
+// Threads to a row, and to a block. A warp a row while 512 classes keep it busy for a few loads; a block beyond.
+constexpr int kBlockOfRows = 256;
+constexpr int threads_per_row(int64_t V) { return V <= 512 ? 32 : V <= 4096 ? 128 : 256; }
+template <int G> constexpr int kRowsOfBlock = G == kWarp ? kBlockOfRows / kWarp : 1;
+template <int G> constexpr int kThreadsOfBlock = G == kWarp ? kBlockOfRows : G;
+// Blocks that a multiprocessor must find registers for: 1024 threads, 64 each (512 and 128 for double).
+template <class A, int G> constexpr int kBlocksAtOnce = (sizeof(A) == 8 ? 512 : 1024) / kThreadsOfBlock<G>;
+
+template <int G> CTC_DEVICE void group_barrier() {
+  if (G == kWarp)
+    __syncwarp();
+  else
+    __syncthreads();
+}
+template <int G> CTC_DEVICE int thread_of_group() { return threadIdx.x % G; }
+template <int G> CTC_DEVICE int64_t row_of_group() { return int64_t(blockIdx.x) * kRowsOfBlock<G> + threadIdx.x / G; }
+// Shared memory of the group: `n` values each.
+template <int G, class E> CTC_DEVICE E* group_memory(int64_t n) {
+  return reinterpret_cast<E*>(shared_memory()) + threadIdx.x / G * n;
+}
+
+// A row in pieces of 16 bytes, and the elements before and after them one by one: any V, any alignment.
+template <class A> struct Cut {
+  int64_t head, pieces, loose;
+  CTC_DEVICE Cut(const A* row, int64_t V) {
+    const int64_t to_boundary = (16 - (reinterpret_cast<uintptr_t>(row) & 15)) % 16 / sizeof(A);
+    head = min_of(V, to_boundary);
+    pieces = (V - head) / Piece<A>::size;
+    loose = V - pieces * Piece<A>::size;
+  }
+  CTC_DEVICE int64_t at_loose(int64_t i) const { return i < head ? i : i + pieces * Piece<A>::size; }
+};
+template <class A> CTC_DEVICE Piece<A> load_piece(const A* from) { return *reinterpret_cast<const Piece<A>*>(from); }
+template <class A> CTC_DEVICE void store_piece(A* to, Piece<A> piece) { *reinterpret_cast<Piece<A>*>(to) = piece; }
+
+// Calls f(x, v) for each element v of the row that falls to this thread; kAhead pieces are loaded before any is used.
+template <int G, int kAhead, class A, class Use> CTC_DEVICE void for_each(const A* row, int64_t V, Use use) {
+  const Cut<A> cut(row, V);
+  const int me = thread_of_group<G>();
+  for (int64_t i = me; i < cut.pieces; i += G * kAhead) {
+    Piece<A> piece[kAhead];
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u)
+      if (i + u * G < cut.pieces) piece[u] = load_piece(row + cut.head + (i + u * G) * Piece<A>::size);
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u)
+      if (i + u * G < cut.pieces) use(piece[u], cut.head + (i + u * G) * Piece<A>::size);
+  }
+  for (int64_t i = me; i < cut.loose; i += G) use(row[cut.at_loose(i)], cut.at_loose(i));
+}
+
+// out[v] = f(x[v]); out may be x. Both are cut alike where they are aligned alike, as whole arrays of XLA are.
+template <int G, int kAhead, class X, class A, class Function>
+CTC_DEVICE void transform(const X* x, A* out, int64_t V, Function f) {
+  const bool alike =
+      sizeof(X) == sizeof(A) && ((reinterpret_cast<uintptr_t>(x) ^ reinterpret_cast<uintptr_t>(out)) & 15) == 0;
+  if (!alike) {
+    for (int64_t v = thread_of_group<G>(); v < V; v += G) out[v] = f(x[v]);
+    return;
+  }
+  const Cut<A> cut(out, V);
+  const int me = thread_of_group<G>();
+  for (int64_t i = me; i < cut.pieces; i += G * kAhead) {
+    Piece<X> piece[kAhead];
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u)
+      if (i + u * G < cut.pieces) piece[u] = load_piece(x + cut.head + (i + u * G) * Piece<X>::size);
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u)
+      if (i + u * G < cut.pieces) {
+        Piece<A> result;
+#pragma unroll
+        for (int k = 0; k < Piece<A>::size; ++k) result.at[k] = f(piece[u].at[k]);
+        store_piece(out + cut.head + (i + u * G) * Piece<A>::size, result);
+      }
+  }
+  for (int64_t i = me; i < cut.loose; i += G) out[cut.at_loose(i)] = f(x[cut.at_loose(i)]);
+}
+
+template <int G, class A> CTC_DEVICE void fill(A* out, int64_t V, A value) {
+  const Cut<A> cut(out, V);
+  Piece<A> piece;
+#pragma unroll
+  for (int k = 0; k < Piece<A>::size; ++k) piece.at[k] = value;
+  for (int64_t i = thread_of_group<G>(); i < cut.pieces; i += G)
+    store_piece(out + cut.head + i * Piece<A>::size, piece);
+  for (int64_t i = thread_of_group<G>(); i < cut.loose; i += G) out[cut.at_loose(i)] = value;
+}
+
+// ---- the softmax
+// -------------------------------------------------------------------------------------------------------
+
+// Sum of exp(x - top) over some of a row. Entries equal to top are counted, not added to the others: where one class
+// has nearly all of the probability, what is left keeps its digits.
+template <class F> struct Softmax {
+  F top = kLowest<F>;  // not -inf: (-inf) - (-inf) is NaN
+  F count = 0, tail = 0;
+
+  CTC_DEVICE void rise(F to) {
+    if (!(to > top)) return;
+    tail = (tail + count) * exp_of_nonpositive(top - to);
+    count = 0, top = to;
+  }
+  CTC_DEVICE void add(F x) {
+    const F e = exp_of_nonpositive(x - top);
+    tail += x == top ? F(0) : e;  // NaN gets in here
+    count += x == top ? F(1) : F(0);
+  }
+  template <class A> CTC_DEVICE void use(A x) { rise(widen(x)), add(widen(x)); }
+  template <class A> CTC_DEVICE void use(const Piece<A>& piece) {
+    F most = widen(piece.at[0]);
+#pragma unroll
+    for (int k = 1; k < Piece<A>::size; ++k) most = max_of<F>(widen(piece.at[k]), most);  // a NaN is passed over here
+    rise(most);
+#pragma unroll
+    for (int k = 0; k < Piece<A>::size; ++k) add(widen(piece.at[k]));
+  }
+  CTC_DEVICE void merge(Softmax other) {
+    const F to = max_of(top, other.top);
+    rise(to), other.rise(to);
+    count += other.count, tail += other.tail;
+  }
+
+  // NaN, +inf or nothing but -inf: no softmax.
+  CTC_DEVICE bool defined() const { return top < infinity<F>() && count + tail > 0; }
+  CTC_DEVICE F log_sum() const {  // log sum exp(x - top)
+    return defined() ? log_of(count) + log_of_1_and(tail / count) : not_a_number<F>();
+  }
+  CTC_DEVICE F scale() const { return defined() ? 1 / (count + tail) : not_a_number<F>(); }
+};
+
+// Of the whole row, in every thread of the group: the same bits.
+template <int G, class F> CTC_DEVICE Softmax<F> of_group(Softmax<F> mine) {
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+    Softmax<F> other;
+    other.top = __shfl_down_sync(kAllLanes, mine.top, distance);
+    other.count = __shfl_down_sync(kAllLanes, mine.count, distance);
+    other.tail = __shfl_down_sync(kAllLanes, mine.tail, distance);
+    mine.merge(other);
+  }
+  Softmax<F>* parts = reinterpret_cast<Softmax<F>*>(shared_memory());
+  if (G > kWarp) {
+    if (lane_index() == 0) parts[warp_index()] = mine;
+    __syncthreads();
+    mine = parts[0];
+    for (int i = 1; i < G / kWarp; ++i) mine.merge(parts[i]);
+    return mine;
+  }
+  mine.top = __shfl_sync(kAllLanes, mine.top, 0);
+  mine.count = __shfl_sync(kAllLanes, mine.count, 0);
+  mine.tail = __shfl_sync(kAllLanes, mine.tail, 0);
+  return mine;
+}
+
+// exp(x - shift) as a value of the lattice. The difference is taken exactly, as a pair.
+template <class F> CTC_DEVICE Scaled<F> emission(F x, F shift) {
+  const F d = x - shift, back = d - x, rest = (x - (d - back)) + (-shift - back);
+  if (d > F(-kNear<F>)) {
+    const Split<F> y = split_exp<F>(d, rest);
+    return {y.p, y.q};
+  }
+  if (d > F(-kFurthest)) return far_emission<F>(double(x) - double(shift));
+  return {F(1), Integer<F>(kDead)};  // -inf, or a row without a softmax
+}
+
+}  // namespace cuda
+}  // namespace jax_ctc

@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CUDA kernels' own source, run on the CPU by the emulator: what can be known without a GPU.
+
+Not seen here: the order in which memory becomes visible, and time.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import emulated
+import numpy as np
+import oracle
+import pytest
+from cases import COMPACT, DENSE, EDGES, Case, around_a_vector, both_layouts
+from conftest import assert_costs, assert_gradient, assert_same_bits
+
+from jax_ctc import _primitives
+
+pytestmark = [
+    pytest.mark.skipif(not (emulated.ROOT / "kernels").is_dir(), reason="not in a source tree"),
+    pytest.mark.skipif(not emulated.COMPILER, reason="no C++ compiler"),
+]
+
+LABELS = (0, 1, 2, 31, 32, 33, 63, 64, 65, 130)
+CASES = EDGES + [case for L in LABELS[2:] for case in around_a_vector(L)]
+ONE_WARP = (
+    24 << 10
+)  # so little shared memory leaves one warp to a direction: the pairs go in strips
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory):
+    return emulated.build(tmp_path_factory.mktemp("emulated") / "emulated.so")
+
+
+def arguments(case, dtype=np.float32):
+    """The case with its label lengths folded into the labels, as the op hands it to a kernel."""
+    acts, labels, lengths, label_lengths = case.arguments(dtype)
+    if label_lengths is not None:
+        labels = np.where(np.arange(labels.shape[1]) < label_lengths[:, None], labels, -1)
+    return acts, labels, lengths
+
+
+def check(answer, acts, labels, lengths, cotangents=None, **options):
+    """Everything in the answer against the oracle; gradients like acts, time major."""
+    truth = oracle.solve(np.asarray(acts, float), labels, lengths, **options)
+    assert_same_bits(answer.cost, answer.alone)
+    assert_costs(answer.cost, truth.cost, len(acts))
+    expected = truth.gradient
+    if cotangents is not None:
+        cotangents = np.asarray(cotangents)[:, None]
+        expected = np.where(cotangents == 0, 0, expected * cotangents)
+    assert_gradient(answer.gradient, expected, 1 if cotangents is None else abs(cotangents).max())
+    assert (answer.gradient[expected == 0] == 0).all() or np.isfinite(acts).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["f32", "f64"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_case_against_the_oracle(kernels, case, dtype):
+    problem = arguments(case, dtype)
+    for seed in (1, 2):
+        check(kernels.solve(*problem, blank=case.blank, seed=seed), *problem, blank=case.blank)
+
+
+@both_layouts
+@pytest.mark.parametrize("time_axis", [0, 1])
+@pytest.mark.parametrize("in_place", [False, True], ids=["beside", "in place"])
+@pytest.mark.parametrize("shift", [0, 1, 3])
+def test_any_layout_and_alignment(kernels, case, time_axis, in_place, shift):
+    acts, labels, lengths = arguments(case)
+    answer = kernels.solve(
+        np.moveaxis(acts, 0, time_axis), labels, lengths, time_axis=time_axis, in_place=in_place,
+        shift=shift, cotangents=[2.0, -3.0, 0.5],
+    )  # fmt: skip
+    answer.gradient = np.moveaxis(answer.gradient, time_axis, 0)
+    check(answer, acts, labels, lengths, cotangents=[2.0, -3.0, 0.5])
+
+
+@pytest.mark.parametrize("V", [513, 1031, 4097, 5000])
+@pytest.mark.parametrize("in_place", [False, True], ids=["beside", "in place"])
+def test_a_block_of_threads_to_a_row(kernels, V, in_place):
+    case = Case("wide", 7, V, [[V - 1, 1, 1], [300, -1, 2]], [7, 5])
+    problem = arguments(case)
+    check(kernels.solve(*problem, in_place=in_place), *problem)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("L", "T", "shared"), [(130, 290, ONE_WARP), (700, 1000, 227 << 10)])
+def test_more_labels_than_a_block_has_lanes(kernels, L, T, shared):
+    rng = np.random.default_rng(L)
+    acts = rng.normal(scale=2, size=(T, 2, 9)).astype(np.float32)
+    labels = rng.integers(1, 9, (2, L)).astype(np.int32)
+    labels[0, rng.random(L) < 0.5] = -1  # padding in between, so that this one fits in its frames
+    labels[1, L // 3 :] = -1
+    lengths = np.array([T, T - 7], np.int32)
+    check(kernels.solve(acts, labels, lengths, shared=shared), acts, labels, lengths)
+
+
+@pytest.mark.parametrize("shared", [ONE_WARP, 60 << 10])
+@pytest.mark.parametrize("L", [31, 32, 64, 65])
+def test_strips_give_the_same_bits(kernels, L, shared):
+    problem = arguments(next(iter(around_a_vector(L))))
+    whole, strips = kernels.solve(*problem), kernels.solve(*problem, shared=shared, seed=5)
+    assert_same_bits(strips.cost, whole.cost)
+    assert_same_bits(strips.gradient, whole.gradient)
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+@both_layouts
+def test_half_precision_is_rounded_once(kernels, case, name):
+    dtype = next(d for d in emulated.DTYPES if d.name == name)
+    acts, labels, lengths = arguments(case)
+    acts = acts.astype(dtype)
+    half = kernels.solve(acts, labels, lengths, in_place=True)
+    exact = kernels.solve(acts.astype(np.float32), labels, lengths)
+    assert_costs(half.cost, oracle.solve(acts.astype(float), labels, lengths).cost, len(acts))
+    assert half.gradient.dtype == dtype
+    rounding = 2.0**-8 if name == "bfloat16" else 2.0**-11  # half a unit in the last place
+    np.testing.assert_allclose(
+        half.gradient.astype(float), exact.gradient, rtol=rounding, atol=2e-7
+    )
+
+
+@pytest.mark.parametrize("case", [*EDGES, DENSE, COMPACT], ids=lambda case: case.name)
+def test_what_is_kept_is_what_the_cpu_kernels_keep(kernels, case):
+    acts, labels, lengths = arguments(case)
+    answer = kernels.solve(acts, labels, lengths, blank=case.blank)
+    cost, rows, columns = _primitives.forward_p.bind(
+        acts, labels, lengths, time_axis=0, blank=case.blank, threads=1
+    )
+    np.testing.assert_allclose(answer.cost, cost, rtol=1e-6)
+    np.testing.assert_allclose(answer.rows, rows, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(answer.columns, columns, rtol=0, atol=1e-6)
+
+
+def wrong_problems():
+    """Eight sequences, of which some have something wrong; the others must not notice."""
+    rng = np.random.default_rng(3)
+    acts = rng.normal(size=(9, 8, 6)).astype(np.float32)
+    labels = rng.integers(1, 6, (8, 3)).astype(np.int32)
+    lengths = np.array([9, -1, 10, 9, 9, 9, 5, 9], np.int32)
+    acts[4, 3, 2] = np.nan
+    acts[4, 4, 2] = np.inf
+    acts[4, 5] = -np.inf
+    acts[5:, 6] = np.nan  # behind the length
+    labels[7, 1] = 6
+    return acts, labels, lengths
+
+
+def test_what_is_wrong_with_one_sequence_is_its_own(kernels):
+    acts, labels, lengths = wrong_problems()
+    for seed in range(3):
+        check(kernels.solve(acts, labels, lengths, seed=seed), acts, labels, lengths)
+    for bad in (0, np.iinfo(np.int32).max):  # the blank, and far outside
+        labels[7, 1] = bad
+        check(kernels.solve(acts, labels, lengths), acts, labels, lengths)
+
+
+def test_a_zero_cotangent_hides_whatever_there_is(kernels):
+    acts, labels, lengths = wrong_problems()
+    answer = kernels.solve(acts, labels, lengths, cotangents=np.zeros(8))
+    assert (answer.gradient == 0).all()
+
+
+@both_layouts
+def test_forward_mode_is_the_product_with_the_gradient(kernels, case):
+    acts, labels, lengths = arguments(case)
+    directions = np.random.default_rng(1).normal(size=acts.shape).astype(np.float32)
+    answer = kernels.solve(acts, labels, lengths, directions=directions)
+    gradient = oracle.solve(acts.astype(float), labels, lengths).gradient
+    np.testing.assert_allclose(answer.tangent, (gradient * directions).sum((0, 2)), atol=2e-5)
+
+
+@both_layouts
+def test_the_same_bits_in_any_order_of_threads_and_any_batch(kernels, case):
+    acts, labels, lengths = arguments(case)
+    first = kernels.solve(acts, labels, lengths)
+    for seed in range(2, 7):
+        again = kernels.solve(acts, labels, lengths, seed=seed)
+        assert_same_bits(again.cost, first.cost)
+        assert_same_bits(again.gradient, first.gradient)
+    for b in range(len(labels)):
+        one = np.s_[b : b + 1]
+        alone = kernels.solve(acts[:, one], labels[one], lengths[one])
+        assert_same_bits(alone.cost, first.cost[one])
+        assert_same_bits(alone.gradient, first.gradient[:, one])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("T", "L", "V", "scale"),
+    [(2000, 20, 40, 2), (700, 31, 33, 12), (300, 40, 64, 100), (300, 20, 30, 1000)],
+)
+def test_long_sequences_and_wide_spreads_keep_their_digits(kernels, T, L, V, scale):
+    rng = np.random.default_rng(T)
+    acts = rng.normal(scale=scale, size=(T, 1, V)).astype(np.float32)
+    labels = rng.integers(1, V, (1, L)).astype(np.int32)
+    lengths = np.array([T], np.int32)
+    check(kernels.solve(acts, labels, lengths), acts, labels, lengths)
+
+
+@pytest.mark.slow
+def test_a_near_certain_sequence_costs_nearly_nothing(kernels):
+    """Constant rows whose rounding would add up: 1e-6 sqrt(T) is promised."""
+    T = 3000
+    acts = np.tile(np.array([[16.0, 0, 0, -3]], np.float32), (T, 1))[:, None]
+    labels, lengths = np.zeros((1, 0), np.int32), np.array([T], np.int32)
+    check(kernels.solve(acts, labels, lengths), acts, labels, lengths)
+
+
+# ---- the sanitizers, and whether the tests would notice ----------------------------------------
+
+
+@pytest.mark.slow
+def test_no_input_makes_a_kernel_leave_its_arrays(tmp_path):
+    program, kernels = tmp_path / "sanitized", emulated.ROOT / "kernels"
+    cpu = ("ctc", "parallel", "dispatch", "baseline", "avx2", "avx512")
+    command = [
+        emulated.COMPILER, *emulated.FLAGS, "-Wno-psabi", "-fno-trapping-math", "-O1", "-g",
+        "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-pthread",
+        f"-I{emulated.ROOT / 'tests'}", emulated.ROOT / "tests" / "sanitized_cuda.cpp",
+        *[kernels / "cpu" / f"{name}.cpp" for name in cpu], "-o", program,
+    ]  # fmt: skip
+    built = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    if "cannot find" in built.stderr and "asan" in built.stderr:
+        pytest.skip("this compiler comes without sanitizers")
+    assert built.returncode == 0, built.stderr[-4000:]
+    result = subprocess.run([program, "60"], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr[-4000:]
+    assert result.stdout == "60 rounds\n"
+
+
+BUGS = {
+    "copies are not waited for": ("sweep.cuh", "        copy_wait<1>();  // all", "        // all"),
+    "blank and edge are read before other lanes have copied them": (
+        "sweep.cuh",
+        "        __syncwarp();  // blank",
+        "        // blank",
+    ),
+    "warps do not wait for their left neighbour": (
+        "sweep.cuh",
+        "        barrier(1 + direction, active * kWarp);",
+        "        __syncwarp();",
+    ),
+    "the edge is taken after the frame": (
+        "sweep.cuh",
+        "tile.edge_out + d, at.label);",
+        "tile.edge_out + d, emit(at, now.blank, now.label).label);",
+    ),
+    "nobody waits for the sweeps": (
+        "lattice.cu",
+        "    __syncthreads();\n    if (part == 0) {",
+        "    __syncwarp();\n    if (part == 0) {",
+    ),
+    "the verdict is read before it is there": (
+        "lattice.cu",
+        "      if (!kTraining) return;\n      __syncthreads();",
+        "      if (!kTraining) return;",
+    ),
+    "corrections are read after the row was overwritten": (
+        "gradient.cu",
+        "    group_barrier<G>();\n  }\n  transform",
+        "  }\n  transform",
+    ),
+    "corrections are overwritten": (
+        "gradient.cu",
+        "  group_barrier<G>();\n  for (int64_t c",
+        "  for (int64_t c",
+    ),
+    "equal labels are not added up": ("lattice.cu", "i >= 0; i = ws.next[i])", "i >= 0; i = -1)"),
+    "every skip is allowed": (
+        "labels.cuh",
+        "ws.value[k] = label,",
+        "ws.value[k] = label + int(i),",
+    ),
+}
+
+
+def catches(library):
+    """A few runs of small problems, in a process of their own: some bugs end it."""
+    return subprocess.run(
+        [sys.executable, __file__, library], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", BUGS)
+def test_planted_bugs_are_caught(bug, tmp_path):
+    file, right, wrong = BUGS[bug]
+    for room in ("kernels", "tests"):
+        shutil.copytree(emulated.ROOT / room, tmp_path / room)
+    path = tmp_path / "kernels" / "cuda" / file
+    source = path.read_text()
+    assert source.count(right) == 1
+    path.write_text(source.replace(right, wrong))
+    emulated.build(tmp_path / "emulated.so", tmp_path)
+    result = catches(tmp_path / "emulated.so")
+    assert result.returncode != 0
+    assert "AssertionError" in result.stderr or "emulator: block" in result.stderr
+
+
+@pytest.mark.slow
+def test_nothing_is_caught_where_no_bug_is(tmp_path):
+    emulated.build(tmp_path / "emulated.so")
+    result = catches(tmp_path / "emulated.so")
+    assert result.returncode == 0, result.stderr
+
+
+def test_no_file_of_the_kernels_but_one_asks_who_compiles_it():
+    files = (emulated.ROOT / "kernels" / "cuda").iterdir()
+    asking = {f.name for f in files if re.search("__CUDACC__|__CUDA_ARCH__", f.read_text())}
+    assert asking == {"device.cuh"}
+
+
+if __name__ == "__main__":
+    kernels = emulated.load(sys.argv[1])
+    rng = np.random.default_rng(0)
+    labels = np.sort(rng.integers(1, 40, (2, 40)).astype(np.int32))
+    acts = rng.normal(size=(150, 2, 700)).astype(np.float32)
+    problem = acts, labels, np.array([150, 130], np.int32)
+    for seed in range(6):
+        check(kernels.solve(*problem, seed=seed, in_place=True), *problem)
+        check(kernels.solve(*wrong_problems(), seed=seed), *wrong_problems())
