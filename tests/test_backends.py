@@ -64,10 +64,20 @@ def test_an_instruction_set_that_is_not_there_is_said_and_not_run():
     assert "JAX_CTC_ISA=vax is not one of baseline" in said.stdout, said.stderr
 
 
+NO_CUDA = """
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name == "jax_ctc._cuda" else find(name, *a)
+"""
+
+
 def test_build_info_says_why_a_part_is_missing():
-    assert any(note.startswith("cuda: ") for note in jax_ctc.build_info()["notes"])
-    said = python("import jax_ctc; print(jax_ctc.build_info()['notes'])", JAX_CTC_KERNELS="none")
-    assert "switched off by JAX_CTC_KERNELS=none" in said.stdout, said.stderr
+    show = "import jax_ctc; print(jax_ctc.build_info()['cuda'], jax_ctc.build_info()['notes'])"
+    said = python(NO_CUDA + show)
+    assert said.stdout.startswith("None")
+    assert "Reinstall jax_ctc where nvcc is found" in said.stdout
+    said = python(show, JAX_CTC_KERNELS="none")
+    assert "JAX_CTC_KERNELS=none switches all kernels off" in said.stdout, said.stderr
 
 
 MODULE = "import sys, types, jax; sys.modules['jax_ctc._cpu'] = m = types.ModuleType('_cpu'); "

@@ -236,8 +236,8 @@ BUGS = {
     "copies are not waited for": ("sweep.cuh", "        copy_wait<1>();  // all", "        // all"),
     "blank and edge are read before other lanes have copied them": (
         "sweep.cuh",
-        "        __syncwarp();  // blank",
-        "        // blank",
+        "started\n        __syncwarp();",
+        "started",
     ),
     "warps do not wait for their left neighbour": (
         "sweep.cuh",

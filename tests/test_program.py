@@ -143,7 +143,21 @@ def test_where_classes_are_few_the_gradient_is_made_in_its_place():
     assert memory.temp_size_in_bytes <= 4096
 
 
-@pytest.mark.parametrize("platform", ["cuda", "rocm", "tpu"])
+@pytest.mark.skipif(not jax_ctc.build_info()["cuda"], reason="built without CUDA kernels")
+@SIZES
+def test_a_program_for_cuda_calls_its_kernels(size):
+    args = problem(size)
+    for function, calls in (
+        (total(), ["loss"]),
+        (jax.value_and_grad(total()), ["forward", "cotangent"]),
+        (lambda acts, *rest: jax.jvp(lambda x: total()(x, *rest), (acts,), (acts,)), ["tangent"]),
+    ):
+        text = jax.jit(function).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
+        for call in calls:
+            assert text.count(f"@jax_ctc_{call}_v1") == 1
+
+
+@pytest.mark.parametrize("platform", ["rocm", "tpu"])
 @SIZES
 def test_other_platforms_get_a_program_without_custom_calls(platform, size):
     args = problem(size)

@@ -190,6 +190,8 @@ template <class A> struct alignas(16) Piece {
 
 CTC_DEVICE int lane_index() { return threadIdx.x % kWarp; }
 CTC_DEVICE int warp_index() { return threadIdx.x / kWarp; }
+// The same, as a value that the compiler knows to be one in all lanes: what depends on it does not part them.
+CTC_DEVICE int uniform_warp_index() { return __shfl_sync(kAllLanes, warp_index(), 0); }
 
 template <class F> CTC_DEVICE Scaled<F> from_lane_below(Scaled<F> v) {
   return {__shfl_up_sync(kAllLanes, v.m, 1), __shfl_up_sync(kAllLanes, v.e, 1)};

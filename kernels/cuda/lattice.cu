@@ -32,7 +32,7 @@ struct Verdict {
 template <class F> CTC_DEVICE Scaled<F> total_in_the_middle(const Workspace<F>& ws, int32_t count) {
   Scaled<F> sum = Scaled<F>::none();
   const Pair<Scaled<F>>*const alpha = ws.ends_of(kAlpha), *const beta = ws.ends_of(kBeta);
-#pragma unroll 1
+#pragma unroll 4
   for (int32_t k = lane_index(); k <= count; k += kWarp) {
     const Scaled<F> left = k > 0 ? alpha[k - 1].label : Scaled<F>::none();
     const Integer<F> skip = k < count && may_skip(ws.value, k) ? -1 : 0;
@@ -40,7 +40,7 @@ template <class F> CTC_DEVICE Scaled<F> total_in_the_middle(const Workspace<F>& 
     sum = fold(add(sum, times(before.blank, beta[count - k].blank)));
     if (k < count) sum = fold(add(sum, times(before.label, beta[count - 1 - k].label)));
   }
-#pragma unroll 1
+#pragma unroll 4
   for (int distance = kWarp / 2; distance > 0; distance /= 2) sum = fold(add(sum, from_lane_above(sum, distance)));
   return sum;
 }
@@ -61,6 +61,11 @@ template <class F> CTC_DEVICE void decide(const LatticeArguments<F>& a, const Wo
   a.cost[sequence] = !labels.good || undefined ? not_a_number<F>() : !possible ? infinity<F>() : F(nats > 0 ? nats : 0);
   verdict.reference = int32_t(z.e);
   verdict.has_gradient = labels.good && !undefined && possible;
+}
+
+CTC_DEVICE int64_t first_row_of(const Shape& s, int64_t sequence) {
+  const int64_t outer = quotient(sequence, s.B);
+  return outer * s.T * s.B + (sequence - outer * s.B);
 }
 
 // Row t of the sequence in an array of rows, `width` values each; first_row is its row 0.
@@ -87,7 +92,7 @@ template <class F> CTC_DEVICE void occupancies(const LatticeArguments<F>& a, con
   const Pair<Scaled<F>>* const beta = ws.states_of(kBeta) + t * ws.columns;
   const auto of_label = [&](int32_t k) { return product(alpha[k].label, beta[count - 1 - k].label, reference); };
   F blanks = 0, labels = 0;
-#pragma unroll 2
+#pragma unroll 4
   for (int32_t k = lane_index(); k <= count; k += kWarp) {
     blanks += product(alpha[k].blank, beta[count - k].blank, reference);
     if (k < count) labels += of_label(k);
@@ -105,7 +110,7 @@ template <class F> CTC_DEVICE void occupancies(const LatticeArguments<F>& a, con
       out[column] = occupancy;
   };
   if (lane_index() == 0) put(0, a.blank, blanks * scale);
-#pragma unroll 1
+#pragma unroll 4
   for (int32_t k = lane_index(); k < count; k += kWarp) {
     if (!ws.is_first[k]) continue;
     F sum = 0;
@@ -119,7 +124,7 @@ template <class F, bool kTraining> __global__ void __launch_bounds__(kLatticeThr
   const int64_t sequence = blockIdx.x;
   const Workspace<F> ws(a.scratch + sequence * a.stride, a.shape.T, a.shape.L, kTraining);
   const Labels labels = *ws.labels;
-  const int warp = warp_index(), warps = blockDim.x / kWarp, sweeping = 2 * a.warps;
+  const int warp = uniform_warp_index(), warps = blockDim.x / kWarp, sweeping = 2 * a.warps;
   const int32_t count = labels.count, frames = labels.frames, middle = frames / 2;
   char* const memory = shared_memory();
   Verdict& verdict = *reinterpret_cast<Verdict*>(memory);
@@ -133,11 +138,8 @@ template <class F, bool kTraining> __global__ void __launch_bounds__(kLatticeThr
                           frames};
   const int32_t half = direction == kAlpha ? middle : frames - middle, strip = a.warps * kWarp;
 
-  const int64_t outer = quotient(sequence, a.shape.B);
-  const int64_t first_row = outer * a.shape.T * a.shape.B + (sequence - outer * a.shape.B);
-
   // First to the middle; then, for training, on to the end.
-#pragma unroll 1
+#pragma unroll 4
   for (int part = 0; part < (kTraining ? 2 : 1); ++part) {
     if (warp < sweeping && labels.feasible)
       for (int32_t base = 0; base <= count; base += strip)
@@ -153,11 +155,13 @@ template <class F, bool kTraining> __global__ void __launch_bounds__(kLatticeThr
       __syncthreads();
       if (!verdict.has_gradient) {
         const bool undefined = labels.good && verdict.log_sums != verdict.log_sums;
-        keep_nothing(a, first_row, labels.good ? frames : int32_t(a.shape.T), undefined ? not_a_number<F>() : F(0));
+        keep_nothing(a, first_row_of(a.shape, sequence), labels.good ? frames : int32_t(a.shape.T),
+                     undefined ? not_a_number<F>() : F(0));
         return;
       }
     }
   }
+  const int64_t first_row = first_row_of(a.shape, sequence);
   for (int32_t t = warp; t < frames; t += warps) occupancies<F>(a, ws, first_row, t, count, verdict.reference);
 }
 

@@ -45,6 +45,8 @@ template <class F> struct Sweep {
     if (used && begin > 0) at = ws.ends_of(direction)[k];
     if (k == 0 && begin == 0) at.blank = {F(1), 0};  // before the first frame: all weight on the first blank
     const Integer<F> skip = k < count && skips_to(k) ? -1 : 0;
+    // A lane without a label takes the blank's emission: what it computes flows nowhere.
+    const int32_t column = k < count ? ws.column[natural(k)] : 0;
     if (warp == 0 && base == 0)
       for (int i = lane; i < 2 * kTile; i += kWarp) mine.edge[i / kTile][i % kTile] = Scaled<F>::none();
 
@@ -52,11 +54,11 @@ template <class F> struct Sweep {
 #pragma unroll 1
     for (int32_t turn = -1; turn < tiles + active - 1; ++turn) {
       const int32_t j = turn - warp;
-      if (j + 1 >= 0 && j + 1 < tiles) fetch(mine, base, k, begin, end, j + 1);
+      if (j + 1 >= 0 && j + 1 < tiles) fetch(mine, column, base > 0, begin, end, j + 1);
       copy_commit();
       if (j >= 0 && j < tiles) {
         copy_wait<1>();  // all but those just started
-        __syncwarp();    // blank and edge were copied by other lanes
+        __syncwarp();
         const int32_t first = begin + j * kTile;
         const bool last_lane = lane == kWarp - 1;
         const Tile tile = {SharedArray<F>(&mine.label[j & 1][0][lane]),
@@ -111,19 +113,19 @@ template <class F> struct Sweep {
     return warp + 1 < active ? memory[warp + 1].edge[j & 1] : ws.edges_of(direction) + first;
   }
 
-  // Starts copying what tile j needs. A lane without a label takes the blank's emission: what it computes flows
-  // nowhere.
-  CTC_DEVICE void fetch(WarpMemory<F>& mine, int32_t base, int32_t k, int32_t begin, int32_t end, int32_t j) const {
+  // Starts copying what tile j needs.
+  CTC_DEVICE void fetch(WarpMemory<F>& mine, int32_t column, bool strip_before, int32_t begin, int32_t end,
+                        int32_t j) const {
     const int lane = lane_index(), slot = j & 1;
     const int32_t first = begin + j * kTile, n = min_of<int32_t>(kTile, end - first);
     const Scaled<F>* const row = ws.emissions + frame(first) * ws.columns;
     const int64_t step = state_step();
-    const Scaled<F>* from = row + (k < count ? ws.column[natural(k)] : 0);
+    const Scaled<F>* from = row + column;
 #pragma unroll 4
     for (int d = 0; d < n; ++d, from += step) copy_async<sizeof(Scaled<F>)>(&mine.label[slot][d][lane], from);
     if (lane >= n) return;
     copy_async<sizeof(Scaled<F>)>(&mine.blank[slot][lane], row + lane * step);
-    if (warp == 0 && base > 0)
+    if (warp == 0 && strip_before)
       copy_async<sizeof(Scaled<F>)>(&mine.edge[slot][lane], ws.edges_of(direction) + first + lane);
   }
 

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What nvcc makes of the CUDA kernels, and CMake of a machine with or without it. No GPU."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import jaxlib
+import pytest
+
+import jax_ctc
+
+ROOT = Path(__file__).parent.parent
+CUDA = ROOT / "kernels" / "cuda"
+WHEELS = Path(sysconfig.get_path("purelib")) / "nvidia" / "cu13" / "bin"  # PyPI's nvidia-cuda-nvcc
+
+
+def tool(name):
+    places = [os.environ.get("PATH", ""), str(WHEELS)]
+    places += [
+        f"{os.environ[home]}/bin" for home in ("CUDA_HOME", "CUDA_PATH") if home in os.environ
+    ]
+    return shutil.which(name, path=os.pathsep.join(places))
+
+
+NVCC, DISASSEMBLER, CMAKE = tool("nvcc"), tool("nvdisasm"), shutil.which("cmake")
+FILES = ["rows", "lattice", "gradient"]
+ARCHITECTURES = [80, 90, 100, 120]
+# A frame in the lattice's loop, for the loss and for training; 2 more than there are.
+INSTRUCTIONS = {80: (39, 42), 90: (31, 34), 100: (30, 35), 120: (37, 42)}
+MOST_REGISTERS = {"lattice_kernelIf": 128, "lattice_kernelId": 255, "d": 128, "": 64}
+
+pytestmark = pytest.mark.skipif(not CUDA.is_dir(), reason="not in a source tree")
+needs_nvcc = pytest.mark.skipif(not NVCC, reason="no nvcc: no toolkit and no nvidia-cuda-nvcc")
+
+
+def run(*command, **environment):
+    return subprocess.run(
+        list(map(str, command)),
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def compiled(file, architecture, kind, to):
+    built = run(
+        NVCC, "-std=c++17", "--expt-relaxed-constexpr", f"-arch=sm_{architecture}", f"-{kind}",
+        "-Xptxas", "-v", CUDA / f"{file}.cu", "-o", to,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr[-4000:]
+    assert "warning" not in built.stderr
+    return built.stderr
+
+
+def kernels_of(report):
+    """ptxas's words on each kernel, by name: spilled bytes, stack, registers."""
+    found = re.findall(
+        r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
+        r"(\d+) bytes spill loads.*?Used (\d+) registers",
+        report,
+        re.DOTALL,
+    )
+    return {name: tuple(map(int, numbers)) for name, *numbers in found}
+
+
+@pytest.mark.slow
+@needs_nvcc
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("file", FILES)
+def test_no_kernel_spills_or_takes_more_registers_than_planned(file, architecture, tmp_path):
+    kernels = kernels_of(compiled(file, architecture, "cubin", tmp_path / "cubin"))
+    assert len(kernels) >= {"rows": 12, "lattice": 4, "gradient": 26}[file]
+    for name, (stack, stored, loaded, registers) in kernels.items():
+        assert (stack, stored, loaded) == (0, 0, 0), name
+        short = re.search(r"[a-z]+_kernelI\w", name).group()
+        most = MOST_REGISTERS.get(short) or MOST_REGISTERS["d" if short.endswith("Id") else ""]
+        assert registers <= most, name
+
+
+@needs_nvcc
+@pytest.mark.parametrize("file", FILES)
+def test_no_sum_depends_on_the_order_of_threads(file, tmp_path):
+    """No atomic operation at all, of floats or others."""
+    compiled(file, 90, "ptx", tmp_path / "ptx")
+    assert re.findall(r"\b(?:atom|red)\.\S+", (tmp_path / "ptx").read_text()) == []
+
+
+def functions(assembly):
+    """Instructions of each kernel of a disassembled file, by its name."""
+    parts = re.split(r"\.section\s+\.text\.(\w+)", assembly)[1:]
+    return {
+        name: re.findall(r"/\*[0-9a-f]{4,}\*/\s+(.*?);", text)
+        for name, text in zip(parts[::2], parts[1::2], strict=True)
+    }
+
+
+@pytest.mark.slow
+@needs_nvcc
+@pytest.mark.skipif(not DISASSEMBLER, reason="no nvdisasm (PyPI: nvidia-cuda-nvdisasm)")
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_frame_of_the_lattice_is_few_instructions_and_no_exp_or_log(architecture, tmp_path):
+    compiled("lattice", architecture, "cubin", tmp_path / "cubin")
+    kernels = functions(run(DISASSEMBLER, "-c", tmp_path / "cubin").stdout)
+    for name, most in zip(("kernelIfLb0", "kernelIfLb1"), INSTRUCTIONS[architecture], strict=True):
+        (code,) = (code for kernel, code in kernels.items() if name in kernel)
+        shuffles = [i for i, line in enumerate(code) if re.search(r"\bSHFL\.UP\b", line)]
+        # 8 frames, unrolled, of 2 shuffles each; a loop for the short tile before or after them.
+        frames = max(
+            (shuffles[i : i + 16] for i in range(len(shuffles) - 15)),
+            key=lambda few: few[0] - few[-1],
+        )
+        loop = code[frames[0] : frames[-1]]
+        assert len(loop) / 7.5 <= most, f"{len(loop) / 7.5:.1f} instructions a frame"
+        forbidden = r"\b(MUFU|LDL|STL|CALL|BAR|LDG|I2F|F2I|DFMA|DMUL|BRA.DIV)\b"
+        assert [line for line in loop if re.search(forbidden, line)] == []
+
+
+@needs_nvcc
+def test_the_module_needs_no_driver_to_be_imported():
+    if not jax_ctc.build_info()["cuda"]:
+        pytest.skip("installed without CUDA kernels")
+    from jax_ctc import _cuda
+
+    libraries = run("ldd", _cuda.__file__).stdout
+    assert "libc.so" in libraries
+    assert not re.search(r"libcuda|libcudart", libraries)
+    assert set(_cuda.targets()) == {
+        f"jax_ctc_{op}_v1" for op in ("loss", "forward", "tangent", "cotangent")
+    }
+
+
+# ---- with and without a compiler ---------------------------------------------------------------
+
+
+def configure(build, *options):
+    """CMake's first half where no CUDA compiler is found."""
+    hidden = {str(Path(NVCC).resolve().parent), str(Path(NVCC).parent)} if NVCC else set()
+    hidden |= {"/usr/local/cuda/bin", str(WHEELS)}
+    path = os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if p not in hidden)
+    environment = {"PATH": path, "CUDACXX": "", "CUDA_HOME": "", "CUDA_PATH": ""}
+    environment = {**os.environ, **environment}
+    del environment["CUDACXX"]
+    import pybind11
+
+    command = [
+        CMAKE, "-S", ROOT, "-B", build, f"-DPython_EXECUTABLE={sys.executable}",
+        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        f"-DXLA_FFI_INCLUDE_DIR={Path(jaxlib.__file__).parent / 'include'}",
+        f"-DCMAKE_IGNORE_PATH={';'.join(sorted(hidden))}", *options,
+    ]  # fmt: skip
+    return subprocess.run(
+        list(map(str, command)), env=environment, capture_output=True, text=True, check=False
+    )
+
+
+needs_cmake = pytest.mark.skipif(not CMAKE, reason="no cmake")
+
+
+@needs_cmake
+def test_without_a_compiler_the_cpu_kernels_are_built_alone(tmp_path):
+    pytest.importorskip("pybind11")
+    result = configure(tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "no CUDA compiler found, building the CPU kernels only" in result.stdout
+    assert "nvidia-cuda-nvcc" in result.stdout
+
+
+@needs_cmake
+def test_cuda_asked_for_without_a_compiler_is_an_error_that_says_what_to_do(tmp_path):
+    pytest.importorskip("pybind11")
+    result = configure(tmp_path, "-DJAX_CTC_CUDA=ON")
+    assert result.returncode != 0
+    message = " ".join(result.stderr.split())
+    assert "JAX_CTC_CUDA=ON, but no CUDA compiler works here. Install a CUDA toolkit" in message
+
+
+@needs_cmake
+def test_any_other_wish_is_an_error(tmp_path):
+    pytest.importorskip("pybind11")
+    result = configure(tmp_path, "-DJAX_CTC_CUDA=MAYBE")
+    assert result.returncode != 0
+    assert "expected AUTO, ON or OFF, but got MAYBE" in " ".join(result.stderr.split())

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What XLA makes of the op on NVIDIA GPUs, read off programs that are compiled without having one.
+
+Needs XLA's CUDA plugin for the JAX in use, in a directory of its own that JAX_CUDA_PLUGIN names:
+  pip install --no-deps --target DIRECTORY jax-cuda13-plugin==VERSION jax-cuda13-pjrt==VERSION
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import gpu_program
+import jax
+import jax.numpy as jnp
+import pytest
+
+import jax_ctc
+
+T, B, L = gpu_program.T, gpu_program.B, gpu_program.L
+PLUGIN = os.environ.get("JAX_CUDA_PLUGIN", "")
+
+with_kernels = pytest.mark.skipif(
+    not jax_ctc.build_info()["cuda"], reason="jax_ctc was built without CUDA kernels"
+)
+with_compiler = pytest.mark.skipif(not PLUGIN, reason="JAX_CUDA_PLUGIN names no CUDA plugin")
+SIZES = pytest.mark.parametrize("size", ["dense", "compact"])
+LAYOUTS = pytest.mark.parametrize("layout", ["TBV", "BTV"])
+
+
+@pytest.fixture(scope="module")
+def programs():
+    environment = {**os.environ, "PYTHONPATH": PLUGIN}
+    done = subprocess.run(
+        [sys.executable, Path(gpu_program.__file__)],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout[done.stdout.index("{") :])
+
+
+def calls(program):
+    return re.findall(r'custom_call_target="jax_ctc_(\w+)_v1"', program["text"])
+
+
+def moved(program):
+    """Copies and transposes of something as large as acts: four frames and more."""
+    found = re.findall(
+        r"= \(?(?:bf16|f32)\[([\d,]+)\]\S* (?:copy|transpose|copy-start)\(", program["text"]
+    )
+    sizes = [int(jnp.prod(jnp.array(list(map(int, shape.split(",")))))) for shape in found]
+    return [size for size in sizes if size >= T * B]
+
+
+@with_kernels
+@with_compiler
+@SIZES
+@LAYOUTS
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_nothing_as_large_as_acts_is_copied(programs, size, layout, dtype):
+    value = programs[f"{size} {layout} {dtype} value"]
+    gradient = programs[f"{size} {layout} {dtype} gradient"]
+    assert calls(value) == ["loss"]
+    assert calls(gradient) == ["forward", "cotangent"]
+    assert moved(value) == moved(gradient) == []
+
+
+@with_kernels
+@with_compiler
+@SIZES
+@LAYOUTS
+def test_nor_by_transformations(programs, size, layout):
+    jvp, vmap = programs[f"{size} {layout} jvp"], programs[f"{size} {layout} vmap"]
+    assert sorted(calls(jvp)) == ["forward", "tangent"]
+    assert calls(vmap) == ["forward", "cotangent"]
+    assert moved(jvp) == moved(vmap) == []
+
+
+@with_kernels
+@with_compiler
+def test_a_transpose_would_be_seen(programs):
+    text = programs["transposed"]["text"]
+    assert (
+        moved(programs["transposed"]) or "transpose_fusion" in text or "wrapped_transpose" in text
+    )
+
+
+@with_kernels
+@with_compiler
+@SIZES
+@LAYOUTS
+def test_a_sharded_batch_stays_where_it_is(programs, size, layout):
+    for kind, expected in (("value", ["loss"]), ("gradient", ["forward", "cotangent"])):
+        program = programs[f"{size} {layout} sharded {kind}"]
+        assert calls(program) == expected
+        assert not re.search(r"all-gather|all-to-all|collective-permute", program["text"])
+        assert moved(program) == []
+        reduced = re.findall(r"= (\S+) all-reduce(?:-start)?\(", program["text"])
+        assert reduced == ["f32[]"]  # of the sum that the program asks for
+        # An eighth of the batch: labels of two sequences.
+        operands = re.findall(r"operand_layout_constraints=\{(.*?)\}, api", program["text"])
+        assert operands
+        assert all(f"s32[{B // 8},{L}]" in shapes for shapes in operands)
+
+
+@with_kernels
+@with_compiler
+def test_one_command_buffer_holds_a_whole_training_step(programs):
+    lines = programs["step"]["thunks"].splitlines()
+    assert "kCommandBuffer" in lines[0]
+    assert all(line.startswith(" ") for line in lines[1:] if line.strip())
+    assert sum("kCustomCall" in line for line in lines) == 2
+
+
+@with_kernels
+@with_compiler
+def test_the_gradient_takes_the_place_of_acts(programs):
+    cotangent = re.search(
+        r"custom-call\(.*jax_ctc_cotangent_v1.*", programs["step"]["text"]
+    ).group()
+    assert "output_to_operand_aliasing={{}: (0, {})}" in cotangent
+    for layout in ("TBV", "BTV"):
+        unit = re.search(
+            r"custom-call\(.*jax_ctc_cotangent_v1.*",
+            programs[f"dense {layout} float32 gradient"]["text"],
+        ).group()
+        assert "output_to_operand_aliasing={{}: (4, {})}" in unit  # what the forward pass kept
+
+
+@with_kernels
+@with_compiler
+def test_the_loss_alone_needs_no_memory_that_grows_with_classes(programs):
+    few, many = (programs[f"loss alone, V = {V}"]["temporaries"] for V in (50, 5000))
+    assert few == many <= B * (T * (L + 1) * 8 + T * 24 + 1024)
+
+
+# ---- without the compiler: programs for CUDA as they are handed over -----------------------------
+
+
+def problem():
+    return jnp.zeros((5, 2, 9), jnp.float32), jnp.ones((2, 2), jnp.int32), jnp.full(2, 5, jnp.int32)
+
+
+def cost(acts, labels, lengths):
+    return jax_ctc.ctc(acts, labels, lengths).sum()
+
+
+@with_kernels
+@pytest.mark.parametrize("platforms", [("cuda",), ("cpu", "cuda"), ("cpu", "cuda", "tpu")])
+def test_export_for_cuda(platforms):
+    pytest.importorskip("flatbuffers")
+    checks = [
+        jax.export.DisabledSafetyCheck.custom_call(f"jax_ctc_{op}_v1")
+        for op in ("loss", "forward", "tangent", "cotangent")
+    ]
+    T, B = jax.export.symbolic_shape("t, b")
+    shapes = (
+        jax.ShapeDtypeStruct((T, B, 9), jnp.float32),
+        jax.ShapeDtypeStruct((B, 2), jnp.int32),
+        jax.ShapeDtypeStruct((B,), jnp.int32),
+    )
+    exported = jax.export.export(
+        jax.jit(jax.value_and_grad(cost)), platforms=platforms, disabled_checks=checks
+    )(*shapes)
+    assert exported.platforms == platforms
+    assert "jax_ctc_forward_v1" in exported.mlir_module()
+    again = jax.export.deserialize(exported.serialize())
+    if "cpu" in platforms:
+        value, gradient = again.call(*problem())
+        wanted, slope = jax.value_and_grad(cost)(*problem())
+        assert value == wanted
+        assert (gradient == slope).all()
