@@ -3,7 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml CMakeLists.txt $(shell find jax_ctc kernels -name '*.py' -o -name '*.h' -o -name '*.cpp' -o -name '*.inl')
+SOURCES := pyproject.toml CMakeLists.txt $(shell find jax_ctc kernels cmake -type f -not -name '*.pyc' -not -name '*.so')
+FORMATTED = $(filter %.h %.cpp %.inl %.cu %.cuh,$(SOURCES)) $(wildcard tests/*.h tests/*.cpp)
 TEST_ARGS ?=
 
 .PHONY: demo test lint format clean
@@ -13,18 +14,18 @@ demo: $(VENV)/.installed $(VENV)/.demo-tools
 	$(BIN)/python examples/handwriting.py --output handwriting.png
 
 test: $(VENV)/.installed $(VENV)/.test-tools
-	$(BIN)/pytest -n auto $(TEST_ARGS)
+	JAX_CUDA_PLUGIN=$(abspath $(VENV)/cuda-plugin) PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pytest -n auto $(TEST_ARGS)
 
 lint: $(VENV)/.installed $(VENV)/.lint-tools
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/clang-format --dry-run --Werror $(filter kernels/%,$(SOURCES))
+	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
 
 format: $(VENV)/.lint-tools
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	$(BIN)/clang-format -i $(filter kernels/%,$(SOURCES))
+	$(BIN)/clang-format -i $(FORMATTED)
 
 clean:
 	rm -rf $(VENV) build
@@ -39,8 +40,13 @@ $(VENV)/.installed: $(VENV)/.made $(SOURCES)
 	$(BIN)/pip install --quiet .
 	touch $@
 
-$(VENV)/.test-tools: $(VENV)/.made pyproject.toml
+# XLA's compiler for NVIDIA GPUs goes to a place of its own: it needs no GPU, but JAX would look for one.
+$(VENV)/.test-tools: $(VENV)/.installed pyproject.toml
 	$(BIN)/pip install --quiet --group test
+	version=$$($(BIN)/python -c 'from importlib.metadata import version; print(version("jaxlib"))') && \
+	  $(BIN)/pip install --quiet --upgrade --no-deps --target $(VENV)/cuda-plugin \
+	    jax-cuda13-plugin==$$version jax-cuda13-pjrt==$$version || \
+	  echo "no CUDA plugin for this platform: the tests of programs for GPUs are skipped"
 	touch $@
 
 $(VENV)/.lint-tools: $(VENV)/.made pyproject.toml

@@ -5,7 +5,7 @@ include(CheckLanguage)
 
 # PyPI's nvidia-cuda-nvcc is a compiler too. pip builds in an environment of its own, but with the interpreter of the one
 # it installs into, so that is where to look.
-if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
+if(NOT CMAKE_CUDA_COMPILER AND "$ENV{CUDACXX}" STREQUAL "")
   execute_process(
     COMMAND "${Python_EXECUTABLE}" -c [[
 import sys, sysconfig
@@ -14,25 +14,25 @@ print(";".join(dict.fromkeys(place + "/nvidia/cu13" for place in places)))]]
     OUTPUT_VARIABLE wheels OUTPUT_STRIP_TRAILING_WHITESPACE)
   find_program(jax_ctc_nvcc nvcc PATHS ENV CUDA_HOME ENV CUDA_PATH /usr/local/cuda ${wheels} PATH_SUFFIXES bin)
   if(jax_ctc_nvcc)
-    set(CMAKE_CUDA_COMPILER "${jax_ctc_nvcc}")
+    set(ENV{CUDACXX} "${jax_ctc_nvcc}")
     # The wheels keep their libraries in lib; nvcc looks in lib64.
     get_filename_component(toolkit "${jax_ctc_nvcc}" DIRECTORY)
     get_filename_component(toolkit "${toolkit}" DIRECTORY)
     if(NOT EXISTS "${toolkit}/lib64" AND EXISTS "${toolkit}/lib/libcudart_static.a")
-      string(APPEND CMAKE_CUDA_FLAGS " -L${toolkit}/lib")
+      set(ENV{CUDAFLAGS} "$ENV{CUDAFLAGS} -L${toolkit}/lib")
     endif()
   endif()
 endif()
 
-check_language(CUDA)
+check_language(CUDA)  # by building a program with it
 if(NOT CMAKE_CUDA_COMPILER)
-  set(remedy "Install a CUDA toolkit (12 or later) and have its nvcc on the path, or CUDACXX name it, or "
-             "`pip install nvidia-cuda-nvcc nvidia-cuda-cccl` into the same environment.")
-  string(CONCAT remedy ${remedy})
+  string(CONCAT remedy
+    "Install a CUDA toolkit (12.8 or later) and have its nvcc on the path, or CUDACXX name it, or "
+    "`pip install nvidia-cuda-nvcc nvidia-cuda-cccl` into the same environment; and a host compiler it supports.")
   if(JAX_CTC_CUDA STREQUAL "ON")
     message(FATAL_ERROR "JAX_CTC_CUDA=ON, but no CUDA compiler works here. ${remedy}")
   endif()
-  message(STATUS "jax_ctc: no CUDA compiler found, building the CPU kernels only. For GPUs: ${remedy}")
+  message(STATUS "jax_ctc: no CUDA compiler works here, building the CPU kernels only. For GPUs: ${remedy}")
   return()
 endif()
 

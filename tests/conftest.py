@@ -21,6 +21,9 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") == "true" else "de
 
 DEVICE = "cpu" if jax.default_backend() == "cpu" else "cuda"
 COMPILED = bool(jax_ctc.build_info()[DEVICE])
+needs_gpu = pytest.mark.skipif(
+    DEVICE == "cpu" or not COMPILED, reason="no NVIDIA GPU, or built without CUDA kernels"
+)
 TOLERANCE = {np.dtype("float32"): 1e-6 if COMPILED else 1e-4, np.dtype("float64"): 1e-11}
 
 

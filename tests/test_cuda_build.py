@@ -167,7 +167,7 @@ def test_without_a_compiler_the_cpu_kernels_are_built_alone(tmp_path):
     pytest.importorskip("pybind11")
     result = configure(tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "no CUDA compiler found, building the CPU kernels only" in result.stdout
+    assert "no CUDA compiler works here, building the CPU kernels only" in result.stdout
     assert "nvidia-cuda-nvcc" in result.stdout
 
 

@@ -25,7 +25,10 @@ PLUGIN = os.environ.get("JAX_CUDA_PLUGIN", "")
 with_kernels = pytest.mark.skipif(
     not jax_ctc.build_info()["cuda"], reason="jax_ctc was built without CUDA kernels"
 )
-with_compiler = pytest.mark.skipif(not PLUGIN, reason="JAX_CUDA_PLUGIN names no CUDA plugin")
+with_compiler = pytest.mark.skipif(
+    not (Path(PLUGIN) / "jax_plugins").is_dir() or not PLUGIN,
+    reason="JAX_CUDA_PLUGIN names no directory with XLA's CUDA plugin",
+)
 SIZES = pytest.mark.parametrize("size", ["dense", "compact"])
 LAYOUTS = pytest.mark.parametrize("layout", ["TBV", "BTV"])
 
