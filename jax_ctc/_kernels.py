@@ -54,7 +54,9 @@ def _register(module: Any, platform: str) -> None:
 
 cpu = None if _DISABLED else _load("_cpu")
 # A build without a CUDA compiler has no such module; one that has it needs no device to import it.
-cuda = None if _DISABLED or importlib.util.find_spec("jax_ctc._cuda") is None else _load("_cuda")
+cuda: Any = None
+if not _DISABLED and importlib.util.find_spec("jax_ctc._cuda") is not None:
+    cuda = _load("_cuda")
 
 # The lowering asks this: platforms whose kernels are registered. All others run pure JAX.
 PLATFORMS = tuple(name for name, module in (("cpu", cpu), ("cuda", cuda)) if module is not None)

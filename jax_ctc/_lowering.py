@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
@@ -90,7 +91,7 @@ def _scratch(op: str, platform: str, ctx: Any, time_axis: int, time_moved: bool)
     T = acts.shape[-2 if time_moved else time_axis]
     is_double = acts.dtype == np.float64
     size = _kernels.scratch_bytes(op, is_double, T, labels.shape[-1])
-    return [jax.core.ShapedArray((*lengths.shape, size), np.dtype(np.uint8))]
+    return [ShapedArray((*lengths.shape, size), np.dtype(np.uint8))]
 
 
 _SCRATCH = ("loss", "forward", "tangent")

@@ -83,6 +83,22 @@ CTC_DEVICE void store_pair_if(bool yes, void* to, Scaled<double> a, Scaled<doubl
       "d"(a.m), "l"(a.e), "d"(b.m), "l"(b.e), "r"(unsigned(yes)));
 }
 
+// A value in global memory, 8 or 16 bytes at once: its type alone would promise 4.
+CTC_DEVICE Scaled<float> load(const Scaled<float>* from) {
+  const float2 v = *reinterpret_cast<const float2*>(from);
+  return {v.x, __float_as_int(v.y)};
+}
+CTC_DEVICE Scaled<double> load(const Scaled<double>* from) {
+  const double2 v = *reinterpret_cast<const double2*>(from);
+  return {v.x, __double_as_longlong(v.y)};
+}
+CTC_DEVICE void store(Scaled<float>* to, Scaled<float> v) {
+  *reinterpret_cast<float2*>(to) = make_float2(v.m, __int_as_float(v.e));
+}
+CTC_DEVICE void store(Scaled<double>* to, Scaled<double> v) {
+  *reinterpret_cast<double2*>(to) = make_double2(v.m, __longlong_as_double(v.e));
+}
+
 CTC_DEVICE float exp2_approx(float x) {  // relative error up to 1.7e-7, exact for integers
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -129,6 +145,8 @@ template <class F> void store_if(bool yes, Scaled<F>* to, Scaled<F> v) {
 template <class F> void store_pair_if(bool yes, void* to, Scaled<F> a, Scaled<F> b) {
   if (yes) static_cast<Scaled<F>*>(to)[0] = a, static_cast<Scaled<F>*>(to)[1] = b;
 }
+template <class F> Scaled<F> load(const Scaled<F>* from) { return *from; }
+template <class F> void store(Scaled<F>* to, Scaled<F> v) { *to = v; }
 inline float exp2_approx(float x) { return emulator::exp2_approx(x); }
 
 using cudaStream_t = void*;

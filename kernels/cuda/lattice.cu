@@ -90,11 +90,13 @@ template <class F> CTC_DEVICE void occupancies(const LatticeArguments<F>& a, con
                                                int32_t t, int32_t count, Integer<F> reference) {
   const Pair<Scaled<F>>* const alpha = ws.states_of(kAlpha) + t * ws.columns;
   const Pair<Scaled<F>>* const beta = ws.states_of(kBeta) + t * ws.columns;
-  const auto of_label = [&](int32_t k) { return product(alpha[k].label, beta[count - 1 - k].label, reference); };
+  const auto of_label = [&](int32_t k) {
+    return product(load(&alpha[k].label), load(&beta[count - 1 - k].label), reference);
+  };
   F blanks = 0, labels = 0;
 #pragma unroll 4
   for (int32_t k = lane_index(); k <= count; k += kWarp) {
-    blanks += product(alpha[k].blank, beta[count - k].blank, reference);
+    blanks += product(load(&alpha[k].blank), load(&beta[count - k].blank), reference);
     if (k < count) labels += of_label(k);
   }
   blanks = sum_of_lanes(blanks);

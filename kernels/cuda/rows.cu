@@ -50,7 +50,8 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
   for (int64_t c = me; c <= s.L; c += G) {
     const int32_t label = c == 0 ? a.blank : a.labels[sequence * s.L + c - 1];
     const bool is_class = label >= 0 && label < s.V;
-    ws.emissions[t * (s.L + 1) + c] = is_class ? emission(F(widen(row[label])), softmax.top) : Scaled<F>{F(1), 0};
+    store(ws.emissions + t * (s.L + 1) + c,
+          is_class ? emission(F(widen(row[label])), softmax.top) : Scaled<F>{F(1), 0});
   }
   if (me == 0) ws.log_sums[t] = double(softmax.log_sum());
   if (!training) return;
