@@ -34,8 +34,8 @@ template <class F> struct Workspace {
   int64_t bytes;
 
   CTC_INLINE Workspace(void* base, int64_t frames, int64_t L, bool training) : T(frames), columns(L + 1) {
-    const uintptr_t begin = reinterpret_cast<uintptr_t>(base);
-    uintptr_t at = begin;
+    char* const begin = static_cast<char*>(base);  // no integer: the compiler must see that it points to global memory
+    char* at = begin;
     take(labels, 4, at);  // 64 bytes
     take(ends, 2 * columns, at);
     take(states, training ? 2 * T * columns : 0, at);
@@ -43,16 +43,16 @@ template <class F> struct Workspace {
     take(edges, 2 * T, at);
     take(emissions, T * columns, at);
     take(log_sums, T, at);
-    bytes = int64_t(at - begin);
+    bytes = at - begin;
   }
   CTC_INLINE Pair<Scaled<F>>* ends_of(Direction d) const { return ends + d * columns; }
   CTC_INLINE Pair<Scaled<F>>* states_of(Direction d) const { return states + d * T * columns; }
   CTC_INLINE Scaled<F>* edges_of(Direction d) const { return edges + d * T; }
 
  private:
-  template <class A> static CTC_INLINE void take(A*& array, int64_t n, uintptr_t& at) {
+  template <class A> static CTC_INLINE void take(A*& array, int64_t n, char*& at) {
     array = reinterpret_cast<A*>(at);
-    at += n * sizeof(A);
+    at += n * int64_t(sizeof(A));
   }
 };
 
