@@ -170,7 +170,15 @@ def _define_moved_call(op: str) -> Primitive:
         out = result_avals(op, acts, labels, lengths, time_axis=acts.ndim - 2)
         return out if primitive.multiple_results else out[0]
 
-    def rule(platform: str, ctx: Any, *operands: Any, time_axis: int, **parameters: Any) -> Any:
+    for platform in _kernels.PLATFORMS:
+        mlir.register_lowering(primitive, _moved_call_rule(op, platform), platform=platform)
+    return primitive
+
+
+def _moved_call_rule(op: str, platform: str) -> Callable[..., Any]:
+    signature = _axes.SIGNATURES[op]
+
+    def rule(ctx: Any, *operands: Any, time_axis: int, **parameters: Any) -> Any:
         batch_rank = ctx.avals_in[0].ndim - 2
         layouts = functools.partial(_layout, batch_rank=batch_rank, time_axis=time_axis)
         scratch = _scratch(op, platform, ctx, time_axis, time_moved=True)
@@ -190,9 +198,7 @@ def _define_moved_call(op: str) -> Primitive:
             **parameters,
         )
 
-    for platform in _kernels.PLATFORMS:
-        mlir.register_lowering(primitive, functools.partial(rule, platform), platform=platform)
-    return primitive
+    return rule
 
 
 def _layout(kind: str, batch_rank: int, time_axis: int) -> tuple[int, ...]:

@@ -19,6 +19,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <random>
 #include <vector>
 
@@ -27,6 +28,8 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+
+using cudaStream_t = void*;  // there is but one
 
 namespace emulator {
 
@@ -78,6 +81,7 @@ struct Machine {
   char* shared = nullptr;
   std::mt19937 random{1};
   std::function<void()> kernel;
+  int64_t launches = 0;
 };
 inline Machine& machine() {
   static Machine m;
@@ -258,10 +262,13 @@ inline void run_block(int threads, size_t shared_bytes) {
 }
 
 inline void launch(int64_t blocks, int threads, size_t shared_bytes, std::function<void()> kernel) {
+  static std::mutex one_at_a_time;  // XLA calls from several threads
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
   Machine& m = machine();
   if (threads < 1 || threads > 1024 || threads % kLanes != 0) fail("a block of a size that there is not");
   if (shared_bytes > size_t(shared_memory_limit())) fail("more shared memory than there is");
   m.kernel = std::move(kernel);
+  ++m.launches;
   m.grid.x = unsigned(blocks), m.block_size.x = unsigned(threads);
   std::vector<unsigned> order(blocks);
   for (int64_t i = 0; i < blocks; ++i) order[i] = unsigned(i);

@@ -4,12 +4,14 @@
 Not seen here: the order in which memory becomes visible, and time.
 """
 
+import os
 import re
 import shutil
 import subprocess
 import sys
 
 import emulated
+import jax
 import numpy as np
 import oracle
 import pytest
@@ -208,6 +210,32 @@ def test_a_near_certain_sequence_costs_nearly_nothing(kernels):
     acts = np.tile(np.array([[16.0, 0, 0, -3]], np.float32), (T, 1))[:, None]
     labels, lengths = np.zeros((1, 0), np.int32), np.array([T], np.int32)
     check(kernels.solve(acts, labels, lengths), acts, labels, lengths)
+
+
+# ---- through XLA ---------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["test_edges.py", "test_transforms.py", "test_sharding.py"])
+def test_the_suite_passes_through_everything_but_the_device(file, tmp_path):
+    """The CUDA lowering, XLA's handlers with their scratch and aliases, the kernels."""
+    library = tmp_path / "handlers.so"
+    command = [
+        emulated.COMPILER, *emulated.FLAGS, "-O1", "-fPIC", "-shared",
+        f"-I{emulated.ROOT / 'tests'}", "-isystem", jax.ffi.include_dir(),
+        emulated.ROOT / "tests" / "emulated_handlers.cpp", "-o", library,
+    ]  # fmt: skip
+    built = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr[-4000:]
+    tests = emulated.ROOT / "tests"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "emulated_backend",
+         tests / file, "-m", "not slow"],
+        env={**os.environ, "PYTHONPATH": str(tests), "EMULATED_HANDLERS": str(library)},
+        cwd=tests, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert int(re.search(r"(\d+) kernels were launched", done.stdout).group(1)) > 50
 
 
 # ---- the sanitizers, and whether the tests would notice ----------------------------------------

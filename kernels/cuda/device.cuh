@@ -149,7 +149,6 @@ template <class F> Scaled<F> load(const Scaled<F>* from) { return *from; }
 template <class F> void store(Scaled<F>* to, Scaled<F> v) { *to = v; }
 inline float exp2_approx(float x) { return emulator::exp2_approx(x); }
 
-using cudaStream_t = void*;
 template <class Arguments> const char* launch(void (*kernel)(Arguments), int64_t blocks, int threads, size_t shared,
                                               cudaStream_t, const Arguments& arguments) {
   emulator::launch(blocks, threads, shared, [&] { kernel(arguments); });

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A pytest plugin: the suite on the CPU, but through everything that a GPU would run.
+
+`pytest -p emulated_backend` lowers each primitive as for CUDA, and XLA calls the CUDA handlers,
+whose kernels the emulator runs.
+"""
+
+import ctypes
+import os
+
+import jax
+from jax.interpreters import mlir
+
+from jax_ctc import _lowering, _primitives
+
+library = ctypes.CDLL(os.environ["EMULATED_HANDLERS"])
+library.handler.restype = ctypes.c_void_p
+library.launches.restype = ctypes.c_int64
+for op, target in list(_lowering.TARGETS.items()):
+    _lowering.TARGETS[op] = f"emulated_{target}"
+    capsule = jax.ffi.pycapsule(library.handler(target.encode()))
+    jax.ffi.register_ffi_target(_lowering.TARGETS[op], capsule, platform="cpu")
+    jax.ffi.register_ffi_target_as_batch_partitionable(_lowering.TARGETS[op])
+    primitive = _primitives.primitives[op]
+    direct = _lowering._kernel_rule(op, primitive, "cuda")
+    mlir.register_lowering(primitive, direct, platform="cpu")
+    moved = _lowering._moved_call_rule(op, "cuda")
+    mlir.register_lowering(_lowering._moved_calls[op], moved, platform="cpu")
+
+
+def pytest_terminal_summary(terminalreporter):
+    terminalreporter.write_line(f"{library.launches()} kernels were launched")
