@@ -16,6 +16,7 @@ import gpu_program
 import jax
 import jax.numpy as jnp
 import pytest
+from jax import export
 
 import jax_ctc
 
@@ -100,8 +101,10 @@ def test_a_sharded_batch_stays_where_it_is(programs, size, layout):
         assert calls(program) == expected
         assert not re.search(r"all-gather|all-to-all|collective-permute", program["text"])
         assert moved(program) == []
-        reduced = re.findall(r"= (\S+) all-reduce(?:-start)?\(", program["text"])
-        assert reduced == ["f32[]"]  # of the sum that the program asks for
+        # The sum that the program asks for, of scalars, in whatever form XLA gives it.
+        reduced = re.findall(r"= (.*?) all-reduce[\w-]*\(", program["text"])
+        assert reduced
+        assert all(not re.search(r"\[\d", shape) for shape in reduced)
         # An eighth of the batch: labels of two sequences.
         operands = re.findall(r"operand_layout_constraints=\{(.*?)\}, api", program["text"])
         assert operands
@@ -155,21 +158,21 @@ def cost(acts, labels, lengths):
 def test_export_for_cuda(platforms):
     pytest.importorskip("flatbuffers")
     checks = [
-        jax.export.DisabledSafetyCheck.custom_call(f"jax_ctc_{op}_v1")
+        export.DisabledSafetyCheck.custom_call(f"jax_ctc_{op}_v1")
         for op in ("loss", "forward", "tangent", "cotangent")
     ]
-    T, B = jax.export.symbolic_shape("t, b")
+    T, B = export.symbolic_shape("t, b")
     shapes = (
         jax.ShapeDtypeStruct((T, B, 9), jnp.float32),
         jax.ShapeDtypeStruct((B, 2), jnp.int32),
         jax.ShapeDtypeStruct((B,), jnp.int32),
     )
-    exported = jax.export.export(
+    exported = export.export(
         jax.jit(jax.value_and_grad(cost)), platforms=platforms, disabled_checks=checks
     )(*shapes)
     assert exported.platforms == platforms
     assert "jax_ctc_forward_v1" in exported.mlir_module()
-    again = jax.export.deserialize(exported.serialize())
+    again = export.deserialize(exported.serialize())
     if "cpu" in platforms:
         value, gradient = again.call(*problem())
         wanted, slope = jax.value_and_grad(cost)(*problem())
