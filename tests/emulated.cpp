@@ -13,6 +13,8 @@ extern "C" {
 void set_seed(unsigned seed) { emulator::seed(seed); }
 void set_shared_memory_limit(int bytes) { emulator::shared_memory_limit() = bytes; }
 
+int64_t launches() { return emulator::machine().launches; }
+
 int64_t scratch_bytes(int operation, int dtype, int64_t T, int64_t L) {
   return cuda::scratch_stride(static_cast<cuda::Operation>(operation), static_cast<Dtype>(dtype), T, L);
 }

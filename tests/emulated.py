@@ -54,6 +54,7 @@ def _dirty(shape, dtype, at=0):
 class Emulated:
     def __init__(self, library):
         self.library = library
+        library.launches.restype = ctypes.c_int64
         library.scratch_bytes.restype = ctypes.c_int64
         library.scratch_bytes.argtypes = [ctypes.c_int] * 2 + [ctypes.c_int64] * 2
 

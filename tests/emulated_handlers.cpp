@@ -19,8 +19,6 @@ template <class Stream> struct CtxDecoding<NoStream<Stream>> {
 #define PlatformStream NoStream
 #include "../kernels/cuda/ffi.cpp"
 
-extern "C" int64_t launches() { return emulator::machine().launches; }
-
 // The handler of a target, or null.
 extern "C" void* handler(const char* target) {
   for (const auto& [name, function] : jax_ctc::cuda_handlers())

@@ -166,6 +166,13 @@ def test_a_zero_cotangent_hides_whatever_there_is(kernels):
     assert (answer.gradient == 0).all()
 
 
+def test_two_launches_for_the_loss_and_one_more_for_its_gradient(kernels):
+    launches = kernels.library.launches
+    before = launches()
+    kernels.solve(*arguments(COMPACT))  # the loss alone, then with its gradient
+    assert launches() - before == 2 + 3
+
+
 @both_layouts
 def test_forward_mode_is_the_product_with_the_gradient(kernels, case):
     acts, labels, lengths = arguments(case)

@@ -154,6 +154,23 @@ def cost(acts, labels, lengths):
 
 
 @with_kernels
+@pytest.mark.parametrize("op", ["loss", "forward", "tangent"])
+@pytest.mark.parametrize("is_double", [False, True])
+def test_scratch_memory_is_bilinear_so_that_symbolic_sizes_work(op, is_double):
+    from jax_ctc import _cuda, _kernels
+
+    def measured(T, L):
+        return _cuda.scratch_bytes(op, is_double, T, L)
+
+    constant = measured(0, 0)
+    per_T, per_L = measured(1, 0) - constant, measured(0, 1) - constant
+    both = measured(1, 1) - per_T - per_L - constant
+    for T, L in ((2, 0), (0, 5), (17, 3), (1001, 77), (100_000, 50_000)):
+        assert measured(T, L) == constant + per_T * T + per_L * L + both * T * L
+        assert 0 <= _kernels.scratch_bytes(op, is_double, T, L) - measured(T, L) < 16
+
+
+@with_kernels
 @pytest.mark.parametrize("platforms", [("cuda",), ("cpu", "cuda"), ("cpu", "cuda", "tpu")])
 def test_export_for_cuda(platforms):
     pytest.importorskip("flatbuffers")
