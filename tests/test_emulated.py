@@ -200,7 +200,7 @@ def test_the_same_bits_in_any_order_of_threads_and_any_batch(kernels, case):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("T", "L", "V", "scale"),
-    [(2000, 20, 40, 2), (700, 31, 33, 12), (300, 40, 64, 100), (300, 20, 30, 1000)],
+    [(10_000, 20, 30, 3), (700, 31, 33, 12), (300, 40, 64, 100), (300, 20, 30, 1000)],
 )
 def test_long_sequences_and_wide_spreads_keep_their_digits(kernels, T, L, V, scale):
     rng = np.random.default_rng(T)
