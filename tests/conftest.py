@@ -2,6 +2,7 @@
 """Settings of the whole suite, and the one place that says how close is close enough."""
 
 import os
+import subprocess
 
 import hypothesis
 import jax
@@ -48,6 +49,17 @@ def assert_same_bits(actual, expected):
     actual, expected = np.asarray(actual), np.asarray(expected)
     assert actual.dtype == expected.dtype
     assert actual.tobytes() == expected.tobytes()
+
+
+def run(*command, **environment):
+    """A program with more in its environment; what it says, and how it ends."""
+    return subprocess.run(
+        list(map(str, command)),
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.fixture

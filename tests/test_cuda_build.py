@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jaxlib
 import pytest
+from conftest import run
 
 import jax_ctc
 
@@ -36,16 +37,6 @@ MOST_REGISTERS = {"lattice_kernelIf": 128, "lattice_kernelId": 255, "d": 128, ""
 
 pytestmark = pytest.mark.skipif(not CUDA.is_dir(), reason="not in a source tree")
 needs_nvcc = pytest.mark.skipif(not NVCC, reason="no nvcc: no toolkit and no nvidia-cuda-nvcc")
-
-
-def run(*command, **environment):
-    return subprocess.run(
-        list(map(str, command)),
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def compiled(file, architecture, kind, to):

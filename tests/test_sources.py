@@ -4,10 +4,10 @@
 import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+from conftest import run
 
 import jax_ctc
 
@@ -18,16 +18,6 @@ FLAGS = ["-std=c++17", "-Wno-psabi", "-fno-math-errno", "-fno-trapping-math"]
 
 pytestmark = pytest.mark.skipif(not KERNELS.is_dir(), reason="not in a source tree")
 needs_compiler = pytest.mark.skipif(not COMPILER, reason="no C++ compiler")
-
-
-def run(*command, **environment):
-    return subprocess.run(
-        list(map(str, command)),
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +80,7 @@ INCLUDES = {
     "cuda/device.cuh": {"scaled.h", "emulator.h"},
     "cuda/scratch.h": {"recursion.h"},
     "cuda/tuning.h": set(),
-    "cuda/rows.cuh": {"emission.h", "device.cuh"},
+    "cuda/rows.cuh": {"batch.h", "emission.h", "device.cuh"},
     "cuda/labels.cuh": {"device.cuh", "scratch.h"},
     "cuda/sweep.cuh": {"device.cuh", "scratch.h"},
     "cuda/ctc.h": {"batch.h"},

@@ -8,48 +8,30 @@ namespace cuda {
 namespace {
 
 template <class A> struct GradientArguments {
-  Shape shape;
-  int32_t blank;
-  const int32_t *labels, *lengths;
-  const A* acts;  // may be the gradient: read before written
-  const Computed<A>*rows, *columns, *cotangents;
-  A* gradient;  // may be acts, or where dense columns
+  Rows<A> in;
+  const Computed<A>* cotangents;
+  A* gradient;  // may be acts, or where dense columns: what is there is read before
 };
 
 template <class A> struct TangentArguments {
-  Shape shape;
-  int32_t blank;
-  const int32_t *labels, *lengths;
-  const A *acts, *directions;
-  const Computed<A>*rows, *columns;
+  Rows<A> in;
+  const A* directions;
   char* scratch;
   int64_t stride;
 };
-
-struct Place {
-  int64_t sequence, t;
-};
-CTC_DEVICE Place place_of(const Shape& s, int64_t r) {
-  const int64_t outer = quotient(r, s.T * s.B), inner = r - outer * s.T * s.B, t = quotient(inner, s.B);
-  return {outer * s.B + (inner - t * s.B), t};
-}
-
-// Class of column c: the blank, then labels; -1 for padding.
-template <class Arguments> CTC_DEVICE int32_t class_of(const Arguments& a, int64_t sequence, int64_t c) {
-  return c == 0 ? a.blank : a.labels[sequence * a.shape.L + c - 1];
-}
 
 // A row of softmax, then corrected at the classes with an occupancy. Each class has its occupancy in one column only,
 // so no two threads meet.
 template <class A, int G>
 CTC_DEVICE void compact_row(const GradientArguments<A>& a, int64_t r, int64_t sequence, Computed<A> cotangent) {
   using F = Computed<A>;
-  const Shape& s = a.shape;
-  const A* const x = a.acts + r * s.V;
+  const Rows<A>& in = a.in;
+  const Shape& s = in.shape;
+  const A* const x = in.acts + r * s.V;
   A* const out = a.gradient + r * s.V;
-  const F *const occupancy = a.columns + r * (s.L + 1), shift = a.rows[2 * r], scale = a.rows[2 * r + 1];
+  const F *const occupancy = in.columns + r * (s.L + 1), shift = in.rows[2 * r], scale = in.rows[2 * r + 1];
   const auto softmax = [&](A logit) { return scale * exp_of_nonpositive(F(widen(logit)) - shift); };
-  const auto corrected = [&](int64_t c) { return cotangent * (softmax(x[class_of(a, sequence, c)]) - occupancy[c]); };
+  const auto corrected = [&](int64_t c) { return cotangent * (softmax(x[in.class_of(sequence, c)]) - occupancy[c]); };
   const bool in_place = static_cast<const void*>(x) == out;
   F* const waiting = group_memory<G, F>(s.L + 1);
   if (in_place) {
@@ -60,25 +42,26 @@ CTC_DEVICE void compact_row(const GradientArguments<A>& a, int64_t r, int64_t se
   transform<G, 2>(x, out, s.V, [&](A logit) { return Narrow<A, F>::of(cotangent * softmax(logit)); });
   group_barrier<G>();
   for (int64_t c = thread_of_group<G>(); c <= s.L; c += G)
-    if (occupancy[c] != 0) out[class_of(a, sequence, c)] = Narrow<A, F>::of(in_place ? waiting[c] : corrected(c));
+    if (occupancy[c] != 0) out[in.class_of(sequence, c)] = Narrow<A, F>::of(in_place ? waiting[c] : corrected(c));
 }
 
 template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, kBlocksAtOnce<A, G>)
     gradient_kernel(GradientArguments<A> a) {
   using F = Computed<A>;
-  const Shape& s = a.shape;
+  const Rows<A>& in = a.in;
+  const Shape& s = in.shape;
   const int64_t r = row_of_group<G>();
   if (r >= s.rows()) return;
   const Place at = place_of(s, r);
   const F cotangent = a.cotangents[at.sequence];
   A* const out = a.gradient + r * s.V;
-  if (cotangent == 0 || at.t >= a.lengths[at.sequence]) return fill<G>(out, s.V, Narrow<A, F>::of(0));
+  if (cotangent == 0 || at.t >= in.lengths[at.sequence]) return fill<G>(out, s.V, Narrow<A, F>::of(0));
   if (s.dense()) {
-    const F* const unit = a.columns + r * s.V;
+    const F* const unit = in.columns + r * s.V;
     if (cotangent == 1 && static_cast<const void*>(unit) == out) return;  // it is there
     return transform<G, 2>(unit, out, s.V, [&](F g) { return Narrow<A, F>::of(cotangent * g); });
   }
-  const F scale = a.rows[2 * r + 1];
+  const F scale = in.rows[2 * r + 1];
   if (scale == 0 || scale != scale) return fill<G>(out, s.V, Narrow<A, F>::of(scale));
   compact_row<A, G>(a, r, at.sequence, cotangent);
 }
@@ -86,23 +69,24 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
 template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, kBlocksAtOnce<A, G>)
     tangent_kernel(TangentArguments<A> a) {
   using F = Computed<A>;
-  const Shape& s = a.shape;
+  const Rows<A>& in = a.in;
+  const Shape& s = in.shape;
   const int64_t r = row_of_group<G>();
   if (r >= s.rows()) return;
   const Place at = place_of(s, r);
   double sum = 0;
-  if (at.t < a.lengths[at.sequence]) {
-    const A *const x = a.acts + r * s.V, *const d = a.directions + r * s.V;
+  if (at.t < in.lengths[at.sequence]) {
+    const A *const x = in.acts + r * s.V, *const d = a.directions + r * s.V;
     if (s.dense()) {
-      const F* const unit = a.columns + r * s.V;
+      const F* const unit = in.columns + r * s.V;
       for (int64_t v = thread_of_group<G>(); v < s.V; v += G)  // no gradient: the direction may be anything
         sum += unit[v] == 0 ? 0 : double(unit[v]) * double(widen(d[v]));
-    } else if (const F shift = a.rows[2 * r], scale = a.rows[2 * r + 1]; scale != 0) {
+    } else if (const F shift = in.rows[2 * r], scale = in.rows[2 * r + 1]; scale != 0) {
       for (int64_t v = thread_of_group<G>(); v < s.V; v += G)
         sum += double(scale * exp_of_nonpositive(F(widen(x[v])) - shift)) * double(widen(d[v]));
-      const F* const occupancy = a.columns + r * (s.L + 1);
+      const F* const occupancy = in.columns + r * (s.L + 1);
       for (int64_t c = thread_of_group<G>(); c <= s.L; c += G) {  // of a row of NaN: padding too
-        const int32_t of_class = class_of(a, at.sequence, c);
+        const int32_t of_class = in.class_of(at.sequence, c);
         if (occupancy[c] != 0 && !is_padding(of_class)) sum -= double(occupancy[c]) * double(widen(d[of_class]));
       }
     }
@@ -133,80 +117,29 @@ template <class F> __global__ void __launch_bounds__(kWarp) sums_kernel(SumsArgu
   if (threadIdx.x == 0) a.tangents[blockIdx.x] = F(sum);
 }
 
-// Runs `kernel` on rows, in groups that go with V.
-template <template <int> class Kernel, class Arguments>
-const char* launch_on_rows(const Problem& p, size_t values_per_row, size_t value_size, const Arguments& a) {
-  const auto run = [&](auto threads) {
-    constexpr int G = decltype(threads)::value;
-    const int64_t blocks = (p.shape.rows() + kRowsOfBlock<G> - 1) / kRowsOfBlock<G>;
-    return launch(Kernel<G>::function(), blocks, kThreadsOfBlock<G>, kRowsOfBlock<G> * values_per_row * value_size,
-                  static_cast<cudaStream_t>(p.stream), a);
-  };
-  switch (threads_per_row(p.shape.V)) {
-    case 32: return run(std::integral_constant<int, 32>());
-    case 128: return run(std::integral_constant<int, 128>());
-    default: return run(std::integral_constant<int, 256>());
-  }
-}
-
-template <class A> struct GradientOf {
-  template <int G> struct Kernel {
-    static auto function() { return gradient_kernel<A, G>; }
-  };
-};
-template <class A> struct TangentOf {
-  template <int G> struct Kernel {
-    static auto function() { return tangent_kernel<A, G>; }
-  };
-};
-
-// f(A()) for the type of acts.
-template <class Function> const char* for_type_of_acts(Dtype dtype, Function f) {
-  switch (dtype) {
-    case Dtype::kF32: return f(float());
-    case Dtype::kF64: return f(double());
-    case Dtype::kBF16: return f(__nv_bfloat16());
-    case Dtype::kF16: return f(__half());
-  }
-  return "unknown dtype";
-}
-
 }  // namespace
 
 const char* launch_gradient(const Problem& p, Kept kept, const void* cotangents, void* gradient) {
   const bool waits = !p.shape.dense() && p.acts == gradient;
   if (waits && p.shape.L > kMostLabelsInPlace) return "too many labels for a gradient in the place of acts";
-  return for_type_of_acts(p.dtype, [&](auto type) {
+  return for_rows_of(p, [&](auto type, auto threads) {
     using A = decltype(type);
     using F = Computed<A>;
-    const GradientArguments<A> a = {p.shape,
-                                    p.blank,
-                                    p.labels,
-                                    p.lengths,
-                                    static_cast<const A*>(p.acts),
-                                    static_cast<const F*>(kept.rows),
-                                    static_cast<const F*>(kept.columns),
-                                    static_cast<const F*>(cotangents),
-                                    static_cast<A*>(gradient)};
-    return launch_on_rows<GradientOf<A>::template Kernel>(p, waits ? p.shape.L + 1 : 0, sizeof(F), a);
+    constexpr int G = decltype(threads)::value;
+    const GradientArguments<A> a = {Rows<A>(p, kept), static_cast<const F*>(cotangents), static_cast<A*>(gradient)};
+    return launch(gradient_kernel<A, G>, blocks_for<G>(p.shape), kThreadsOfBlock<G>,
+                  waits ? kRowsOfBlock<G> * (p.shape.L + 1) * sizeof(F) : 0, static_cast<cudaStream_t>(p.stream), a);
   });
 }
 
 const char* launch_tangent_rows(const Problem& p, Kept kept, const void* directions, void* scratch) {
-  return for_type_of_acts(p.dtype, [&](auto type) {
+  return for_rows_of(p, [&](auto type, auto threads) {
     using A = decltype(type);
-    using F = Computed<A>;
-    const TangentArguments<A> a = {p.shape,
-                                   p.blank,
-                                   p.labels,
-                                   p.lengths,
-                                   static_cast<const A*>(p.acts),
-                                   static_cast<const A*>(directions),
-                                   static_cast<const F*>(kept.rows),
-                                   static_cast<const F*>(kept.columns),
-                                   static_cast<char*>(scratch),
+    constexpr int G = decltype(threads)::value;
+    const TangentArguments<A> a = {Rows<A>(p, kept), static_cast<const A*>(directions), static_cast<char*>(scratch),
                                    scratch_stride(Operation::kTangent, p.dtype, p.shape.T, p.shape.L)};
-    return launch_on_rows<TangentOf<A>::template Kernel>(p, 256 / kWarp, sizeof(double), a);
+    return launch(tangent_kernel<A, G>, blocks_for<G>(p.shape), kThreadsOfBlock<G>, G / kWarp * sizeof(double),
+                  static_cast<cudaStream_t>(p.stream), a);
   });
 }
 

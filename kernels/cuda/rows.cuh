@@ -2,6 +2,9 @@
 // One row, V activations of one frame, shared out among the threads of a group: a warp, or a block.
 #pragma once
 
+#include <type_traits>
+
+#include "../batch.h"
 #include "../emission.h"
 #include "device.cuh"
 
@@ -28,6 +31,57 @@ template <int G> CTC_DEVICE int64_t row_of_group() { return int64_t(blockIdx.x) 
 template <int G, class E> CTC_DEVICE E* group_memory(int64_t n) {
   return reinterpret_cast<E*>(shared_memory()) + threadIdx.x / G * n;
 }
+
+// What every kernel on rows is given.
+template <class A> struct Rows {
+  Shape shape;
+  int32_t blank;
+  const int32_t *labels, *lengths;
+  const A* acts;
+  Computed<A>*rows, *columns;  // what is kept; null for the loss alone
+
+  Rows(const Batch& p, Kept kept)
+      : shape(p.shape),
+        blank(p.blank),
+        labels(p.labels),
+        lengths(p.lengths),
+        acts(static_cast<const A*>(p.acts)),
+        rows(static_cast<Computed<A>*>(kept.rows)),
+        columns(static_cast<Computed<A>*>(kept.columns)) {}
+
+  // Class of column c: the blank, then labels; -1 for padding.
+  CTC_DEVICE int32_t class_of(int64_t sequence, int64_t c) const {
+    return c == 0 ? blank : labels[sequence * shape.L + c - 1];
+  }
+};
+
+// Whose row it is, and of which frame.
+struct Place {
+  int64_t sequence, t;
+};
+CTC_DEVICE Place place_of(const Shape& s, int64_t r) {
+  const int64_t outer = quotient(r, s.T * s.B), inner = r - outer * s.T * s.B, t = quotient(inner, s.B);
+  return {outer * s.B + (inner - t * s.B), t};
+}
+
+// f(A(), G): the type of acts, and how many threads a row of theirs gets.
+template <class Function> const char* for_rows_of(const Batch& p, Function f) {
+  const auto with_type = [&](auto type) {
+    switch (threads_per_row(p.shape.V)) {
+      case 32: return f(type, std::integral_constant<int, 32>());
+      case 128: return f(type, std::integral_constant<int, 128>());
+      default: return f(type, std::integral_constant<int, 256>());
+    }
+  };
+  switch (p.dtype) {
+    case Dtype::kF32: return with_type(float());
+    case Dtype::kF64: return with_type(double());
+    case Dtype::kBF16: return with_type(__nv_bfloat16());
+    case Dtype::kF16: return with_type(__half());
+  }
+  return "unknown dtype";
+}
+template <int G> int64_t blocks_for(const Shape& s) { return (s.rows() + kRowsOfBlock<G> - 1) / kRowsOfBlock<G>; }
 
 // A row in pieces of 16 bytes, and the elements before and after them one by one: any V, any alignment.
 template <class A> struct Cut {
@@ -59,32 +113,25 @@ template <int G, int kAhead, class A, class Use> CTC_DEVICE void for_each(const 
   for (int64_t i = me; i < cut.loose; i += G) use(row[cut.at_loose(i)], cut.at_loose(i));
 }
 
-// out[v] = f(x[v]); out may be x. Both are cut alike where they are aligned alike, as whole arrays of XLA are.
+// out[v] = f(x[v]); out may be x. By pieces where both are cut alike, as whole arrays of XLA are.
 template <int G, int kAhead, class X, class A, class Function>
 CTC_DEVICE void transform(const X* x, A* out, int64_t V, Function f) {
-  const bool alike =
-      sizeof(X) == sizeof(A) && ((reinterpret_cast<uintptr_t>(x) ^ reinterpret_cast<uintptr_t>(out)) & 15) == 0;
-  if (!alike) {
-    for (int64_t v = thread_of_group<G>(); v < V; v += G) out[v] = f(x[v]);
-    return;
+  if constexpr (sizeof(X) == sizeof(A)) {
+    if (((reinterpret_cast<uintptr_t>(x) ^ reinterpret_cast<uintptr_t>(out)) & 15) == 0) {
+      const auto store = [&](const auto& given, int64_t v) {
+        if constexpr (std::is_same_v<std::decay_t<decltype(given)>, Piece<X>>) {
+          Piece<A> result;
+#pragma unroll
+          for (int k = 0; k < Piece<A>::size; ++k) result.at[k] = f(given.at[k]);
+          store_piece(out + v, result);
+        } else {
+          out[v] = f(given);
+        }
+      };
+      return for_each<G, kAhead>(x, V, store);
+    }
   }
-  const Cut<A> cut(out, V);
-  const int me = thread_of_group<G>();
-  for (int64_t i = me; i < cut.pieces; i += G * kAhead) {
-    Piece<X> piece[kAhead];
-#pragma unroll
-    for (int u = 0; u < kAhead; ++u)
-      if (i + u * G < cut.pieces) piece[u] = load_piece(x + cut.head + (i + u * G) * Piece<X>::size);
-#pragma unroll
-    for (int u = 0; u < kAhead; ++u)
-      if (i + u * G < cut.pieces) {
-        Piece<A> result;
-#pragma unroll
-        for (int k = 0; k < Piece<A>::size; ++k) result.at[k] = f(piece[u].at[k]);
-        store_piece(out + cut.head + (i + u * G) * Piece<A>::size, result);
-      }
-  }
-  for (int64_t i = me; i < cut.loose; i += G) out[cut.at_loose(i)] = f(x[cut.at_loose(i)]);
+  for (int64_t v = thread_of_group<G>(); v < V; v += G) out[v] = f(x[v]);
 }
 
 template <int G, class A> CTC_DEVICE void fill(A* out, int64_t V, A value) {
