@@ -90,7 +90,7 @@ def build_info() -> dict[str, Any]:
         ``version``  of jax_ctc; ``jax``, ``jaxlib``  the versions in use
         ``cpu``      the instruction set that runs, or None where pure JAX does
         ``cpu_available``  the instruction sets this machine could run
-        ``cuda``     the architectures that CUDA kernels were compiled for ("80;90;..."), or None
+        ``cuda``     the architectures that CUDA kernels were compiled for ("80,90,..."), or None
                      where pure JAX runs on GPUs
         ``ffi``      XLA's FFI version the kernels were compiled for
         ``notes``    sentences that say why something is missing or not as asked for
@@ -101,7 +101,8 @@ def build_info() -> dict[str, Any]:
     elif cuda is None:
         notes.append(
             "cuda: this build has no CUDA kernels, and GPUs run pure JAX. Reinstall jax_ctc where "
-            "nvcc is found: from a CUDA toolkit, or `pip install nvidia-cuda-nvcc`."
+            "nvcc is found: of a CUDA toolkit, or from `pip install nvidia-cuda-nvcc "
+            "nvidia-cuda-cccl`."
         )
     if cpu is not None and cpu.isa_complaint():
         notes.append(f"cpu: {cpu.isa_complaint()}; running {cpu.instruction_set()}.")
