@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ctc.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -56,6 +60,21 @@ int64_t element_size(Dtype dtype) { return dtype == Dtype::kF64 ? 8 : dtype == D
 template <class P> P* at(P* base, int64_t element, Dtype dtype) {
   using Byte = std::conditional_t<std::is_const_v<P>, const char, char>;
   return static_cast<Byte*>(base) + element * element_size(dtype);
+}
+
+// A large result comes in pages that nobody has touched. In pages of 2 MB that costs a tenth of what it does in 4 KB.
+// Advice: nothing depends on whether it is taken.
+void advise_huge_pages(void* array, int64_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kPage = 2 << 20;
+  constexpr int64_t kLarge = 32 << 20;
+  if (bytes < kLarge) return;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(array) + kPage - 1) / kPage * kPage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(array) + bytes) / kPage * kPage;
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)array, (void)bytes;
+#endif
 }
 
 // A fork pays from about 100 us of work on: it costs 1 us on a quiet machine, 30 on a busy one.
@@ -148,6 +167,7 @@ template <class F> void run_sequence(const Problem& p, int64_t sequence, F* cost
 // The longest sequences first, so that none is left over at the end.
 template <class F> void run_batch(const Problem& p, void* cost, Kept kept, Executor& executor) {
   const int64_t n = p.shape.sequences();
+  if (kept.columns != nullptr) advise_huge_pages(kept.columns, p.shape.rows() * p.shape.columns() * sizeof(F));
   double work = 0;
   for (int64_t i = 0; i < n; ++i)
     if (valid_length(p.shape, p.lengths[i])) work += sequence_work(p.shape, p.lengths[i]);
@@ -198,6 +218,7 @@ void run_cotangent(const Problem& p, Kept kept, const F* cotangents, void* gradi
   if (s.dense() && gradient == kept.columns &&
       std::all_of(cotangents, cotangents + s.sequences(), [](F c) { return c == 1; }))
     return;
+  advise_huge_pages(gradient, s.rows() * s.V * element_size(p.dtype));
   // Blocks of rows in memory order, about 2 MB each: one huge page a thread at a time.
   const int64_t block = std::max<int64_t>(1, (1 << 21) / std::max<int64_t>(1, s.V * element_size(p.dtype)));
   const int64_t blocks = (s.rows() + block - 1) / block;
