@@ -7,11 +7,12 @@
 
 Each section is a process of its own with a time limit, and writes what it finds as it goes: what
 one section does not finish, the others do not lose. Ends with a table; leaves it and all numbers in
-benchmarks/results/. jax_ctc must be installed with its CUDA kernels; PyTorch, optax, pytest and
-compute-sanitizer are used where they are found.
+benchmarks/results/. jax_ctc must be installed with its CUDA kernels; PyTorch, optax, pytest,
+hypothesis and compute-sanitizer are used where they are found, and the table says where not.
 """
 
 import argparse
+import importlib
 import json
 import os
 import re
@@ -23,86 +24,131 @@ import time
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-SECTIONS = {  # seconds
-    "machine": 40,
-    "tests": 120,
-    "sanitizer": 70,
-    "cycles": 40,
-    "speed": 180,
-    "accuracy": 40,
+from gpu_report import report
+
+HERE = Path(__file__).resolve().parent
+SECTIONS = {  # the module of each, and seconds; what is left of them goes to the last
+    "machine": ("gpu_machine", 40),
+    "tests": ("gpu_tests", 120),
+    "speed": ("gpu_speed", 190),
+    "kernels": ("gpu_kernels", 45),
+    "accuracy": ("gpu_accuracy", 30),
+    "sanitizer": ("gpu_sanitizer", 45),
+    "suite": ("gpu_tests", 50),
 }
+HIDDEN = {"sanitized": "gpu_sanitizer"}  # what a section runs in a process of its own
+ALL_SECONDS = 520
 
 
 def run_section(name: str, seconds: float, tiny: bool, folder: Path) -> list[dict[str, Any]]:
-    """What the section wrote, the last line being how it ended."""
-    results = folder / f"{name}.jsonl"
-    command = [sys.executable, str(HERE / "gpu_sections.py"), name, str(results)]
+    """What the section wrote, the last row being how it ended."""
+    results, log = folder / f"{name}.jsonl", folder / f"{name}.log"
+    command = [sys.executable, "-u", str(HERE / "gpu.py"), "--section", name]
+    command += ["--json", str(results), "--seconds-per-section", str(seconds)]
     command += ["--tiny"] * tiny
     start = time.monotonic()
-    with open(folder / f"{name}.log", "w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    with open(log, "w") as output:
+        # Not in the repository's root, where `import jax_ctc` finds sources and no kernels.
+        process = subprocess.Popen(
+            command, cwd=HERE, env=environment(), stdin=subprocess.DEVNULL,
+            stdout=output, stderr=output, start_new_session=True,
+        )  # fmt: skip
         try:
             code = process.wait(seconds)
             ended = "done" if code == 0 else f"failed ({code})"
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
             ended = f"stopped after {seconds:.0f} s"
-    found = (
-        [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    )
+        finally:  # with all it has started
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            process.wait()
+    found = rows_in(results, name)
     last = {"section": name, "ended": ended, "seconds": round(time.monotonic() - start, 1)}
     if ended != "done":
-        last["log"] = (folder / f"{name}.log").read_text()[-3000:]
+        last["log"] = log.read_text(errors="replace")[-6000:]
     print(f"{name}: {ended}, {last['seconds']} s, {len(found)} results", flush=True)
     return [*found, last]
 
 
-def number(x: Any) -> str:
-    return f"{x:.3g}" if isinstance(x, float) else str(x)
+def environment() -> dict[str, str]:
+    """Memory as it is needed, so that several processes find some; the CPU beside the GPU."""
+    env = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONFAULTHANDLER": "1", **os.environ}
+    if env.get("JAX_PLATFORMS") in ("cuda", "gpu"):
+        env["JAX_PLATFORMS"] = "cuda,cpu"
+    return env
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: a table for each section, of the rows' own columns."""
-    parts = []
-    for section in SECTIONS:
-        mine = [row for row in rows if row["section"] == section]
-        found, ends = [r for r in mine if "ended" not in r], [r for r in mine if "ended" in r]
-        if not mine:
-            continue
-        parts.append(f"## {section}: {ends[-1]['ended']}, {ends[-1]['seconds']} s\n")
-        if ends[-1].get("log"):
-            parts.append("```\n" + ends[-1]["log"] + "\n```\n")
-        columns = list(dict.fromkeys(key for row in found for key in row if key != "section"))
-        if columns:
-            parts.append("| " + " | ".join(columns) + " |")
-            parts.append("|" + "---|" * len(columns))
-            parts += [
-                "| " + " | ".join(number(row.get(c, "")) for c in columns) + " |" for row in found
-            ]
-            parts.append("")
-    return "\n".join(parts)
+def rows_in(file: Path, section: str) -> list[dict[str, Any]]:
+    """The lines of a file that may end in the middle of one."""
+    rows = []
+    for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
+        try:
+            rows.append({"section": section, **json.loads(line)})
+        except ValueError:
+            pass
+    return rows
+
+
+def in_this_process(name: str, file: Path, seconds: float, tiny: bool) -> None:
+    deadline = time.monotonic() + seconds - 4
+    module = importlib.import_module(HIDDEN.get(name) or SECTIONS[name][0])
+    with open(file, "a") as results:
+
+        def write(**row: Any) -> None:
+            results.write(json.dumps(row, default=str) + "\n")
+            results.flush()
+            print(row, flush=True)
+
+        getattr(module, name)(write, tiny, deadline)
+
+
+def save(rows: list[dict[str, Any]], output: Path, tiny: bool) -> None:
+    device = next((row["value"] for row in rows if row.get("what") == "device"), "unknown")
+    stem = re.sub(r"\W+", "-", str(device)).strip("-").lower()
+    stem = f"{'tiny-' if tiny else ''}{stem}"
+    output.mkdir(parents=True, exist_ok=True)
+    (output / f"{stem}.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (output / f"{stem}.md").write_text(report(rows, list(SECTIONS)) + "\n")
+
+
+def stop(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--seconds-per-section", type=float, help="instead of the limit of each")
     parser.add_argument("--tiny", action="store_true", help="small shapes, on any device")
     parser.add_argument("--output", type=Path, default=HERE / "results")
+    parser.add_argument("--section", choices=[*SECTIONS, *HIDDEN], help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.section:
+        seconds = options.seconds_per_section or 60
+        return in_this_process(options.section, options.json, seconds, options.tiny)
+
+    signal.signal(signal.SIGTERM, stop)
     rows: list[dict[str, Any]] = []
-    options.output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        for name in options.only:
-            rows += run_section(name, SECTIONS[name], options.tiny, Path(folder))
-            device = next((row["value"] for row in rows if row.get("what") == "device"), "gpu")
-            stem = re.sub(r"\W+", "-", str(device)).strip("-").lower()
-            stem = f"{'tiny-' if options.tiny else ''}{stem}"
-            # After each section: a run that is cut off leaves what it has.
-            (options.output / f"{stem}.json").write_text(json.dumps(rows, indent=1) + "\n")
-            (options.output / f"{stem}.md").write_text(table(rows) + "\n")
-    print(table(rows))
+    names = [name for name in SECTIONS if name in options.only]
+    end = time.monotonic() + ALL_SECONDS
+    try:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            for name in names:
+                left = end - time.monotonic()
+                seconds = left if name == "suite" else min(left, SECTIONS[name][1])
+                seconds = options.seconds_per_section or seconds
+                if seconds < 10:
+                    rows.append({"section": name, "ended": "not begun: no time left", "seconds": 0})
+                    continue
+                rows += run_section(name, seconds, options.tiny, Path(folder))
+                save(rows, options.output, options.tiny)  # a run that is cut off leaves what it has
+    except KeyboardInterrupt:
+        print("stopped from outside", flush=True)
+    save(rows, options.output, options.tiny)
+    print(report(rows, list(SECTIONS), log_characters=1200))
 
 
 if __name__ == "__main__":
