@@ -129,21 +129,22 @@ def test_the_module_needs_no_driver_to_be_imported():
 # ---- with and without a compiler ---------------------------------------------------------------
 
 
-def configure(build, *options):
-    """CMake's first half where no CUDA compiler is found."""
-    hidden = {str(Path(NVCC).resolve().parent), str(Path(NVCC).parent)} if NVCC else set()
-    hidden |= {"/usr/local/cuda/bin", str(WHEELS)}
-    path = os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if p not in hidden)
-    environment = {"PATH": path, "CUDACXX": "", "CUDA_HOME": "", "CUDA_PATH": ""}
-    environment = {**os.environ, **environment}
-    del environment["CUDACXX"]
-    import pybind11
+def nvcc_that(folder, *lines):
+    """A compiler of that name, which does what the lines of shell say."""
+    folder.mkdir()
+    (folder / "nvcc").write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    (folder / "nvcc").chmod(0o755)
+    return folder / "nvcc"
 
+
+def configure(build, *options, **environment):
+    """CMake's first half."""
+    pybind11 = pytest.importorskip("pybind11")
+    environment = {**os.environ, **{name: str(value) for name, value in environment.items()}}
     command = [
         CMAKE, "-S", ROOT, "-B", build, f"-DPython_EXECUTABLE={sys.executable}",
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-        f"-DXLA_FFI_INCLUDE_DIR={Path(jaxlib.__file__).parent / 'include'}",
-        f"-DCMAKE_IGNORE_PATH={';'.join(sorted(hidden))}", *options,
+        f"-DXLA_FFI_INCLUDE_DIR={Path(jaxlib.__file__).parent / 'include'}", *options,
     ]  # fmt: skip
     return subprocess.run(
         list(map(str, command)), env=environment, capture_output=True, text=True, check=False
@@ -154,26 +155,47 @@ needs_cmake = pytest.mark.skipif(not CMAKE, reason="no cmake")
 
 
 @needs_cmake
-def test_without_a_compiler_the_cpu_kernels_are_built_alone(tmp_path):
-    pytest.importorskip("pybind11")
-    result = configure(tmp_path)
+def test_without_a_compiler_that_works_the_cpu_kernels_are_built_alone(tmp_path):
+    broken = nvcc_that(tmp_path / "bin", "echo nv/target: no such file >&2", "exit 1")
+    result = configure(tmp_path / "build", CUDACXX=broken)
     assert result.returncode == 0, result.stderr
     assert "no CUDA compiler works here, building the CPU kernels only" in result.stdout
-    assert "nvidia-cuda-nvcc" in result.stdout
+    assert "nv/target: no such file" in result.stdout
+    assert "nvidia-cuda-cccl" in result.stdout
 
 
 @needs_cmake
 def test_cuda_asked_for_without_a_compiler_is_an_error_that_says_what_to_do(tmp_path):
-    pytest.importorskip("pybind11")
-    result = configure(tmp_path, "-DJAX_CTC_CUDA=ON")
+    result = configure(tmp_path, "-DJAX_CTC_CUDA=ON", CUDACXX=tmp_path / "nothing")
     assert result.returncode != 0
     message = " ".join(result.stderr.split())
     assert "JAX_CTC_CUDA=ON, but no CUDA compiler works here. Install a CUDA toolkit" in message
 
 
 @needs_cmake
+@needs_nvcc
+def test_a_broken_compiler_does_not_hide_one_that_works(tmp_path):
+    broken = nvcc_that(tmp_path / "bin", "exit 1")
+    path = os.pathsep.join([str(broken.parent), str(Path(NVCC).parent), os.environ["PATH"]])
+    result = configure(tmp_path / "build", PATH=path, CUDACXX="")
+    assert result.returncode == 0, result.stderr
+    assert f"{broken} does not build" in result.stdout
+    assert "building CUDA kernels for 80-real;90-real;100-real;120 with" in result.stdout
+
+
+@needs_cmake
+@needs_nvcc
+def test_a_compiler_that_does_not_know_the_newest_gpus_builds_for_the_others(tmp_path):
+    old = nvcc_that(
+        tmp_path / "bin", 'case "$*" in *_100*|*_120*) exit 1;; esac', f'exec {NVCC} "$@"'
+    )
+    result = configure(tmp_path / "build", CUDACXX=old)
+    assert result.returncode == 0, result.stderr
+    assert "building CUDA kernels for 80-real;90 with" in result.stdout
+
+
+@needs_cmake
 def test_any_other_wish_is_an_error(tmp_path):
-    pytest.importorskip("pybind11")
     result = configure(tmp_path, "-DJAX_CTC_CUDA=MAYBE")
     assert result.returncode != 0
     assert "expected AUTO, ON or OFF, but got MAYBE" in " ".join(result.stderr.split())
