@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(shell find jax_ctc kernels cmake -type f -not -name '*.pyc' -not -name '*.so')
 FORMATTED = $(filter %.h %.cpp %.inl %.cu %.cuh,$(SOURCES)) $(wildcard tests/*.h tests/*.cpp)
 TEST_ARGS ?=
+BENCH_ARGS ?=
 
-.PHONY: demo test lint format clean
+.PHONY: demo test bench lint format clean
 
 # Trains a small network to read handwritten digits with the loss, and draws what it has learnt.
 demo: $(VENV)/.installed $(VENV)/.demo-tools
@@ -15,6 +16,10 @@ demo: $(VENV)/.installed $(VENV)/.demo-tools
 
 test: $(VENV)/.installed $(VENV)/.test-tools
 	JAX_CUDA_PLUGIN=$(abspath $(VENV)/cuda-plugin) PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pytest -n auto $(TEST_ARGS)
+
+# jax_ctc beside its peers on this machine. `$(BIN)/pip install torch` adds PyTorch to them.
+bench: $(VENV)/.installed $(VENV)/.bench-tools
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 lint: $(VENV)/.installed $(VENV)/.lint-tools
 	$(BIN)/ruff check
@@ -51,6 +56,10 @@ $(VENV)/.test-tools: $(VENV)/.installed pyproject.toml
 
 $(VENV)/.lint-tools: $(VENV)/.made pyproject.toml
 	$(BIN)/pip install --quiet --group lint --group test
+	touch $@
+
+$(VENV)/.bench-tools: $(VENV)/.installed pyproject.toml
+	$(BIN)/pip install --quiet --group bench
 	touch $@
 
 $(VENV)/.demo-tools: $(VENV)/.made examples/requirements.txt

@@ -60,34 +60,48 @@ template <int... K> struct Count<0, K...> {
 };
 template <class V> constexpr int kCount = sizeof(V) / sizeof(V{}[0]);
 
+template <class V, int... K> CTC_FN Integer<V> number_lanes(Indices<K...>) { return Integer<V>{K...}; }
+// The last n < kLanes of V entries, in the upper lanes where there are that many entries in all, `rest` in the others.
+// A copy of n bytes would be read back before it is written: some 20 cycles.
+template <class V, class F> CTC_FN V load_last(const F* from, int64_t size, int64_t n, F rest) {
+  constexpr int N = kLanes<F>;
+  if (size < N) return load_first<V>(from, size, rest);
+  const Integer<V> number = number_lanes<V>(typename Count<N>::type{});
+  return number >= splat<Integer<V>>(N - n) ? load<V>(from + size - N) : splat<V>(rest);
+}
+
 template <class V, int... K> CTC_FN V shuffle_up(V below, V v, Indices<K...>) {
   return __builtin_shufflevector(below, v, (kCount<V> - 1 + K)...);
 }
-template <class V, int... K> CTC_FN V shuffle_back(V v, Indices<K...>) {
-  return __builtin_shufflevector(v, v, (kCount<V> - 1 - K)...);
+template <class V, int... K> CTC_FN V shuffle_down(V v, V above, Indices<K...>) {
+  return __builtin_shufflevector(v, above, (K + 1)...);
 }
 // Each lane gets its lower neighbour; lane 0 gets the last lane of `below`.
 template <class V> CTC_FN V shift_up(V below, V v) { return shuffle_up(below, v, typename Count<kCount<V>>::type{}); }
-template <class V> CTC_FN V reverse(V v) { return shuffle_back(v, typename Count<kCount<V>>::type{}); }
+// Each lane gets its upper neighbour; the last lane gets lane 0 of `above`.
+template <class V> CTC_FN V shift_down(V v, V above) {
+  return shuffle_down(v, above, typename Count<kCount<V>>::type{});
+}
 
 template <int kBy, class V, int... K> CTC_FN V rotate(V v, Indices<K...>) {
   return __builtin_shufflevector(v, v, ((K + kBy) % kCount<V>)...);
 }
-// Reductions as a tree of fixed shape: the same bits on every call.
-template <int kWidth, class V> CTC_FN auto sum_of_first(V v) {
-  if constexpr (kWidth == 1)
-    return v[0];
+// Over the lanes whose numbers have the same remainder by `by`; each of them then holds the result. A tree of fixed
+// shape: the same bits on every call.
+template <int by, int width, class V> CTC_FN V sum_over(V v) {
+  if constexpr (width > by)
+    return sum_over<by, width / 2>(v + rotate<width / 2>(v, typename Count<kCount<V>>::type{}));
   else
-    return sum_of_first<kWidth / 2>(v + rotate<kWidth / 2>(v, typename Count<kCount<V>>::type{}));
+    return v;
 }
-template <int kWidth, class V> CTC_FN auto max_of_first(V v) {
-  if constexpr (kWidth == 1)
-    return v[0];
+template <int by, int width, class V> CTC_FN V max_over(V v) {
+  if constexpr (width > by)
+    return max_over<by, width / 2>(max_of(v, rotate<width / 2>(v, typename Count<kCount<V>>::type{})));
   else
-    return max_of_first<kWidth / 2>(max_of(v, rotate<kWidth / 2>(v, typename Count<kCount<V>>::type{})));
+    return v;
 }
-template <class V> CTC_FN auto sum_of_lanes(V v) { return sum_of_first<kCount<V>>(v); }
-template <class V> CTC_FN auto max_of_lanes(V v) { return max_of_first<kCount<V>>(v); }
+template <class V> CTC_FN auto sum_of_lanes(V v) { return sum_over<1, kCount<V>>(v)[0]; }
+template <class V> CTC_FN auto max_of_lanes(V v) { return max_over<1, kCount<V>>(v)[0]; }
 
 // exp(x) for x <= 0, and exactly 0 below the smallest normal number, for -inf too. NaN stays NaN.
 template <class F, class V> CTC_FN V exp_of_nonpositive(V x) {

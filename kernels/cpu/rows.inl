@@ -28,7 +28,7 @@ template <class F> F largest(const F* x, int64_t V) {
     c = max_of(load<Vec>(x + v + 2 * N), c), d = max_of(load<Vec>(x + v + 3 * N), d);
   }
   for (; v + N <= V; v += N) a = max_of(load<Vec>(x + v), a);
-  if (v < V) b = max_of(load_first<Vec>(x + v, V - v, none), b);
+  if (v < V) b = max_of(load_last<Vec>(x, V, V - v, none), b);
   return max_of_lanes(max_of(max_of(a, b), max_of(c, d)));
 }
 
@@ -62,7 +62,7 @@ template <class F> Normaliser<F> normalise(const F* x, int64_t V) {
       c.add(load<Vec>(x + v + 2 * N), shift), d.add(load<Vec>(x + v + 3 * N), shift);
     }
     for (; v + N <= end; v += N) a.add(load<Vec>(x + v), shift);
-    if (v < end) b.add(load_first<Vec>(x + v, end - v, -infinity), shift);
+    if (v < end) b.add(load_last<Vec>(x, V, end - v, -infinity), shift);
     sum += double(sum_of_lanes((a.count + b.count) + (c.count + d.count)));
     sum += double(sum_of_lanes((a.sum + b.sum) + (c.sum + d.sum)));
   }
@@ -79,19 +79,31 @@ template <class F> void split_far_emissions(const F* x, int64_t n, F shift, F* p
   }
 }
 
-// exp(x[i] - shift) = p[i] * 2^q[i] for n entries, n a multiple of the lane count. The difference is taken exactly (as
-// a pair), so that logits far from each other keep their digits too.
+// exp(x - shift) = p * 2^q. The difference is taken exactly (as a pair), so that logits far from each other keep their
+// digits too. `far` marks the ones that split_far_emissions has to look at.
+template <class F> struct Emission {
+  Lanes<F> p;
+  Integer<Lanes<F>> q, far;
+};
+template <class F> CTC_FN Emission<F> split_emission(Lanes<F> x, Lanes<F> shift) {
+  using Vec = Lanes<F>;
+  const Vec d = x - shift, back = d - x;
+  const Vec rest = (x - (d - back)) + (-shift - back);
+  const Integer<Vec> near = d > F(-kNear<F>);
+  Integer<Vec> far = {};
+  if constexpr (kNear<F> < kFurthest) far = (d > F(-kFurthest)) & ~near;
+  const Split<Vec> y = split_exp<F>(near ? d : Vec{}, near ? rest : Vec{});
+  return {near ? y.p : splat<Vec>(F(1)), near ? y.q : splat<Integer<Vec>>(kDead), far};
+}
+
+// The same of n entries, n a multiple of the lane count.
 template <class F> void split_emissions(const F* x, int64_t n, F shift, F* p, Integer<F>* q) {
   using Vec = Lanes<F>;
   Integer<Vec> far = {};
   for (int64_t i = 0; i < n; i += kLanes<F>) {
-    const Vec v = load<Vec>(x + i), d = v - shift, back = d - v;
-    const Vec rest = (v - (d - back)) + (-shift - back);
-    const Integer<Vec> near = d > F(-kNear<F>);
-    if constexpr (kNear<F> < kFurthest) far |= (d > F(-kFurthest)) & ~near;
-    const Split<Vec> y = split_exp<F>(near ? d : Vec{}, near ? rest : Vec{});
-    store(p + i, near ? y.p : splat<Vec>(F(1)));
-    store(q + i, near ? y.q : splat<Integer<Vec>>(kDead));
+    const Emission<F> y = split_emission<F>(load<Vec>(x + i), splat<Vec>(shift));
+    far |= y.far;
+    store(p + i, y.p), store(q + i, y.q);
   }
   if (sum_of_lanes(far) != 0) split_far_emissions(x, n, shift, p, q);
 }
@@ -100,9 +112,23 @@ template <class F> void split_emissions(const F* x, int64_t n, F shift, F* p, In
 template <class F> void scaled_softmax(const F* x, int64_t V, F shift, F scale, F* out) {
   using Vec = Lanes<F>;
   constexpr int N = kLanes<F>;
-  int64_t v = 0;
-  for (; v + N <= V; v += N) store(out + v, exp_of_nonpositive<F>(load<Vec>(x + v) - shift) * scale);
-  if (v < V) store_first(out + v, exp_of_nonpositive<F>(load_first<Vec>(x + v, V - v, shift) - shift) * scale, V - v);
+  if (V < N) return store_first(out, exp_of_nonpositive<F>(load_first<Vec>(x, V, shift) - shift) * scale, V);
+  const Vec last = exp_of_nonpositive<F>(load<Vec>(x + V - N) - shift) * scale;  // before out takes the place of x
+  for (int64_t v = 0; v + N <= V; v += N) store(out + v, exp_of_nonpositive<F>(load<Vec>(x + v) - shift) * scale);
+  store(out + V - N, last);
+}
+
+// out = scale * exp(x - shift) - unit * taken.
+template <class F> void softmax_less(const F* x, int64_t V, F shift, F scale, const F* taken, F unit, F* out) {
+  using Vec = Lanes<F>;
+  constexpr int N = kLanes<F>;
+  const auto at = [&](int64_t v, int64_t n) {
+    const Vec y = exp_of_nonpositive<F>(load_first<Vec>(x + v, n, shift) - shift) * scale;
+    return y - load_first<Vec>(taken + v, n, F(0)) * unit;
+  };
+  if (V < N) return store_first(out, at(0, V), V);
+  for (int64_t v = 0; v + N <= V; v += N) store(out + v, at(v, N));
+  if (V % N > 0) store(out + V - N, at(V - N, N));
 }
 
 // Sum over v of softmax(x)[v] * d[v].
@@ -117,8 +143,7 @@ template <class F> double softmax_dot(const F* x, int64_t V, F shift, F scale, c
     int64_t v = begin;
     for (; v + N <= end; v += N) part += exp_of_nonpositive<F>(load<Vec>(x + v) - shift) * load<Vec>(d + v);
     if (v < end)
-      part +=
-          exp_of_nonpositive<F>(load_first<Vec>(x + v, end - v, shift) - shift) * load_first<Vec>(d + v, end - v, F(0));
+      part += exp_of_nonpositive<F>(load_last<Vec>(x, V, end - v, shift) - shift) * load_last<Vec>(d, V, end - v, F(0));
     sum += double(sum_of_lanes(part));
   }
   return sum * double(scale);

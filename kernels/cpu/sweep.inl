@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The lattice of one sequence, frame by frame, `kLanes` pairs of states at a time. Knows nothing of acts or of V.
 //
-// A direction numbers its pairs in its own order: alpha from the first label to the last, beta from the last to the
-// first, so that one step serves both. Pair k of one direction meets blank L - k and label L - 1 - k of the other.
+// One step serves both directions. A state of alpha comes from the left: slot i is (blank i, label i), and its
+// neighbour label i - 1. A state of beta comes from the right: slot i is (blank i, label i - 1), and its neighbour
+// label i.
 #pragma once
 
 #include "../recursion.h"
@@ -11,17 +12,17 @@
 namespace jax_ctc {
 namespace {
 
-// n entries with one vector of `rest` before them: what a reversed load of the other direction's row may reach.
+// n rounded up to whole vectors.
 template <class F> constexpr int64_t padded(int64_t n) { return (n + kLanes<F> - 1) / kLanes<F> * kLanes<F>; }
 
-// The states of one frame: four arrays of `pairs` entries, each with a margin of one vector below it.
+// The states of one frame: four arrays of `pairs` slots, each with a margin of one vector after it.
 template <class F> struct States {
   using Z = Integer<F>;
   F* m;
   int64_t pitch;  // from one array to the next
 
   static int64_t size(int64_t pairs) { return 4 * (pairs + kLanes<F>); }
-  static States at(F* base, int64_t pairs) { return {base + kLanes<F>, pairs + kLanes<F>}; }
+  static States at(F* base, int64_t pairs) { return {base, pairs + kLanes<F>}; }
   F* blank_m() const { return m; }
   F* label_m() const { return m + pitch; }
   Z* blank_e() const { return reinterpret_cast<Z*>(m + 2 * pitch); }
@@ -33,13 +34,13 @@ template <class F> struct States {
   void clear(int64_t begin, int64_t end) const {
     for (int64_t i = begin; i < end; ++i) blank_m()[i] = label_m()[i] = 1, blank_e()[i] = label_e()[i] = kNone;
   }
-  void clear_margin() const { clear(-kLanes<F>, 0); }
-  // Before the first frame: the empty prefix, in blank 0.
-  void start() const {
-    clear(-kLanes<F>, pitch - kLanes<F>);
-    blank_e()[0] = 0;
+  void clear_margin() const { clear(pitch - kLanes<F>, pitch); }
+  // Outside of the frames: nothing but the blank at one end of the labels.
+  void start(int64_t blank) const {
+    clear(0, pitch);
+    blank_e()[blank] = 0;
   }
-  void copy(States from) const { __builtin_memcpy(m - kLanes<F>, from.m - kLanes<F>, 4 * pitch * sizeof(F)); }
+  void copy(States from) const { __builtin_memcpy(m, from.m, 4 * pitch * sizeof(F)); }
 };
 
 // exp(acts) of the labels at one frame in label order, dead beyond them and in the margin; and of the blank.
@@ -58,12 +59,6 @@ enum Direction { kAlpha, kBeta };
 template <class F, class V> CTC_FN Scaled<V> load_scaled(const F* m, const Integer<F>* e) {
   return {load<V>(m), load<Integer<V>>(e)};
 }
-// The vector that ends at index `last`, back to front.
-template <class F, class V> CTC_FN Scaled<V> load_reversed(const F* m, const Integer<F>* e, int64_t last) {
-  const int64_t first = last - kLanes<F> + 1;
-  return {reverse(load<V>(m + first)), reverse(load<Integer<V>>(e + first))};
-}
-
 // Where occupancies go: gamma of the labels as they stand, and their sums over the vector lanes.
 template <class F> struct Posterior {
   States<F> beta;        // the other direction at this frame, its emission included
@@ -72,32 +67,38 @@ template <class F> struct Posterior {
   Lanes<F> blank_sum, label_sum;
 };
 
-// One frame: `to` from `from`. With a posterior, also what the states hold before the emission times what beta holds
-// after it (eq. 8).
+// One frame: `to` from `from`. With a posterior, also what alpha holds before the emission times what beta holds after
+// it (eq. 8).
 template <Direction kDirection, bool kFold, bool kOccupancy, class F>
-CTC_FN void step(int64_t L, int64_t pairs, const Integer<F>* skip, Emissions<F> y, States<F> from, States<F> to,
+CTC_FN void step(int64_t pairs, const Integer<F>* skip, Emissions<F> y, States<F> from, States<F> to,
                  Posterior<F>* posterior) {
   using V = Lanes<F>;
+  constexpr int N = kLanes<F>;
+  constexpr bool kRight = kDirection == kBeta;  // where the neighbour is
   const Scaled<V> blank = {splat<V>(y.p[y.blank]), splat<Integer<V>>(y.q[y.blank])};
-  Scaled<V> below = Scaled<V>::none();
+  Scaled<V> before_this = Scaled<V>::none();  // alpha's labels of the vector before
+  Scaled<V> label_at = load_scaled<F, V>(from.label_m(), from.label_e());
   V blank_sum = {}, label_sum = {};
   const Posterior<F> post = kOccupancy ? *posterior : Posterior<F>{};
   const Integer<V> reference = splat<Integer<V>>(post.reference);
-  for (int64_t i = 0; i < pairs; i += kLanes<F>) {
-    const Pair<Scaled<V>> at = {load_scaled<F, V>(from.blank_m() + i, from.blank_e() + i),
-                                load_scaled<F, V>(from.label_m() + i, from.label_e() + i)};
-    const Scaled<V> left = {shift_up(below.m, at.label.m), shift_up(below.e, at.label.e)};
-    below = at.label;
-    const Pair<Scaled<V>> before = advance(at, left, load<Integer<V>>(skip + i));
+  for (int64_t i = 0; i < pairs; i += N) {
+    // The margin after the last slot was never reached.
+    const Scaled<V> next = load_scaled<F, V>(from.label_m() + i + N, from.label_e() + i + N);
+    const Scaled<V> neighbour =
+        kRight ? Scaled<V>{shift_down(label_at.m, next.m), shift_down(label_at.e, next.e)}
+               : Scaled<V>{shift_up(before_this.m, label_at.m), shift_up(before_this.e, label_at.e)};
+    const Pair<Scaled<V>> at = {load_scaled<F, V>(from.blank_m() + i, from.blank_e() + i), label_at};
+    before_this = label_at, label_at = next;
+    const Pair<Scaled<V>> before = advance(at, neighbour, load<Integer<V>>(skip + i));
     if constexpr (kOccupancy) {
       const States<F> beta = post.beta;
-      blank_sum += product(before.blank, load_reversed<F, V>(beta.blank_m(), beta.blank_e(), L - i), reference);
-      const V gamma = product(before.label, load_reversed<F, V>(beta.label_m(), beta.label_e(), L - 1 - i), reference);
+      blank_sum += product(before.blank, load_scaled<F, V>(beta.blank_m() + i, beta.blank_e() + i), reference);
+      const V gamma =
+          product(before.label, load_scaled<F, V>(beta.label_m() + i + 1, beta.label_e() + i + 1), reference);
       label_sum += gamma;
       store(post.labels + i, gamma);
     }
-    const Scaled<V> label =
-        kDirection == kAlpha ? load_scaled<F, V>(y.p + i, y.q + i) : load_reversed<F, V>(y.p, y.q, L - 1 - i);
+    const Scaled<V> label = load_scaled<F, V>(y.p + i - kRight, y.q + i - kRight);
     Pair<Scaled<V>> after = emit(before, blank, label);
     if constexpr (kFold) after = {fold(after.blank), fold(after.label)};
     store(to.blank_m() + i, after.blank.m), store(to.blank_e() + i, after.blank.e);
@@ -107,18 +108,18 @@ CTC_FN void step(int64_t L, int64_t pairs, const Integer<F>* skip, Emissions<F> 
 }
 
 // Mantissas are folded at frames fixed by their number, so that a frame computed again has the same bits.
-template <Direction kDirection, bool kOccupancy, class F>
-void step_at(int64_t t, int64_t L, int64_t pairs, const Integer<F>* skip, Emissions<F> y, States<F> from, States<F> to,
-             Posterior<F>* posterior) {
+template <Direction kDirection, bool kOccupancy, class F> void step_at(int64_t t, int64_t pairs, const Integer<F>* skip,
+                                                                       Emissions<F> y, States<F> from, States<F> to,
+                                                                       Posterior<F>* posterior) {
   if (t % kFoldEvery == 0)
-    step<kDirection, true, kOccupancy>(L, pairs, skip, y, from, to, posterior);
+    step<kDirection, true, kOccupancy>(pairs, skip, y, from, to, posterior);
   else
-    step<kDirection, false, kOccupancy>(L, pairs, skip, y, from, to, posterior);
+    step<kDirection, false, kOccupancy>(pairs, skip, y, from, to, posterior);
 }
 
-// The total over all alignments, from the states after the last frame of a direction (before the first: T = 0).
-template <class F> Scaled<F> total_of(int64_t L, States<F> end) {
-  return fold(total(end.blank(L), L > 0 ? end.label(L - 1) : Scaled<F>::none()));
+// The total over all alignments, from beta's states at the first frame (after the last: T = 0).
+template <class F> Scaled<F> total_of(int64_t L, States<F> beta) {
+  return fold(total(beta.blank(0), L > 0 ? beta.label(1) : Scaled<F>::none()));
 }
 
 }  // namespace

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each peer as a function of no arguments that computes one problem and waits for the result."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Call = Callable[[], Any]
+
+
+class Prepared:
+    """What a peer made of a problem: how to call it, and what that took."""
+
+    def __init__(self, call: Call, compile_seconds: float | None, temporary: int | None) -> None:
+        self.call = call
+        self.compile_seconds = compile_seconds
+        self.temporary_bytes = temporary  # beside arguments and results
+
+
+def through_jax(loss: Callable[..., Any], training: bool, arguments: Any) -> Prepared:
+    """`loss(acts, labels, lengths, label_lengths)`: the sum of costs."""
+    import jax
+
+    arguments = jax.device_put(arguments)
+    start = time.perf_counter()
+    compiled = jax.jit(jax.value_and_grad(loss) if training else loss).lower(*arguments).compile()
+    seconds = time.perf_counter() - start
+    memory = compiled.memory_analysis()
+    call = lambda: jax.block_until_ready(compiled(*arguments))  # noqa: E731
+    return Prepared(call, seconds, memory.temp_size_in_bytes if memory else None)
+
+
+def jax_ctc_(training: bool, arguments: Any) -> Prepared:
+    import jax_ctc
+
+    return through_jax(
+        lambda acts, labels, lengths, counts: jax_ctc.ctc(acts, labels, lengths).sum(),
+        training,
+        arguments,
+    )
+
+
+def optax_(training: bool, arguments: Any) -> Prepared:
+    import jax.numpy as jnp
+    import optax
+
+    def loss(acts: Any, labels: Any, lengths: Any, counts: Any) -> Any:
+        frames = (jnp.arange(acts.shape[0]) >= lengths[:, None]).astype(acts.dtype)
+        padding = (labels < 0).astype(acts.dtype)
+        logits = jnp.swapaxes(acts, 0, 1)
+        return optax.ctc_loss(logits, frames, jnp.maximum(labels, 0), padding).sum()
+
+    return through_jax(loss, training, arguments)
+
+
+def scan_(training: bool, arguments: Any) -> Prepared:
+    """What one writes in an afternoon: log space, 2 L + 1 states, labels picked, JAX's gradient."""
+    import jax
+    import jax.numpy as jnp
+
+    low = -1e30
+
+    def loss(acts: Any, labels: Any, lengths: Any, counts: Any) -> Any:
+        T, B, _ = acts.shape
+        states = jnp.zeros((B, 2 * labels.shape[1] + 1), jnp.int32)
+        states = states.at[:, 1::2].set(jnp.maximum(labels, 0))
+        S = states.shape[1]
+        differs = jnp.pad(states[:, 2:] != states[:, :-2], ((0, 0), (2, 0)))
+        skip = differs & (jnp.arange(S) % 2 == 1)
+        picked = jnp.take_along_axis(acts, jnp.broadcast_to(states, (T, B, S)), 2)
+        emissions = picked - jax.nn.logsumexp(acts, 2, keepdims=True)
+
+        def left(alpha: Any, by: int) -> Any:
+            return jnp.pad(alpha, ((0, 0), (by, 0)), constant_values=low)[:, :S]
+
+        def frame(alpha: Any, inputs: Any) -> Any:
+            emission, t = inputs
+            two = jnp.logaddexp(alpha, left(alpha, 1))
+            three = jnp.where(skip, jnp.logaddexp(two, left(alpha, 2)), two)
+            return jnp.where((t < lengths)[:, None], three + emission, alpha), None
+
+        start = jnp.where(jnp.arange(S) < 2, emissions[0], low)
+        alpha, _ = jax.lax.scan(frame, start, (emissions[1:], jnp.arange(1, T)))
+        last = jnp.take_along_axis(alpha, 2 * counts[:, None], 1)[:, 0]
+        before = jnp.take_along_axis(alpha, jnp.maximum(2 * counts - 1, 0)[:, None], 1)[:, 0]
+        return -jnp.where(counts > 0, jnp.logaddexp(last, before), last).sum()
+
+    return through_jax(loss, training, arguments)
+
+
+def torch_(training: bool, arguments: Any) -> Prepared:
+    import torch
+
+    acts, labels, lengths, counts = arguments
+    x = torch.tensor(acts, requires_grad=training)
+    targets = torch.tensor(np.maximum(labels, 0).astype(np.int64))
+    frames, sizes = torch.tensor(lengths.astype(np.int64)), torch.tensor(counts.astype(np.int64))
+
+    def call() -> Any:
+        cost = torch.nn.functional.ctc_loss(
+            x.log_softmax(2), targets, frames, sizes, reduction="sum"
+        )
+        if not training:
+            return cost
+        x.grad = None
+        cost.backward()
+        return cost, x.grad
+
+    return Prepared(call, None, None)
+
+
+def warp_ctc_(training: bool, arguments: Any) -> Prepared:
+    """Baidu's library through its binding for PyTorch, for those who have built it."""
+    import torch
+    import warpctc_pytorch
+
+    acts, labels, lengths, counts = arguments
+    x = torch.tensor(acts, requires_grad=training)
+    flat = torch.tensor(np.concatenate([row[row >= 0] for row in labels]))
+    frames, sizes = torch.tensor(lengths), torch.tensor(counts)
+    function = warpctc_pytorch.CTCLoss()
+
+    def call() -> Any:
+        cost = function(x, flat, frames, sizes)
+        if not training:
+            return cost
+        x.grad = None
+        cost.backward()
+        return cost, x.grad
+
+    return Prepared(call, None, None)
+
+
+PEERS: dict[str, Callable[[bool, Any], Prepared]] = {
+    "jax_ctc": jax_ctc_,
+    "optax": optax_,
+    "scan": scan_,
+    "torch": torch_,
+    "warp-ctc": warp_ctc_,
+}
+NEEDS = {"optax": "optax", "torch": "torch", "warp-ctc": "warpctc_pytorch"}

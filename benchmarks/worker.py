@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One peer in a process of its own: no peer's threads, heap or caches are in another one's way.
+
+The parent sends a line of JSON and gets one back; see `serve`. Only one worker computes at a time.
+"""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .peers import PEERS
+from .problems import problem
+
+
+class Worker:
+    """The parent's end."""
+
+    def __init__(self, peer: str, threads: int) -> None:
+        # A library whose idle threads spin would take the processor from the others.
+        environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(threads)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.worker", peer],
+            cwd=Path(__file__).resolve().parent.parent,
+            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def ask(self, **question: Any) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(question) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        return json.loads(answer) if answer else {"error": "the process ended"}
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def timed(call: Any, seconds: float) -> list[float]:
+    """Milliseconds of each call, for at least so long, after one that is not counted."""
+    call()
+    times = []
+    end = time.perf_counter() + seconds
+    while not times or time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        times.append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def to_numpy(x: Any) -> Any:
+    return np.asarray(x.detach() if hasattr(x, "detach") else x, np.float64)
+
+
+def gradient_error(peer: str, shape: Any, spread: float) -> float:
+    """Largest error of any element of the gradient of the sum of costs, against float64."""
+    import jax
+
+    import jax_ctc
+
+    acts, *rest = problem(shape, full=True)
+    acts = (spread * acts).astype(np.float32)
+    _, gradient = PEERS[peer](True, (acts, *rest)).call()
+    with jax.enable_x64(True):
+        exact = jax.grad(lambda x: jax_ctc.ctc(x, *rest[:2]).sum())(acts.astype(np.float64))
+    return float(np.abs(to_numpy(gradient) - np.asarray(exact)).max())
+
+
+def serve(peer: str) -> None:
+    prepared: Any = None
+    # The largest block ever freed decides from which size on the C library keeps memory: the same
+    # for every peer, so that none is timed with pages that come and go.
+    block = np.ones(30 << 17)
+    del block
+    for line in sys.stdin:
+        question = json.loads(line)
+        try:
+            answer: dict[str, Any]
+            if question["do"] == "prepare":
+                prepared = None
+                gc.collect()
+                arguments = problem(question["shape"])
+                prepared = PEERS[peer](question["training"], arguments)
+                value = prepared.call()
+                cost = to_numpy(value[0] if question["training"] else value).sum()
+                answer = {
+                    "cost": float(cost),
+                    "compile_seconds": prepared.compile_seconds,
+                    "temporary_bytes": prepared.temporary_bytes,
+                }
+            elif question["do"] == "time":
+                answer = {"ms": timed(prepared.call, question["seconds"])}
+            else:
+                answer = {"error_of": gradient_error(peer, question["shape"], question["spread"])}
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {str(error)[:200]}"}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    from . import import_what_is_installed
+
+    import_what_is_installed()
+    serve(sys.argv[1])

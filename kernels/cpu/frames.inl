@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the lattice needs of acts: the normalisers of all frames, and the emissions of a block of them.
+//
+// Wide rows are taken one by one, each streamed for its normaliser before its labels are picked from it while it is in
+// cache. Narrow ones (few classes for the labels there are) go four by four through a table of their classes.
+#pragma once
+
+#include "convert.inl"
+#include "table.inl"
+
+namespace jax_ctc {
+namespace {
+
+// Hands out memory from `cursor` on; from 0 it only measures.
+struct Arena {
+  uintptr_t cursor = 0;
+  template <class A> void take(A*& array, int64_t n) {
+    array = reinterpret_cast<A*>(cursor);
+    cursor += (n * sizeof(A) + 63) / 64 * 64;
+  }
+};
+
+template <class F> class Frames {
+  using Z = Integer<F>;
+  static constexpr int N = kLanes<F>;
+  // Rows of a table are added up in one float a lane, which does for this many.
+  static constexpr int64_t kMostClasses = 256, kClassesPerLabel = 3;
+
+ public:
+  Frames(const Sequence<F>& sequence, int64_t pairs)
+      : in(sequence),
+        pairs(pairs),
+        by_table(N >= kFrames && in.V <= kMostClasses && in.V <= kClassesPerLabel * in.L),
+        classes(table_classes(in.V)) {}
+
+  // Bytes of the emissions of one frame.
+  int64_t frame_bytes() const { return 2 * width() * sizeof(F); }
+
+  void lay_out(Arena& arena, int64_t block_length) {
+    block = block_length;
+    const int64_t kept = whole_groups(min_of(block, max_of<int64_t>(in.length, 1)));
+    arena.take(p, kept * width()), arena.take(q, kept * width());
+    arena.take(shift, in.length), arena.take(scale, in.length);
+    arena.take(wide, is_half(in.dtype) ? kFrames * in.V : 0);
+    if (by_table) {
+      arena.take(labels, pairs);
+      arena.take(table.x, kFrames * classes), arena.take(table.p, kFrames * classes);
+      arena.take(table.q, kFrames * classes);
+    } else {
+      arena.take(raw, pairs + N);
+    }
+  }
+
+  void initialise() {
+    const int64_t kept = whole_groups(min_of(block, in.length));
+    for (int64_t k = 0; k < kept; ++k)
+      for (int64_t i = 0; i < N; ++i) p[k * width() + i] = 1, q[k * width() + i] = kDead;
+    if (by_table)
+      for (int64_t i = 0; i < pairs; ++i) labels[i] = i < in.L ? in.labels[i] : int32_t(in.V);
+    else
+      for (int64_t i = 0; i < pairs + N; ++i) raw[i] = -F(__builtin_inf());
+  }
+
+  // Frames [begin, end) of one block. The first time their sums go into `product`, strictly from the last frame to the
+  // first, so that blocks do not show in its bits; then false: a row without a softmax. Later without.
+  bool read(int64_t begin, int64_t end, Product* product) {
+    if constexpr (N >= kFrames) {
+      if (by_table) {
+        for (int64_t t = (end - 1) / kFrames * kFrames; t >= begin; t -= kFrames)
+          if (!read_group(t, min_of(t + kFrames, end), product)) return false;
+        return true;
+      }
+    }
+    for (int64_t t = end - 1; t >= begin; --t) {
+      const F* x = row(t);
+      if (product != nullptr && !keep(t, normalise(x, in.V), product)) return false;
+      for (int64_t i = 0; i < in.L; ++i) raw[i] = x[in.labels[i]];
+      raw[pairs] = x[in.blank];
+      const Emissions<F> y = emissions(t);
+      split_emissions(raw, pairs + N, shift[t], y.p, y.q);
+    }
+    return true;
+  }
+
+  // Of a frame in the block read last.
+  Emissions<F> emissions(int64_t t) const {
+    const int64_t at = t % block * width() + N;
+    return {p + at, q + at, pairs};
+  }
+
+  // A row of acts; one of halves only until the next one.
+  const F* row(int64_t t, int64_t place = 0) const {
+    const char* acts = static_cast<const char*>(in.acts) + t * in.acts_stride * size_of(in.dtype);
+    return widened(in.dtype, acts, in.V, wide + place * in.V);
+  }
+
+  bool all_rows_defined() const {
+    for (int64_t t = 0; t < in.length; ++t)
+      if (!normalise(row(t), in.V).defined()) return false;
+    return true;
+  }
+
+ private:
+  const Sequence<F>& in;
+  const int64_t pairs;
+
+ public:
+  const bool by_table;
+  const int64_t classes;  // of the table
+  int32_t* labels;        // `pairs` of them, V where there is none
+  F *shift, *scale;       // of the softmax, [T]
+  Table<F> table;
+
+ private:
+  int64_t width() const { return Emissions<F>::width(pairs); }
+  static int64_t whole_groups(int64_t frames) { return (frames + kFrames - 1) / kFrames * kFrames; }
+
+  bool keep(int64_t t, Normaliser<F> n, Product* product) {
+    if (!n.defined()) return false;
+    product->multiply(n.sum);
+    shift[t] = n.shift, scale[t] = F(1 / n.sum);
+    return true;
+  }
+
+  bool read_group(int64_t begin, int64_t end, Product* product) {
+    const F* rows[kFrames];
+    Emissions<F> y[kFrames];
+    for (int k = 0; k < kFrames; ++k) {  // after the last frame, the last frame again
+      rows[k] = row(min_of(begin + k, end - 1), k);
+      y[k] = emissions(begin), y[k].p += k * width(), y[k].q += k * width();
+    }
+    table.read(rows, in.V);
+    for (int64_t t = end - 1; t >= begin; --t)
+      if (product != nullptr && !keep(t, {table.shift[t - begin], table.sum[t - begin]}, product)) return false;
+    gather(table, labels, pairs, in.blank, y);
+    return true;
+  }
+
+  int64_t block = 1;
+  F* p;  // emissions of a block of frames, [frame][Emissions::width]
+  Z* q;
+  F* raw;   // one frame's logits of the labels, then, a vector on, of the blank; -inf elsewhere
+  F* wide;  // rows of halves as floats
+};
+
+}  // namespace
+}  // namespace jax_ctc

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+// Few classes, many labels: softmax, emissions and occupancies of four frames at once, by class.
+//
+// In a table the four frames of a class stand side by side. Sums over classes then need no step across lanes, exp is
+// taken once a class in place of once a label, and a label's emission is one load for four frames.
+#pragma once
+
+#include "rows.inl"
+#include "sweep.inl"
+
+namespace jax_ctc {
+namespace {
+
+constexpr int kFrames = 4;
+
+template <class F> struct QuadOf {
+  typedef F type __attribute__((vector_size(kFrames * sizeof(F))));
+};
+template <class F> using Quad = typename QuadOf<F>::type;
+
+template <class F> CTC_FN Quad<F> load_quad(const F* from) {
+  Quad<F> v;
+  __builtin_memcpy(&v, from, sizeof v);
+  return v;
+}
+template <class F> CTC_FN void store_quad(F* to, Quad<F> v) { __builtin_memcpy(to, &v, sizeof v); }
+
+// to[k][j] = from[j][k] for 4 x 4 entries.
+template <class F> CTC_FN void transpose(const F* const (&from)[4], F* const (&to)[4]) {
+  const Quad<F> a = load_quad(from[0]), b = load_quad(from[1]), c = load_quad(from[2]), d = load_quad(from[3]);
+  const Quad<F> ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), AB = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  const Quad<F> cd = __builtin_shufflevector(c, d, 0, 4, 1, 5), CD = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  store_quad(to[0], __builtin_shufflevector(ab, cd, 0, 1, 4, 5));
+  store_quad(to[1], __builtin_shufflevector(ab, cd, 2, 3, 6, 7));
+  store_quad(to[2], __builtin_shufflevector(AB, CD, 0, 1, 4, 5));
+  store_quad(to[3], __builtin_shufflevector(AB, CD, 2, 3, 6, 7));
+}
+
+// Classes of a table: V, then at least one of probability 0, which stands for no label.
+inline int64_t table_classes(int64_t V) { return V / 4 * 4 + 4; }
+
+// Emissions of all classes at four frames, p * 2^q, and the normalisers of the frames.
+template <class F> struct Table {
+  F* x;  // the logits
+  F* p;  // [class][frame], all three
+  Integer<F>* q;
+  F shift[kFrames];
+  double sum[kFrames];  // as in Normaliser
+
+  void read(const F* const (&rows)[kFrames], int64_t V) {
+    const int64_t classes = table_classes(V);
+    int64_t v = 0;
+    for (; v + 4 <= V; v += 4)
+      transpose<F>({rows[0] + v, rows[1] + v, rows[2] + v, rows[3] + v},
+                   {x + 4 * v, x + 4 * v + 4, x + 4 * v + 8, x + 4 * v + 12});
+    for (; v < classes; ++v)
+      for (int k = 0; k < kFrames; ++k) x[4 * v + k] = v < V ? rows[k][v] : -F(__builtin_inf());
+    normalise(kFrames * classes);
+  }
+
+ private:
+  void normalise(int64_t n) {
+    using Vec = Lanes<F>;
+    using Mask = Integer<Vec>;
+    constexpr int N = kLanes<F>;
+    Vec top = load<Vec>(x);
+    for (int64_t i = N; i < n; i += N) top = max_of(load<Vec>(x + i), top);
+    top = max_over<kFrames, N>(top);
+    Vec sums[2] = {};
+    Mask count = {}, far = {}, nan = {};
+    for (int64_t i = 0; i < n; i += N) {
+      const Vec v = load<Vec>(x + i);
+      const Emission<F> y = split_emission<F>(v, top);
+      const Mask at_top = v == top;
+      sums[i / N % 2] += at_top ? Vec{} : y.p * pow2<Vec>(y.q);
+      count -= at_top;
+      far |= y.far;
+      nan |= v != v;
+      store(p + i, y.p), store(q + i, y.q);
+    }
+    const Vec tails = sum_over<kFrames, N>(sums[0] + sums[1]);
+    const Mask counts = sum_over<kFrames, N>(count), nans = sum_over<kFrames, N>(nan);
+    for (int k = 0; k < kFrames; ++k) {
+      shift[k] = top[k];
+      const bool defined = shift[k] > -F(__builtin_inf()) && shift[k] < F(__builtin_inf()) && nans[k] == 0;
+      sum[k] = defined ? double(counts[k]) + double(tails[k]) : __builtin_nan("");
+    }
+    if (sum_of_lanes(far) != 0)
+      for (int64_t i = 0; i < n; ++i) split_far_emissions(x + i, 1, shift[i % kFrames], p + i, q + i);
+  }
+};
+
+// The emissions of `pairs` labels, V in the place of those that are none, and of the blank.
+template <class F> void gather(const Table<F>& table, const int32_t* labels, int64_t pairs, int32_t blank,
+                               const Emissions<F> (&y)[kFrames]) {
+  const F* q = reinterpret_cast<const F*>(table.q);  // moved, not looked at
+  F* to[kFrames];
+  for (int k = 0; k < kFrames; ++k) to[k] = reinterpret_cast<F*>(y[k].q);
+  for (int64_t i = 0; i < pairs; i += 4) {
+    const int64_t a = 4 * labels[i], b = 4 * labels[i + 1], c = 4 * labels[i + 2], d = 4 * labels[i + 3];
+    transpose<F>({table.p + a, table.p + b, table.p + c, table.p + d},
+                 {y[0].p + i, y[1].p + i, y[2].p + i, y[3].p + i});
+    transpose<F>({q + a, q + b, q + c, q + d}, {to[0] + i, to[1] + i, to[2] + i, to[3] + i});
+  }
+  for (int k = 0; k < kFrames; ++k) {
+    y[k].p[y[k].blank] = table.p[4 * int64_t(blank) + k];
+    y[k].q[y[k].blank] = table.q[4 * int64_t(blank) + k];
+  }
+}
+
+// Sums by class of what stands at `pairs` labels of four frames, `pitch` from a frame to the next; in label order.
+// `sums` is a table's worth of room; the result is [frame][class].
+template <class F> void scatter(const F* gamma, int64_t pitch, const int32_t* labels, int64_t pairs, int64_t classes,
+                                F* sums, F* by_class) {
+  for (int64_t i = 0; i < kFrames * classes; ++i) sums[i] = 0;
+  for (int64_t i = 0; i < pairs; i += 4) {
+    F at[4][kFrames];
+    transpose<F>({gamma + i, gamma + pitch + i, gamma + 2 * pitch + i, gamma + 3 * pitch + i},
+                 {at[0], at[1], at[2], at[3]});
+    for (int j = 0; j < 4; ++j) {
+      F* sum = sums + 4 * int64_t(labels[i + j]);
+      store_quad<F>(sum, load_quad<F>(sum) + load_quad<F>(at[j]));
+    }
+  }
+  for (int64_t v = 0; v < classes; v += 4)
+    transpose<F>({sums + 4 * v, sums + 4 * v + 4, sums + 4 * v + 8, sums + 4 * v + 12},
+                 {by_class + v, by_class + classes + v, by_class + 2 * classes + v, by_class + 3 * classes + v});
+}
+
+}  // namespace
+}  // namespace jax_ctc
