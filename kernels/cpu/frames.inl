@@ -24,7 +24,7 @@ template <class F> class Frames {
   using Z = Integer<F>;
   static constexpr int N = kLanes<F>;
   // Rows of a table are added up in one float a lane, which does for this many.
-  static constexpr int64_t kMostClasses = 256, kClassesPerLabel = 3;
+  static constexpr int64_t kMostClasses = 256, kClassesPerLabel = 8;
 
  public:
   Frames(const Sequence<F>& sequence, int64_t pairs)

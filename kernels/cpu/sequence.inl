@@ -72,9 +72,7 @@ template <class F> class SequenceRun {
   void initialise() {
     for (int64_t i = 0; i < pairs; ++i) skip[i] = i < L && may_skip(in.labels, i) ? -1 : 0;
     frames.initialise();
-    states(work[0]).start(L), states(work[1]).clear_margin();
-    if (training)
-      for (int64_t k = 0; k < min_of(block, T); ++k) stored_at(k).clear_margin();
+    states(work[0]).start(L);
   }
 
   States<F> states(F* base) const { return States<F>::at(base, pairs); }
@@ -82,7 +80,7 @@ template <class F> class SequenceRun {
   States<F> checkpoint(int64_t k) const { return states(checkpoints + k * States<F>::size(pairs)); }
 
   void step_beta(int64_t t, States<F> from, States<F> to) {
-    step_at<kBeta, false, F>(t, pairs, skip, frames.emissions(t), from, to, nullptr);
+    step_at<kBeta, false, F>(t, window<F>(t, T, L, pairs), skip, frames.emissions(t), from, to, nullptr);
   }
 
   bool sweep_beta() {
@@ -103,7 +101,8 @@ template <class F> class SequenceRun {
 
   void sweep_alpha() {
     States<F> at = states(work[0]), next = states(work[1]);
-    at.start(0), next.clear_margin();
+    at.start(0), next.start(0);
+    for (int64_t i = 0; i < kFrames * pairs; ++i) gamma[i] = 0;
     for (int64_t k = 0; k < blocks(); ++k) {
       const int64_t begin = k * block, end = min_of(begin + block, T);
       if (k > 0) {
@@ -117,7 +116,7 @@ template <class F> class SequenceRun {
       for (int64_t t = begin; t < end; ++t) {
         // What beta holds after frame t, its emission included.
         Posterior<F> posterior = {stored_at(t), z.e, gamma + t % kFrames * pairs, {}, {}};
-        step_at<kAlpha, true>(t, pairs, skip, frames.emissions(t), at, next, &posterior);
+        step_at<kAlpha, true>(t, window<F>(t, T, L, pairs), skip, frames.emissions(t), at, next, &posterior);
         keep(t, sum_of_lanes(posterior.blank_sum), sum_of_lanes(posterior.label_sum));
         const States<F> spare = at;
         at = next, next = spare;

@@ -34,7 +34,11 @@ template <class F> struct States {
   void clear(int64_t begin, int64_t end) const {
     for (int64_t i = begin; i < end; ++i) blank_m()[i] = label_m()[i] = 1, blank_e()[i] = label_e()[i] = kNone;
   }
-  void clear_margin() const { clear(pitch - kLanes<F>, pitch); }
+  void clear_vector(int64_t i) const {
+    using V = Lanes<F>;
+    store(blank_m() + i, splat<V>(1)), store(blank_e() + i, splat<Integer<V>>(kNone));
+    store(label_m() + i, splat<V>(1)), store(label_e() + i, splat<Integer<V>>(kNone));
+  }
   // Outside of the frames: nothing but the blank at one end of the labels.
   void start(int64_t blank) const {
     clear(0, pitch);
@@ -59,30 +63,48 @@ enum Direction { kAlpha, kBeta };
 template <class F, class V> CTC_FN Scaled<V> load_scaled(const F* m, const Integer<F>* e) {
   return {load<V>(m), load<Integer<V>>(e)};
 }
+// The slots of a frame that lie on an alignment, in whole vectors: of t + 1 frames no more labels can have come, and L
+// minus the frames that are left must have. A third of the lattice at T = 2 L. A step marks what is next to its window
+// as not reached, which is all that the steps before and after it, whose windows are one slot further, see of the
+// outside.
+struct Window {
+  int64_t begin, end;
+};
+template <class F> Window window(int64_t t, int64_t T, int64_t L, int64_t pairs) {
+  constexpr int64_t N = kLanes<F>;
+  const int64_t first = max_of<int64_t>(0, L - (T - t));
+  return {first / N * N, min_of(pairs, padded<F>(t + 2))};
+}
+
 // Where occupancies go: gamma of the labels as they stand, and their sums over the vector lanes.
 template <class F> struct Posterior {
   States<F> beta;        // the other direction at this frame, its emission included
   Integer<F> reference;  // exponent of the total
-  F* labels;             // `pairs` entries
+  F* labels;             // `pairs` entries; 0 before and after the window
   Lanes<F> blank_sum, label_sum;
 };
 
 // One frame: `to` from `from`. With a posterior, also what alpha holds before the emission times what beta holds after
 // it (eq. 8).
 template <Direction kDirection, bool kFold, bool kOccupancy, class F>
-CTC_FN void step(int64_t pairs, const Integer<F>* skip, Emissions<F> y, States<F> from, States<F> to,
+CTC_FN void step(Window window, const Integer<F>* skip, Emissions<F> y, States<F> from, States<F> to,
                  Posterior<F>* posterior) {
   using V = Lanes<F>;
   constexpr int N = kLanes<F>;
   constexpr bool kRight = kDirection == kBeta;  // where the neighbour is
   const Scaled<V> blank = {splat<V>(y.p[y.blank]), splat<Integer<V>>(y.q[y.blank])};
+  const int64_t begin = window.begin, end = window.end;
+  Scaled<V> label_at = load_scaled<F, V>(from.label_m() + begin, from.label_e() + begin);
   Scaled<V> before_this = Scaled<V>::none();  // alpha's labels of the vector before
-  Scaled<V> label_at = load_scaled<F, V>(from.label_m(), from.label_e());
+  if (!kRight && begin > 0) before_this = load_scaled<F, V>(from.label_m() + begin - N, from.label_e() + begin - N);
   V blank_sum = {}, label_sum = {};
   const Posterior<F> post = kOccupancy ? *posterior : Posterior<F>{};
   const Integer<V> reference = splat<Integer<V>>(post.reference);
-  for (int64_t i = 0; i < pairs; i += N) {
-    // The margin after the last slot was never reached.
+  if constexpr (kOccupancy)
+    for (int64_t i = max_of<int64_t>(0, begin - 4 * N); i < begin; i += N) store(post.labels + i, V{});
+  if (begin > 0) to.clear_vector(begin - N);
+  to.clear_vector(end);
+  for (int64_t i = begin; i < end; i += N) {
     const Scaled<V> next = load_scaled<F, V>(from.label_m() + i + N, from.label_e() + i + N);
     const Scaled<V> neighbour =
         kRight ? Scaled<V>{shift_down(label_at.m, next.m), shift_down(label_at.e, next.e)}
@@ -108,13 +130,13 @@ CTC_FN void step(int64_t pairs, const Integer<F>* skip, Emissions<F> y, States<F
 }
 
 // Mantissas are folded at frames fixed by their number, so that a frame computed again has the same bits.
-template <Direction kDirection, bool kOccupancy, class F> void step_at(int64_t t, int64_t pairs, const Integer<F>* skip,
+template <Direction kDirection, bool kOccupancy, class F> void step_at(int64_t t, Window window, const Integer<F>* skip,
                                                                        Emissions<F> y, States<F> from, States<F> to,
                                                                        Posterior<F>* posterior) {
   if (t % kFoldEvery == 0)
-    step<kDirection, true, kOccupancy>(pairs, skip, y, from, to, posterior);
+    step<kDirection, true, kOccupancy>(window, skip, y, from, to, posterior);
   else
-    step<kDirection, false, kOccupancy>(pairs, skip, y, from, to, posterior);
+    step<kDirection, false, kOccupancy>(window, skip, y, from, to, posterior);
 }
 
 // The total over all alignments, from beta's states at the first frame (after the last: T = 0).
