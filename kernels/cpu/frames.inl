@@ -73,7 +73,7 @@ template <class F> class Frames {
     }
     for (int64_t t = end - 1; t >= begin; --t) {
       const F* x = row(t);
-      if (product != nullptr && !keep(t, normalise(x, in.V), product)) return false;
+      if (product != nullptr && !keep(t, normalise(x, in.V, row_ahead(t)), product)) return false;
       for (int64_t i = 0; i < in.L; ++i) raw[i] = x[in.labels[i]];
       raw[pairs] = x[in.blank];
       const Emissions<F> y = emissions(t);
@@ -96,7 +96,7 @@ template <class F> class Frames {
 
   bool all_rows_defined() const {
     for (int64_t t = 0; t < in.length; ++t)
-      if (!normalise(row(t), in.V).defined()) return false;
+      if (!normalise(row(t), in.V, row_ahead(t)).defined()) return false;
     return true;
   }
 
@@ -114,6 +114,9 @@ template <class F> class Frames {
  private:
   int64_t width() const { return Emissions<F>::width(pairs); }
   static int64_t whole_groups(int64_t frames) { return (frames + kFrames - 1) / kFrames * kFrames; }
+
+  // What is read after frame t, to be asked for in time; halves are widened from where they are.
+  const F* row_ahead(int64_t t) const { return is_half(in.dtype) ? wide : row(t > 0 ? t - 1 : 0); }
 
   bool keep(int64_t t, Normaliser<F> n, Product* product) {
     if (!n.defined()) return false;

@@ -45,16 +45,18 @@ template <class F> struct TailSum {
   }
 };
 
-template <class F> Normaliser<F> normalise(const F* x, int64_t V) {
+// The sum of exp(x - shift) over n entries: how many are equal to shift, and the rest.
+struct PartSum {
+  double count, tail;
+};
+template <class F> PartSum sum_part(const F* x, int64_t n, F shift) {
   using Vec = Lanes<F>;
   constexpr int N = kLanes<F>;
-  constexpr int64_t kChunk = 64 * N;  // 16 additions a lane before the sum goes on in double: one float sum over V =
-                                      // 1e5 would cost the gradient 2e-5
-  const F shift = largest(x, V), infinity = __builtin_inf();
-  if (!(shift > -infinity && shift < infinity)) return {shift, __builtin_nan("")};
-  double sum = 0;
-  for (int64_t begin = 0; begin < V; begin += kChunk) {
-    const int64_t end = min_of(begin + kChunk, V);
+  constexpr int64_t kPart = 64 * N;  // 16 additions a lane before the sum goes on in double: one float sum over V = 1e5
+                                     // would cost the gradient 2e-5
+  PartSum sum = {0, 0};
+  for (int64_t begin = 0; begin < n; begin += kPart) {
+    const int64_t end = min_of(begin + kPart, n);
     TailSum<F> a, b, c, d;
     int64_t v = begin;
     for (; v + 4 * N <= end; v += 4 * N) {
@@ -62,11 +64,42 @@ template <class F> Normaliser<F> normalise(const F* x, int64_t V) {
       c.add(load<Vec>(x + v + 2 * N), shift), d.add(load<Vec>(x + v + 3 * N), shift);
     }
     for (; v + N <= end; v += N) a.add(load<Vec>(x + v), shift);
-    if (v < end) b.add(load_last<Vec>(x, V, end - v, -infinity), shift);
-    sum += double(sum_of_lanes((a.count + b.count) + (c.count + d.count)));
-    sum += double(sum_of_lanes((a.sum + b.sum) + (c.sum + d.sum)));
+    if (v < end) b.add(load_last<Vec>(x, n, end - v, F(-__builtin_inf())), shift);
+    sum.count += double(sum_of_lanes((a.count + b.count) + (c.count + d.count)));
+    sum.tail += double(sum_of_lanes((a.sum + b.sum) + (c.sum + d.sum)));
   }
-  return {shift, sum};
+  return sum;
+}
+
+// A row in pieces that stay in the first-level cache between the two looks at them; the piece after is asked for
+// meanwhile, since rows of a sequence lie too far apart for the machine to guess. `next` is the row that comes next.
+template <class F> Normaliser<F> normalise(const F* x, int64_t V, const F* next) {
+  constexpr int64_t kPiece = 4096 / sizeof(F);
+  constexpr int64_t kLine = 64 / sizeof(F);
+  const F infinity = __builtin_inf();
+  F shift = -infinity;
+  double count = 0, tail = 0;
+  for (int64_t begin = 0; begin < V; begin += kPiece) {
+    const int64_t end = min_of(begin + kPiece, V);
+    const bool last = end == V;
+    const F* ahead = last ? next : x + end;
+    const int64_t n = min_of(kPiece, last ? V : V - end);
+    for (int64_t v = 0; v < n; v += kLine) __builtin_prefetch(ahead + v);
+    const F top = largest(x + begin, end - begin);
+    if (top > shift) {
+      if (count > 0) tail = (count + tail) * __builtin_exp(double(shift) - double(top)), count = 0;
+      shift = top;
+    }
+    if (!(shift < infinity)) return {shift, __builtin_nan("")};
+    if (shift == -infinity) {  // so far; a NaN is not found by comparing
+      for (int64_t v = begin; v < end; ++v)
+        if (x[v] != x[v]) return {shift, __builtin_nan("")};
+      continue;
+    }
+    const PartSum part = sum_part(x + begin, end - begin, shift);
+    count += part.count, tail += part.tail;
+  }
+  return {shift, shift > -infinity ? count + tail : __builtin_nan("")};
 }
 
 // The emissions between kNear and kFurthest, which hardly ever are.
