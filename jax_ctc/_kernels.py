@@ -58,8 +58,12 @@ cuda: Any = None
 if not _DISABLED and importlib.util.find_spec("jax_ctc._cuda") is not None:
     cuda = _load("_cuda")
 
-# The lowering asks this: platforms whose kernels are registered. All others run pure JAX.
-PLATFORMS = tuple(name for name, module in (("cpu", cpu), ("cuda", cuda)) if module is not None)
+# The lowering asks this: which kernels are registered on which platform. All else runs pure JAX.
+TARGETS = {
+    name: frozenset(module.targets())
+    for name, module in (("cpu", cpu), ("cuda", cuda))
+    if module is not None
+}
 for _name, _module in (("cpu", cpu), ("CUDA", cuda)):
     if _module is not None:
         _register(_module, _name)

@@ -22,6 +22,7 @@ TARGETS = {
     "forward": "jax_ctc_forward_v1",
     "tangent": "jax_ctc_tangent_v1",
     "cotangent": "jax_ctc_cotangent_v1",
+    "hvp": "jax_ctc_hvp_v1",
 }
 
 
@@ -31,11 +32,14 @@ def register(op: str, primitive: Primitive) -> None:
     mlir.register_lowering(
         primitive, mlir.lower_fun(pure, multiple_results=primitive.multiple_results)
     )
-    if op not in TARGETS:
-        return
-    for platform in _kernels.PLATFORMS:
+    for platform in _platforms(op):
         rule = _kernel_rule(op, primitive, platform)
         mlir.register_lowering(primitive, rule, platform=platform)
+
+
+def _platforms(op: str) -> list[str]:
+    """Those that have a kernel for it."""
+    return [name for name, targets in _kernels.TARGETS.items() if TARGETS[op] in targets]
 
 
 def _kernel_rule(op: str, primitive: Primitive, platform: str) -> Callable[..., Any]:
@@ -170,7 +174,7 @@ def _define_moved_call(op: str) -> Primitive:
         out = result_avals(op, acts, labels, lengths, time_axis=acts.ndim - 2)
         return out if primitive.multiple_results else out[0]
 
-    for platform in _kernels.PLATFORMS:
+    for platform in _platforms(op):
         mlir.register_lowering(primitive, _moved_call_rule(op, platform), platform=platform)
     return primitive
 

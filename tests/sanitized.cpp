@@ -37,6 +37,8 @@ template <class F> void one(Dtype dtype) {
       random.fail(i, "cost alone, and with residuals", a, b);
   }
   tangent(p, kept, random.directions(), tangents.data.get(), threads);
+  Array<char> products(p.shape.rows() * p.shape.V * sizeof(F));
+  product(p, kept, random.cotangents.data.get(), random.directions(), products.data.get(), threads);
   cotangent(p, kept, random.cotangents.data.get(), random.acts(), threads);  // in the place of acts
 }
 

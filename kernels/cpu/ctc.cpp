@@ -128,6 +128,15 @@ template <class F> void fill(const Shape& s, Kept kept, int64_t sequence, int64_
   }
 }
 
+template <class F> Sequence<F> sequence_of(const Problem& p, int64_t sequence, const Labels& labels) {
+  const Shape& s = p.shape;
+  const int64_t L = labels.values.size();
+  const int32_t length = p.lengths[sequence];
+  return {
+      p.dtype, at(p.acts, s.first_row(sequence) * s.V, p.dtype), s.B * s.V,        length, s.V, labels.values.data(), L,
+      p.blank, frames_needed(labels.values.data(), L) <= length, &thread_scratch()};
+}
+
 template <class F> void run_sequence(const Problem& p, int64_t sequence, F* cost, Kept kept) {
   constexpr F kNaN = std::numeric_limits<F>::quiet_NaN();
   const Shape& s = p.shape;
@@ -140,21 +149,11 @@ template <class F> void run_sequence(const Problem& p, int64_t sequence, F* cost
     if (training) fill<F>(s, kept, sequence, 0, s.T, 0);
     return;
   }
-  const int64_t L = labels.values.size();
-  const Sequence<F> in = {p.dtype,
-                          at(p.acts, first * s.V, p.dtype),
-                          s.B * s.V,
-                          length,
-                          s.V,
-                          labels.values.data(),
-                          L,
-                          p.blank,
-                          frames_needed(labels.values.data(), L) <= length,
-                          &thread_scratch()};
+  const Sequence<F> in = sequence_of<F>(p, sequence, labels);
   Residuals<F> out;
   if (training) {
     if (!s.dense()) {
-      out.padded = L > 0 && labels.slots.back() != L;
+      out.padded = in.L > 0 && labels.slots.back() != in.L;
       labels.share_slots();
       out.repeated = labels.repeated.data(), out.repeats = labels.repeated.size();
       out.rows = row_of<F>(kept.rows, first, 2), out.rows_stride = 2 * s.B;
@@ -172,19 +171,22 @@ template <class F> void run_sequence(const Problem& p, int64_t sequence, F* cost
   thread_scratch().trim();
 }
 
-// The longest sequences first, so that none is left over at the end.
-template <class F> void run_batch(const Problem& p, void* cost, Kept kept, Executor& executor) {
+// Every sequence, the longest first, so that none is left over at the end. `passes`: how many there are over acts.
+template <class Run> void for_each_sequence(const Problem& p, double passes, Executor& executor, Run run) {
   const int64_t n = p.shape.sequences();
-  if (kept.columns != nullptr) advise_huge_pages(kept.columns, p.shape.rows() * p.shape.columns() * sizeof(F));
   double work = 0;
   for (int64_t i = 0; i < n; ++i)
-    if (valid_length(p.shape, p.lengths[i])) work += sequence_work(p.shape, p.lengths[i]);
-  if (kept.columns != nullptr) work *= 3;
+    if (valid_length(p.shape, p.lengths[i])) work += passes * sequence_work(p.shape, p.lengths[i]);
   std::vector<int64_t> order(n);
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return p.lengths[a] > p.lengths[b]; });
-  parallel_for(executor, threads_for(p, work), n,
-               [&](int64_t k) { run_sequence<F>(p, order[k], static_cast<F*>(cost) + order[k], kept); });
+  parallel_for(executor, threads_for(p, work), n, [&](int64_t k) { run(order[k]); });
+}
+
+template <class F> void run_batch(const Problem& p, void* cost, Kept kept, Executor& executor) {
+  if (kept.columns != nullptr) advise_huge_pages(kept.columns, p.shape.rows() * p.shape.columns() * sizeof(F));
+  for_each_sequence(p, kept.columns != nullptr ? 3 : 1, executor,
+                    [&](int64_t i) { run_sequence<F>(p, i, static_cast<F*>(cost) + i, kept); });
 }
 
 template <class F> Row<F> row_at(const Problem& p, Kept kept, int64_t row) {
@@ -256,6 +258,46 @@ void run_tangent(const Problem& p, Kept kept, const void* directions, F* tangent
   });
 }
 
+// Frames [begin, end) of a result like acts, all 0 or all NaN.
+void fill_like_acts(const Problem& p, void* out, int64_t sequence, int64_t begin, int64_t end, bool nan) {
+  const Shape& s = p.shape;
+  for (int64_t t = begin; t < end; ++t) {
+    // All bits set are a NaN in every dtype.
+    void* row = at(out, (s.first_row(sequence) + t * s.B) * s.V, p.dtype);
+    std::memset(row, nan ? 0xff : 0, s.V * element_size(p.dtype));
+  }
+}
+
+template <class F> void product_of_sequence(const Problem& p, int64_t sequence, Kept kept, F cotangent,
+                                            const void* directions, void* out) {
+  const Shape& s = p.shape;
+  const int64_t first = s.first_row(sequence);
+  const int32_t length = p.lengths[sequence];
+  thread_local Labels labels;
+  if (cotangent == 0 || !valid_length(s, length) || !labels.read(p, p.labels + sequence * s.L))
+    return fill_like_acts(p, out, sequence, 0, s.T, false);
+  const Sequence<F> in = sequence_of<F>(p, sequence, labels);
+  const Along<F> along = {at(directions, first * s.V, p.dtype),
+                          s.dense() ? nullptr : row_of<F>(kept.rows, first, 2),
+                          2 * s.B,
+                          row_of<F>(kept.columns, first, s.columns()),
+                          s.B * s.columns(),
+                          labels.slots.data(),
+                          cotangent,
+                          at(out, first * s.V, p.dtype)};
+  const Verdict verdict = kernels<F>().product(in, along);
+  if (verdict != Verdict::kFine) fill_like_acts(p, out, sequence, 0, length, verdict == Verdict::kUndefined);
+  fill_like_acts(p, out, sequence, length, s.T, false);
+  thread_scratch().trim();
+}
+
+template <class F> void run_product(const Problem& p, Kept kept, const F* cotangents, const void* directions, void* out,
+                                    Executor& executor) {
+  advise_huge_pages(out, p.shape.rows() * p.shape.V * element_size(p.dtype));
+  for_each_sequence(p, 5, executor,
+                    [&](int64_t i) { product_of_sequence<F>(p, i, kept, cotangents[i], directions, out); });
+}
+
 }  // namespace
 
 void loss(const Problem& p, void* cost, Executor& executor) { forward(p, cost, {nullptr, nullptr}, executor); }
@@ -279,6 +321,14 @@ void cotangent(const Problem& p, Kept kept, const void* cotangents, void* gradie
     run_cotangent<double>(p, kept, static_cast<const double*>(cotangents), gradient, executor);
   else
     run_cotangent<float>(p, kept, static_cast<const float*>(cotangents), gradient, executor);
+}
+
+void product(const Problem& p, Kept kept, const void* cotangents, const void* directions, void* out,
+             Executor& executor) {
+  if (p.dtype == Dtype::kF64)
+    run_product<double>(p, kept, static_cast<const double*>(cotangents), directions, out, executor);
+  else
+    run_product<float>(p, kept, static_cast<const float*>(cotangents), directions, out, executor);
 }
 
 }  // namespace jax_ctc

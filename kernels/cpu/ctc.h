@@ -20,5 +20,8 @@ void forward(const Problem& problem, void* cost, Kept kept, Executor& executor);
 // whatever was kept. The gradient may take the place of acts, or, where dense, of columns.
 void tangent(const Problem& problem, Kept kept, const void* directions, void* tangents, Executor& executor);
 void cotangent(const Problem& problem, Kept kept, const void* cotangents, void* gradient, Executor& executor);
+// Cotangents times Hessians times directions.
+void product(const Problem& problem, Kept kept, const void* cotangents, const void* directions, void* out,
+             Executor& executor);
 
 }  // namespace jax_ctc

@@ -62,6 +62,17 @@ ffi::Error cotangent_handler(CTC_OPERANDS, Buffer rows, Buffer columns, Buffer c
   return ffi::Error::Success();
 }
 
+ffi::Error hvp_handler(CTC_OPERANDS, Buffer rows, Buffer columns, Buffer cotangents, Buffer directions, Result products,
+                       CTC_ATTRIBUTES) {
+  CTC_DECODE;
+  if (!residuals(p, rows, columns) || !computed(p, cotangents, p.shape.sequences()) ||
+      !like_acts(p, acts, directions) || !like_acts(p, acts, *products))
+    return mismatch("jax_ctc_hvp");
+  product(p, {rows.untyped_data(), columns.untyped_data()}, cotangents.untyped_data(), directions.untyped_data(),
+          products->untyped_data(), executor);
+  return ffi::Error::Success();
+}
+
 // acts, labels, lengths; then per target.
 auto operands() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Buffer>().Arg<Ints>().Arg<Ints>(); }
 XLA_FFI_DEFINE_HANDLER(kLoss, loss_handler, with_attributes(operands().Ret<Buffer>()));  // cost
@@ -79,6 +90,13 @@ XLA_FFI_DEFINE_HANDLER(kCotangent, cotangent_handler,
                                            .Arg<Buffer>()     // columns
                                            .Arg<Buffer>()     // cotangents
                                            .Ret<Buffer>()));  // gradient
+XLA_FFI_DEFINE_HANDLER(kHvp, hvp_handler,
+                       with_attributes(operands()
+                                           .Arg<Buffer>()     // rows
+                                           .Arg<Buffer>()     // columns
+                                           .Arg<Buffer>()     // cotangents
+                                           .Arg<Buffer>()     // directions
+                                           .Ret<Buffer>()));  // products
 
 }  // namespace
 
@@ -86,7 +104,8 @@ std::vector<std::pair<const char*, Handler*>> cpu_handlers() {
   return {{"jax_ctc_loss_v1", kLoss},
           {"jax_ctc_forward_v1", kForward},
           {"jax_ctc_tangent_v1", kTangent},
-          {"jax_ctc_cotangent_v1", kCotangent}};
+          {"jax_ctc_cotangent_v1", kCotangent},
+          {"jax_ctc_hvp_v1", kHvp}};
 }
 
 std::pair<int, int> ffi_api_version() { return {XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR}; }

@@ -20,8 +20,12 @@ struct Arena {
   }
 };
 
-template <class F> class Frames {
-  using Z = Integer<F>;
+template <class V> class Frames {
+ public:
+  using Value = V;
+
+ private:
+  using F = typename Parts<Value>::F;
   static constexpr int N = kLanes<F>;
   // Rows of a table are added up in one float a lane, which does for this many.
   static constexpr int64_t kMostClasses = 256, kClassesPerLabel = 8;
@@ -34,12 +38,12 @@ template <class F> class Frames {
         classes(table_classes(in.V)) {}
 
   // Bytes of the emissions of one frame.
-  int64_t frame_bytes() const { return 2 * width() * sizeof(F); }
+  int64_t frame_bytes() const { return frame_size() * sizeof(F); }
 
   void lay_out(Arena& arena, int64_t block_length) {
     block = block_length;
     const int64_t kept = whole_groups(min_of(block, max_of<int64_t>(in.length, 1)));
-    arena.take(p, kept * width()), arena.take(q, kept * width());
+    arena.take(y, kept * frame_size());
     arena.take(shift, in.length), arena.take(scale, in.length);
     arena.take(wide, is_half(in.dtype) ? kFrames * in.V : 0);
     if (by_table) {
@@ -53,8 +57,8 @@ template <class F> class Frames {
 
   void initialise() {
     const int64_t kept = whole_groups(min_of(block, in.length));
-    for (int64_t k = 0; k < kept; ++k)
-      for (int64_t i = 0; i < N; ++i) p[k * width() + i] = 1, q[k * width() + i] = kDead;
+    for (int64_t k = 0; k < kept; ++k)  // the margins
+      store_parts(y + k * frame_size(), width(), InLanes<Value>{splat<Lanes<F>>(1), splat<Integer<Lanes<F>>>(kDead)});
     if (by_table)
       for (int64_t i = 0; i < pairs; ++i) labels[i] = i < in.L ? in.labels[i] : int32_t(in.V);
     else
@@ -76,17 +80,14 @@ template <class F> class Frames {
       if (product != nullptr && !keep(t, normalise(x, in.V, row_ahead(t)), product)) return false;
       for (int64_t i = 0; i < in.L; ++i) raw[i] = x[in.labels[i]];
       raw[pairs] = x[in.blank];
-      const Emissions<F> y = emissions(t);
-      split_emissions(raw, pairs + N, shift[t], y.p, y.q);
+      const Emissions<Value> at = emissions(t);
+      split_emissions(raw, pairs + N, shift[t], at.mantissas(), at.exponents());
     }
     return true;
   }
 
   // Of a frame in the block read last.
-  Emissions<F> emissions(int64_t t) const {
-    const int64_t at = t % block * width() + N;
-    return {p + at, q + at, pairs};
-  }
+  Emissions<Value> emissions(int64_t t) const { return {y + t % block * frame_size() + N, width(), pairs}; }
 
   // A row of acts; one of halves only until the next one.
   const F* row(int64_t t, int64_t place = 0) const {
@@ -112,7 +113,8 @@ template <class F> class Frames {
   Table<F> table;
 
  private:
-  int64_t width() const { return Emissions<F>::width(pairs); }
+  int64_t width() const { return Emissions<Value>::width(pairs); }
+  int64_t frame_size() const { return Parts<Value>::count * width(); }
   static int64_t whole_groups(int64_t frames) { return (frames + kFrames - 1) / kFrames * kFrames; }
 
   // What is read after frame t, to be asked for in time; halves are widened from where they are.
@@ -127,21 +129,20 @@ template <class F> class Frames {
 
   bool read_group(int64_t begin, int64_t end, Product* product) {
     const F* rows[kFrames];
-    Emissions<F> y[kFrames];
+    Emissions<Value> at[kFrames];
     for (int k = 0; k < kFrames; ++k) {  // after the last frame, the last frame again
       rows[k] = row(min_of(begin + k, end - 1), k);
-      y[k] = emissions(begin), y[k].p += k * width(), y[k].q += k * width();
+      at[k] = emissions(begin), at[k].parts += k * frame_size();
     }
     table.read(rows, in.V);
     for (int64_t t = end - 1; t >= begin; --t)
       if (product != nullptr && !keep(t, {table.shift[t - begin], table.sum[t - begin]}, product)) return false;
-    gather(table, labels, pairs, in.blank, y);
+    gather(table, labels, pairs, in.blank, at);
     return true;
   }
 
   int64_t block = 1;
-  F* p;  // emissions of a block of frames, [frame][Emissions::width]
-  Z* q;
+  F* y;     // emissions of a block of frames, [frame][part][Emissions::width]
   F* raw;   // one frame's logits of the labels, then, a vector on, of the blank; -inf elsewhere
   F* wide;  // rows of halves as floats
 };

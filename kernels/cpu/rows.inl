@@ -164,22 +164,39 @@ template <class F> void softmax_less(const F* x, int64_t V, F shift, F scale, co
   if (V % N > 0) store(out + V - N, at(V - N, N));
 }
 
-// Sum over v of softmax(x)[v] * d[v].
+// Sum over v of softmax(x)[v] * d[v]; classes of probability 0 are left out, whatever d is there.
 template <class F> double softmax_dot(const F* x, int64_t V, F shift, F scale, const F* d) {
   using Vec = Lanes<F>;
   constexpr int N = kLanes<F>;
   constexpr int64_t kChunk = 16 * N;
+  const auto term = [&](Vec at, Vec along) {
+    const Vec y = exp_of_nonpositive<F>(at - shift);
+    return y == Vec{} ? Vec{} : y * along;
+  };
   double sum = 0;
   for (int64_t begin = 0; begin < V; begin += kChunk) {
     const int64_t end = min_of(begin + kChunk, V);
     Vec part = {};
     int64_t v = begin;
-    for (; v + N <= end; v += N) part += exp_of_nonpositive<F>(load<Vec>(x + v) - shift) * load<Vec>(d + v);
-    if (v < end)
-      part += exp_of_nonpositive<F>(load_last<Vec>(x, V, end - v, shift) - shift) * load_last<Vec>(d, V, end - v, F(0));
+    for (; v + N <= end; v += N) part += term(load<Vec>(x + v), load<Vec>(d + v));
+    if (v < end) part += term(load_last<Vec>(x, V, end - v, -F(__builtin_inf())), load_last<Vec>(d, V, end - v, F(0)));
     sum += double(sum_of_lanes(part));
   }
   return sum * double(scale);
+}
+
+// out = factor * softmax(x) * (d - centre - mean) where that probability is not 0, else 0.
+template <class F>
+void softmax_change(const F* x, int64_t V, F shift, F scale, const F* d, F centre, F mean, F factor, F* out) {
+  using Vec = Lanes<F>;
+  constexpr int N = kLanes<F>;
+  const auto at = [&](int64_t v, int64_t n) {
+    const Vec y = exp_of_nonpositive<F>(load_first<Vec>(x + v, n, shift) - shift);
+    return y == Vec{} ? Vec{} : y * (scale * factor) * ((load_first<Vec>(d + v, n, F(0)) - centre) - mean);
+  };
+  if (V < N) return store_first(out, at(0, V), V);
+  for (int64_t v = 0; v + N <= V; v += N) store(out + v, at(v, N));
+  if (V % N > 0) store(out + V - N, at(V - N, N));
 }
 
 // The product of many numbers >= 1 without overflow: one log at the end instead of one each.

@@ -6,6 +6,7 @@
 // label i.
 #pragma once
 
+#include "../dual.h"
 #include "../recursion.h"
 #include "lanes.h"
 
@@ -15,54 +16,97 @@ namespace {
 // n rounded up to whole vectors.
 template <class F> constexpr int64_t padded(int64_t n) { return (n + kLanes<F> - 1) / kLanes<F> * kLanes<F>; }
 
-// The states of one frame: four arrays of `pairs` slots, each with a margin of one vector after it.
-template <class F> struct States {
-  using Z = Integer<F>;
-  F* m;
-  int64_t pitch;  // from one array to the next
+// What a value type (Scaled or Dual) is made of, and the same type in lanes.
+template <class Value> struct Parts;
+template <template <class> class Type, class R> struct Parts<Type<R>> {
+  using F = R;
+  static constexpr int count = sizeof(Type<R>) / sizeof(R);
+};
+template <class Value> struct InLanesOf;
+template <template <class> class Type, class R> struct InLanesOf<Type<R>> {
+  using type = Type<Lanes<R>>;
+};
+template <class Value> using InLanes = typename InLanesOf<Value>::type;
 
-  static int64_t size(int64_t pairs) { return 4 * (pairs + kLanes<F>); }
+// Values side by side, part by part: each part `pitch` after the one before it.
+template <class F> CTC_FN void load_parts(const F* at, int64_t, Lanes<F>& to) { to = load<Lanes<F>>(at); }
+template <class F, class V> CTC_FN void load_parts(const F* at, int64_t pitch, Scaled<V>& to) {
+  to = {load<V>(at), load<Integer<V>>(reinterpret_cast<const Integer<F>*>(at + pitch))};
+}
+template <class F, class V> CTC_FN void load_parts(const F* at, int64_t pitch, Dual<V>& to) {
+  to = {load<V>(at), load<Integer<V>>(reinterpret_cast<const Integer<F>*>(at + pitch)), load<V>(at + 2 * pitch)};
+}
+template <class F, class V> CTC_FN void store_parts(F* at, int64_t pitch, Scaled<V> v) {
+  store(at, v.m), store(reinterpret_cast<Integer<F>*>(at + pitch), v.e);
+}
+template <class F, class V> CTC_FN void store_parts(F* at, int64_t pitch, Dual<V> v) {
+  store(at, v.m), store(reinterpret_cast<Integer<F>*>(at + pitch), v.e), store(at + 2 * pitch, v.d);
+}
+
+// The states of one frame: slots of blanks and slots of labels, `pairs` of each with a margin of one vector after them.
+template <class Value> struct States {
+  using F = typename Parts<Value>::F;
+  using V = InLanes<Value>;
+  F* parts;       // [part][blank, label][slot]
+  int64_t width;  // slots and margin
+
+  static int64_t size(int64_t pairs) { return 2 * Parts<Value>::count * (pairs + kLanes<F>); }
   static States at(F* base, int64_t pairs) { return {base, pairs + kLanes<F>}; }
-  F* blank_m() const { return m; }
-  F* label_m() const { return m + pitch; }
-  Z* blank_e() const { return reinterpret_cast<Z*>(m + 2 * pitch); }
-  Z* label_e() const { return reinterpret_cast<Z*>(m + 3 * pitch); }
 
-  Scaled<F> blank(int64_t i) const { return {blank_m()[i], blank_e()[i]}; }
-  Scaled<F> label(int64_t i) const { return {label_m()[i], label_e()[i]}; }
+  CTC_INLINE V blanks(int64_t i) const { return get(parts + i); }
+  CTC_INLINE V labels(int64_t i) const { return get(parts + width + i); }
+  CTC_INLINE void set(int64_t i, Pair<V> to) const {
+    store_parts(parts + i, 2 * width, to.blank), store_parts(parts + width + i, 2 * width, to.label);
+  }
+  Scaled<F> blank(int64_t i) const { return {parts[i], exponents()[i]}; }
+  Scaled<F> label(int64_t i) const { return {parts[width + i], exponents()[width + i]}; }
 
-  void clear(int64_t begin, int64_t end) const {
-    for (int64_t i = begin; i < end; ++i) blank_m()[i] = label_m()[i] = 1, blank_e()[i] = label_e()[i] = kNone;
-  }
-  void clear_vector(int64_t i) const {
-    using V = Lanes<F>;
-    store(blank_m() + i, splat<V>(1)), store(blank_e() + i, splat<Integer<V>>(kNone));
-    store(label_m() + i, splat<V>(1)), store(label_e() + i, splat<Integer<V>>(kNone));
-  }
   // Outside of the frames: nothing but the blank at one end of the labels.
   void start(int64_t blank) const {
-    clear(0, pitch);
-    blank_e()[blank] = 0;
+    for (int64_t i = 0; i < width; i += kLanes<F>) set(i, {V::none(), V::none()});
+    exponents()[blank] = 0;
   }
-  void copy(States from) const { __builtin_memcpy(m, from.m, 4 * pitch * sizeof(F)); }
+  void copy(States from) const { __builtin_memcpy(parts, from.parts, 2 * Parts<Value>::count * width * sizeof(F)); }
+
+ private:
+  CTC_INLINE V get(const F* at) const {
+    V v;
+    load_parts(at, 2 * width, v);
+    return v;
+  }
+  Integer<F>* exponents() const { return reinterpret_cast<Integer<F>*>(parts + 2 * width); }
 };
 
 // exp(acts) of the labels at one frame in label order, dead beyond them and in the margin; and of the blank.
-template <class F> struct Emissions {
-  using Z = Integer<F>;
-  F* p;
-  Z* q;
-  int64_t blank;  // where the blank stands
+template <class Value> struct Emissions {
+  using F = typename Parts<Value>::F;
+  using V = InLanes<Value>;
+  F* parts;
+  int64_t pitch;  // from a part to the next
+  int64_t last;   // the blank stands here
 
-  // One frame: margin, `pairs` labels, one vector whose first entry is the blank.
+  // One part of a frame: margin, `pairs` labels, one vector whose first entry is the blank.
   static int64_t width(int64_t pairs) { return pairs + 2 * kLanes<F>; }
+
+  CTC_INLINE V labels(int64_t i) const {
+    V v;
+    load_parts(parts + i, pitch, v);
+    return v;
+  }
+  CTC_INLINE Scaled<Lanes<F>> blank(Scaled<Lanes<F>>) const {
+    return {splat<Lanes<F>>(parts[last]), splat<Integer<Lanes<F>>>(exponents()[last])};
+  }
+  CTC_INLINE Dual<Lanes<F>> blank(Dual<Lanes<F>>) const {
+    return {splat<Lanes<F>>(parts[last]), splat<Integer<Lanes<F>>>(exponents()[last]),
+            splat<Lanes<F>>(parts[2 * pitch + last])};
+  }
+  F* mantissas() const { return parts; }
+  Integer<F>* exponents() const { return reinterpret_cast<Integer<F>*>(parts + pitch); }
+  F* changes() const { return parts + 2 * pitch; }  // of a Dual
 };
 
 enum Direction { kAlpha, kBeta };
 
-template <class F, class V> CTC_FN Scaled<V> load_scaled(const F* m, const Integer<F>* e) {
-  return {load<V>(m), load<Integer<V>>(e)};
-}
 // The slots of a frame that lie on an alignment, in whole vectors: of t + 1 frames no more labels can have come, and L
 // minus the frames that are left must have. A third of the lattice at T = 2 L. A step marks what is next to its window
 // as not reached, which is all that the steps before and after it, whose windows are one slot further, see of the
@@ -76,63 +120,90 @@ template <class F> Window window(int64_t t, int64_t T, int64_t L, int64_t pairs)
   return {first / N * N, min_of(pairs, padded<F>(t + 2))};
 }
 
-// Where occupancies go: gamma of the labels as they stand, and their sums over the vector lanes.
-template <class F> struct Posterior {
-  States<F> beta;        // the other direction at this frame, its emission included
+// Each lane gets its lower, or upper, neighbour.
+template <class V> CTC_FN Scaled<V> shift_up(Scaled<V> below, Scaled<V> v) {
+  return {shift_up(below.m, v.m), shift_up(below.e, v.e)};
+}
+template <class V> CTC_FN Scaled<V> shift_down(Scaled<V> v, Scaled<V> above) {
+  return {shift_down(v.m, above.m), shift_down(v.e, above.e)};
+}
+template <class V> CTC_FN Dual<V> shift_up(Dual<V> below, Dual<V> v) {
+  return {shift_up(below.m, v.m), shift_up(below.e, v.e), shift_up(below.d, v.d)};
+}
+template <class V> CTC_FN Dual<V> shift_down(Dual<V> v, Dual<V> above) {
+  return {shift_down(v.m, above.m), shift_down(v.e, above.e), shift_down(v.d, above.d)};
+}
+
+// What an occupancy is, before it is normalised: a number, of a Dual with its derivative.
+template <class Value> using Occupancy = decltype(product(Value{}, Value{}, Integer<typename Parts<Value>::F>{}));
+
+template <class V> CTC_FN auto sum_of_lanes(Number<V> v) {
+  using F = typename ElementOf<V>::type;
+  return Number<F>{sum_of_lanes(v.value), sum_of_lanes(v.change)};
+}
+template <class F> CTC_FN void store_parts(F* at, int64_t, Lanes<F> v) { store(at, v); }
+template <class F, class V> CTC_FN void store_parts(F* at, int64_t pitch, Number<V> v) {
+  store(at, v.value), store(at + pitch, v.change);
+}
+
+// Where occupancies go: those of the labels as they stand, and their sums over the vector lanes.
+template <class Value> struct Posterior {
+  using F = typename Parts<Value>::F;
+  using Sum = Occupancy<InLanes<Value>>;
+  States<Value> beta;    // the other direction at this frame, its emission included
   Integer<F> reference;  // exponent of the total
-  F* labels;             // `pairs` entries; 0 before and after the window
-  Lanes<F> blank_sum, label_sum;
+  F* labels;             // `pairs` entries a part; 0 before and after the window
+  int64_t pitch;         // from a part to the next
+  Sum blank_sum, label_sum;
 };
 
 // One frame: `to` from `from`. With a posterior, also what alpha holds before the emission times what beta holds after
 // it (eq. 8).
-template <Direction kDirection, bool kFold, bool kOccupancy, class F>
-CTC_FN void step(Window window, const Integer<F>* skip, Emissions<F> y, States<F> from, States<F> to,
-                 Posterior<F>* posterior) {
-  using V = Lanes<F>;
+template <Direction kDirection, bool kFold, bool kOccupancy, class Value>
+CTC_FN void step(Window window, const Integer<typename Parts<Value>::F>* skip, Emissions<Value> y, States<Value> from,
+                 States<Value> to, Posterior<Value>* posterior) {
+  using F = typename Parts<Value>::F;
+  using V = InLanes<Value>;
+  using Z = Integer<Lanes<F>>;
   constexpr int N = kLanes<F>;
   constexpr bool kRight = kDirection == kBeta;  // where the neighbour is
-  const Scaled<V> blank = {splat<V>(y.p[y.blank]), splat<Integer<V>>(y.q[y.blank])};
+  const V blank = y.blank(V{});
   const int64_t begin = window.begin, end = window.end;
-  Scaled<V> label_at = load_scaled<F, V>(from.label_m() + begin, from.label_e() + begin);
-  Scaled<V> before_this = Scaled<V>::none();  // alpha's labels of the vector before
-  if (!kRight && begin > 0) before_this = load_scaled<F, V>(from.label_m() + begin - N, from.label_e() + begin - N);
-  V blank_sum = {}, label_sum = {};
-  const Posterior<F> post = kOccupancy ? *posterior : Posterior<F>{};
-  const Integer<V> reference = splat<Integer<V>>(post.reference);
+  V label_at = from.labels(begin);
+  V before_this = V::none();  // alpha's labels of the vector before
+  if (!kRight && begin > 0) before_this = from.labels(begin - N);
+  using Sum = typename Posterior<Value>::Sum;
+  Sum blank_sum = {}, label_sum = {};
+  const Posterior<Value> post = kOccupancy ? *posterior : Posterior<Value>{};
+  const Z reference = splat<Z>(post.reference);
   if constexpr (kOccupancy)
-    for (int64_t i = max_of<int64_t>(0, begin - 4 * N); i < begin; i += N) store(post.labels + i, V{});
-  if (begin > 0) to.clear_vector(begin - N);
-  to.clear_vector(end);
+    for (int64_t i = max_of<int64_t>(0, begin - 4 * N); i < begin; i += N)
+      store_parts<F>(post.labels + i, post.pitch, Sum{});
+  if (begin > 0) to.set(begin - N, {V::none(), V::none()});
+  to.set(end, {V::none(), V::none()});
   for (int64_t i = begin; i < end; i += N) {
-    const Scaled<V> next = load_scaled<F, V>(from.label_m() + i + N, from.label_e() + i + N);
-    const Scaled<V> neighbour =
-        kRight ? Scaled<V>{shift_down(label_at.m, next.m), shift_down(label_at.e, next.e)}
-               : Scaled<V>{shift_up(before_this.m, label_at.m), shift_up(before_this.e, label_at.e)};
-    const Pair<Scaled<V>> at = {load_scaled<F, V>(from.blank_m() + i, from.blank_e() + i), label_at};
+    const V next = from.labels(i + N);
+    const V neighbour = kRight ? shift_down(label_at, next) : shift_up(before_this, label_at);
+    const Pair<V> at = {from.blanks(i), label_at};
     before_this = label_at, label_at = next;
-    const Pair<Scaled<V>> before = advance(at, neighbour, load<Integer<V>>(skip + i));
+    const Pair<V> before = advance(at, neighbour, load<Z>(skip + i));
     if constexpr (kOccupancy) {
-      const States<F> beta = post.beta;
-      blank_sum += product(before.blank, load_scaled<F, V>(beta.blank_m() + i, beta.blank_e() + i), reference);
-      const V gamma =
-          product(before.label, load_scaled<F, V>(beta.label_m() + i + 1, beta.label_e() + i + 1), reference);
+      blank_sum += product(before.blank, post.beta.blanks(i), reference);
+      const Sum gamma = product(before.label, post.beta.labels(i + 1), reference);
       label_sum += gamma;
-      store(post.labels + i, gamma);
+      store_parts<F>(post.labels + i, post.pitch, gamma);
     }
-    const Scaled<V> label = load_scaled<F, V>(y.p + i - kRight, y.q + i - kRight);
-    Pair<Scaled<V>> after = emit(before, blank, label);
+    Pair<V> after = emit(before, blank, y.labels(i - kRight));
     if constexpr (kFold) after = {fold(after.blank), fold(after.label)};
-    store(to.blank_m() + i, after.blank.m), store(to.blank_e() + i, after.blank.e);
-    store(to.label_m() + i, after.label.m), store(to.label_e() + i, after.label.e);
+    to.set(i, after);
   }
   if constexpr (kOccupancy) posterior->blank_sum = blank_sum, posterior->label_sum = label_sum;
 }
 
 // Mantissas are folded at frames fixed by their number, so that a frame computed again has the same bits.
-template <Direction kDirection, bool kOccupancy, class F> void step_at(int64_t t, Window window, const Integer<F>* skip,
-                                                                       Emissions<F> y, States<F> from, States<F> to,
-                                                                       Posterior<F>* posterior) {
+template <Direction kDirection, bool kOccupancy, class Value>
+void step_at(int64_t t, Window window, const Integer<typename Parts<Value>::F>* skip, Emissions<Value> y,
+             States<Value> from, States<Value> to, Posterior<Value>* posterior) {
   if (t % kFoldEvery == 0)
     step<kDirection, true, kOccupancy>(window, skip, y, from, to, posterior);
   else
@@ -140,8 +211,9 @@ template <Direction kDirection, bool kOccupancy, class F> void step_at(int64_t t
 }
 
 // The total over all alignments, from beta's states at the first frame (after the last: T = 0).
-template <class F> Scaled<F> total_of(int64_t L, States<F> beta) {
-  return fold(total(beta.blank(0), L > 0 ? beta.label(1) : Scaled<F>::none()));
+template <class Value> Scaled<typename Parts<Value>::F> total_of(int64_t L, States<Value> beta) {
+  using S = Scaled<typename Parts<Value>::F>;
+  return fold(total(beta.blank(0), L > 0 ? beta.label(1) : S::none()));
 }
 
 }  // namespace

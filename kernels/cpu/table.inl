@@ -39,6 +39,16 @@ template <class F> CTC_FN void transpose(const F* const (&from)[4], F* const (&t
 // Classes of a table: V, then at least one of probability 0, which stands for no label.
 inline int64_t table_classes(int64_t V) { return V / 4 * 4 + 4; }
 
+// table[class][frame] = rows[frame][class], `none` for the classes beyond V.
+template <class F> void tabulate(const F* const (&rows)[kFrames], int64_t V, F none, F* table) {
+  int64_t v = 0;
+  for (; v + 4 <= V; v += 4)
+    transpose<F>({rows[0] + v, rows[1] + v, rows[2] + v, rows[3] + v},
+                 {table + 4 * v, table + 4 * v + 4, table + 4 * v + 8, table + 4 * v + 12});
+  for (; v < table_classes(V); ++v)
+    for (int k = 0; k < kFrames; ++k) table[4 * v + k] = v < V ? rows[k][v] : none;
+}
+
 // Emissions of all classes at four frames, p * 2^q, and the normalisers of the frames.
 template <class F> struct Table {
   F* x;  // the logits
@@ -48,14 +58,8 @@ template <class F> struct Table {
   double sum[kFrames];  // as in Normaliser
 
   void read(const F* const (&rows)[kFrames], int64_t V) {
-    const int64_t classes = table_classes(V);
-    int64_t v = 0;
-    for (; v + 4 <= V; v += 4)
-      transpose<F>({rows[0] + v, rows[1] + v, rows[2] + v, rows[3] + v},
-                   {x + 4 * v, x + 4 * v + 4, x + 4 * v + 8, x + 4 * v + 12});
-    for (; v < classes; ++v)
-      for (int k = 0; k < kFrames; ++k) x[4 * v + k] = v < V ? rows[k][v] : -F(__builtin_inf());
-    normalise(kFrames * classes);
+    tabulate(rows, V, -F(__builtin_inf()), x);
+    normalise(kFrames * table_classes(V));
   }
 
  private:
@@ -90,21 +94,29 @@ template <class F> struct Table {
   }
 };
 
+// to[frame][i] = table[labels[i]][frame] for `pairs` labels.
+template <class F> void gather(const F* table, const int32_t* labels, int64_t pairs, F* const (&to)[kFrames]) {
+  for (int64_t i = 0; i < pairs; i += 4)
+    transpose<F>(
+        {table + 4 * labels[i], table + 4 * labels[i + 1], table + 4 * labels[i + 2], table + 4 * labels[i + 3]},
+        {to[0] + i, to[1] + i, to[2] + i, to[3] + i});
+}
+
 // The emissions of `pairs` labels, V in the place of those that are none, and of the blank.
-template <class F> void gather(const Table<F>& table, const int32_t* labels, int64_t pairs, int32_t blank,
-                               const Emissions<F> (&y)[kFrames]) {
+template <class Value, class F> void gather(const Table<F>& table, const int32_t* labels, int64_t pairs, int32_t blank,
+                                            const Emissions<Value> (&y)[kFrames]) {
   const F* q = reinterpret_cast<const F*>(table.q);  // moved, not looked at
-  F* to[kFrames];
-  for (int k = 0; k < kFrames; ++k) to[k] = reinterpret_cast<F*>(y[k].q);
+  F *p_to[kFrames], *q_to[kFrames];
+  for (int k = 0; k < kFrames; ++k) p_to[k] = y[k].mantissas(), q_to[k] = p_to[k] + y[k].pitch;
   for (int64_t i = 0; i < pairs; i += 4) {
     const int64_t a = 4 * labels[i], b = 4 * labels[i + 1], c = 4 * labels[i + 2], d = 4 * labels[i + 3];
     transpose<F>({table.p + a, table.p + b, table.p + c, table.p + d},
-                 {y[0].p + i, y[1].p + i, y[2].p + i, y[3].p + i});
-    transpose<F>({q + a, q + b, q + c, q + d}, {to[0] + i, to[1] + i, to[2] + i, to[3] + i});
+                 {p_to[0] + i, p_to[1] + i, p_to[2] + i, p_to[3] + i});
+    transpose<F>({q + a, q + b, q + c, q + d}, {q_to[0] + i, q_to[1] + i, q_to[2] + i, q_to[3] + i});
   }
   for (int k = 0; k < kFrames; ++k) {
-    y[k].p[y[k].blank] = table.p[4 * int64_t(blank) + k];
-    y[k].q[y[k].blank] = table.q[4 * int64_t(blank) + k];
+    y[k].mantissas()[y[k].last] = table.p[4 * int64_t(blank) + k];
+    y[k].exponents()[y[k].last] = table.q[4 * int64_t(blank) + k];
   }
 }
 

@@ -61,12 +61,26 @@ template <class F> struct Row {
   Scratch* scratch;
 };
 
+// A Hessian-vector product of one sequence: a row per frame of everything.
+template <class F> struct Along {
+  const void* directions;  // like acts, with their stride
+  const F* rows;           // as in Residuals; null where dense
+  int64_t rows_stride;
+  const F* columns;
+  int64_t columns_stride;
+  const int32_t* position;  // the column that each label would have if it were not shared
+  F cotangent;
+  void* out;  // like acts
+};
+
 // What a sequence turned out to be.
 enum class Verdict { kFine, kImpossible, kUndefined };  // a cost; +inf: no alignment; NaN: a row without a softmax
 
 template <class F> struct Kernels {
   // Cost in nats, and the residuals of the frames in use where asked for and where the verdict is kFine.
   Verdict (*cost)(const Sequence<F>&, const Residuals<F>&, F* cost);
+  // out = cotangent * Hessian * direction, the frames in use; where the verdict is kFine.
+  Verdict (*product)(const Sequence<F>&, const Along<F>&);
   // out = cotangent * (softmax - occupancy), V elements of the dtype of acts; out may be acts.
   void (*gradient)(const Row<F>&, F cotangent, void* out);
   // Sum over v of (softmax - occupancy)[v] * direction[v].

@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+// All that is compiled once per instruction set.
+#pragma once
+
+#include "product.inl"
+#include "sequence.inl"
+
+namespace jax_ctc {
+namespace {
+
+template <class F> constexpr Kernels<F> kKernels = {sequence_cost<F>, sequence_product<F>, gradient_row<F>,
+                                                    tangent_row<F>,   scale_row<F>,        dot_row<F>};
+
+}  // namespace
+}  // namespace jax_ctc

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+// The lattice of one sequence, swept once for the total over all alignments and once more for the posterior.
+//
+// Beta sweeps from the last frame to the first and gives the total. For a posterior it leaves its states behind, and
+// alpha sweeps forward and multiplies. Where the states of all frames would not stay in cache, beta leaves a checkpoint
+// every `block` frames and each block is computed again when alpha reaches it. The total alone is the first half of
+// that, so it has the same bits.
+//
+// Where emissions come from is the source's business: `Value`, their type; read(begin, end, product), which makes those
+// of a block, the first time with the product of the row sums; emissions(t) of the block read last; frame_bytes().
+#pragma once
+
+#include "frames.inl"
+
+namespace jax_ctc {
+namespace {
+
+template <class Source> class Lattice {
+  using Value = typename Source::Value;
+  using F = typename Parts<Value>::F;
+
+ public:
+  Lattice(const Sequence<F>& in, Source& source, bool with_posterior)
+      : in(in), source(source), T(in.length), L(in.L), pairs(padded<F>(L + 1)), posterior(with_posterior) {
+    block = block_length();
+  }
+
+  int64_t block;  // frames whose states are kept at once
+  Product row_sums;
+  Scaled<F> z = {};  // the total
+
+  void lay_out(Arena& arena) {
+    const int64_t states = States<Value>::size(pairs);
+    arena.take(skip, pairs);
+    arena.take(work[0], states), arena.take(work[1], states);
+    if (posterior) {
+      arena.take(stored, min_of(block, max_of<int64_t>(T, 1)) * states), arena.take(checkpoints, blocks() * states);
+      arena.take(gamma, kFrames * kParts * pairs);
+    }
+  }
+
+  void initialise() {
+    for (int64_t i = 0; i < pairs; ++i) skip[i] = i < L && may_skip(in.labels, i) ? -1 : 0;
+    states(work[0]).start(L);
+  }
+
+  // False: a row without a softmax.
+  bool sweep_beta() {
+    States<Value> at = states(work[0]), next = states(work[1]);
+    for (int64_t k = blocks() - 1; k >= 0; --k) {
+      const int64_t begin = k * block, end = min_of(begin + block, T);
+      if (!source.read(begin, end, &row_sums)) return false;
+      if (posterior) checkpoint(k).copy(at);
+      for (int64_t t = end - 1; t >= begin; --t) {
+        const States<Value> to = posterior && k == 0 ? stored_at(t) : next;  // alpha begins with this block
+        step_beta(t, at, to);
+        next = at, at = to;
+      }
+    }
+    z = total_of(L, at);
+    return true;
+  }
+
+  bool has_path() const { return z.e >= kNoPath; }
+
+  // keep(t, sum over the blanks, sum over the labels), with the labels' own numbers at occupancies(t), of this frame
+  // and those before it in its group of kFrames.
+  template <class Keep> void sweep_alpha(Keep keep) {
+    States<Value> at = states(work[0]), next = states(work[1]);
+    at.start(0), next.start(0);
+    for (int64_t i = 0; i < kFrames * kParts * pairs; ++i) gamma[i] = 0;
+    for (int64_t k = 0; k < blocks(); ++k) {
+      const int64_t begin = k * block, end = min_of(begin + block, T);
+      if (k > 0) {
+        source.read(begin, end, nullptr);
+        States<Value> beta = checkpoint(k);
+        for (int64_t t = end - 1; t >= begin; --t) {
+          step_beta(t, beta, stored_at(t));
+          beta = stored_at(t);
+        }
+      }
+      for (int64_t t = begin; t < end; ++t) {
+        // What beta holds after frame t, its emission included.
+        Posterior<Value> at_frame = {stored_at(t), z.e, occupancies(t), kFrames * pairs, {}, {}};
+        step_at<kAlpha, true>(t, window<F>(t, T, L, pairs), skip, source.emissions(t), at, next, &at_frame);
+        keep(t, sum_of_lanes(at_frame.blank_sum), sum_of_lanes(at_frame.label_sum));
+        const States<Value> spare = at;
+        at = next, next = spare;
+      }
+    }
+  }
+
+  // Of the labels at frame t, not normalised: `pairs` entries; part k of kFrames frames is kFrames * pairs further on.
+  F* occupancies(int64_t t, int part = 0) const { return gamma + (part * kFrames + t % kFrames) * pairs; }
+
+ private:
+  static constexpr int kParts = sizeof(Occupancy<Value>) / sizeof(F);
+
+  // All frames while their states fit the second-level cache, else blocks of a quarter of it; for the total alone only
+  // the emissions are kept. A multiple of kFrames, or all.
+  int64_t block_length() const {
+    if (!posterior) return kFoldEvery;
+    const int64_t frame = States<Value>::size(pairs) * sizeof(F) + source.frame_bytes();
+    if (frame * T <= (3 << 19)) return max_of<int64_t>(T, 1);
+    return max_of<int64_t>(kFoldEvery, (1 << 18) / frame / kFrames * kFrames);
+  }
+  int64_t blocks() const { return (T + block - 1) / block; }
+
+  States<Value> states(F* base) const { return States<Value>::at(base, pairs); }
+  States<Value> stored_at(int64_t t) const { return states(stored + t % block * States<Value>::size(pairs)); }
+  States<Value> checkpoint(int64_t k) const { return states(checkpoints + k * States<Value>::size(pairs)); }
+
+  void step_beta(int64_t t, States<Value> from, States<Value> to) {
+    step_at<kBeta, false, Value>(t, window<F>(t, T, L, pairs), skip, source.emissions(t), from, to, nullptr);
+  }
+
+  const Sequence<F>& in;
+  Source& source;
+  const int64_t T, L, pairs;
+  const bool posterior;
+
+  Integer<F>* skip;     // per pair
+  F* work[2];           // states of the frame before and of this one
+  F* stored = nullptr;  // beta's states of a block, and of the frame after each block
+  F* checkpoints = nullptr;
+  F* gamma = nullptr;
+};
+
+// Sums by class of what stands at the labels of kFrames frames, for rows that go through a table.
+template <class F> class ByClass {
+ public:
+  void lay_out(Arena& arena, int64_t classes) {
+    arena.take(sums, kFrames * classes), arena.take(by_class, kFrames * classes);
+  }
+  // `values` of the labels, `pairs` from a frame to the next; the result is [frame][class].
+  F* gather(const F* values, const int32_t* labels, int64_t pairs, int64_t classes) {
+    if constexpr (kLanes<F> >= kFrames) scatter(values, pairs, labels, pairs, classes, sums, by_class);
+    return by_class;
+  }
+  F* room() const { return by_class; }
+
+ private:
+  F* sums = nullptr;
+  F* by_class = nullptr;
+};
+
+}  // namespace
+}  // namespace jax_ctc

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+// A Hessian-vector product of one sequence: softmax (u - softmax.u) less the change of the occupancies along u, which
+// is the lattice once more with a derivative beside every number (docs/ctc.md, eq. 11 to 13).
+#pragma once
+
+#include "lattice.inl"
+
+namespace jax_ctc {
+namespace {
+
+// Emissions with their change along the direction, less the direction's mean under the occupancies. Any number may be
+// taken off a frame; this one leaves sums of fluctuations, where 1000 + noise would lose all digits of the noise.
+template <class F> class Directed {
+ public:
+  using Value = Dual<F>;
+
+  Directed(const Sequence<F>& in, const Along<F>& along, int64_t pairs)
+      : frames(in, pairs), in(in), along(along), pairs(pairs) {}
+
+  Frames<Value> frames;
+  F *centre, *mean;  // of the direction, [T]: under the occupancies; under the softmax, less the former
+
+  int64_t frame_bytes() const { return frames.frame_bytes(); }
+
+  void lay_out(Arena& arena, int64_t block) {
+    frames.lay_out(arena, block);
+    arena.take(centre, in.length), arena.take(mean, in.length);
+    arena.take(wide, is_half(in.dtype) ? kFrames * in.V : 0);
+    arena.take(table, frames.by_table ? kFrames * frames.classes : 0);
+  }
+
+  void initialise() { frames.initialise(); }
+
+  bool read(int64_t begin, int64_t end, Product* product) {
+    if (!frames.read(begin, end, along.rows == nullptr ? product : nullptr)) return false;
+    if (product != nullptr)
+      for (int64_t t = begin; t < end; ++t) find_means(t);
+    if constexpr (kLanes<F> >= kFrames) {
+      if (frames.by_table) {
+        for (int64_t t = begin; t < end; t += kFrames) change_group(t, min_of(t + kFrames, end));
+        return true;
+      }
+    }
+    for (int64_t t = begin; t < end; ++t) {
+      const F* u = direction(t);
+      F* changes = emissions(t).changes();
+      for (int64_t i = 0; i < in.L; ++i) changes[i] = u[in.labels[i]] - centre[t];
+      for (int64_t i = in.L; i < pairs; ++i) changes[i] = 0;
+      finish(t, u[in.blank]);
+    }
+    return true;
+  }
+
+  Emissions<Value> emissions(int64_t t) const { return frames.emissions(t); }
+
+  // A row of directions; one of halves only until the next one in its place.
+  const F* direction(int64_t t, int64_t place = 0) const {
+    const char* row = static_cast<const char*>(along.directions) + t * in.acts_stride * size_of(in.dtype);
+    return widened(in.dtype, row, in.V, wide + place * in.V);
+  }
+
+ private:
+  void find_means(int64_t t) {
+    const F* u = direction(t);
+    const F* columns = along.columns + t * along.columns_stride;
+    const double of_softmax = softmax_dot(frames.row(t), in.V, frames.shift[t], frames.scale[t], u);
+    double of_occupancy;
+    if (along.rows == nullptr) {  // what was kept is softmax less occupancy
+      of_occupancy = of_softmax - double(dot(columns, u, in.V));
+    } else {
+      of_occupancy = double(columns[0]) * double(u[in.blank]);
+      for (int64_t i = 0; i < in.L; ++i)
+        if (columns[along.position[i]] != 0)
+          of_occupancy += double(columns[along.position[i]]) * double(u[in.labels[i]]);
+    }
+    centre[t] = F(of_occupancy);
+    mean[t] = F(of_softmax - double(centre[t]));
+  }
+
+  // Sum of g[v] * u[v]; V is less than the number of labels.
+  static F dot(const F* g, const F* u, int64_t V) {
+    using Vec = Lanes<F>;
+    constexpr int N = kLanes<F>;
+    Vec sum = {};
+    const auto term = [](Vec a, Vec b) { return a == Vec{} ? Vec{} : a * b; };  // no gradient: u may be inf
+    int64_t v = 0;
+    for (; v + N <= V; v += N) sum += term(load<Vec>(g + v), load<Vec>(u + v));
+    if (v < V) sum += term(load_last<Vec>(g, V, V - v, F(0)), load_last<Vec>(u, V, V - v, F(0)));
+    return sum_of_lanes(sum);
+  }
+
+  void change_group(int64_t begin, int64_t end) {
+    const F* rows[kFrames];
+    F* to[kFrames];
+    Quad<F> centres;
+    for (int k = 0; k < kFrames; ++k) {
+      const int64_t t = min_of(begin + k, end - 1);
+      rows[k] = direction(t, k), centres[k] = centre[t];
+      to[k] = emissions(begin).changes() + k * frames.frame_bytes() / int64_t(sizeof(F));
+    }
+    tabulate(rows, in.V, F(0), table);
+    for (int64_t v = 0; v < in.V; ++v) store_quad<F>(table + 4 * v, load_quad<F>(table + 4 * v) - centres);
+    gather(table, frames.labels, pairs, to);
+    for (int64_t t = begin; t < end; ++t) finish(t, rows[t - begin][in.blank]);
+  }
+
+  // From u to the change of the emission, p u; classes of probability 0 have none, whatever u is.
+  void finish(int64_t t, F of_blank) {
+    using V = Lanes<F>;
+    const Emissions<Value> y = emissions(t);
+    store(y.changes() + y.last, splat<V>(of_blank - centre[t]));
+    for (int64_t i = 0; i <= y.last; i += kLanes<F>) {
+      const V p = load<V>(y.mantissas() + i), u = load<V>(y.changes() + i);
+      const Integer<V> dead = load<Integer<V>>(y.exponents() + i) == kDead;
+      store(y.changes() + i, dead ? V{} : p * u);
+    }
+  }
+
+  const Sequence<F>& in;
+  const Along<F>& along;
+  const int64_t pairs;
+  F* wide;   // rows of halves as floats
+  F* table;  // [class][frame]
+};
+
+template <class F> class ProductRun {
+ public:
+  ProductRun(const Sequence<F>& sequence, const Along<F>& along)
+      : in(sequence),
+        along(along),
+        pairs(padded<F>(in.L + 1)),
+        directed(in, along, pairs),
+        lattice(in, directed, true) {
+    Arena arena;
+    lay_out(arena);
+    arena.cursor = reinterpret_cast<uintptr_t>(in.scratch->reserve(arena.cursor));
+    lay_out(arena);
+  }
+
+  Verdict run() {
+    if (along.rows != nullptr) {
+      for (int64_t t = 0; t < in.length; ++t) {
+        const F* row = along.rows + t * along.rows_stride;
+        if (row[1] != row[1]) return Verdict::kUndefined;
+        if (row[1] == 0) return Verdict::kImpossible;
+        directed.frames.shift[t] = row[0], directed.frames.scale[t] = row[1];
+      }
+    }
+    if (!in.feasible) return directed.frames.all_rows_defined() ? Verdict::kImpossible : Verdict::kUndefined;
+    directed.initialise(), lattice.initialise();
+    if (!lattice.sweep_beta()) return Verdict::kUndefined;
+    if (!lattice.has_path()) return Verdict::kImpossible;
+    lattice.sweep_alpha([this](int64_t t, Number<F> blank, Number<F> of_labels) { keep(t, blank, of_labels); });
+    return Verdict::kFine;
+  }
+
+ private:
+  void lay_out(Arena& arena) {
+    directed.lay_out(arena, lattice.block);
+    lattice.lay_out(arena);
+    if (directed.frames.by_table) by_class.lay_out(arena, directed.frames.classes);
+    arena.take(buffer, is_half(in.dtype) ? in.V : 0);
+  }
+
+  // Occupancies change by (gamma' - gamma * sum of gamma') / sum of gamma, so their changes add up to 0.
+  void keep(int64_t t, Number<F> blank, Number<F> of_labels) {
+    using V = Lanes<F>;
+    const F unit = 1 / (blank.value + of_labels.value), mean = (blank.change + of_labels.change) * unit;
+    const F* gamma = lattice.occupancies(t);
+    F* changes = lattice.occupancies(t, 1);
+    for (int64_t i = 0; i < pairs; i += kLanes<F>)
+      store(changes + i, (load<V>(changes + i) - load<V>(gamma + i) * mean) * unit);
+    of_blank[t % kFrames] = (blank.change - blank.value * mean) * unit;
+    if (!directed.frames.by_table) return write(t, nullptr);
+    if (t % kFrames < kFrames - 1 && t < in.length - 1) return;
+    const int64_t begin = t / kFrames * kFrames, classes = directed.frames.classes;
+    F* sums = by_class.gather(lattice.occupancies(begin, 1), directed.frames.labels, pairs, classes);
+    for (int64_t k = begin; k <= t; ++k) write(k, sums + k % kFrames * classes);
+  }
+
+  // Row t of the result; `by_class`, if not null, are the changes of the labels' occupancies.
+  void write(int64_t t, const F* by_class) {
+    const F factor = along.cotangent;
+    const Frames<Dual<F>>& frames = directed.frames;
+    void* out = static_cast<char*>(along.out) + t * in.acts_stride * size_of(in.dtype);
+    F* y = is_half(in.dtype) ? buffer : static_cast<F*>(out);
+    softmax_change(frames.row(t), in.V, frames.shift[t], frames.scale[t], directed.direction(t), directed.centre[t],
+                   directed.mean[t], factor, y);
+    if (by_class != nullptr) {
+      for (int64_t v = 0; v < in.V; ++v) y[v] -= factor * by_class[v];
+    } else {
+      const F* changes = lattice.occupancies(t, 1);
+      for (int64_t i = 0; i < in.L; ++i) y[in.labels[i]] -= factor * changes[i];
+    }
+    y[in.blank] -= factor * of_blank[t % kFrames];
+    if constexpr (sizeof(F) == 4)
+      if (is_half(in.dtype)) narrow(in.dtype, y, in.V, static_cast<uint16_t*>(out));
+  }
+
+  const Sequence<F>& in;
+  const Along<F>& along;
+  const int64_t pairs;
+  Directed<F> directed;
+  Lattice<Directed<F>> lattice;
+  ByClass<F> by_class;
+  F of_blank[kFrames];  // changes of the blank's occupancy
+  F* buffer;            // a row of the result, for halves
+};
+
+template <class F> Verdict sequence_product(const Sequence<F>& sequence, const Along<F>& along) {
+  return ProductRun<F>(sequence, along).run();
+}
+
+}  // namespace
+}  // namespace jax_ctc

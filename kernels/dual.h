@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+// The value type of second order: a scaled number with its derivative along a direction, (m, d) * 2^e (docs/ctc.md,
+// section 4). The derivative shares the exponent and the weights of its value: no shift, no maximum more.
+#pragma once
+
+#include "scaled.h"
+
+namespace jax_ctc {
+
+// A plain number and its derivative.
+template <class R> struct Number {
+  R value, change;
+  CTC_INLINE Number& operator+=(Number other) {
+    value += other.value, change += other.change;
+    return *this;
+  }
+};
+
+template <class R> struct Dual {
+  using Z = Integer<R>;
+  R m;
+  Z e;
+  R d;
+  static CTC_INLINE Dual none() { return {splat<R>(1), splat<Z>(kNone), R{}}; }
+};
+
+template <class R> CTC_FN Dual<R> add(Dual<R> a, Dual<R> b) {
+  const Integer<R> e = max_of(a.e, b.e);
+  const R x = pow2<R>(a.e - e), y = pow2<R>(b.e - e);
+  return {a.m * x + b.m * y, e, a.d * x + b.d * y};
+}
+
+template <class R> CTC_FN Dual<R> times(Dual<R> a, Dual<R> b) {
+  return {a.m * b.m, max_of(a.e + b.e, splat<Integer<R>>(kNone)), a.d * b.m + a.m * b.d};
+}
+
+template <class R> CTC_FN Dual<R> select(Integer<R> mask, Dual<R> a, Dual<R> b) {
+  return {mask ? a.m : b.m, mask ? a.e : b.e, mask ? a.d : b.d};
+}
+
+template <class R> CTC_FN Dual<R> fold(Dual<R> a) {
+  const Scaled<R> folded = fold(Scaled<R>{a.m, a.e});
+  const Integer<R> x = (bits<Integer<R>>(a.m) >> Layout<R>::mantissa) - Layout<R>::bias;
+  return {folded.m, folded.e, a.d * pow2_any<R>(-x)};
+}
+
+// a * b / 2^reference. In this order nothing overflows on the way: both mantissas may be as large as 2^41.
+template <class R> CTC_FN Number<R> product(Dual<R> a, Dual<R> b, Integer<R> reference) {
+  const R scale = pow2_any<R>(a.e + b.e - reference), m = a.m * scale;
+  return {m * b.m, a.d * scale * b.m + m * b.d};
+}
+
+}  // namespace jax_ctc
