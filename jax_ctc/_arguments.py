@@ -36,13 +36,19 @@ def prepare(
     *,
     blank: int,
     time_major: bool,
+    slices: int | None = None,
 ) -> Arguments:
     """Checks and normalises what the public functions were called with. Raises TypeError (dtypes)
-    and ValueError (shapes; values where nothing is traced)."""
-    given = _shapes_checked(acts, labels, lengths, label_lengths, blank, time_major)
+    and ValueError (shapes; values where nothing is traced). `acts` may be one of so many `slices`
+    of the classes, over devices on which all else is the same."""
+    given = _shapes_checked(acts, labels, lengths, label_lengths, blank, time_major, slices or 1)
     if _nothing_is_staged(given.labels, given.lengths, given.label_lengths):
         _raise_on_bad_values(given)
-    return _normalised(given)
+    arguments = _normalised(given)
+    if slices is not None:
+        return arguments
+    alike = vary_alike(arguments.acts, arguments.labels, arguments.lengths)
+    return arguments._replace(acts=alike[0], labels=alike[1], lengths=alike[2])
 
 
 def check(
@@ -87,14 +93,11 @@ class _Given(NamedTuple):
     label_lengths: Any | None
     time_axis: int
     blank: int
+    V: int  # of all slices
 
     @property
     def T(self) -> int:
         return self.acts.shape[self.time_axis]
-
-    @property
-    def V(self) -> int:
-        return self.acts.shape[-1]
 
     @property
     def L(self) -> int:
@@ -102,7 +105,13 @@ class _Given(NamedTuple):
 
 
 def _shapes_checked(
-    acts: Any, labels: Any, lengths: Any, label_lengths: Any, blank: Any, time_major: Any
+    acts: Any,
+    labels: Any,
+    lengths: Any,
+    label_lengths: Any,
+    blank: Any,
+    time_major: Any,
+    slices: int = 1,
 ) -> _Given:
     acts = acts if isinstance(acts, jax.Array) else jnp.asarray(acts)  # which would copy a tracer
     if acts.dtype not in _FLOATS:
@@ -120,7 +129,7 @@ def _shapes_checked(
     batched = acts.ndim == 3
     time_axis = int(batched and not time_major)
     batch = (acts.shape[1 - time_axis],) if batched else ()
-    T, V = acts.shape[time_axis], acts.shape[-1]
+    T, V = acts.shape[time_axis], slices * acts.shape[-1]
     order = "(B, T, V)" if time_axis else "(T, B, V)" if batched else "(T, V)"
     from_acts = f"because `acts` has shape {acts.shape} as {order}"
 
@@ -153,7 +162,7 @@ def _shapes_checked(
     for name, size in (("T", T), ("V", V), ("L", labels.shape[-1])):
         if isinstance(size, int) and size > _INT32.max:
             raise ValueError(f"`acts`, `labels`: expected {name} to fit an int32, got {size}.")
-    return _Given(acts, labels, lengths, label_lengths, time_axis, blank)
+    return _Given(acts, labels, lengths, label_lengths, time_axis, blank, V)
 
 
 def _integers(name: str, x: Any) -> Any:
@@ -245,7 +254,6 @@ def _normalised(given: _Given) -> Arguments:
         inside = lax.broadcasted_iota(jnp.int32, labels.shape, labels.ndim - 1) < count[..., None]
         labels = jnp.where(inside, labels, -1)
         lengths = jnp.where((count < 0) | (count > given.L), -1, lengths)
-    acts, labels, lengths = _vary_alike(acts, labels, lengths)
     return Arguments(acts, labels, lengths, given.time_axis, given.blank)
 
 
@@ -259,7 +267,7 @@ def _varying_axes(x: Any) -> frozenset[str]:
     return frozenset(manual.varying if manual is not None else getattr(aval, "vma", ()))
 
 
-def _vary_alike(*arrays: Array) -> tuple[Array, ...]:
+def vary_alike(*arrays: Array) -> tuple[Array, ...]:
     """shard_map asks that a primitive's operands vary over the same mesh axes."""
     axes = frozenset().union(*map(_varying_axes, arrays))
 

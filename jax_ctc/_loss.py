@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from . import _arguments, _primitives
+from . import _arguments, _primitives, _vocabulary
 
 
 def ctc(
@@ -20,6 +20,7 @@ def ctc(
     time_major: bool = True,
     zero_infinity: bool = False,
     num_threads: int | None = None,
+    vocab_axis: str | tuple[str, ...] | None = None,
 ) -> Array:
     """Negative log-probability of each label sequence, summed over all its alignments.
 
@@ -37,13 +38,19 @@ def ctc(
       zero_infinity: a sequence that has no alignment costs 0 instead of +inf.
       num_threads: at most this many threads for a CPU kernel; None for all that JAX has. The result
         is the same to the last bit.
+      vocab_axis: the mesh axis (or axes) over which V is spread: inside ``jax.shard_map`` over it,
+        where `acts` is this device's slice (T, B, V / M) and all else the same on every device of
+        the axis, or under ``jit`` with a mesh set by ``jax.set_mesh``. Labels and `blank` are
+        classes of the whole. Not needed where the type of `acts` says so (explicit sharding).
+        Sums of (T, B, L) numbers go over the wire, never acts (docs/scaling.md).
 
     Returns:
       (B,) or () costs in nats, never below 0: float64 for float64 acts, else float32.
 
     Raises:
       TypeError: `acts` is not floating, or labels or lengths are not integers.
-      ValueError: ranks or sizes disagree, or `blank` is not a class; and, outside ``jit``, a label
+      ValueError: ranks or sizes disagree, `blank` is not a class, `vocab_axis` is not an axis of the
+        mesh in use or does not divide V; and, outside ``jit``, a label
         or length out of range: the message names the sequence, the position and the value.
 
     Behaviour where nothing can be raised, for each sequence on its own:
@@ -70,8 +77,21 @@ def ctc(
     threads = 0 if num_threads is None else operator.index(num_threads)
     if num_threads is not None and threads < 1:
         raise ValueError(f"`num_threads`: expected None or at least 1, got {num_threads}.")
-    a = _arguments.prepare(acts, labels, lengths, label_lengths, blank=blank, time_major=time_major)
-    cost = _primitives.loss_p.bind(
-        a.acts, a.labels, a.lengths, time_axis=a.time_axis, blank=a.blank, threads=threads
+    acts = acts if isinstance(acts, Array) else jnp.asarray(acts)
+    spread = _vocabulary.axes_of(acts, vocab_axis)
+    a = _arguments.prepare(
+        acts,
+        labels,
+        lengths,
+        label_lengths,
+        blank=blank,
+        time_major=time_major,
+        slices=_vocabulary.slices_at_hand(spread),
     )
+    if spread:
+        cost = _vocabulary.cost(a, spread, threads)
+    else:
+        cost = _primitives.loss_p.bind(
+            a.acts, a.labels, a.lengths, time_axis=a.time_axis, blank=a.blank, threads=threads
+        )
     return jnp.where(jnp.isposinf(cost), 0, cost) if zero_infinity else cost

@@ -29,7 +29,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, xla
 
-from . import _axes, _lowering, _reference
+from . import _axes, _compact, _lowering, _reference
 
 RESIDUALS = "ctc_residuals"  # the name under which a remat policy can save them
 
@@ -57,8 +57,11 @@ def _batch(op: str, args: Any, dims: Any, *, time_axis: int, **parameters: Any) 
     if op in _ONCE and mapped == [_LINEAR]:
         return _ONCE[op](*args, dim=dims[_LINEAR], time_axis=time_axis, **parameters)
 
+    if dims[_ACTS] is None:
+        return _batch_of_one_acts(op, args, dims, time_axis=time_axis, **parameters)
+
     at = dims[_ACTS]
-    if at is None or at > args[_ACTS].ndim - 2:
+    if at > args[_ACTS].ndim - 2:
         at = 0
     before_time = at <= time_axis
     batch_at = at if before_time else at - 1
@@ -75,6 +78,59 @@ def _batch(op: str, args: Any, dims: Any, *, time_axis: int, **parameters: Any) 
     out = primitives[op].bind(*moved, time_axis=time_axis + before_time, **parameters)
     places = [at if kind in _axes.WITH_FRAMES else batch_at for kind in signature.results]
     return (out, places) if len(places) > 1 else (out, places[0])
+
+
+def _batch_of_one_acts(
+    op: str, args: Any, dims: Any, *, time_axis: int, **parameters: Any
+) -> Any:
+    """Several label sequences (hypotheses), directions or cotangents, but one `acts` for all.
+
+    It is not copied: costs, and what derivatives need, come from one pass over it and then from few
+    classes for each; derivatives one after the other.
+    """
+    acts = args[_ACTS]
+    front = [x if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(args, dims, strict=True)]
+    if op in ("loss", "forward"):
+        size = next(x.shape[0] for x, d in zip(front, dims, strict=True) if d is not None)
+        labels, lengths = (
+            jnp.broadcast_to(x, (size, *x.shape)) if d is None else x
+            for x, d in zip(front[1:], dims[1:], strict=True)
+        )
+        if acts.shape[-1] > labels.shape[-1] + 2:
+            return _hypotheses(op, acts, labels, lengths, time_axis=time_axis, **parameters)
+        acts = jnp.broadcast_to(acts, (size, *acts.shape))
+        return _batch(op, (acts, labels, lengths), (0, 0, 0), time_axis=time_axis, **parameters)
+
+    mapped = [i for i, d in enumerate(dims) if d is not None]
+
+    def one(some: Any) -> Any:
+        operands = list(front)
+        for i, x in zip(mapped, some, strict=True):
+            operands[i] = x
+        return primitives[op].bind(*operands, time_axis=time_axis, **parameters)
+
+    return jax.lax.map(one, [front[i] for i in mapped]), 0
+
+
+def _hypotheses(
+    op: str, acts: Array, labels: Array, lengths: Array, *, time_axis: int, blank: int, threads: int
+) -> Any:
+    """`labels` (K, batch, L) and `lengths` (K, batch) on one acts: K becomes the last batch axis."""
+    labels, lengths = jnp.moveaxis(labels, 0, -2), jnp.moveaxis(lengths, 0, -1)
+    symbols, columns = _compact.symbols_of(labels, blank, acts.shape[-1])
+    flat = symbols.reshape(*symbols.shape[:-2], symbols.shape[-2] * symbols.shape[-1])
+    rows = _compact.rows(acts, flat, lengths.max(-1), time_axis)
+    scores = rows.scores.reshape(*rows.scores.shape[:-1], *symbols.shape[-2:])
+    each = _compact.Rows(*(x[..., None] for x in rows[:3]), scores)
+    few = _compact.acts_of(each, symbols, time_axis)
+    p = {"time_axis": time_axis, "blank": 0, "threads": threads}
+    batch_axis = lengths.ndim - 1
+    if op == "loss":
+        return loss_p.bind(few, columns, lengths, **p), batch_axis
+    cost, kept, occupancies = forward_p.bind(few, columns, lengths, **p)
+    usual = jnp.broadcast_to(_compact.softmax_of(each), kept.shape)
+    kept = jnp.where((kept[..., 1:] == 0) | jnp.isnan(kept[..., 1:]), kept, usual)
+    return [cost, kept, occupancies], [batch_axis, batch_axis + 1, batch_axis + 1]
 
 
 def _unit_gradient(

@@ -112,7 +112,8 @@ IMPORTS = {
     "_scaled": set(),
     "_reference": {"_axes", "_scaled"},
     "_lowering": {"_axes", "_kernels", "_reference"},
-    "_primitives": {"_axes", "_lowering", "_reference"},
+    "_compact": {"_axes"},
+    "_primitives": {"_axes", "_compact", "_lowering", "_reference"},
     "_loss": {"_arguments", "_primitives"},
     "_occupancy": {"_arguments", "_axes", "_primitives"},
 }

@@ -79,7 +79,7 @@ template <class V> class Frames {
       const F* x = row(t);
       if (product != nullptr && !keep(t, normalise(x, in.V, row_ahead(t)), product)) return false;
       for (int64_t i = 0; i < in.L; ++i) raw[i] = x[in.labels[i]];
-      raw[pairs] = x[in.blank];
+      store(raw + pairs, splat<Lanes<F>>(x[in.blank]));
       const Emissions<Value> at = emissions(t);
       split_emissions(raw, pairs + N, shift[t], at.mantissas(), at.exponents());
     }
@@ -90,9 +90,10 @@ template <class V> class Frames {
   Emissions<Value> emissions(int64_t t) const { return {y + t % block * frame_size() + N, width(), pairs}; }
 
   // A row of acts; one of halves only until the next one.
-  const F* row(int64_t t, int64_t place = 0) const {
-    const char* acts = static_cast<const char*>(in.acts) + t * in.acts_stride * size_of(in.dtype);
-    return widened(in.dtype, acts, in.V, wide + place * in.V);
+  const F* row(int64_t t, int64_t place = 0) const { return widened(in.dtype, acts_at(t), in.V, wide + place * in.V); }
+
+  const void* acts_at(int64_t t) const {
+    return static_cast<const char*>(in.acts) + t * in.acts_stride * size_of(in.dtype);
   }
 
   bool all_rows_defined() const {
@@ -143,7 +144,7 @@ template <class V> class Frames {
 
   int64_t block = 1;
   F* y;     // emissions of a block of frames, [frame][part][Emissions::width]
-  F* raw;   // one frame's logits of the labels, then, a vector on, of the blank; -inf elsewhere
+  F* raw;   // one frame's logits of the labels, then a vector of the blank's; -inf elsewhere
   F* wide;  // rows of halves as floats
 };
 

@@ -8,8 +8,9 @@
 namespace jax_ctc {
 namespace {
 
-// Emissions with their change along the direction, less the direction's mean under the occupancies. Any number may be
-// taken off a frame; this one leaves sums of fluctuations, where 1000 + noise would lose all digits of the noise.
+// Emissions with the change of their logits along the direction, less the direction's mean under the occupancies. Any
+// number may be taken off a frame; this one leaves sums of fluctuations, where 1000 + noise would lose all digits of
+// the noise.
 template <class F> class Directed {
  public:
   using Value = Dual<F>;
@@ -46,7 +47,7 @@ template <class F> class Directed {
       F* changes = emissions(t).changes();
       for (int64_t i = 0; i < in.L; ++i) changes[i] = u[in.labels[i]] - centre[t];
       for (int64_t i = in.L; i < pairs; ++i) changes[i] = 0;
-      finish(t, u[in.blank]);
+      set_blank(t, u[in.blank]);
     }
     return true;
   }
@@ -55,11 +56,14 @@ template <class F> class Directed {
 
   // A row of directions; one of halves only until the next one in its place.
   const F* direction(int64_t t, int64_t place = 0) const {
-    const char* row = static_cast<const char*>(along.directions) + t * in.acts_stride * size_of(in.dtype);
-    return widened(in.dtype, row, in.V, wide + place * in.V);
+    return widened(in.dtype, direction_at(t), in.V, wide + place * in.V);
   }
 
  private:
+  const void* direction_at(int64_t t) const {
+    return static_cast<const char*>(along.directions) + t * in.acts_stride * size_of(in.dtype);
+  }
+
   void find_means(int64_t t) {
     const F* u = direction(t);
     const F* columns = along.columns + t * along.columns_stride;
@@ -101,19 +105,12 @@ template <class F> class Directed {
     tabulate(rows, in.V, F(0), table);
     for (int64_t v = 0; v < in.V; ++v) store_quad<F>(table + 4 * v, load_quad<F>(table + 4 * v) - centres);
     gather(table, frames.labels, pairs, to);
-    for (int64_t t = begin; t < end; ++t) finish(t, rows[t - begin][in.blank]);
+    for (int64_t t = begin; t < end; ++t) set_blank(t, rows[t - begin][in.blank]);
   }
 
-  // From u to the change of the emission, p u; classes of probability 0 have none, whatever u is.
-  void finish(int64_t t, F of_blank) {
-    using V = Lanes<F>;
+  void set_blank(int64_t t, F u) {
     const Emissions<Value> y = emissions(t);
-    store(y.changes() + y.last, splat<V>(of_blank - centre[t]));
-    for (int64_t i = 0; i <= y.last; i += kLanes<F>) {
-      const V p = load<V>(y.mantissas() + i), u = load<V>(y.changes() + i);
-      const Integer<V> dead = load<Integer<V>>(y.exponents() + i) == kDead;
-      store(y.changes() + i, dead ? V{} : p * u);
-    }
+    store(y.changes() + y.last, splat<Lanes<F>>(u - centre[t]));
   }
 
   const Sequence<F>& in;
@@ -182,19 +179,17 @@ template <class F> class ProductRun {
   void write(int64_t t, const F* by_class) {
     const F factor = along.cotangent;
     const Frames<Dual<F>>& frames = directed.frames;
-    void* out = static_cast<char*>(along.out) + t * in.acts_stride * size_of(in.dtype);
-    F* y = is_half(in.dtype) ? buffer : static_cast<F*>(out);
+    char* out = static_cast<char*>(along.out) + t * in.acts_stride * size_of(in.dtype);
+    F* y = is_half(in.dtype) ? buffer : reinterpret_cast<F*>(out);
     softmax_change(frames.row(t), in.V, frames.shift[t], frames.scale[t], directed.direction(t), directed.centre[t],
-                   directed.mean[t], factor, y);
-    if (by_class != nullptr) {
-      for (int64_t v = 0; v < in.V; ++v) y[v] -= factor * by_class[v];
-    } else {
+                   directed.mean[t], factor, by_class, y);
+    if (by_class == nullptr) {
       const F* changes = lattice.occupancies(t, 1);
       for (int64_t i = 0; i < in.L; ++i) y[in.labels[i]] -= factor * changes[i];
     }
     y[in.blank] -= factor * of_blank[t % kFrames];
     if constexpr (sizeof(F) == 4)
-      if (is_half(in.dtype)) narrow(in.dtype, y, in.V, static_cast<uint16_t*>(out));
+      if (is_half(in.dtype)) narrow(in.dtype, y, in.V, reinterpret_cast<uint16_t*>(out));
   }
 
   const Sequence<F>& in;

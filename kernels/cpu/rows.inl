@@ -185,14 +185,16 @@ template <class F> double softmax_dot(const F* x, int64_t V, F shift, F scale, c
   return sum * double(scale);
 }
 
-// out = factor * softmax(x) * (d - centre - mean) where that probability is not 0, else 0.
-template <class F>
-void softmax_change(const F* x, int64_t V, F shift, F scale, const F* d, F centre, F mean, F factor, F* out) {
+// out = factor * (softmax(x) * (d - centre - mean) - less), the first term 0 where the probability is; `less` may be
+// null for nothing.
+template <class F> void softmax_change(const F* x, int64_t V, F shift, F scale, const F* d, F centre, F mean, F factor,
+                                       const F* less, F* out) {
   using Vec = Lanes<F>;
   constexpr int N = kLanes<F>;
   const auto at = [&](int64_t v, int64_t n) {
     const Vec y = exp_of_nonpositive<F>(load_first<Vec>(x + v, n, shift) - shift);
-    return y == Vec{} ? Vec{} : y * (scale * factor) * ((load_first<Vec>(d + v, n, F(0)) - centre) - mean);
+    const Vec change = y == Vec{} ? Vec{} : y * scale * ((load_first<Vec>(d + v, n, F(0)) - centre) - mean);
+    return (less == nullptr ? change : change - load_first<Vec>(less + v, n, F(0))) * factor;
   };
   if (V < N) return store_first(out, at(0, V), V);
   for (int64_t v = 0; v + N <= V; v += N) store(out + v, at(v, N));

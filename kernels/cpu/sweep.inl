@@ -29,7 +29,6 @@ template <template <class> class Type, class R> struct InLanesOf<Type<R>> {
 template <class Value> using InLanes = typename InLanesOf<Value>::type;
 
 // Values side by side, part by part: each part `pitch` after the one before it.
-template <class F> CTC_FN void load_parts(const F* at, int64_t, Lanes<F>& to) { to = load<Lanes<F>>(at); }
 template <class F, class V> CTC_FN void load_parts(const F* at, int64_t pitch, Scaled<V>& to) {
   to = {load<V>(at), load<Integer<V>>(reinterpret_cast<const Integer<F>*>(at + pitch))};
 }
@@ -77,6 +76,12 @@ template <class Value> struct States {
   Integer<F>* exponents() const { return reinterpret_cast<Integer<F>*>(parts + 2 * width); }
 };
 
+// What an emission is made of: p, q and, for a Dual, the change u of its logit, which a dead one does not have.
+template <class V> CTC_FN Scaled<V> emission(Scaled<V> stored) { return stored; }
+template <class V> CTC_FN Dual<V> emission(Dual<V> stored) {
+  return {stored.m, stored.e, stored.e == kDead ? V{} : stored.m * stored.d};
+}
+
 // exp(acts) of the labels at one frame in label order, dead beyond them and in the margin; and of the blank.
 template <class Value> struct Emissions {
   using F = typename Parts<Value>::F;
@@ -85,21 +90,15 @@ template <class Value> struct Emissions {
   int64_t pitch;  // from a part to the next
   int64_t last;   // the blank stands here
 
-  // One part of a frame: margin, `pairs` labels, one vector whose first entry is the blank.
+  // One part of a frame: margin, `pairs` labels, one vector of the blank.
   static int64_t width(int64_t pairs) { return pairs + 2 * kLanes<F>; }
 
   CTC_INLINE V labels(int64_t i) const {
     V v;
     load_parts(parts + i, pitch, v);
-    return v;
+    return emission(v);
   }
-  CTC_INLINE Scaled<Lanes<F>> blank(Scaled<Lanes<F>>) const {
-    return {splat<Lanes<F>>(parts[last]), splat<Integer<Lanes<F>>>(exponents()[last])};
-  }
-  CTC_INLINE Dual<Lanes<F>> blank(Dual<Lanes<F>>) const {
-    return {splat<Lanes<F>>(parts[last]), splat<Integer<Lanes<F>>>(exponents()[last]),
-            splat<Lanes<F>>(parts[2 * pitch + last])};
-  }
+  CTC_INLINE V blank() const { return labels(last); }
   F* mantissas() const { return parts; }
   Integer<F>* exponents() const { return reinterpret_cast<Integer<F>*>(parts + pitch); }
   F* changes() const { return parts + 2 * pitch; }  // of a Dual
@@ -167,7 +166,7 @@ CTC_FN void step(Window window, const Integer<typename Parts<Value>::F>* skip, E
   using Z = Integer<Lanes<F>>;
   constexpr int N = kLanes<F>;
   constexpr bool kRight = kDirection == kBeta;  // where the neighbour is
-  const V blank = y.blank(V{});
+  const V blank = y.blank();
   const int64_t begin = window.begin, end = window.end;
   V label_at = from.labels(begin);
   V before_this = V::none();  // alpha's labels of the vector before

@@ -115,8 +115,8 @@ template <class Value, class F> void gather(const Table<F>& table, const int32_t
     transpose<F>({q + a, q + b, q + c, q + d}, {q_to[0] + i, q_to[1] + i, q_to[2] + i, q_to[3] + i});
   }
   for (int k = 0; k < kFrames; ++k) {
-    y[k].mantissas()[y[k].last] = table.p[4 * int64_t(blank) + k];
-    y[k].exponents()[y[k].last] = table.q[4 * int64_t(blank) + k];
+    store(y[k].mantissas() + y[k].last, splat<Lanes<F>>(table.p[4 * int64_t(blank) + k]));
+    store(y[k].exponents() + y[k].last, splat<Integer<Lanes<F>>>(table.q[4 * int64_t(blank) + k]));
   }
 }
 

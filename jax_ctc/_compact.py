@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same cost on few classes: those of a sequence's own labels, and all the others as one.
+
+The lattice looks at the blank and the labels only; of the other classes it is enough to know the sum
+of their exponentials. With `rest` the log of that sum, activations (T, L + 2), of the blank, the
+labels and the rest, have the cost of the (T, V) that they come from (docs/ctc.md, section 6). Sums
+over slices of V add up, so V can be spread over devices; and they are the same for all label
+sequences that somebody may try on the same acts.
+
+What goes over V is plain JAX under `jax.checkpoint`: nothing as wide as V is kept for the gradient,
+and a partitioner can look into it. Batch axes are as everywhere (_axes.py).
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from . import _axes
+
+
+class Rows(NamedTuple):
+    """Of the classes at hand, per frame: the largest logit, how many are equal to it, the sum of
+    exp(acts - top) of all others, and the logits of some symbols."""
+
+    top: Array  # batch with T
+    count: Array
+    tail: Array
+    scores: Array  # batch with T, D; 0 where the symbol is not at hand
+
+
+@partial(jax.checkpoint, static_argnums=3)
+def rows(acts: Array, symbols: Array, lengths: Array, time_axis: int) -> Rows:
+    """One pass over V. `symbols` (batch, D): classes of `acts`, -1 where not at hand."""
+    frame = lax.broadcasted_iota(jnp.int32, acts.shape, time_axis)
+    used = frame < jnp.expand_dims(lengths, (time_axis, lengths.ndim + 1))
+    exact = jnp.where(used, acts, 0).astype(_axes.cost_dtype(acts.dtype))
+    top = lax.stop_gradient(exact.max(-1))
+    equal = (exact == top[..., None]) & (top > -jnp.inf)[..., None]
+    terms = jnp.exp(exact - _finite(top)[..., None])
+    # The largest are counted: a sum of 1 + 1e-9 keeps its digits. The derivatives of their terms,
+    # which are 1 but for that, stay in the tail.
+    tail = jnp.where(equal, terms - 1, terms).sum(-1)
+    at = jnp.expand_dims(symbols, time_axis)
+    at = jnp.broadcast_to(at, (*exact.shape[:-1], symbols.shape[-1]))
+    scores = jnp.where(at >= 0, jnp.take_along_axis(exact, jnp.maximum(at, 0), axis=-1), 0)
+    return Rows(top, equal.sum(-1, dtype=exact.dtype), tail, scores)
+
+
+def over_slices(part: Rows, axis_name: str | tuple[str, ...], scatter: int | None = None) -> Rows:
+    """The rows of all classes, from those of the slices along a mesh axis. With `scatter` an axis,
+    each device gets its part of that axis only."""
+    top = lax.pmax(lax.stop_gradient(part.top), axis_name)
+    here = part.top == top
+    scale = jnp.exp(part.top - _finite(top))
+    count = jnp.where(here, part.count, 0)
+    tail = jnp.where(here, part.tail, (part.count + part.tail) * scale)
+    sums = jnp.concatenate([part.scores, count[..., None], tail[..., None]], axis=-1)
+    if scatter is None:
+        sums = lax.psum(sums, axis_name)
+    else:
+        sums = lax.psum_scatter(sums, axis_name, scatter_dimension=scatter, tiled=True)
+        size = sums.shape[scatter]
+        top = lax.dynamic_slice_in_dim(top, lax.axis_index(axis_name) * size, size, scatter)
+    return Rows(top, sums[..., -2], sums[..., -1], sums[..., :-2])
+
+
+def symbols_of(labels: Array, blank: int, V: int) -> tuple[Array, Array]:
+    """Of labels (batch, L): the symbols (batch, 1 + L), the blank and each label where it comes
+    first, -1 elsewhere; and the labels as classes of `acts_of`: padding -1, the bad ones bad."""
+    L = labels.shape[-1]
+    bad = (labels == blank) | (labels >= V)
+    first = jnp.argmax(labels[..., :, None] == labels[..., None, :], axis=-1) if L else labels
+    first = first.astype(jnp.int32)
+    own = (first == np.arange(L, dtype=np.int32)) & (labels >= 0) & ~bad
+    blanks = jnp.full_like(labels, blank, shape=(*labels.shape[:-1], 1))
+    symbols = jnp.concatenate([blanks, jnp.where(own, labels, -1)], axis=-1)
+    return symbols, jnp.where(labels < 0, -1, jnp.where(bad, 0, 1 + first))
+
+
+def acts_of(given: Rows, symbols: Array, time_axis: int) -> Array:
+    """Activations (batch with T, L + 2) that have the cost of those that `given` is made of; the
+    classes are the `symbols`, then the rest. NaN in a frame without a softmax."""
+    top, count, tail, scores = given
+    present = jnp.expand_dims(symbols, time_axis) >= 0
+    base = _finite(top)
+    equal = present & (scores == top[..., None]) & (top > -jnp.inf)[..., None]
+    terms = jnp.where(present, jnp.exp(jnp.where(present, scores, 0) - base[..., None]), 0)
+    mine = jnp.where(equal, terms - 1, terms).sum(-1)
+    others = (count - equal.sum(-1, dtype=count.dtype)) + (tail - mine)
+    undefined = ~(top < jnp.inf) | (top == -jnp.inf)
+    others += jnp.where(undefined, jnp.nan, 0)
+    some = ~(others < jnp.finfo(others.dtype).tiny)
+    # Only differences count. Near 0 they have the most digits, and multiples of 64 come off without
+    # rounding.
+    shift = jnp.round(base / 64) * 64
+    rest = (base - shift) + jnp.where(some, jnp.log(jnp.where(some, others, 1)), -jnp.inf)
+    scores = jnp.where(present, scores - shift[..., None], -jnp.inf)
+    return jnp.concatenate([scores, rest[..., None]], axis=-1)
+
+
+def softmax_of(given: Rows) -> Array:
+    """Shift and scale of the softmax (batch with T, 2), as the forward pass keeps them."""
+    return jnp.stack([given.top, 1 / (given.count + given.tail)], axis=-1)
+
+
+def _finite(top: Array) -> Array:
+    """0 for -inf: where a slice, or a whole row, holds nothing else."""
+    return jnp.where(top == -jnp.inf, 0, top)
