@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
 from . import _axes
@@ -75,14 +74,15 @@ def symbols_of(labels: Array, blank: int, V: int) -> tuple[Array, Array]:
     bad = (labels == blank) | (labels >= V)
     first = jnp.argmax(labels[..., :, None] == labels[..., None, :], axis=-1) if L else labels
     first = first.astype(jnp.int32)
-    own = (first == np.arange(L, dtype=np.int32)) & (labels >= 0) & ~bad
+    position = lax.broadcasted_iota(jnp.int32, labels.shape, labels.ndim - 1)
+    own = (first == position) & (labels >= 0) & ~bad
     blanks = jnp.full_like(labels, blank, shape=(*labels.shape[:-1], 1))
     symbols = jnp.concatenate([blanks, jnp.where(own, labels, -1)], axis=-1)
     return symbols, jnp.where(labels < 0, -1, jnp.where(bad, 0, 1 + first))
 
 
 def acts_of(given: Rows, symbols: Array, time_axis: int) -> Array:
-    """Activations (batch with T, L + 2) that have the cost of those that `given` is made of; the
+    """Activations (batch with T, L + 3) that have the cost of those that `given` is made of; the
     classes are the `symbols`, then the rest. NaN in a frame without a softmax."""
     top, count, tail, scores = given
     present = jnp.expand_dims(symbols, time_axis) >= 0
@@ -94,12 +94,22 @@ def acts_of(given: Rows, symbols: Array, time_axis: int) -> Array:
     undefined = ~(top < jnp.inf) | (top == -jnp.inf)
     others += jnp.where(undefined, jnp.nan, 0)
     some = ~(others < jnp.finfo(others.dtype).tiny)
-    # Only differences count. Near 0 they have the most digits, and multiples of 64 come off without
-    # rounding.
-    shift = jnp.round(base / 64) * 64
-    rest = (base - shift) + jnp.where(some, jnp.log(jnp.where(some, others, 1)), -jnp.inf)
-    scores = jnp.where(present, scores - shift[..., None], -jnp.inf)
-    return jnp.concatenate([scores, rest[..., None]], axis=-1)
+    rest = _in_two(base, jnp.log(jnp.where(some, others, 1)))
+    rest = jnp.where(some[..., None], rest, -jnp.inf)
+    return jnp.concatenate([jnp.where(present, scores, -jnp.inf), rest], axis=-1)
+
+
+def _in_two(a: Array, b: Array) -> Array:
+    """(..., 2) logits that together have the probability of one logit a + b, which as one float
+    would be off by 3e-5 at 1000: one a little smaller, and one for what is missing."""
+    total = a + b
+    back = total - a
+    rounding = (a - (total - back)) + (b - back)
+    high = total - 2 * jnp.finfo(total.dtype).eps * (jnp.abs(total) + 1)
+    low = high + jnp.log(jnp.expm1((total - high) + rounding))
+    both = jnp.stack([high, low], axis=-1)
+    total = total[..., None]
+    return lax.stop_gradient(both) + (total - lax.stop_gradient(total))  # derivatives: of a + b
 
 
 def softmax_of(given: Rows) -> Array:

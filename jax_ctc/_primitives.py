@@ -96,7 +96,7 @@ def _batch_of_one_acts(
             jnp.broadcast_to(x, (size, *x.shape)) if d is None else x
             for x, d in zip(front[1:], dims[1:], strict=True)
         )
-        if acts.shape[-1] > labels.shape[-1] + 2:
+        if acts.shape[-1] > labels.shape[-1] + 3:
             return _hypotheses(op, acts, labels, lengths, time_axis=time_axis, **parameters)
         acts = jnp.broadcast_to(acts, (size, *acts.shape))
         return _batch(op, (acts, labels, lengths), (0, 0, 0), time_axis=time_axis, **parameters)

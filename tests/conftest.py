@@ -51,6 +51,11 @@ def assert_same_bits(actual, expected):
     assert actual.tobytes() == expected.tobytes()
 
 
+def mesh_in_use(mesh):
+    """A context in which `mesh` is the mesh (jax.set_mesh came with JAX 0.7.1)."""
+    return (jax.set_mesh if hasattr(jax, "set_mesh") else jax.sharding.use_mesh)(mesh)
+
+
 def run(*command, **environment):
     """A program with more in its environment; what it says, and how it ends."""
     return subprocess.run(
