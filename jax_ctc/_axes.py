@@ -2,8 +2,8 @@
 """Which axes the operands and results of each primitive have, and where; and their dtype.
 
 Batch axes come first and in the same order everywhere. An array with frames has T among them, at
-`time_axis`, and one axis of its own at the end; it keeps the order its owner gave it, so that
-nothing is ever transposed.
+`time_axis`, and at most one axis of its own at the end; it keeps the order its owner gave it, so
+that nothing is ever transposed.
 """
 
 from typing import Any, NamedTuple
@@ -13,12 +13,14 @@ import numpy as np
 ACTS = "acts"  # batch with T, V
 ROWS = "rows"  # batch with T, 2 (0 where dense): shift and scale of the softmax
 COLUMNS = "columns"  # batch with T, min(L + 1, V)
-LABELS = "labels"  # batch, L
+FRAMES = "frames"  # batch with T
+SCORES = "scores"  # batch with T, L: a number for each symbol
+LABELS = "labels"  # batch, L; or symbols
 BATCH = "batch"  # batch
 SCRATCH = "scratch"  # batch, bytes: what the kernels of one call pass on to each other
 
-_LAST = {ACTS: "v", ROWS: "r", COLUMNS: "c", LABELS: "l", SCRATCH: "s"}
-WITH_FRAMES = (ACTS, ROWS, COLUMNS)
+_LAST = {ACTS: "v", ROWS: "r", COLUMNS: "c", SCORES: "l", LABELS: "l", SCRATCH: "s"}
+WITH_FRAMES = (ACTS, ROWS, COLUMNS, FRAMES, SCORES)
 
 
 class Signature(NamedTuple):
@@ -35,6 +37,9 @@ SIGNATURES = {
     "tangent": Signature((*_KEPT, ACTS), (BATCH,)),
     "cotangent": Signature((*_KEPT, BATCH), (ACTS,)),
     "hvp": Signature((*_KEPT, BATCH, ACTS), (ACTS,)),
+    "sums": Signature(_PROBLEM, (FRAMES, FRAMES, FRAMES, SCORES)),
+    "sums_tangent": Signature((*_PROBLEM, FRAMES, ACTS), (FRAMES, SCORES)),
+    "sums_cotangent": Signature((*_PROBLEM, FRAMES, FRAMES, SCORES), (ACTS,)),
 }
 
 

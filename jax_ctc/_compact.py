@@ -1,24 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The same cost on few classes: those of a sequence's own labels, and all the others as one.
 
-The lattice looks at the blank and the labels only; of the other classes it is enough to know the sum
-of their exponentials. With `rest` the log of that sum, activations (T, L + 2), of the blank, the
-labels and the rest, have the cost of the (T, V) that they come from (docs/ctc.md, section 6). Sums
-over slices of V add up, so V can be spread over devices; and they are the same for all label
-sequences that somebody may try on the same acts.
+The lattice looks at the blank and the labels only; of the other classes it is enough to know the
+sum of their exponentials. With that sum's log in their place, activations (T, L + 3) have the cost
+of the (T, V) that they come from (docs/ctc.md, section 6). Sums over slices of V add up, so V can
+be spread over devices; and they are the same for all label sequences tried on the same
+acts.
 
-What goes over V is plain JAX under `jax.checkpoint`: nothing as wide as V is kept for the gradient,
-and a partitioner can look into it. Batch axes are as everywhere (_axes.py).
+Batch axes are as everywhere (_axes.py).
 """
 
-from functools import partial
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from . import _axes
+from . import _sums
 
 
 class Rows(NamedTuple):
@@ -31,22 +28,10 @@ class Rows(NamedTuple):
     scores: Array  # batch with T, D; 0 where the symbol is not at hand
 
 
-@partial(jax.checkpoint, static_argnums=3)
-def rows(acts: Array, symbols: Array, lengths: Array, time_axis: int) -> Rows:
+def rows(acts: Array, symbols: Array, lengths: Array, time_axis: int, threads: int) -> Rows:
     """One pass over V. `symbols` (batch, D): classes of `acts`, -1 where not at hand."""
-    frame = lax.broadcasted_iota(jnp.int32, acts.shape, time_axis)
-    used = frame < jnp.expand_dims(lengths, (time_axis, lengths.ndim + 1))
-    exact = jnp.where(used, acts, 0).astype(_axes.cost_dtype(acts.dtype))
-    top = lax.stop_gradient(exact.max(-1))
-    equal = (exact == top[..., None]) & (top > -jnp.inf)[..., None]
-    terms = jnp.exp(exact - _finite(top)[..., None])
-    # The largest are counted: a sum of 1 + 1e-9 keeps its digits. The derivatives of their terms,
-    # which are 1 but for that, stay in the tail.
-    tail = jnp.where(equal, terms - 1, terms).sum(-1)
-    at = jnp.expand_dims(symbols, time_axis)
-    at = jnp.broadcast_to(at, (*exact.shape[:-1], symbols.shape[-1]))
-    scores = jnp.where(at >= 0, jnp.take_along_axis(exact, jnp.maximum(at, 0), axis=-1), 0)
-    return Rows(top, equal.sum(-1, dtype=exact.dtype), tail, scores)
+    p = {"time_axis": time_axis, "blank": 0, "threads": threads}
+    return Rows(*_sums.sums_p.bind(acts, symbols, lengths, **p))
 
 
 def over_slices(part: Rows, axis_name: str | tuple[str, ...], scatter: int | None = None) -> Rows:

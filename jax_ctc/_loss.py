@@ -49,9 +49,9 @@ def ctc(
 
     Raises:
       TypeError: `acts` is not floating, or labels or lengths are not integers.
-      ValueError: ranks or sizes disagree, `blank` is not a class, `vocab_axis` is not an axis of the
-        mesh in use or does not divide V; and, outside ``jit``, a label
-        or length out of range: the message names the sequence, the position and the value.
+      ValueError: ranks or sizes disagree, `blank` is not a class, `vocab_axis` is not an axis of
+        the mesh in use or does not divide V; and, outside ``jit``, a label or length out of range:
+        the message names the sequence, the position and the value.
 
     Behaviour where nothing can be raised, for each sequence on its own:
       no alignment fits (fewer frames than labels and repeats, or logits of -inf)

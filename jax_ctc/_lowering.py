@@ -13,7 +13,7 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
-from . import _axes, _kernels, _reference
+from . import _axes, _kernels
 
 # What a target's name promises is its operands, attributes and their meaning: programs that were
 # exported or cached hold on to it. A change is a new name.
@@ -23,12 +23,13 @@ TARGETS = {
     "tangent": "jax_ctc_tangent_v1",
     "cotangent": "jax_ctc_cotangent_v1",
     "hvp": "jax_ctc_hvp_v1",
+    "sums": "jax_ctc_sums_v1",
+    "sums_cotangent": "jax_ctc_sums_cotangent_v1",
 }
 
 
-def register(op: str, primitive: Primitive) -> None:
-    """Registers every lowering of `primitive`."""
-    pure = getattr(_reference, op)
+def register(op: str, primitive: Primitive, pure: Callable[..., Any]) -> None:
+    """Registers every lowering of `primitive`: kernels where there are, `pure` JAX elsewhere."""
     mlir.register_lowering(
         primitive, mlir.lower_fun(pure, multiple_results=primitive.multiple_results)
     )
@@ -39,7 +40,7 @@ def register(op: str, primitive: Primitive) -> None:
 
 def _platforms(op: str) -> list[str]:
     """Those that have a kernel for it."""
-    return [name for name, targets in _kernels.TARGETS.items() if TARGETS[op] in targets]
+    return [name for name, targets in _kernels.TARGETS.items() if TARGETS.get(op) in targets]
 
 
 def _kernel_rule(op: str, primitive: Primitive, platform: str) -> Callable[..., Any]:
@@ -267,6 +268,8 @@ def result_avals(op: str, acts: Any, labels: Any, lengths: Any, *, time_axis: in
         _axes.ACTS: acts.shape,
         _axes.ROWS: (*frames, 0 if dense else 2),
         _axes.COLUMNS: (*frames, V if dense else L + 1),
+        _axes.FRAMES: frames,
+        _axes.SCORES: (*frames, L),
         _axes.BATCH: lengths.shape,
     }
     sharding = getattr(acts, "sharding", None)
@@ -285,6 +288,8 @@ def result_avals(op: str, acts: Any, labels: Any, lengths: Any, *, time_axis: in
         _axes.ACTS: spec,
         _axes.ROWS: [*spec[:-1], None],
         _axes.COLUMNS: [*spec[:-1], None],
+        _axes.FRAMES: spec[:-1],
+        _axes.SCORES: [*spec[:-1], None],
         _axes.BATCH: batch_spec,
     }
 

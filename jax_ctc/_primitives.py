@@ -15,79 +15,40 @@ both and its own transpose, because a Hessian is symmetric.
 functions of acts, but their own tangents are zero by convention: whoever reads them takes the
 tangent of acts as the total derivative.
 
-Parameters, all static: `time_axis`, where acts have T among the axes before V; `blank`; `threads`,
-how many a CPU kernel may use at most (0: all there are).
+Parameters of these and of the sums (_sums.py), all static: `time_axis`, where acts have T among the
+axes before V; `blank`; `threads`, how many a CPU kernel may use at most (0: all there are).
 """
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, xla
+from jax.interpreters import ad
 
-from . import _axes, _compact, _lowering, _reference
+from . import _compact, _reference
+from ._define import define, is_zero, primitives, sum_or_zero, zero_like
 
 RESIDUALS = "ctc_residuals"  # the name under which a remat policy can save them
 
 _ACTS, _ROWS, _COLUMNS, _LINEAR = 0, 3, 4, 5  # positions of operands
 
 
-# ---- shapes ------------------------------------------------------------------------------------
-
-
-def _abstract_eval(
-    op: str, acts: Any, labels: Any, lengths: Any, *rest: Any, time_axis: int, **_: Any
-) -> Any:
-    avals = _lowering.result_avals(op, acts, labels, lengths, time_axis=time_axis)
-    return avals if len(avals) > 1 else avals[0]
-
-
 # ---- batching ----------------------------------------------------------------------------------
 
 
-def _batch(op: str, args: Any, dims: Any, *, time_axis: int, **parameters: Any) -> Any:
-    """The new axis stays where acts have it: acts are moved only where they are mapped over V."""
-    signature = _axes.SIGNATURES[op]
-    size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
-    mapped = [i for i, d in enumerate(dims) if d is not None]
-    if op in _ONCE and mapped == [_LINEAR]:
-        return _ONCE[op](*args, dim=dims[_LINEAR], time_axis=time_axis, **parameters)
-
-    if dims[_ACTS] is None:
-        return _batch_of_one_acts(op, args, dims, time_axis=time_axis, **parameters)
-
-    at = dims[_ACTS]
-    if at > args[_ACTS].ndim - 2:
-        at = 0
-    before_time = at <= time_axis
-    batch_at = at if before_time else at - 1
-    moved = []
-    for x, d, kind in zip(args, dims, signature.operands, strict=True):
-        place = at if kind in _axes.WITH_FRAMES else batch_at
-        if d is None:
-            x = jnp.broadcast_to(
-                jnp.expand_dims(x, place), (*x.shape[:place], size, *x.shape[place:])
-            )
-        elif d != place:
-            x = jnp.moveaxis(x, d, place)
-        moved.append(x)
-    out = primitives[op].bind(*moved, time_axis=time_axis + before_time, **parameters)
-    places = [at if kind in _axes.WITH_FRAMES else batch_at for kind in signature.results]
-    return (out, places) if len(places) > 1 else (out, places[0])
-
-
-def _batch_of_one_acts(
-    op: str, args: Any, dims: Any, *, time_axis: int, **parameters: Any
-) -> Any:
+def _batch_of_one_acts(op: str, args: Any, dims: Any, *, time_axis: int, **parameters: Any) -> Any:
     """Several label sequences (hypotheses), directions or cotangents, but one `acts` for all.
 
     It is not copied: costs, and what derivatives need, come from one pass over it and then from few
     classes for each; derivatives one after the other.
     """
+    if dims[_ACTS] is not None:
+        return None
+    mapped = [i for i, d in enumerate(dims) if d is not None]
+    if op in _ONCE and mapped == [_LINEAR]:
+        return _ONCE[op](*args, dim=dims[_LINEAR], time_axis=time_axis, **parameters)
     acts = args[_ACTS]
     front = [x if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(args, dims, strict=True)]
     if op in ("loss", "forward"):
@@ -98,10 +59,7 @@ def _batch_of_one_acts(
         )
         if acts.shape[-1] > labels.shape[-1] + 3:
             return _hypotheses(op, acts, labels, lengths, time_axis=time_axis, **parameters)
-        acts = jnp.broadcast_to(acts, (size, *acts.shape))
-        return _batch(op, (acts, labels, lengths), (0, 0, 0), time_axis=time_axis, **parameters)
-
-    mapped = [i for i, d in enumerate(dims) if d is not None]
+        return None  # acts are no larger than that
 
     def one(some: Any) -> Any:
         operands = list(front)
@@ -115,11 +73,11 @@ def _batch_of_one_acts(
 def _hypotheses(
     op: str, acts: Array, labels: Array, lengths: Array, *, time_axis: int, blank: int, threads: int
 ) -> Any:
-    """`labels` (K, batch, L) and `lengths` (K, batch) on one acts: K becomes the last batch axis."""
+    """`labels` (K, batch, L), `lengths` (K, batch), one acts: K becomes the last batch axis."""
     labels, lengths = jnp.moveaxis(labels, 0, -2), jnp.moveaxis(lengths, 0, -1)
     symbols, columns = _compact.symbols_of(labels, blank, acts.shape[-1])
     flat = symbols.reshape(*symbols.shape[:-2], symbols.shape[-2] * symbols.shape[-1])
-    rows = _compact.rows(acts, flat, lengths.max(-1), time_axis)
+    rows = _compact.rows(acts, flat, lengths.max(-1), time_axis, threads)
     scores = rows.scores.reshape(*rows.scores.shape[:-1], *symbols.shape[-2:])
     each = _compact.Rows(*(x[..., None] for x in rows[:3]), scores)
     few = _compact.acts_of(each, symbols, time_axis)
@@ -184,18 +142,6 @@ _ONCE = {"cotangent": _cotangent_once, "tangent": _tangent_once}
 # ---- derivatives -------------------------------------------------------------------------------
 
 
-def _is_zero(tangent: Any) -> bool:
-    return type(tangent) is ad.Zero
-
-
-def _zero_like(x: Any) -> Any:
-    return ad.Zero(jax.typeof(x))
-
-
-def _sum_or_zero(out: Any, terms: list[Any]) -> Any:
-    return functools.reduce(jnp.add, terms) if terms else _zero_like(out)
-
-
 def _ones(rows: Array, lengths: Array) -> Array:
     return jnp.ones(lengths.shape, rows.dtype)
 
@@ -206,9 +152,9 @@ def _contract(gradient: Array, direction: Array, rows: Array, time_axis: int) ->
 
 
 def _loss_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
-    if _is_zero(tangents[_ACTS]):
+    if is_zero(tangents[_ACTS]):
         cost = loss_p.bind(*primals, **p)
-        return cost, _zero_like(cost)
+        return cost, zero_like(cost)
     cost, rows, columns = forward_p.bind(*primals, **p)
     rows, columns = checkpoint_name(rows, RESIDUALS), checkpoint_name(columns, RESIDUALS)
     return cost, tangent_p.bind(*primals, rows, columns, tangents[_ACTS], **p)
@@ -218,11 +164,9 @@ def _forward_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
     cost, rows, columns = forward_p.bind(*primals, **p)
     d_acts = tangents[_ACTS]
     d_cost = (
-        _zero_like(cost)
-        if _is_zero(d_acts)
-        else tangent_p.bind(*primals, rows, columns, d_acts, **p)
+        zero_like(cost) if is_zero(d_acts) else tangent_p.bind(*primals, rows, columns, d_acts, **p)
     )
-    return [cost, rows, columns], [d_cost, _zero_like(rows), _zero_like(columns)]
+    return [cost, rows, columns], [d_cost, zero_like(rows), zero_like(columns)]
 
 
 def _tangent_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
@@ -230,18 +174,18 @@ def _tangent_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
     rows = primals[_ROWS]
     out = tangent_p.bind(*primals, **p)
     terms = []
-    if not _is_zero(tangents[_LINEAR]):
+    if not is_zero(tangents[_LINEAR]):
         terms.append(tangent_p.bind(*kept, tangents[_LINEAR], **p))
-    if not _is_zero(tangents[_ACTS]):
+    if not is_zero(tangents[_ACTS]):
         change = hvp_p.bind(*kept, _ones(rows, primals[2]), tangents[_ACTS], **p)
         terms.append(_contract(change, d_acts, rows, p["time_axis"]))
-    return out, _sum_or_zero(out, terms)
+    return out, sum_or_zero(out, terms)
 
 
 def _tangent_transpose(ct: Any, *operands: Any, **p: Any) -> Any:
     *kept, d_acts = operands
     assert ad.is_undefined_primal(d_acts)
-    out = ad.Zero(d_acts.aval) if _is_zero(ct) else cotangent_p.bind(*kept, ct, **p)
+    out = ad.Zero(d_acts.aval) if is_zero(ct) else cotangent_p.bind(*kept, ct, **p)
     return [None] * len(kept) + [out]
 
 
@@ -249,17 +193,17 @@ def _cotangent_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
     *kept, ct = primals
     out = cotangent_p.bind(*primals, **p)
     terms = []
-    if not _is_zero(tangents[_LINEAR]):
+    if not is_zero(tangents[_LINEAR]):
         terms.append(cotangent_p.bind(*kept, tangents[_LINEAR], **p))
-    if not _is_zero(tangents[_ACTS]):
+    if not is_zero(tangents[_ACTS]):
         terms.append(hvp_p.bind(*kept, ct, tangents[_ACTS], **p))
-    return out, _sum_or_zero(out, terms)
+    return out, sum_or_zero(out, terms)
 
 
 def _cotangent_transpose(d_gradient: Any, *operands: Any, **p: Any) -> Any:
     *kept, ct = operands
     assert ad.is_undefined_primal(ct)
-    out = ad.Zero(ct.aval) if _is_zero(d_gradient) else tangent_p.bind(*kept, d_gradient, **p)
+    out = ad.Zero(ct.aval) if is_zero(d_gradient) else tangent_p.bind(*kept, d_gradient, **p)
     return [None] * len(kept) + [out]
 
 
@@ -268,27 +212,27 @@ def _hvp_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
     out = hvp_p.bind(*primals, **p)
     d_acts, d_ct, d_u = tangents[_ACTS], tangents[_LINEAR], tangents[_LINEAR + 1]
     terms = []
-    if not _is_zero(d_ct):
+    if not is_zero(d_ct):
         terms.append(hvp_p.bind(*kept, d_ct, u, **p))
-    if not _is_zero(d_u):
+    if not is_zero(d_u):
         terms.append(hvp_p.bind(*kept, ct, d_u, **p))
-    if not _is_zero(d_acts):  # third order and beyond: pure JAX, exact
+    if not is_zero(d_acts):  # third order and beyond: pure JAX, exact
         rest: tuple[Any, ...] = primals[_ACTS + 1 :]
 
         def along(x: Array) -> Array:
             return _reference.hvp(x, *rest, **p)
 
         terms.append(jax.jvp(along, (primals[_ACTS],), (d_acts,))[1])
-    return out, _sum_or_zero(out, terms)
+    return out, sum_or_zero(out, terms)
 
 
 def _hvp_transpose(d_out: Any, *operands: Any, **p: Any) -> Any:
     *kept, ct, u = operands
     nothing = [None] * len(kept)
     if ad.is_undefined_primal(u):
-        out = ad.Zero(u.aval) if _is_zero(d_out) else hvp_p.bind(*kept, ct, d_out, **p)
+        out = ad.Zero(u.aval) if is_zero(d_out) else hvp_p.bind(*kept, ct, d_out, **p)
         return [*nothing, None, out]
-    if _is_zero(d_out):
+    if is_zero(d_out):
         return [*nothing, ad.Zero(ct.aval), None]
     rows = kept[_ROWS]
     change = hvp_p.bind(*kept, _ones(rows, kept[2]), d_out, **p)
@@ -297,33 +241,20 @@ def _hvp_transpose(d_out: Any, *operands: Any, **p: Any) -> Any:
 
 # ---- registrations -----------------------------------------------------------------------------
 
-
-def _define(op: str) -> Primitive:
-    primitive = Primitive("ctc" if op == "loss" else f"ctc_{op}")
-    primitive.multiple_results = len(_axes.SIGNATURES[op].results) > 1
-    primitive.def_impl(functools.partial(xla.apply_primitive, primitive))
-    primitive.def_abstract_eval(functools.partial(_abstract_eval, op))
-    batching.primitive_batchers[primitive] = functools.partial(_batch, op)
-    _lowering.register(op, primitive)
-    return primitive
-
-
-primitives = {op: _define(op) for op in _axes.SIGNATURES}
-
-loss_p = primitives["loss"]
+loss_p = define("loss", _reference.loss, _batch_of_one_acts)
 ad.primitive_jvps[loss_p] = _loss_jvp
 
-forward_p = primitives["forward"]
+forward_p = define("forward", _reference.forward, _batch_of_one_acts)
 ad.primitive_jvps[forward_p] = _forward_jvp
 
-tangent_p = primitives["tangent"]
+tangent_p = define("tangent", _reference.tangent, _batch_of_one_acts)
 ad.primitive_jvps[tangent_p] = _tangent_jvp
 ad.primitive_transposes[tangent_p] = _tangent_transpose
 
-cotangent_p = primitives["cotangent"]
+cotangent_p = define("cotangent", _reference.cotangent, _batch_of_one_acts)
 ad.primitive_jvps[cotangent_p] = _cotangent_jvp
 ad.primitive_transposes[cotangent_p] = _cotangent_transpose
 
-hvp_p = primitives["hvp"]
+hvp_p = define("hvp", _reference.hvp, _batch_of_one_acts)
 ad.primitive_jvps[hvp_p] = _hvp_jvp
 ad.primitive_transposes[hvp_p] = _hvp_transpose

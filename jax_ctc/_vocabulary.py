@@ -28,7 +28,8 @@ def axes_of(acts: Any, vocab_axis: str | Names | None) -> Names:
     names = vocab_axis if isinstance(vocab_axis, tuple) else (vocab_axis,)
     if not names or not all(isinstance(name, str) for name in names):
         raise TypeError(
-            f"`vocab_axis`: expected the name of a mesh axis, or a tuple of names, got {vocab_axis!r}."
+            "`vocab_axis`: expected the name of a mesh axis, or a tuple of names, got "
+            f"{vocab_axis!r}."
         )
     mesh = jax.sharding.get_abstract_mesh()
     missing = [name for name in names if name not in mesh.axis_names]
@@ -55,8 +56,8 @@ def slices_at_hand(names: Names) -> int | None:
     manual = [name for name in names if name in mesh.manual_axes]
     if manual and len(manual) < len(names):
         raise ValueError(
-            f"`vocab_axis`: expected all of {names} in the axis_names of the surrounding shard_map, "
-            f"which has {tuple(mesh.manual_axes)}."
+            f"`vocab_axis`: expected all of {names} in the axis_names of the surrounding "
+            f"shard_map, which has {tuple(mesh.manual_axes)}."
         )
     return math.prod(mesh.shape[name] for name in manual) if manual else None
 
@@ -78,7 +79,11 @@ def cost(a: _arguments.Arguments, names: Names, threads: int) -> Array:
             f"`acts`: expected V to be a multiple of the {count} devices along mesh axis "
             f"{', '.join(map(repr, names))}, got V = {V}. Pad the classes with logits of -inf."
         )
-    # Where types say how the batch is spread, every axis is manual; else what is not V's stays open.
+    if count == 1 and not _typed_axes(a.acts, a.acts.ndim - 1):
+        return _primitives.loss_p.bind(
+            a.acts, a.labels, a.lengths, time_axis=a.time_axis, blank=a.blank, threads=threads
+        )
+    # Where types say how the batch is spread those axes are manual too; all others stay open.
     specs: list[Any] = [_typed_axes(a.acts, axis) or None for axis in range(a.acts.ndim - 1)]
     if specs[a.time_axis] is not None:
         raise TypeError(
@@ -110,7 +115,7 @@ def _cost_of_slices(
     symbols, columns = _compact.symbols_of(labels, blank, M * slice_size)
     here = symbols - lax.axis_index(names) * slice_size
     here = jnp.where((symbols >= 0) & (here >= 0) & (here < slice_size), here, -1)
-    part = _compact.rows(acts, here, lengths, time_axis)
+    part = _compact.rows(*_arguments.vary_alike(acts, here, lengths), time_axis, threads)
     p: dict[str, Any] = {"time_axis": time_axis, "blank": 0, "threads": threads}
 
     def lattice(rows: _compact.Rows, symbols: Array, columns: Array, lengths: Array) -> Array:

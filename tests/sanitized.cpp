@@ -22,6 +22,18 @@ class Threads final : public Executor {
   std::vector<std::thread> started_;
 };
 
+// Symbols are classes or below 0: Python sees to that.
+template <class F> void sums_and_back(Problem p, RandomProblem<F>& random, Executor& threads) {
+  const int64_t rows = p.shape.rows(), n = p.shape.sequences() * p.shape.L;
+  std::vector<int32_t> symbols(p.labels, p.labels + n);
+  for (int32_t& symbol : symbols) symbol = symbol >= p.shape.V ? -1 : symbol;
+  p.labels = symbols.data();
+  Array<F> top(rows), count(rows), tail(rows), scores(rows * p.shape.L);
+  sums(p, {top.data.get(), count.data.get(), tail.data.get(), scores.data.get()}, threads);
+  Array<char> out(rows * p.shape.V * sizeof(F));
+  sums_cotangent(p, top.data.get(), tail.data.get(), scores.data.get(), out.data.get(), threads);
+}
+
 template <class F> void one(Dtype dtype) {
   RandomProblem<F> random(dtype);
   const Problem p = {random.batch(), sometimes(2) ? 1 : 99};
@@ -39,6 +51,7 @@ template <class F> void one(Dtype dtype) {
   tangent(p, kept, random.directions(), tangents.data.get(), threads);
   Array<char> products(p.shape.rows() * p.shape.V * sizeof(F));
   product(p, kept, random.cotangents.data.get(), random.directions(), products.data.get(), threads);
+  sums_and_back(p, random, threads);
   cotangent(p, kept, random.cotangents.data.get(), random.acts(), threads);  // in the place of acts
 }
 

@@ -10,7 +10,7 @@ import numpy as np
 import oracle
 import pytest
 from cases import every_edge
-from conftest import TOLERANCE, assert_costs, assert_gradient, mesh_in_use
+from conftest import COMPILED, TOLERANCE, assert_costs, assert_gradient, mesh_in_use
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -146,21 +146,26 @@ def test_what_goes_over_the_wire_does_not_grow_with_v(way, mesh_shape):
 
 
 @every_way
-def test_the_gradient_of_a_mean_takes_three_collectives(way):
-    """A maximum, sums of (T, B, L + 3) and the mean; backward nothing."""
+def test_the_gradient_of_a_mean_takes_few_collectives(way):
+    """Maxima and sums; where the lattice is divided, its gradient is gathered; and the mean."""
     f, acts, _, mesh = spread_out(way, (2, 2), 64)
     with mesh_in_use(mesh):
         step = jax.jit(jax.value_and_grad(lambda acts: f(acts).mean()))
         found = collectives(step.lower(acts).compile())
-    assert {kind for kind, _ in found} == {"all-reduce"}
-    assert sorted(size for _, size in found) == [1, T * B // 2, T * B // 2 * (L + 3)]
+    rows = T * B // 2
+    if way == "jit":
+        assert {kind for kind, _ in found} == {"all-reduce"}
+        assert sorted(size for _, size in found) == [1, rows, rows * (L + 3)]
+    else:
+        assert {kind for kind, _ in found} == {"all-reduce", "reduce-scatter", "all-gather"}
+        assert max(size for _, size in found) == rows * (L + 3)
 
 
 def test_the_lattice_of_a_batch_is_divided_where_that_is_possible():
     """Four sequences on four devices: each runs one."""
     f, acts, _, _ = spread_out("shard_map", (1, 4), 64)
     text = jax.jit(f).lower(acts).as_text()
-    assert re.search(rf"jax_ctc_loss.*tensor<{T}x1x{L + 3}xf32>", text) or not jax_ctc.build_info()["cpu"]
+    assert re.search(rf"jax_ctc_loss.*tensor<{T}x1x{L + 3}xf32>", text) or not COMPILED
 
 
 def test_acts_are_not_kept_a_second_time_for_the_gradient():
@@ -170,7 +175,7 @@ def test_acts_are_not_kept_a_second_time_for_the_gradient():
         step = jax.jit(jax.value_and_grad(lambda acts: f(acts).sum())).lower(acts).compile()
     memory = step.memory_analysis()
     slice_bytes = T * B * V // 4 * 4
-    assert memory.temp_size_in_bytes < 1.2 * slice_bytes
+    assert memory.temp_size_in_bytes < (0.1 if COMPILED else 4) * slice_bytes
 
 
 @every_edge

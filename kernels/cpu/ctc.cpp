@@ -221,6 +221,16 @@ template <class F> void gradient_row(const Problem& p, Kept kept, int64_t row, F
   }
 }
 
+// Every row, in blocks in memory order of about 2 MB of acts each: one huge page a thread at a time.
+template <class Run> void for_each_row(const Problem& p, Executor& executor, Run run) {
+  const Shape& s = p.shape;
+  const int64_t block = std::max<int64_t>(1, (1 << 21) / std::max<int64_t>(1, s.V * element_size(p.dtype)));
+  const int64_t blocks = (s.rows() + block - 1) / block;
+  parallel_for(executor, threads_for(p, 0.4 * double(s.rows()) * double(s.V)), blocks, [&](int64_t k) {
+    for (int64_t row = k * block; row < std::min(s.rows(), (k + 1) * block); ++row) run(row);
+  });
+}
+
 template <class F>
 void run_cotangent(const Problem& p, Kept kept, const F* cotangents, void* gradient, Executor& executor) {
   const Shape& s = p.shape;
@@ -229,12 +239,45 @@ void run_cotangent(const Problem& p, Kept kept, const F* cotangents, void* gradi
       std::all_of(cotangents, cotangents + s.sequences(), [](F c) { return c == 1; }))
     return;
   advise_huge_pages(gradient, s.rows() * s.V * element_size(p.dtype));
-  // Blocks of rows in memory order, about 2 MB each: one huge page a thread at a time.
-  const int64_t block = std::max<int64_t>(1, (1 << 21) / std::max<int64_t>(1, s.V * element_size(p.dtype)));
-  const int64_t blocks = (s.rows() + block - 1) / block;
-  parallel_for(executor, threads_for(p, 0.4 * double(s.rows()) * double(s.V)), blocks, [&](int64_t k) {
-    for (int64_t row = k * block; row < std::min(s.rows(), (k + 1) * block); ++row)
-      gradient_row<F>(p, kept, row, cotangents[s.sequence_of_row(row)], at(gradient, row * s.V, p.dtype));
+  for_each_row(p, executor, [&](int64_t row) {
+    gradient_row<F>(p, kept, row, cotangents[s.sequence_of_row(row)], at(gradient, row * s.V, p.dtype));
+  });
+}
+
+template <class F> Slice<F> slice_at(const Problem& p, int64_t row) {
+  const Shape& s = p.shape;
+  return {p.dtype,          at(p.acts, row * s.V, p.dtype), s.V, p.labels + s.sequence_of_row(row) * s.L, s.L,
+          &thread_scratch()};
+}
+bool in_use(const Problem& p, int64_t row) {
+  return p.shape.frame_of_row(row) < p.lengths[p.shape.sequence_of_row(row)];
+}
+
+template <class F> void run_sums(const Problem& p, Sums out, Executor& executor) {
+  const Shape& s = p.shape;
+  for_each_row(p, executor, [&](int64_t row) {
+    F *top = row_of<F>(out.top, row, 1), *count = row_of<F>(out.count, row, 1), *tail = row_of<F>(out.tail, row, 1);
+    F* scores = row_of<F>(out.scores, row, s.L);
+    if (in_use(p, row)) {
+      const int64_t next = std::min(row + 1, s.rows() - 1);
+      kernels<F>().sums(slice_at<F>(p, row), at(p.acts, next * s.V, p.dtype), top, count, tail, scores);
+    } else {
+      *top = *count = *tail = 0;
+      std::fill_n(scores, s.L, F(0));
+    }
+  });
+}
+
+template <class F> void run_sums_cotangent(const Problem& p, const F* top, const F* ct_tail, const F* ct_scores,
+                                           void* out, Executor& executor) {
+  const Shape& s = p.shape;
+  advise_huge_pages(out, s.rows() * s.V * element_size(p.dtype));
+  for_each_row(p, executor, [&](int64_t row) {
+    void* to = at(out, row * s.V, p.dtype);
+    if (in_use(p, row))
+      kernels<F>().sums_cotangent(slice_at<F>(p, row), top[row], ct_tail[row], ct_scores + row * s.L, to);
+    else
+      std::memset(to, 0, s.V * element_size(p.dtype));
   });
 }
 
@@ -329,6 +372,23 @@ void product(const Problem& p, Kept kept, const void* cotangents, const void* di
     run_product<double>(p, kept, static_cast<const double*>(cotangents), directions, out, executor);
   else
     run_product<float>(p, kept, static_cast<const float*>(cotangents), directions, out, executor);
+}
+
+void sums(const Problem& p, Sums out, Executor& executor) {
+  if (p.dtype == Dtype::kF64)
+    run_sums<double>(p, out, executor);
+  else
+    run_sums<float>(p, out, executor);
+}
+
+void sums_cotangent(const Problem& p, const void* top, const void* ct_tail, const void* ct_scores, void* out,
+                    Executor& executor) {
+  const auto run = [&](auto zero) {
+    using F = decltype(zero);
+    run_sums_cotangent<F>(p, static_cast<const F*>(top), static_cast<const F*>(ct_tail),
+                          static_cast<const F*>(ct_scores), out, executor);
+  };
+  p.dtype == Dtype::kF64 ? run(0.0) : run(0.0f);
 }
 
 }  // namespace jax_ctc

@@ -24,4 +24,14 @@ void cotangent(const Problem& problem, Kept kept, const void* cotangents, void* 
 void product(const Problem& problem, Kept kept, const void* cotangents, const void* directions, void* out,
              Executor& executor);
 
+// What the lattice needs of V classes, or of a slice of them: `labels` are symbols here, L of them, classes of acts or
+// below 0. Frames that are not in use get (0, 0, 0) and scores of 0.
+struct Sums {
+  void *top, *count, *tail;  // (N, T, B)
+  void* scores;              // (N, T, B, L)
+};
+void sums(const Problem& problem, Sums out, Executor& executor);
+void sums_cotangent(const Problem& problem, const void* top, const void* ct_tail, const void* ct_scores, void* out,
+                    Executor& executor);
+
 }  // namespace jax_ctc

@@ -2,6 +2,7 @@
 // XLA's calls -> ctc.h. The only CPU file that knows XLA's types.
 #include "ffi.h"
 
+#include <algorithm>
 #include <limits>
 
 #include "../decode.h"
@@ -73,6 +74,34 @@ ffi::Error hvp_handler(CTC_OPERANDS, Buffer rows, Buffer columns, Buffer cotange
   return ffi::Error::Success();
 }
 
+// Symbols are picked from rows without another look: what is no class of acts must not be asked for.
+bool symbols_in_range(const Problem& p) {
+  const int64_t n = p.shape.sequences() * p.shape.L;
+  return std::all_of(p.labels, p.labels + n, [&](int32_t symbol) { return symbol < p.shape.V; });
+}
+
+ffi::Error sums_handler(CTC_OPERANDS, Result top, Result count, Result tail, Result scores, CTC_ATTRIBUTES) {
+  CTC_DECODE;
+  const int64_t rows = p.shape.rows();
+  if (!computed(p, *top, rows) || !computed(p, *count, rows) || !computed(p, *tail, rows) ||
+      !computed(p, *scores, rows * p.shape.L) || !symbols_in_range(p))
+    return mismatch("jax_ctc_sums");
+  sums(p, {top->untyped_data(), count->untyped_data(), tail->untyped_data(), scores->untyped_data()}, executor);
+  return ffi::Error::Success();
+}
+
+ffi::Error sums_cotangent_handler(CTC_OPERANDS, Buffer top, Buffer ct_tail, Buffer ct_scores, Result out,
+                                  CTC_ATTRIBUTES) {
+  CTC_DECODE;
+  const int64_t rows = p.shape.rows();
+  if (!computed(p, top, rows) || !computed(p, ct_tail, rows) || !computed(p, ct_scores, rows * p.shape.L) ||
+      !like_acts(p, acts, *out) || !symbols_in_range(p))
+    return mismatch("jax_ctc_sums_cotangent");
+  sums_cotangent(p, top.untyped_data(), ct_tail.untyped_data(), ct_scores.untyped_data(), out->untyped_data(),
+                 executor);
+  return ffi::Error::Success();
+}
+
 // acts, labels, lengths; then per target.
 auto operands() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Buffer>().Arg<Ints>().Arg<Ints>(); }
 XLA_FFI_DEFINE_HANDLER(kLoss, loss_handler, with_attributes(operands().Ret<Buffer>()));  // cost
@@ -98,6 +127,19 @@ XLA_FFI_DEFINE_HANDLER(kHvp, hvp_handler,
                                            .Arg<Buffer>()     // directions
                                            .Ret<Buffer>()));  // products
 
+XLA_FFI_DEFINE_HANDLER(kSums, sums_handler,
+                       with_attributes(operands()
+                                           .Ret<Buffer>()     // top
+                                           .Ret<Buffer>()     // count
+                                           .Ret<Buffer>()     // tail
+                                           .Ret<Buffer>()));  // scores
+XLA_FFI_DEFINE_HANDLER(kSumsCotangent, sums_cotangent_handler,
+                       with_attributes(operands()
+                                           .Arg<Buffer>()     // top
+                                           .Arg<Buffer>()     // cotangent of tail
+                                           .Arg<Buffer>()     // cotangent of scores
+                                           .Ret<Buffer>()));  // that of acts
+
 }  // namespace
 
 std::vector<std::pair<const char*, Handler*>> cpu_handlers() {
@@ -105,7 +147,9 @@ std::vector<std::pair<const char*, Handler*>> cpu_handlers() {
           {"jax_ctc_forward_v1", kForward},
           {"jax_ctc_tangent_v1", kTangent},
           {"jax_ctc_cotangent_v1", kCotangent},
-          {"jax_ctc_hvp_v1", kHvp}};
+          {"jax_ctc_hvp_v1", kHvp},
+          {"jax_ctc_sums_v1", kSums},
+          {"jax_ctc_sums_cotangent_v1", kSumsCotangent}};
 }
 
 std::pair<int, int> ffi_api_version() { return {XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR}; }

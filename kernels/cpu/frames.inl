@@ -57,8 +57,9 @@ template <class V> class Frames {
 
   void initialise() {
     const int64_t kept = whole_groups(min_of(block, in.length));
-    for (int64_t k = 0; k < kept; ++k)  // the margins
-      store_parts(y + k * frame_size(), width(), InLanes<Value>{splat<Lanes<F>>(1), splat<Integer<Lanes<F>>>(kDead)});
+    InLanes<Value> dead = InLanes<Value>::none();
+    dead.e = splat<Integer<Lanes<F>>>(kDead);
+    for (int64_t k = 0; k < kept; ++k) store_parts(y + k * frame_size(), width(), dead);  // the margins
     if (by_table)
       for (int64_t i = 0; i < pairs; ++i) labels[i] = i < in.L ? in.labels[i] : int32_t(in.V);
     else

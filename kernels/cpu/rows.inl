@@ -71,13 +71,21 @@ template <class F> PartSum sum_part(const F* x, int64_t n, F shift) {
   return sum;
 }
 
+// Over a row or a slice of one: the largest entry, how many are equal to it, and the sum of exp(x - top) of the others.
+// Nothing but -inf: (-inf, 0, 0). Where there is a NaN or +inf the sums are NaN.
+template <class F> struct RowSums {
+  F top;
+  double count, tail;
+};
+
 // A row in pieces that stay in the first-level cache between the two looks at them; the piece after is asked for
 // meanwhile, since rows of a sequence lie too far apart for the machine to guess. `next` is the row that comes next.
-template <class F> Normaliser<F> normalise(const F* x, int64_t V, const F* next) {
+template <class F> RowSums<F> sum_row(const F* x, int64_t V, const F* next) {
   constexpr int64_t kPiece = 4096 / sizeof(F);
   constexpr int64_t kLine = 64 / sizeof(F);
   const F infinity = __builtin_inf();
-  F shift = -infinity;
+  const double nan = __builtin_nan("");
+  F top = -infinity;
   double count = 0, tail = 0;
   for (int64_t begin = 0; begin < V; begin += kPiece) {
     const int64_t end = min_of(begin + kPiece, V);
@@ -85,21 +93,26 @@ template <class F> Normaliser<F> normalise(const F* x, int64_t V, const F* next)
     const F* ahead = last ? next : x + end;
     const int64_t n = min_of(kPiece, last ? V : V - end);
     for (int64_t v = 0; v < n; v += kLine) __builtin_prefetch(ahead + v);
-    const F top = largest(x + begin, end - begin);
-    if (top > shift) {
-      if (count > 0) tail = (count + tail) * __builtin_exp(double(shift) - double(top)), count = 0;
-      shift = top;
+    const F here = largest(x + begin, end - begin);
+    if (here > top) {
+      if (count > 0) tail = (count + tail) * __builtin_exp(double(top) - double(here)), count = 0;
+      top = here;
     }
-    if (!(shift < infinity)) return {shift, __builtin_nan("")};
-    if (shift == -infinity) {  // so far; a NaN is not found by comparing
+    if (!(top < infinity)) return {top, nan, nan};
+    if (top == -infinity) {  // so far; a NaN is not found by comparing
       for (int64_t v = begin; v < end; ++v)
-        if (x[v] != x[v]) return {shift, __builtin_nan("")};
+        if (x[v] != x[v]) return {top, nan, nan};
       continue;
     }
-    const PartSum part = sum_part(x + begin, end - begin, shift);
+    const PartSum part = sum_part(x + begin, end - begin, top);
     count += part.count, tail += part.tail;
   }
-  return {shift, shift > -infinity ? count + tail : __builtin_nan("")};
+  return {top, count, tail};
+}
+
+template <class F> Normaliser<F> normalise(const F* x, int64_t V, const F* next) {
+  const RowSums<F> sums = sum_row(x, V, next);
+  return {sums.top, sums.count > 0 ? sums.count + sums.tail : __builtin_nan("")};
 }
 
 // The emissions between kNear and kFurthest, which hardly ever are.

@@ -34,6 +34,27 @@ template <class F> double tangent_row(const Row<F>& r, const void* direction) {
   return sum;
 }
 
+template <class F> void slice_sums(const Slice<F>& r, const void* next, F* top, F* count, F* tail, F* scores) {
+  F* buffer = row_buffer<F>(r.dtype, r.V, 1, *r.scratch);
+  const F* x = widened(r.dtype, r.acts, r.V, buffer);
+  const RowSums<F> sums = sum_row(x, r.V, buffer ? buffer : static_cast<const F*>(next));
+  *top = sums.top, *count = F(sums.count), *tail = F(sums.tail);
+  for (int64_t i = 0; i < r.D; ++i) scores[i] = r.symbols[i] < 0 ? F(0) : x[r.symbols[i]];
+}
+
+template <class F> void slice_cotangent(const Slice<F>& r, F top, F ct_tail, const F* ct_scores, void* out) {
+  F* buffer = row_buffer<F>(r.dtype, r.V, 1, *r.scratch);
+  F* y = buffer ? buffer : static_cast<F*>(out);
+  if (ct_tail == 0 || top == -F(__builtin_inf()))
+    for (int64_t v = 0; v < r.V; ++v) y[v] = ct_tail * F(0);  // NaN stays NaN
+  else
+    scaled_softmax(widened(r.dtype, r.acts, r.V, buffer), r.V, top, ct_tail, y);
+  for (int64_t i = 0; i < r.D; ++i)
+    if (r.symbols[i] >= 0) y[r.symbols[i]] += ct_scores[i];
+  if constexpr (sizeof(F) == 4)
+    if (buffer) narrow(r.dtype, y, r.V, static_cast<uint16_t*>(out));
+}
+
 template <class F> void scale_row(const F* unit, int64_t V, F cotangent, Dtype dtype, void* out) {
   if constexpr (sizeof(F) == 4) {
     if (is_half(dtype)) {

@@ -73,6 +73,16 @@ template <class F> struct Along {
   void* out;  // like acts
 };
 
+// A row of V classes, all of them or a slice, and the symbols among them that somebody asks for; below 0: not here.
+template <class F> struct Slice {
+  Dtype dtype;
+  const void* acts;
+  int64_t V;
+  const int32_t* symbols;
+  int64_t D;
+  Scratch* scratch;
+};
+
 // What a sequence turned out to be.
 enum class Verdict { kFine, kImpossible, kUndefined };  // a cost; +inf: no alignment; NaN: a row without a softmax
 
@@ -85,7 +95,12 @@ template <class F> struct Kernels {
   void (*gradient)(const Row<F>&, F cotangent, void* out);
   // Sum over v of (softmax - occupancy)[v] * direction[v].
   double (*tangent)(const Row<F>&, const void* direction);
-  // The same two from the unit gradient kept by the forward pass: V elements each; out may be unit.
+  // The largest entry, how many are equal to it, the sum of exp(acts - top) of the others; and acts at the symbols, 0
+  // for those that are not here. `next`: acts of the row that comes next.
+  void (*sums)(const Slice<F>&, const void* next, F* top, F* count, F* tail, F* scores);
+  // out = ct_tail * exp(acts - top), plus ct_scores at the symbols.
+  void (*sums_cotangent)(const Slice<F>&, F top, F ct_tail, const F* ct_scores, void* out);
+  // gradient and tangent from the unit gradient kept by the forward pass: V elements each; out may be unit.
   void (*scale)(const F* unit, int64_t V, F cotangent, Dtype dtype, void* out);
   double (*dot)(const F* unit, int64_t V, Dtype dtype, const void* direction, Scratch* scratch);
 };

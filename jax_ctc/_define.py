@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all primitives have alike: abstract evaluation, batching, lowerings."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, xla
+
+from . import _axes, _lowering
+
+primitives: dict[str, Primitive] = {}
+
+
+def define(op: str, pure: Callable[..., Any], batch: Callable[..., Any] | None = None) -> Primitive:
+    """The primitive of an op, which `pure` computes where there is no kernel. `batch` sees a call
+    under vmap first, and says None where it has nothing better than the usual rule."""
+    primitive = Primitive("ctc" if op == "loss" else f"ctc_{op}")
+    primitive.multiple_results = len(_axes.SIGNATURES[op].results) > 1
+    primitive.def_impl(functools.partial(xla.apply_primitive, primitive))
+    primitive.def_abstract_eval(functools.partial(_abstract_eval, op))
+    batching.primitive_batchers[primitive] = functools.partial(_batch, op, batch)
+    _lowering.register(op, primitive, pure)
+    primitives[op] = primitive
+    return primitive
+
+
+def is_zero(tangent: Any) -> bool:
+    return type(tangent) is ad.Zero
+
+
+def zero_like(x: Any) -> Any:
+    return ad.Zero(jax.typeof(x))
+
+
+def sum_or_zero(out: Any, terms: list[Any]) -> Any:
+    return functools.reduce(jnp.add, terms) if terms else zero_like(out)
+
+
+def _abstract_eval(
+    op: str, acts: Any, labels: Any, lengths: Any, *rest: Any, time_axis: int, **_: Any
+) -> Any:
+    avals = _lowering.result_avals(op, acts, labels, lengths, time_axis=time_axis)
+    return avals if len(avals) > 1 else avals[0]
+
+
+def _batch(op: str, better: Any, args: Any, dims: Any, **parameters: Any) -> Any:
+    done = better(op, args, dims, **parameters) if better is not None else None
+    return done if done is not None else _batch_acts(op, args, dims, **parameters)
+
+
+def _batch_acts(op: str, args: Any, dims: Any, *, time_axis: int, **parameters: Any) -> Any:
+    """The new axis stays where acts have it: acts are moved only where they are mapped over V."""
+    signature = _axes.SIGNATURES[op]
+    size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
+    at = dims[0]
+    if at is None or at > args[0].ndim - 2:
+        at = 0
+    before_time = at <= time_axis
+    batch_at = at if before_time else at - 1
+    moved = []
+    for x, d, kind in zip(args, dims, signature.operands, strict=True):
+        place = at if kind in _axes.WITH_FRAMES else batch_at
+        if d is None:
+            x = jnp.broadcast_to(
+                jnp.expand_dims(x, place), (*x.shape[:place], size, *x.shape[place:])
+            )
+        elif d != place:
+            x = jnp.moveaxis(x, d, place)
+        moved.append(x)
+    out = primitives[op].bind(*moved, time_axis=time_axis + before_time, **parameters)
+    places = [at if kind in _axes.WITH_FRAMES else batch_at for kind in signature.results]
+    return (out, places) if len(places) > 1 else (out, places[0])
