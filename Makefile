@@ -47,7 +47,7 @@ $(VENV)/.installed: $(VENV)/.made $(SOURCES)
 
 # XLA's compiler for NVIDIA GPUs goes to a place of its own: it needs no GPU, but JAX would look for one.
 $(VENV)/.test-tools: $(VENV)/.installed pyproject.toml
-	$(BIN)/pip install --quiet --group test
+	$(BIN)/pip install --quiet --group test -r examples/requirements.txt
 	version=$$($(BIN)/python -c 'from importlib.metadata import version; print(version("jaxlib"))') && \
 	  $(BIN)/pip install --quiet --upgrade --no-deps --target $(VENV)/cuda-plugin \
 	    jax-cuda13-plugin==$$version jax-cuda13-pjrt==$$version || \

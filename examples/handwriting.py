@@ -74,6 +74,13 @@ def strips(rng: np.random.Generator, scans: np.ndarray, digits: np.ndarray, coun
     return images, np.where(used, digits[picks], -1), widths // STRIDE
 
 
+def scans_and_digits(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Scans (N, SIDE, SIDE) to train with and held-out ones, then the digits (N,) of both."""
+    pixels, digits = load_digits(return_X_y=True)
+    scans = pixels.reshape(-1, SIDE, SIDE).astype(np.float32) / 16
+    return train_test_split(scans, digits, test_size=0.2, stratify=digits, random_state=seed)
+
+
 class Reader(nnx.Module):
     """(B, HEIGHT, W) images to (B, W // STRIDE, CLASSES) activations."""
 
@@ -115,10 +122,14 @@ def train_step(
     return optax.apply_updates(reader, updates), state, cost
 
 
+def optimizer_for(steps: int) -> optax.GradientTransformation:
+    rate = optax.warmup_cosine_decay_schedule(0.0, 1e-2, steps // 5, steps)
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.05))
+
+
 def train(reader: Reader, compose: Callable[[], Batch], steps: int) -> Reader:
     """Trains on `steps` batches, each composed afresh."""
-    rate = optax.warmup_cosine_decay_schedule(0.0, 1e-2, steps // 5, steps)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.05))
+    optimizer = optimizer_for(steps)
     state = optimizer.init(reader)
     with trange(steps, desc="training", unit="step") as progress:
         for step in progress:
@@ -214,11 +225,7 @@ def main() -> int:
     parser.add_argument("--output", default="handwriting.png", help="picture (%(default)s)")
     args = parser.parse_args()
 
-    pixels, digits = load_digits(return_X_y=True)
-    scans = pixels.reshape(-1, SIDE, SIDE).astype(np.float32) / 16
-    scans, unseen_scans, digits, unseen_digits = train_test_split(
-        scans, digits, test_size=0.2, stratify=digits, random_state=args.seed
-    )
+    scans, unseen_scans, digits, unseen_digits = scans_and_digits(args.seed)
     train_rng, test_rng = np.random.default_rng(args.seed).spawn(2)
     held_out = strips(test_rng, unseen_scans, unseen_digits, HELD_OUT)
 

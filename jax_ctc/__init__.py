@@ -3,8 +3,9 @@
 
 from . import compat as compat
 from ._arguments import check as check
+from ._export import export_checks as export_checks
 from ._kernels import build_info as build_info
 from ._loss import ctc as ctc
 from ._occupancy import ctc_occupancy as ctc_occupancy
 
-__all__ = ["build_info", "check", "compat", "ctc", "ctc_occupancy"]
+__all__ = ["build_info", "check", "compat", "ctc", "ctc_occupancy", "export_checks"]

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TOLERANCE
-from jax.sharding import Mesh, NamedSharding
+from conftest import TOLERANCE, mesh_in_use
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jax_ctc
@@ -109,3 +109,48 @@ def test_labels_may_be_on_every_device_alike(batch, mesh):
     (_, _, _), (acts_shards, _, _), _ = spread(batch, mesh, True)
     cost = jax.jit(jax_ctc.ctc)(acts_shards, labels, lengths)
     assert_close(cost, jax_ctc.ctc(acts, labels, lengths))
+
+
+def in_pairs(function):
+    """vmap over a leading axis of everything, two problems at once."""
+    return lambda *arguments, **options: jax.vmap(partial(function, **options))(*arguments)
+
+
+@pytest.mark.parametrize("partitioner", ["Shardy", "GSPMD"])
+@every_function
+def test_vmap_over_a_mesh_gathers_nothing(function, batch, mesh, time_major, partitioner):
+    arguments, _, specs = spread(batch, mesh, time_major)
+    pairs = [np.stack([x, x[:, ::-1] if x.ndim > 1 else x]) for x in arguments]
+    shards = [
+        jax.device_put(x, NamedSharding(mesh, P(None, *spec)))
+        for x, spec in zip(pairs, specs, strict=True)
+    ]
+    function = in_pairs(partial(function, time_major=time_major))
+    expected = jax.jit(function)(*pairs)
+    before = jax.config.jax_use_shardy_partitioner
+    jax.config.update("jax_use_shardy_partitioner", partitioner == "Shardy")
+    try:
+        compiled = jax.jit(lambda *x: function(*x)).lower(*shards).compile()
+    finally:
+        jax.config.update("jax_use_shardy_partitioner", before)
+    assert not {"all-gather", "all-to-all"} & set(re.findall(r"[a-z-]+", compiled.as_text()))
+    assert_close(compiled(*shards), expected)
+
+
+@every_function
+def test_types_say_where_results_lie(function, batch, time_major):
+    mesh = Mesh(np.array(jax.devices()[:4]), ("data",), axis_types=(AxisType.Explicit,))
+    arguments, shards, specs = spread(batch, mesh, time_major)
+    with mesh_in_use(mesh):
+        results = jax.jit(partial(function, time_major=time_major))(*shards)
+    assert_close(results, function(*arguments, time_major=time_major))
+    for result in jax.tree.leaves(results):
+        wanted = {0: P(), 1: P("data"), 3: specs[0]}[result.ndim]
+        assert result.sharding.is_equivalent_to(NamedSharding(mesh, wanted), result.ndim)
+
+
+def test_time_that_is_spread_by_its_type_is_an_error(batch):
+    mesh = Mesh(np.array(jax.devices()[:2]), ("time",), axis_types=(AxisType.Explicit,))
+    acts = jax.device_put(batch[0], NamedSharding(mesh, P("time")))
+    with mesh_in_use(mesh), pytest.raises(TypeError, match="`acts`: expected its time axis"):
+        jax.jit(jax_ctc.ctc)(acts, *batch[1:])

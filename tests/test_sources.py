@@ -118,6 +118,7 @@ IMPORTS = {
     "_primitives": {"_compact", "_define", "_reference"},
     "_vocabulary": {"_arguments", "_compact", "_primitives"},
     "_loss": {"_arguments", "_primitives", "_vocabulary"},
+    "_export": {"_lowering"},
     "_occupancy": {"_arguments", "_axes", "_primitives"},
 }
 
