@@ -57,9 +57,9 @@ def _batch_of_one_acts(op: str, args: Any, dims: Any, *, time_axis: int, **param
             jnp.broadcast_to(x, (size, *x.shape)) if d is None else x
             for x, d in zip(front[1:], dims[1:], strict=True)
         )
-        if acts.shape[-1] > labels.shape[-1] + 3:
+        if acts.shape[-1] > 2 * (labels.shape[-1] + 3):
             return _hypotheses(op, acts, labels, lengths, time_axis=time_axis, **parameters)
-        return None  # acts are no larger than that
+        return None  # copies of acts are about as small as that, and faster
 
     def one(some: Any) -> Any:
         operands = list(front)
