@@ -30,9 +30,7 @@ TARGETS = {
 
 def register(op: str, primitive: Primitive, pure: Callable[..., Any]) -> None:
     """Registers every lowering of `primitive`: kernels where there are, `pure` JAX elsewhere."""
-    mlir.register_lowering(
-        primitive, mlir.lower_fun(pure, multiple_results=primitive.multiple_results)
-    )
+    mlir.register_lowering(primitive, _pure_rule(primitive, pure))
     for platform in _platforms(op):
         rule = _kernel_rule(op, primitive, platform)
         mlir.register_lowering(primitive, rule, platform=platform)
@@ -41,6 +39,27 @@ def register(op: str, primitive: Primitive, pure: Callable[..., Any]) -> None:
 def _platforms(op: str) -> list[str]:
     """Those that have a kernel for it."""
     return [name for name, targets in _kernels.TARGETS.items() if TARGETS.get(op) in targets]
+
+
+_EXPLICIT = jax.sharding.AxisType.Explicit
+
+
+def _pure_rule(primitive: Primitive, pure: Callable[..., Any]) -> Callable[..., Any]:
+    """Plain JAX, whose arrays inside the partitioner spreads as it likes, in explicit mode too."""
+    several = primitive.multiple_results
+
+    def rule(ctx: Any, *operands: Any, **parameters: Any) -> Any:
+        shardings = [getattr(aval, "sharding", None) for aval in ctx.avals_out]
+        function = pure
+        if any(s is not None and _EXPLICIT in (s.mesh.axis_types or ()) for s in shardings):
+            specs = [s.spec for s in shardings]
+            function = jax.sharding.auto_axes(
+                functools.partial(pure, **parameters), out_sharding=specs if several else specs[0]
+            )
+            parameters = {}
+        return mlir.lower_fun(function, multiple_results=several)(ctx, *operands, **parameters)
+
+    return rule
 
 
 def _kernel_rule(op: str, primitive: Primitive, platform: str) -> Callable[..., Any]:

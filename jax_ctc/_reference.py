@@ -7,6 +7,8 @@ be differentiated any number of times: exponents are integers, so a tangent shar
 its value, and since nothing is ever 0 or infinite, neither is a derivative.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,12 +20,38 @@ from . import _axes, _scaled
 from ._scaled import Scaled
 
 
+def _over_batch(f: Callable[..., Any]) -> Callable[..., Any]:
+    """`f` knows at most one batch axis. Further ones are mapped over: merged by a reshape, axes
+    that are spread over devices would be gathered."""
+    signature = _axes.SIGNATURES[f.__name__]
+
+    @functools.wraps(f)
+    def mapped(acts: Array, *rest: Array, time_axis: int, **parameters: Any) -> Any:
+        if acts.ndim <= 3:
+            return f(acts, *rest, time_axis=time_axis, **parameters)
+        inner = max(time_axis - 1, 0)
+
+        def axis(kind: str) -> int:
+            return int(kind in _axes.WITH_FRAMES and time_axis == 0)
+
+        outs = [axis(kind) for kind in signature.results]
+        return jax.vmap(
+            functools.partial(mapped, time_axis=inner, **parameters),
+            in_axes=tuple(axis(kind) for kind in signature.operands),
+            out_axes=outs if len(outs) > 1 else outs[0],
+        )(acts, *rest)
+
+    return mapped
+
+
+@_over_batch
 def loss(acts: Array, labels: Array, lengths: Array, **parameters: Any) -> Array:
     """Cost per sequence, in nats."""
     problem = _flatten(acts, labels, lengths, **parameters)
     return _cost(problem, _total(problem, _alpha(problem))).reshape(lengths.shape)
 
 
+@_over_batch
 def forward(acts: Array, labels: Array, lengths: Array, **parameters: Any) -> list[Array]:
     """Cost, and what the derivatives need: rows (shift, scale) and columns."""
     problem = _flatten(acts, labels, lengths, **parameters)
@@ -36,6 +64,7 @@ def forward(acts: Array, labels: Array, lengths: Array, **parameters: Any) -> li
     return [cost.reshape(lengths.shape), shaped(rows), shaped(columns)]
 
 
+@_over_batch
 def tangent(
     acts: Array,
     labels: Array,
@@ -54,6 +83,7 @@ def tangent(
     return jnp.where(unit == 0, 0, unit * along).sum((-2, -1)).reshape(lengths.shape)
 
 
+@_over_batch
 def cotangent(
     acts: Array,
     labels: Array,
@@ -70,6 +100,7 @@ def cotangent(
     return _like(_with_cotangents(unit, cotangents), acts, time_axis)
 
 
+@_over_batch
 def hvp(
     acts: Array,
     labels: Array,
