@@ -23,7 +23,7 @@ class Rows(NamedTuple):
     exp(acts - top) of all others, and the logits of some symbols."""
 
     top: Array  # batch with T
-    count: Array
+    ties: Array
     tail: Array
     scores: Array  # batch with T, D; 0 where the symbol is not at hand
 
@@ -40,9 +40,9 @@ def over_slices(part: Rows, axis_name: str | tuple[str, ...], scatter: int | Non
     top = lax.pmax(lax.stop_gradient(part.top), axis_name)
     here = part.top == top
     scale = jnp.exp(part.top - _finite(top))
-    count = jnp.where(here, part.count, 0)
-    tail = jnp.where(here, part.tail, (part.count + part.tail) * scale)
-    sums = jnp.concatenate([part.scores, count[..., None], tail[..., None]], axis=-1)
+    ties = jnp.where(here, part.ties, 0)
+    tail = jnp.where(here, part.tail, (part.ties + part.tail) * scale)
+    sums = jnp.concatenate([part.scores, ties[..., None], tail[..., None]], axis=-1)
     if scatter is None:
         sums = lax.psum(sums, axis_name)
     else:
@@ -69,13 +69,13 @@ def symbols_of(labels: Array, blank: int, V: int) -> tuple[Array, Array]:
 def acts_of(given: Rows, symbols: Array, time_axis: int) -> Array:
     """Activations (batch with T, L + 3) that have the cost of those that `given` is made of; the
     classes are the `symbols`, then the rest. NaN in a frame without a softmax."""
-    top, count, tail, scores = given
+    top, ties, tail, scores = given
     present = jnp.expand_dims(symbols, time_axis) >= 0
     base = _finite(top)
     equal = present & (scores == top[..., None]) & (top > -jnp.inf)[..., None]
     terms = jnp.where(present, jnp.exp(jnp.where(present, scores, 0) - base[..., None]), 0)
     mine = jnp.where(equal, terms - 1, terms).sum(-1)
-    others = (count - equal.sum(-1, dtype=count.dtype)) + (tail - mine)
+    others = (ties - equal.sum(-1, dtype=ties.dtype)) + (tail - mine)
     undefined = ~(top < jnp.inf) | (top == -jnp.inf)
     others += jnp.where(undefined, jnp.nan, 0)
     some = ~(others < jnp.finfo(others.dtype).tiny)
@@ -99,7 +99,7 @@ def _in_two(a: Array, b: Array) -> Array:
 
 def softmax_of(given: Rows) -> Array:
     """Shift and scale of the softmax (batch with T, 2), as the forward pass keeps them."""
-    return jnp.stack([given.top, 1 / (given.count + given.tail)], axis=-1)
+    return jnp.stack([given.top, 1 / (given.ties + given.tail)], axis=-1)
 
 
 def _finite(top: Array) -> Array:

@@ -52,7 +52,7 @@ def _pure_rule(primitive: Primitive, pure: Callable[..., Any]) -> Callable[..., 
         shardings = [getattr(aval, "sharding", None) for aval in ctx.avals_out]
         function = pure
         if any(s is not None and _EXPLICIT in (s.mesh.axis_types or ()) for s in shardings):
-            specs = [s.spec for s in shardings]
+            specs = [s.spec for s in shardings if s is not None]
             function = jax.sharding.auto_axes(
                 functools.partial(pure, **parameters), out_sharding=specs if several else specs[0]
             )

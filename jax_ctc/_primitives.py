@@ -79,7 +79,7 @@ def _hypotheses(
     flat = symbols.reshape(*symbols.shape[:-2], symbols.shape[-2] * symbols.shape[-1])
     rows = _compact.rows(acts, flat, lengths.max(-1), time_axis, threads)
     scores = rows.scores.reshape(*rows.scores.shape[:-1], *symbols.shape[-2:])
-    each = _compact.Rows(*(x[..., None] for x in rows[:3]), scores)
+    each = _compact.Rows(rows.top[..., None], rows.ties[..., None], rows.tail[..., None], scores)
     few = _compact.acts_of(each, symbols, time_axis)
     p = {"time_axis": time_axis, "blank": 0, "threads": threads}
     batch_axis = lengths.ndim - 1

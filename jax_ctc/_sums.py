@@ -132,7 +132,8 @@ def _tangent_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
     d_tail, d_scores = [], []
     if not is_zero(tangents[_LINEAR]):
         tail, scores = sums_tangent_p.bind(*kept, tangents[_LINEAR], **p)
-        d_tail.append(tail), d_scores.append(scores)
+        d_tail.append(tail)
+        d_scores.append(scores)
     if not is_zero(tangents[0]):
         d_tail.append(sums_tangent_p.bind(*kept, tangents[0] * d_acts, **p)[0])
     return out, [sum_or_zero(out[0], d_tail), sum_or_zero(out[1], d_scores)]

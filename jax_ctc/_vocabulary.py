@@ -115,7 +115,8 @@ def _cost_of_slices(
     symbols, columns = _compact.symbols_of(labels, blank, M * slice_size)
     here = symbols - lax.axis_index(names) * slice_size
     here = jnp.where((symbols >= 0) & (here >= 0) & (here < slice_size), here, -1)
-    part = _compact.rows(*_arguments.vary_alike(acts, here, lengths), time_axis, threads)
+    alike = _arguments.vary_alike(acts, here, lengths)
+    part = _compact.rows(alike[0], alike[1], alike[2], time_axis, threads)
     p: dict[str, Any] = {"time_axis": time_axis, "blank": 0, "threads": threads}
 
     def lattice(rows: _compact.Rows, symbols: Array, columns: Array, lengths: Array) -> Array:

@@ -26,7 +26,7 @@ for op, target in list(_lowering.TARGETS.items()):
     handler = library.handler(target.encode())
     assert (handler is None) == (op in PURE)
     if handler is None:
-        pure = mlir.lower_fun(PURE[op], multiple_results=primitive.multiple_results)
+        pure = _lowering._pure_rule(primitive, PURE[op])
         mlir.register_lowering(primitive, pure, platform="cpu")
         continue
     _lowering.TARGETS[op] = f"emulated_{target}"
