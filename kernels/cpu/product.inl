@@ -64,29 +64,35 @@ template <class F> class Directed {
     return static_cast<const char*>(along.directions) + t * in.acts_stride * size_of(in.dtype);
   }
 
+  // Relative to the blank's direction, so that 1000 + noise keeps the digits of the noise here too.
   void find_means(int64_t t) {
     const F* u = direction(t);
     const F* columns = along.columns + t * along.columns_stride;
-    const double of_softmax = softmax_dot(frames.row(t), in.V, frames.shift[t], frames.scale[t], u);
+    const F base = u[in.blank] - u[in.blank] == 0 ? u[in.blank] : F(0);
+    const double of_softmax = softmax_dot(frames.row(t), in.V, frames.shift[t], frames.scale[t], u, base);
     double of_occupancy;
     if (along.rows == nullptr) {  // what was kept is softmax less occupancy
-      of_occupancy = of_softmax - double(dot(columns, u, in.V));
+      of_occupancy = of_softmax - double(dot(columns, u, base, in.V));
     } else {
-      of_occupancy = double(columns[0]) * double(u[in.blank]);
-      for (int64_t i = 0; i < in.L; ++i)
-        if (columns[along.position[i]] != 0)
-          of_occupancy += double(columns[along.position[i]]) * double(u[in.labels[i]]);
+      of_occupancy = term(columns[0], u[in.blank], base);
+      for (int64_t i = 0; i < in.L; ++i) of_occupancy += term(columns[along.position[i]], u[in.labels[i]], base);
     }
-    centre[t] = F(of_occupancy);
-    mean[t] = F(of_softmax - double(centre[t]));
+    centre[t] = F(double(base) + of_occupancy);
+    mean[t] = F(of_softmax - (double(centre[t]) - double(base)));
   }
 
-  // Sum of g[v] * u[v]; V is less than the number of labels.
-  static F dot(const F* g, const F* u, int64_t V) {
+  static double term(F occupancy, F u, F base) {
+    return occupancy == 0 ? 0 : double(occupancy) * (double(u) - double(base));
+  }
+
+  // Sum of g[v] * (u[v] - base); V is less than the number of labels.
+  static F dot(const F* g, const F* u, F base, int64_t V) {
     using Vec = Lanes<F>;
     constexpr int N = kLanes<F>;
     Vec sum = {};
-    const auto term = [](Vec a, Vec b) { return a == Vec{} ? Vec{} : a * b; };  // no gradient: u may be inf
+    const auto term = [base](Vec a, Vec b) {
+      return a == Vec{} ? Vec{} : a * (b - base);
+    };  // no gradient: u may be inf
     int64_t v = 0;
     for (; v + N <= V; v += N) sum += term(load<Vec>(g + v), load<Vec>(u + v));
     if (v < V) sum += term(load_last<Vec>(g, V, V - v, F(0)), load_last<Vec>(u, V, V - v, F(0)));

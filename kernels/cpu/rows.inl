@@ -177,14 +177,14 @@ template <class F> void softmax_less(const F* x, int64_t V, F shift, F scale, co
   if (V % N > 0) store(out + V - N, at(V - N, N));
 }
 
-// Sum over v of softmax(x)[v] * d[v]; classes of probability 0 are left out, whatever d is there.
-template <class F> double softmax_dot(const F* x, int64_t V, F shift, F scale, const F* d) {
+// Sum over v of softmax(x)[v] * (d[v] - base); classes of probability 0 are left out, whatever d is there.
+template <class F> double softmax_dot(const F* x, int64_t V, F shift, F scale, const F* d, F base) {
   using Vec = Lanes<F>;
   constexpr int N = kLanes<F>;
   constexpr int64_t kChunk = 16 * N;
   const auto term = [&](Vec at, Vec along) {
     const Vec y = exp_of_nonpositive<F>(at - shift);
-    return y == Vec{} ? Vec{} : y * along;
+    return y == Vec{} ? Vec{} : y * (along - base);
   };
   double sum = 0;
   for (int64_t begin = 0; begin < V; begin += kChunk) {
