@@ -21,10 +21,10 @@ def problem(V=30, time_major=True):
     acts = (3 * rng.normal(size=(T, B, V))).astype(np.float32)
     labels = rng.integers(1, V, (K, B, L), dtype=np.int32)
     labels[0, :, 2:] = -1
-    labels[1, 0] = labels[1, 0, 0]  # needs 7 frames
+    labels[1] = labels[1, :, :1]  # needs 7 frames
     labels[2, 1] = -1
     labels[3, 2, 1] = -1
-    lengths = np.array([T, T - 1, T - 3], np.int32)
+    lengths = np.array([T, T - 1, 6], np.int32)
     return acts if time_major else acts.swapaxes(0, 1), labels, lengths
 
 
@@ -106,6 +106,14 @@ def test_what_is_not_a_number_stays_with_its_sequence(value):
     assert np.isnan(gradient[: lengths[1], 1]).all()
     assert not gradient[lengths[1] :, 1].any()
     assert not np.isnan(gradient[:, [0, 2]]).any()
+
+    def total(acts, labels):
+        return jax_ctc.ctc(acts, labels, lengths).sum()
+
+    each = jax.jit(jax.vmap(jax.grad(total), in_axes=(None, 0)))(acts, labels)
+    assert np.isnan(each[:, : lengths[1], 1]).all()
+    assert not each[:, lengths[1] :, 1].any()
+    assert not np.isnan(each[:, :, [0, 2]]).any()
 
 
 @pytest.mark.skipif(not COMPILED, reason="plain JAX makes arrays as large as acts for itself")
