@@ -89,7 +89,7 @@ arguments = np.load(here / "arguments.npz")
 cost = program.call(*(arguments[k] for k in ("acts", "labels", "lengths")))
 print(np.asarray(cost).tobytes().hex())
 """
-    told = run(sys.executable, "-c", source)
+    told = run(sys.executable, "-P", "-c", source)
     assert told.returncode == 0, told.stderr
     expected = np.asarray(jax.jit(jax_ctc.ctc)(acts, labels, lengths))
     assert told.stdout.strip() == expected.tobytes().hex()
@@ -111,7 +111,7 @@ print(sum(hits), float(cost), float(abs(gradient).sum()))
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
-    first, second = (run(sys.executable, "-c", source, **settings) for _ in range(2))
+    first, second = (run(sys.executable, "-P", "-c", source, **settings) for _ in range(2))
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
     hits, *results = zip(first.stdout.split(), second.stdout.split(), strict=True)
     assert hits[0] == "0"
