@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Single kernels: cycles a frame of the lattice, bandwidth of the row kernels.
+"""Single kernels: cycles a frame of the lattice, bandwidth of the row kernels; and what a product
+with the Hessian adds.
 
 Estimated from differences between shapes, and read off JAX's profiler where that works.
 """
@@ -35,6 +36,8 @@ def kernels(write: Callable[..., None], tiny: bool, deadline: float) -> None:
             write(**cycles(shape, training, clock))
     for training in (False, True):
         write(**row_bandwidth(rows, training, bandwidth))
+    for shape in [*lattice, rows]:
+        write(**with_a_product(shape))
     for shape in [rows] if tiny else PROFILED:
         for training in (False, True):
             if time.monotonic() > deadline - 3:
@@ -63,6 +66,24 @@ def cycles(shape: Any, training: bool, clock: float) -> dict[str, Any]:
         "us": once,
         "value": (twice - once) * 1e-6 * clock / frames,
         "unit": "cycles/frame",
+    }
+
+
+def with_a_product(shape: Any) -> dict[str, Any]:
+    """Loss + gradient and a product, beside loss + gradient alone."""
+    acts, labels, lengths = problem(shape, "float32")
+    gradient = jax.grad(lambda x: jax_ctc.ctc(x, labels, lengths).sum())
+
+    def step(state: Any) -> Any:  # the gradient and the product are the next step's operands
+        return jax.jvp(gradient, state[:1], state[1:])
+
+    both = median_of(in_a_loop(step, (acts, acts + 1), 100))[0]
+    return {
+        "what": f"{' '.join(map(str, shape))} loss+grad+product",
+        "kernel": "all",
+        "us": both,
+        "value": both / step_time(shape, True, 100),
+        "unit": "of loss+grad",
     }
 
 

@@ -104,7 +104,8 @@ pybind11_add_module(_cuda
   kernels/cuda/ctc.cpp
   kernels/cuda/rows.cu
   kernels/cuda/lattice.cu
-  kernels/cuda/gradient.cu)
+  kernels/cuda/gradient.cu
+  kernels/cuda/product.cu)
 jax_ctc_module(_cuda)
 string(REPLACE ";" "," architectures "${CMAKE_CUDA_ARCHITECTURES}")
 string(REPLACE "-real" "" architectures "${architectures}")

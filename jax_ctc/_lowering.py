@@ -118,7 +118,7 @@ def _scratch(op: str, platform: str, ctx: Any, time_axis: int, time_moved: bool)
     return [ShapedArray((*lengths.shape, size), np.dtype(np.uint8))]
 
 
-_SCRATCH = ("loss", "forward", "tangent")
+_SCRATCH = ("loss", "forward", "tangent", "hvp")
 
 
 def _aliases(op: str, platform: str, ctx: Any, time_moved: bool) -> dict[int, int]:

@@ -14,6 +14,7 @@ template <class R> struct Number {
     value += other.value, change += other.change;
     return *this;
   }
+  CTC_INLINE Number operator+(Number other) const { return other += *this; }
 };
 
 template <class R> struct Dual {
@@ -30,12 +31,23 @@ template <class R> CTC_FN Dual<R> add(Dual<R> a, Dual<R> b) {
   return {a.m * x + b.m * y, e, a.d * x + b.d * y};
 }
 
+// The same of three; see scaled.h.
+template <class R> CTC_FN Dual<R> add(Dual<R> a, Dual<R> b, Dual<R> late) {
+  const Integer<R> e = max_of(max_of(a.e, b.e), late.e);
+  const R x = pow2<R>(a.e - e), y = pow2<R>(b.e - e), z = pow2<R>(late.e - e);
+  return {a.m * x + b.m * y + late.m * z, e, a.d * x + b.d * y + late.d * z};
+}
+
 template <class R> CTC_FN Dual<R> times(Dual<R> a, Dual<R> b) {
   return {a.m * b.m, max_of(a.e + b.e, splat<Integer<R>>(kNone)), a.d * b.m + a.m * b.d};
 }
 
 template <class R> CTC_FN Dual<R> select(Integer<R> mask, Dual<R> a, Dual<R> b) {
   return {mask ? a.m : b.m, mask ? a.e : b.e, mask ? a.d : b.d};
+}
+
+template <class R> CTC_FN Dual<R> only_if(Integer<R> mask, Dual<R> a) {
+  return {a.m, mask ? a.e : splat<Integer<R>>(kNone), a.d};
 }
 
 template <class R> CTC_FN Dual<R> fold(Dual<R> a) {

@@ -51,6 +51,10 @@ def _dirty(shape, dtype, at=0):
     return flat[start : start + n * dtype.itemsize].view(dtype).reshape(shape)
 
 
+def _address(x):
+    return None if x is None else ctypes.c_void_p(x.ctypes.data)
+
+
 class Emulated:
     def __init__(self, library):
         self.library = library
@@ -63,38 +67,19 @@ class Emulated:
         in_place=False, seed=1, shared=227 << 10, shift=0,
     ):  # fmt: skip
         """acts (T, B, V), or (B, T, V) with time_axis=1; labels (B, L); lengths (B,)."""
-        given, acts = acts, _dirty(acts.shape, acts.dtype, shift)
-        acts[...] = given
-        (B, L), V, T = labels.shape, acts.shape[-1], acts.shape[time_axis]
-        N, inner = (1, B) if time_axis == 0 else (B, 1)
-        dtype, computed = DTYPES.index(acts.dtype), np.dtype(np.float64)
-        if acts.dtype != np.float64:
-            computed = np.dtype(np.float32)
-        dense = V <= L + 1
-        shape = np.array([N, T, inner, V, L], np.int64)
-        labels, lengths = (np.ascontiguousarray(x, np.int32) for x in (labels, lengths))
-        cotangents = np.ones(B) if cotangents is None else cotangents
-        cotangents = np.ascontiguousarray(cotangents, computed)
-        frames = acts.shape[:-1]
-        rows = _dirty((*frames, 0 if dense else 2), computed)
-        columns = _dirty((*frames, V if dense else L + 1), computed)
-        alone, cost, tangent = (_dirty((B,), computed) for _ in range(3))
-        gradient = acts if in_place else _dirty(acts.shape, acts.dtype, shift)
-        scratch = [
-            _dirty((max(B, 1) * self.library.scratch_bytes(op, dtype, T, L),), np.dtype(np.uint8))
-            for op in range(3)
-        ]
+        p = _Problem(acts, labels, lengths, blank, time_axis, shift)
+        cotangents = p.cotangents(cotangents)
+        rows, columns = (_dirty((*p.frames, n), p.computed) for n in p.kept_sizes())
+        alone, cost, tangent = (_dirty((p.B,), p.computed) for _ in range(3))
+        gradient = p.acts if in_place else _dirty(acts.shape, acts.dtype, shift)
+        scratch = [self.scratch(op, p) for op in range(3)]
         self.library.set_shared_memory_limit(shared)
 
         def call(seed, cost, kept, scratch, gradient, directions, tangent, last):
-            def address(x):
-                return None if x is None else ctypes.c_void_p(x.ctypes.data)
-
             self.library.set_seed(seed)
             wrong = self.library.solve(
-                dtype, address(shape), address(acts), address(labels), address(lengths), blank,
-                address(cost), *map(address, kept), address(scratch), address(cotangents),
-                *map(address, (gradient, directions, tangent, last)),
+                *p.operands(), _address(cost), *map(_address, kept), _address(scratch),
+                *map(_address, (cotangents, gradient, directions, tangent, last)),
             )  # fmt: skip
             assert wrong == 0
 
@@ -107,3 +92,55 @@ class Emulated:
         )  # fmt: skip
         tangent = None if directions is None else tangent
         return Answer(cost, alone, rows, columns, gradient, tangent)
+
+    def product(
+        self, acts, labels, lengths, directions, *, blank=0, time_axis=0, cotangents=None,
+        kept=None, seed=1, shared=227 << 10, shift=0,
+    ):  # fmt: skip
+        """The Hessian times directions. Arguments as for `solve`; `kept`, rows and columns, may
+        come from elsewhere."""
+        p = _Problem(acts, labels, lengths, blank, time_axis, shift)
+        if kept is None:
+            answer = self.solve(acts, labels, lengths, blank=blank, time_axis=time_axis)
+            kept = answer.rows, answer.columns
+        kept = [np.ascontiguousarray(x, p.computed) for x in kept]
+        cotangents = p.cotangents(cotangents)
+        directions = np.ascontiguousarray(directions, acts.dtype)
+        out, scratch = _dirty(acts.shape, acts.dtype, shift), self.scratch(3, p)
+        self.library.set_shared_memory_limit(shared)
+        self.library.set_seed(seed)
+        wrong = self.library.product(
+            *p.operands(), *map(_address, (*kept, cotangents, directions, out, scratch))
+        )
+        assert wrong == 0
+        return out
+
+    def scratch(self, operation, p):
+        size = self.library.scratch_bytes(operation, p.dtype, p.T, p.L)
+        return _dirty((max(p.B, 1) * size,), np.dtype(np.uint8))
+
+
+class _Problem:
+    """The operands that every operation has."""
+
+    def __init__(self, acts, labels, lengths, blank, time_axis, shift):
+        self.acts = _dirty(acts.shape, acts.dtype, shift)
+        self.acts[...] = acts
+        self.blank, self.frames = blank, acts.shape[:-1]
+        (self.B, self.L), self.V, self.T = labels.shape, acts.shape[-1], acts.shape[time_axis]
+        N, inner = (1, self.B) if time_axis == 0 else (self.B, 1)
+        self.dtype = DTYPES.index(acts.dtype)
+        self.computed = np.dtype(np.float64 if acts.dtype == np.float64 else np.float32)
+        self.shape = np.array([N, self.T, inner, self.V, self.L], np.int64)
+        self.labels = np.ascontiguousarray(labels, np.int32)
+        self.lengths = np.ascontiguousarray(lengths, np.int32)
+
+    def kept_sizes(self):
+        return (0, self.V) if self.V <= self.L + 1 else (2, self.L + 1)
+
+    def cotangents(self, given):
+        return np.ascontiguousarray(np.ones(self.B) if given is None else given, self.computed)
+
+    def operands(self):
+        arrays = map(_address, (self.shape, self.acts, self.labels, self.lengths))
+        return self.dtype, *arrays, self.blank

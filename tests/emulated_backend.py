@@ -11,13 +11,12 @@ import os
 import jax
 from jax.interpreters import mlir
 
-from jax_ctc import _define, _lowering, _reference, _sums
+from jax_ctc import _define, _lowering, _sums
 
 library = ctypes.CDLL(os.environ["EMULATED_HANDLERS"])
 library.handler.restype = ctypes.c_void_p
 library.launches.restype = ctypes.c_int64
 PURE = {  # what a GPU has no kernel for
-    "hvp": _reference.hvp,
     "sums": _sums._sums,
     "sums_cotangent": _sums._sums_cotangent,
 }

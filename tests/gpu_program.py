@@ -119,11 +119,18 @@ def main():
                 return jax.jvp(lambda x: f(x, *rest), (acts,), (acts + 1,))
 
             programs[f"{name} jvp"] = compiled(jvp, *args)
+
+            def product(acts, *rest, f=f):  # with the gradient; the direction is made too
+                gradient = jax.grad(lambda x: f(x, *rest))
+                return jax.jvp(gradient, (acts,), (jnp.cos(acts),))
+
+            programs[f"{name} product"] = compiled(product, *args)
             many = arguments(alone, V, time_major, K=3)
             programs[f"{name} vmap"] = compiled(jax.vmap(jax.grad(f)), *many)
             args = arguments(sharded, V, time_major)
             programs[f"{name} sharded value"] = compiled(f, *args)
             programs[f"{name} sharded gradient"] = compiled(jax.value_and_grad(f), *args)
+            programs[f"{name} sharded product"] = compiled(product, *args)
     programs["transposed"] = compiled(transposed, *arguments(alone, 50, time_major=False))
     for V in (50, 5000):
         f = lambda *args: jax_ctc.ctc(*args)  # noqa: E731

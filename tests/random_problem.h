@@ -2,6 +2,7 @@
 // Random problems, most of them with something wrong, on arrays of exactly their size.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -60,6 +61,14 @@ template <class F> struct RandomProblem {
   Batch batch() { return {dtype, s, acts(), labels.data.get(), lengths.data.get(), 0}; }
   int64_t kept_rows() const { return s.dense() ? 0 : s.rows() * 2; }
   int64_t kept_columns() const { return s.rows() * s.columns(); }
+  double largest_direction() const {  // infinite where one is, or is NaN
+    double most = 0;
+    for (int64_t i = 0; i < wide_directions.size; ++i) {
+      const double u = std::fabs(double(wide_directions.data[i]));
+      most = u < HUGE_VAL ? std::max(most, u) : HUGE_VAL;
+    }
+    return most;
+  }
   bool bad_length(int64_t i) const { return lengths.data[i] < 0 || lengths.data[i] > s.T; }
 
   [[noreturn]] void fail(int64_t sequence, const char* what, double a, double b) const {

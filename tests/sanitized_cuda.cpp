@@ -32,7 +32,7 @@ template <class F> void one(Dtype dtype, int seed) {
     return Array<__int128>(n * cuda::scratch_stride(operation, dtype, batch.shape.T, batch.shape.L) / 16);
   };
   auto loss_scratch = scratch(cuda::Operation::kLoss), forward_scratch = scratch(cuda::Operation::kForward),
-       tangent_scratch = scratch(cuda::Operation::kTangent);
+       tangent_scratch = scratch(cuda::Operation::kTangent), product_scratch = scratch(cuda::Operation::kProduct);
   const cuda::Problem p = {batch, nullptr};
   const Kept kept = {rows.data.get(), columns.data.get()};
   cuda::loss(p, alone.data.get(), loss_scratch.data.get());
@@ -56,15 +56,28 @@ template <class F> void one(Dtype dtype, int seed) {
     if (!close(rows.data[i], cpu_rows.data[i], std::fabs(double(cpu_rows.data[i]))))
       random.fail(i, "element of rows, and the CPU kernel's", rows.data[i], cpu_rows.data[i]);
 
-  // From the same residuals, in the place of acts.
-  Array<char> gradient(elements * (dtype == Dtype::kF64 ? 8 : dtype == Dtype::kF32 ? 4 : 2));
-  cotangent(q, kept, random.cotangents.data.get(), gradient.data.get(), executor);
-  cuda::cotangent(p, kept, random.cotangents.data.get(), random.acts());
+  // From the same residuals: products, and the gradient in the place of acts.
+  const int64_t bytes = elements * (dtype == Dtype::kF64 ? 8 : dtype == Dtype::kF32 ? 4 : 2);
+  Array<char> out(bytes), cpu_out(bytes), gradient(bytes);
+  const F* const cotangents = random.cotangents.data.get();
+  cuda::product(p, kept, cotangents, random.directions(), out.data.get(), product_scratch.data.get());
+  product(q, kept, cotangents, random.directions(), cpu_out.data.get(), executor);
+  const double largest = random.largest_direction();
+  for (int64_t i = 0; i < elements && !random.half() && largest < 1e30; ++i) {
+    F a, b;
+    std::memcpy(&a, out.data.get() + i * sizeof(F), sizeof a);
+    std::memcpy(&b, cpu_out.data.get() + i * sizeof(F), sizeof b);
+    const F cotangent = cotangents[batch.shape.sequence_of_row(i / batch.shape.V)];
+    if (std::isfinite(cotangent) && !close(a, b, 5 * largest * std::fabs(double(cotangent))))
+      random.fail(i, "element of a product, and the CPU kernel's", a, b);
+  }
+  cotangent(q, kept, cotangents, gradient.data.get(), executor);
+  cuda::cotangent(p, kept, cotangents, random.acts());
   if (random.half()) return;
   for (int64_t i = 0; i < elements; ++i) {
     F a;
     std::memcpy(&a, gradient.data.get() + i * sizeof(F), sizeof a);
-    const F cotangent = random.cotangents.data[batch.shape.sequence_of_row(i / batch.shape.V)];
+    const F cotangent = cotangents[batch.shape.sequence_of_row(i / batch.shape.V)];
     if (!std::isfinite(cotangent)) continue;
     if (!close(random.wide.data[i], a, std::fabs(double(cotangent))))
       random.fail(i, "element of the gradient, and the CPU kernel's", random.wide.data[i], a);

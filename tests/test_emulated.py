@@ -173,6 +173,14 @@ def test_two_launches_for_the_loss_and_one_more_for_its_gradient(kernels):
     assert launches() - before == 2 + 3
 
 
+def test_three_launches_for_a_product(kernels):
+    acts, labels, lengths = arguments(COMPACT)
+    answer, launches = kernels.solve(acts, labels, lengths), kernels.library.launches
+    before = launches()
+    kernels.product(acts, labels, lengths, acts, kept=(answer.rows, answer.columns))
+    assert launches() - before == 3
+
+
 @both_layouts
 def test_forward_mode_is_the_product_with_the_gradient(kernels, case):
     acts, labels, lengths = arguments(case)
@@ -180,6 +188,139 @@ def test_forward_mode_is_the_product_with_the_gradient(kernels, case):
     answer = kernels.solve(acts, labels, lengths, directions=directions)
     gradient = oracle.solve(acts.astype(float), labels, lengths).gradient
     np.testing.assert_allclose(answer.tangent, (gradient * directions).sum((0, 2)), atol=2e-5)
+
+
+def check_product(product, acts, labels, lengths, directions, cotangents=None, **options):
+    """Against the slope of the oracle's gradient; in float32 by what its digits allow."""
+    expected = oracle.hessian_vector(
+        np.asarray(acts, float), labels, lengths, np.asarray(directions, float), **options
+    )
+    expected = np.nan_to_num(expected)  # of -inf logits
+    if cotangents is not None:
+        expected = expected * np.asarray(cotangents)[:, None]
+    allowed = 3e-9 if acts.dtype == np.float64 else 5e-6
+    scale = max(np.abs(expected).max(initial=0), np.abs(directions).max(initial=0))
+    np.testing.assert_allclose(product, expected, rtol=0, atol=allowed * scale)
+
+
+def directions_like(acts, seed=1):
+    return np.random.default_rng(seed).normal(size=acts.shape).astype(acts.dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["f32", "f64"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_products_of_every_case_against_the_oracle(kernels, case, dtype):
+    problem = arguments(case, dtype)
+    directions = directions_like(problem[0])
+    for seed in (1, 2):
+        product = kernels.product(*problem, directions, blank=case.blank, seed=seed)
+        check_product(product, *problem, directions, blank=case.blank)
+
+
+@both_layouts
+@pytest.mark.parametrize("time_axis", [0, 1])
+@pytest.mark.parametrize("shift", [0, 1, 3])
+def test_products_in_any_layout_and_alignment(kernels, case, time_axis, shift):
+    acts, labels, lengths = arguments(case)
+    directions, cotangents = directions_like(acts), [2.0, 0.0, 0.5]
+    product = kernels.product(
+        np.moveaxis(acts, 0, time_axis), labels, lengths, np.moveaxis(directions, 0, time_axis),
+        time_axis=time_axis, shift=shift, cotangents=cotangents,
+    )  # fmt: skip
+    product = np.moveaxis(product, time_axis, 0)
+    check_product(product, acts, labels, lengths, directions, cotangents)
+    assert not product[:, 1].any()
+
+
+@pytest.mark.parametrize("V", [513, 1031, 5000])
+def test_products_by_a_block_of_threads_to_a_row(kernels, V):
+    problem = arguments(Case("wide", 7, V, [[V - 1, 1, 1], [300, -1, 2]], [7, 5]))
+    directions = directions_like(problem[0])
+    check_product(kernels.product(*problem, directions), *problem, directions)
+
+
+@pytest.mark.parametrize("case", [*EDGES, DENSE, COMPACT], ids=lambda case: case.name)
+def test_products_are_what_the_cpu_kernels_make_of_the_same_residuals(kernels, case):
+    acts, labels, lengths = arguments(case)
+    p = {"time_axis": 0, "blank": case.blank, "threads": 1}
+    _, *kept = _primitives.forward_p.bind(acts, labels, lengths, **p)
+    directions = directions_like(acts)
+    ones = np.ones(len(labels), np.float32)
+    expected = _primitives.hvp_p.bind(acts, labels, lengths, *kept, ones, directions, **p)
+    product = kernels.product(acts, labels, lengths, directions, kept=kept, blank=case.blank)
+    np.testing.assert_allclose(product, expected, rtol=0, atol=5e-6)
+
+
+def test_products_of_what_is_wrong_are_nan_or_exactly_zero(kernels):
+    acts, labels, lengths = wrong_problems()
+    directions = directions_like(acts)
+    answer = kernels.solve(acts, labels, lengths)
+    for seed in range(3):
+        product = kernels.product(acts, labels, lengths, directions, seed=seed)
+        np.testing.assert_array_equal(np.isnan(product), np.isnan(answer.gradient))
+        assert (product[answer.gradient == 0] == 0).all()
+    assert np.isnan(product).any()
+    hidden = kernels.product(acts, labels, lengths, directions, cotangents=np.zeros(8))
+    assert (hidden == 0).all()
+
+
+def test_impossible_classes_may_have_any_direction(kernels):
+    acts, labels, lengths = arguments(COMPACT)
+    acts[3, 0, 2] = acts[5, 1, 0] = acts[4, 2, 6] = -np.inf
+    directions = directions_like(acts)
+    usual = kernels.product(acts, labels, lengths, directions)
+    directions[acts == -np.inf] = np.inf
+    product = kernels.product(acts, labels, lengths, directions)
+    np.testing.assert_allclose(product, usual, rtol=0, atol=1e-6)
+    check_product(usual, acts, labels, lengths, np.where(acts == -np.inf, 0, directions))
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+@both_layouts
+def test_products_in_half_precision_are_rounded_once(kernels, case, name):
+    dtype = next(d for d in emulated.DTYPES if d.name == name)
+    acts, labels, lengths = arguments(case)
+    acts, directions = acts.astype(dtype), directions_like(acts).astype(dtype)
+    half = kernels.product(acts, labels, lengths, directions)
+    exact = kernels.product(acts.astype(np.float32), labels, lengths, directions)
+    assert half.dtype == dtype
+    rounding = 2.0**-8 if name == "bfloat16" else 2.0**-11
+    np.testing.assert_allclose(half.astype(float), exact, rtol=rounding, atol=1e-6)
+
+
+@both_layouts
+def test_products_have_the_same_bits_in_any_order_of_threads_batch_and_strips(kernels, case):
+    acts, labels, lengths = arguments(case)
+    directions = directions_like(acts)
+    first = kernels.product(acts, labels, lengths, directions)
+    for seed in range(2, 6):
+        again = kernels.product(acts, labels, lengths, directions, seed=seed, shared=ONE_WARP)
+        assert_same_bits(again, first)
+    for b in range(len(labels)):
+        one = np.s_[b : b + 1]
+        alone = kernels.product(acts[:, one], labels[one], lengths[one], directions[:, one])
+        assert_same_bits(alone, first[:, one])
+
+
+@pytest.mark.parametrize("L", [31, 32, 65])
+def test_products_by_strips_have_the_same_bits(kernels, L):
+    problem = arguments(next(iter(around_a_vector(L))))
+    directions = directions_like(problem[0])
+    whole = kernels.product(*problem, directions)
+    strips = kernels.product(*problem, directions, shared=ONE_WARP, seed=5)
+    assert_same_bits(strips, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("offset", [0, 1000])
+@pytest.mark.parametrize(("T", "L", "V"), [(2000, 100, 20), (2000, 60, 100)])
+def test_products_of_long_sequences_keep_their_digits(kernels, T, L, V, offset):
+    rng = np.random.default_rng(0)
+    acts = rng.normal(size=(T, 1, V)).astype(np.float32)
+    directions = (offset + rng.normal(size=acts.shape)).astype(np.float32)
+    problem = acts, rng.integers(1, V, (1, L)).astype(np.int32), np.array([T], np.int32)
+    product = kernels.product(*problem, directions)
+    check_product(product, *problem, directions.astype(float) - offset)
 
 
 @both_layouts
@@ -223,8 +364,16 @@ def test_a_near_certain_sequence_costs_nearly_nothing(kernels):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", ["test_edges.py", "test_transforms.py", "test_sharding.py"])
-def test_the_suite_passes_through_everything_but_the_device(file, tmp_path):
+@pytest.mark.parametrize(
+    ("file", "some"),
+    [
+        ("test_edges.py", ""),
+        ("test_transforms.py", ""),
+        ("test_sharding.py", ""),
+        ("test_second_order.py", "slope or zero or reverse"),
+    ],
+)
+def test_the_suite_passes_through_everything_but_the_device(file, some, tmp_path):
     """The CUDA lowering, XLA's handlers with their scratch and aliases, the kernels."""
     library = tmp_path / "handlers.so"
     command = [
@@ -237,7 +386,7 @@ def test_the_suite_passes_through_everything_but_the_device(file, tmp_path):
     tests = emulated.ROOT / "tests"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "emulated_backend",
-         tests / file, "-m", "not slow"],
+         tests / file, "-m", "not slow", "-k", some],
         env={**os.environ, "PYTHONPATH": str(tests), "EMULATED_HANDLERS": str(library)},
         cwd=tests, capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -305,6 +454,26 @@ BUGS = {
         "  for (int64_t c",
     ),
     "equal labels are not added up": ("lattice.cu", "i >= 0; i = ws.next[i])", "i >= 0; i = -1)"),
+    "a product has the softmax of another row": (
+        "product.cu",
+        "along.shift = in.rows[2 * r],",
+        "along.shift = in.rows[0],",
+    ),
+    "a product forgets the softmax's mean": (
+        "product.cu",
+        "along.mean = of_softmax - (along.centre - base);",
+        "along.mean = 0;",
+    ),
+    "the derivative of an emission is forgotten": (
+        "product.cu",
+        "y.e == kDead ? F(0) :",
+        "y.e != kDead ? F(0) :",
+    ),
+    "a product is written before its row is": (
+        "product.cu",
+        "  group_barrier<G>();\n  for (int64_t c",
+        "  for (int64_t c",
+    ),
     "every skip is allowed": (
         "labels.cuh",
         "ws.value[k] = label,",
@@ -358,3 +527,5 @@ if __name__ == "__main__":
     for seed in range(6):
         check(kernels.solve(*problem, seed=seed, in_place=True), *problem)
         check(kernels.solve(*wrong_problems(), seed=seed), *wrong_problems())
+        directions = directions_like(acts)
+        check_product(kernels.product(*problem, directions, seed=seed), *problem, directions)

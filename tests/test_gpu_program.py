@@ -80,6 +80,9 @@ def test_nor_by_transformations(programs, size, layout):
     assert sorted(calls(jvp)) == ["forward", "tangent"]
     assert calls(vmap) == ["forward", "cotangent"]
     assert moved(jvp) == moved(vmap) == []
+    product = programs[f"{size} {layout} product"]
+    assert sorted(calls(product)) == ["cotangent", "forward", "hvp"]
+    assert moved(product) == []
 
 
 @with_kernels
@@ -96,14 +99,18 @@ def test_a_transpose_would_be_seen(programs):
 @SIZES
 @LAYOUTS
 def test_a_sharded_batch_stays_where_it_is(programs, size, layout):
-    for kind, expected in (("value", ["loss"]), ("gradient", ["forward", "cotangent"])):
+    for kind, expected in (
+        ("value", ["loss"]),
+        ("gradient", ["cotangent", "forward"]),
+        ("product", ["cotangent", "forward", "hvp"]),
+    ):
         program = programs[f"{size} {layout} sharded {kind}"]
-        assert calls(program) == expected
+        assert sorted(calls(program)) == expected
         assert not re.search(r"all-gather|all-to-all|collective-permute", program["text"])
         assert moved(program) == []
         # The sum that the program asks for, of scalars, in whatever form XLA gives it.
         reduced = re.findall(r"= (.*?) all-reduce[\w-]*\(", program["text"])
-        assert reduced
+        assert bool(reduced) == (kind != "product")
         assert all(not re.search(r"\[\d", shape) for shape in reduced)
         # An eighth of the batch: labels of two sequences.
         operands = re.findall(r"operand_layout_constraints=\{(.*?)\}, api", program["text"])
@@ -154,7 +161,7 @@ def cost(acts, labels, lengths):
 
 
 @with_kernels
-@pytest.mark.parametrize("op", ["loss", "forward", "tangent"])
+@pytest.mark.parametrize("op", ["loss", "forward", "tangent", "hvp"])
 @pytest.mark.parametrize("is_double", [False, True])
 def test_scratch_memory_is_bilinear_so_that_symbolic_sizes_work(op, is_double):
     from jax_ctc import _cuda, _kernels

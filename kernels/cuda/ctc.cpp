@@ -9,10 +9,13 @@ namespace cuda {
 
 int64_t scratch_bytes(Operation operation, Dtype dtype, int64_t T, int64_t L) {
   if (operation == Operation::kTangent) return T * int64_t(sizeof(double));
-  const bool training = operation == Operation::kForward;
   char nowhere[64];  // only measured
-  return dtype == Dtype::kF64 ? Workspace<double>(nowhere, T, L, training).bytes
-                              : Workspace<float>(nowhere, T, L, training).bytes;
+  const auto measure = [&](auto type) {
+    using F = decltype(type);
+    if (operation == Operation::kProduct) return Workspace<Dual<F>>(nowhere, T, L, true).bytes;
+    return Workspace<Scaled<F>>(nowhere, T, L, operation == Operation::kForward).bytes;
+  };
+  return dtype == Dtype::kF64 ? measure(double()) : measure(float());
 }
 int64_t scratch_stride(Operation operation, Dtype dtype, int64_t T, int64_t L) {
   return (scratch_bytes(operation, dtype, T, L) + 15) / 16 * 16;
@@ -32,6 +35,13 @@ const char* tangent(const Problem& p, Kept kept, const void* directions, void* t
 
 const char* cotangent(const Problem& p, Kept kept, const void* cotangents, void* gradient) {
   return launch_gradient(p, kept, cotangents, gradient);
+}
+
+const char* product(const Problem& p, Kept kept, const void* cotangents, const void* directions, void* out,
+                    void* scratch) {
+  const char* wrong = launch_product_rows(p, kept, directions, scratch);
+  if (wrong == nullptr) wrong = launch_product_lattice(p, scratch);
+  return wrong != nullptr ? wrong : launch_product(p, cotangents, directions, out, scratch);
 }
 
 }  // namespace cuda

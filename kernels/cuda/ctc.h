@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The operations on a batch: each puts one to two kernels into a stream and returns.
+// The operations on a batch: each puts one to three kernels into a stream and returns.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ struct Problem : Batch {  // arrays on the device
 
 // Memory that an operation needs for each sequence: bytes, bilinear in T and L, and from one sequence to the next, the
 // same rounded up to 16.
-enum class Operation { kLoss, kForward, kTangent };
+enum class Operation { kLoss, kForward, kTangent, kProduct };
 int64_t scratch_bytes(Operation operation, Dtype dtype, int64_t T, int64_t L);
 int64_t scratch_stride(Operation operation, Dtype dtype, int64_t T, int64_t L);
 
@@ -26,6 +26,9 @@ const char* forward(const Problem& problem, void* cost, Kept kept, void* scratch
 // whatever was kept. The gradient may take the place of acts, or, where dense, of columns.
 const char* tangent(const Problem& problem, Kept kept, const void* directions, void* tangents, void* scratch);
 const char* cotangent(const Problem& problem, Kept kept, const void* cotangents, void* gradient);
+// out like acts, and nothing else's place: the Hessian times directions, times the cotangent of each sequence.
+const char* product(const Problem& problem, Kept kept, const void* cotangents, const void* directions, void* out,
+                    void* scratch);
 
 // Up to here the place of acts may be taken: the corrections of a row wait in shared memory.
 constexpr int64_t kMostLabelsInPlace = 12000;

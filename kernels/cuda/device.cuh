@@ -7,7 +7,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "../scaled.h"
+#include "cell.h"
 
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>
@@ -47,43 +47,74 @@ template <int kPending> CTC_DEVICE void copy_wait() {
 // The barrier of some warps of a block, by number: 1 to 15.
 CTC_DEVICE void barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 
+CTC_DEVICE void load_shared(unsigned address, Scaled<float>& v) {
+  asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=f"(v.m), "=r"(v.e) : "r"(address));
+}
+CTC_DEVICE void load_shared(unsigned address, Scaled<double>& v) {
+  asm volatile("ld.shared.v2.b64 {%0, %1}, [%2];" : "=d"(v.m), "=l"(v.e) : "r"(address));
+}
+CTC_DEVICE void load_shared(unsigned address, Dual<float>& v) {
+  asm volatile("{.reg .b32 x; ld.shared.v4.b32 {%0, %1, %2, x}, [%3];}"
+               : "=f"(v.m), "=r"(v.e), "=f"(v.d)
+               : "r"(address));
+}
+CTC_DEVICE void load_shared(unsigned address, Dual<double>& v) {
+  asm volatile("ld.shared.v2.b64 {%0, %1}, [%3]; ld.shared.b64 %2, [%3+16];"
+               : "=d"(v.m), "=l"(v.e), "=d"(v.d)
+               : "r"(address));
+}
 // An array in shared memory that is read where the program says so: left to itself, the compiler reads as much ahead as
 // registers can hold, and more.
-template <class F> struct SharedArray {
+template <class Value> struct SharedArray {
   unsigned address;
-  explicit CTC_DEVICE SharedArray(const Scaled<F>* p) : address(shared_address(p)) {}
-  CTC_DEVICE Scaled<F> operator[](int i) const {
-    Scaled<F> v;
-    if constexpr (sizeof(F) == 4)
-      asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=f"(v.m), "=r"(v.e) : "r"(address + i * 8));
-    else
-      asm volatile("ld.shared.v2.b64 {%0, %1}, [%2];" : "=d"(v.m), "=l"(v.e) : "r"(address + i * 16));
+  explicit CTC_DEVICE SharedArray(const Cell<Value>* p) : address(shared_address(p)) {}
+  CTC_DEVICE Value operator[](int i) const {
+    Value v;
+    load_shared(address + i * sizeof(Cell<Value>), v);
     return v;
   }
 };
 
 // To shared or global memory, by the lanes where `yes`. As a plain `if` it became a branch, 6 to 13 cycles a frame.
+#define CTC_IF(yes, stores) "{.reg .pred p; setp.ne.u32 p, " yes ", 0; " stores "}"
 CTC_DEVICE void store_if(bool yes, Scaled<float>* to, Scaled<float> v) {
-  asm volatile("{.reg .pred p; setp.ne.u32 p, %3, 0; @p st.v2.b32 [%0], {%1, %2};}" ::"l"(to), "f"(v.m), "r"(v.e),
-               "r"(unsigned(yes)));
+  asm volatile(CTC_IF("%3", "@p st.v2.b32 [%0], {%1, %2};")::"l"(to), "f"(v.m), "r"(v.e), "r"(unsigned(yes)));
 }
 CTC_DEVICE void store_if(bool yes, Scaled<double>* to, Scaled<double> v) {
-  asm volatile("{.reg .pred p; setp.ne.u32 p, %3, 0; @p st.v2.b64 [%0], {%1, %2};}" ::"l"(to), "d"(v.m), "l"(v.e),
+  asm volatile(CTC_IF("%3", "@p st.v2.b64 [%0], {%1, %2};")::"l"(to), "d"(v.m), "l"(v.e), "r"(unsigned(yes)));
+}
+CTC_DEVICE void store_if(bool yes, DualCell<float>* to, Dual<float> v) {
+  asm volatile(CTC_IF("%4", "@p st.v4.b32 [%0], {%1, %2, %3, %3};")::"l"(to), "f"(v.m), "r"(v.e), "f"(v.d),
                "r"(unsigned(yes)));
+}
+CTC_DEVICE void store_if(bool yes, DualCell<double>* to, Dual<double> v) {
+  asm volatile(CTC_IF("%4", "@p st.v2.b64 [%0], {%1, %2}; @p st.b64 [%0+16], %3;")::"l"(to), "d"(v.m), "l"(v.e),
+               "d"(v.d), "r"(unsigned(yes)));
 }
 // To global memory, two values side by side.
 CTC_DEVICE void store_pair_if(bool yes, void* to, Scaled<float> a, Scaled<float> b) {
-  asm volatile("{.reg .pred p; setp.ne.u32 p, %5, 0; @p st.global.v4.b32 [%0], {%1, %2, %3, %4};}" ::"l"(to), "f"(a.m),
-               "r"(a.e), "f"(b.m), "r"(b.e), "r"(unsigned(yes)));
+  asm volatile(CTC_IF("%5", "@p st.global.v4.b32 [%0], {%1, %2, %3, %4};")::"l"(to), "f"(a.m), "r"(a.e), "f"(b.m),
+               "r"(b.e), "r"(unsigned(yes)));
 }
 CTC_DEVICE void store_pair_if(bool yes, void* to, Scaled<double> a, Scaled<double> b) {
-  asm volatile(
-      "{.reg .pred p; setp.ne.u32 p, %5, 0; @p st.global.v2.b64 [%0], {%1, %2}; @p st.global.v2.b64 [%0+16], {%3, "
-      "%4};}" ::"l"(to),
-      "d"(a.m), "l"(a.e), "d"(b.m), "l"(b.e), "r"(unsigned(yes)));
+  asm volatile(CTC_IF("%5", "@p st.global.v2.b64 [%0], {%1, %2}; @p st.global.v2.b64 [%0+16], {%3, %4};")::"l"(to),
+               "d"(a.m), "l"(a.e), "d"(b.m), "l"(b.e), "r"(unsigned(yes)));
 }
+CTC_DEVICE void store_pair_if(bool yes, void* to, Dual<float> a, Dual<float> b) {
+  asm volatile(
+      CTC_IF("%7",
+             "@p st.global.v4.b32 [%0], {%1, %2, %3, %3}; @p st.global.v4.b32 [%0+16], {%4, %5, %6, %6};")::"l"(to),
+      "f"(a.m), "r"(a.e), "f"(a.d), "f"(b.m), "r"(b.e), "f"(b.d), "r"(unsigned(yes)));
+}
+CTC_DEVICE void store_pair_if(bool yes, void* to, Dual<double> a, Dual<double> b) {
+  asm volatile(CTC_IF("%7",
+                      "@p st.global.v2.b64 [%0], {%1, %2}; @p st.global.b64 [%0+16], %3; "
+                      "@p st.global.v2.b64 [%0+32], {%4, %5}; @p st.global.b64 [%0+48], %6;")::"l"(to),
+               "d"(a.m), "l"(a.e), "d"(a.d), "d"(b.m), "l"(b.e), "d"(b.d), "r"(unsigned(yes)));
+}
+#undef CTC_IF
 
-// A value in global memory, 8 or 16 bytes at once: its type alone would promise 4.
+// A value in memory, 8 or 16 bytes at once: its type alone would promise 4.
 CTC_DEVICE Scaled<float> load(const Scaled<float>* from) {
   const float2 v = *reinterpret_cast<const float2*>(from);
   return {v.x, __float_as_int(v.y)};
@@ -92,11 +123,26 @@ CTC_DEVICE Scaled<double> load(const Scaled<double>* from) {
   const double2 v = *reinterpret_cast<const double2*>(from);
   return {v.x, __double_as_longlong(v.y)};
 }
+CTC_DEVICE Dual<float> load(const DualCell<float>* from) {
+  const float4 v = *reinterpret_cast<const float4*>(from);
+  return {v.x, __float_as_int(v.y), v.z};
+}
+CTC_DEVICE Dual<double> load(const DualCell<double>* from) {
+  const double2 v = *reinterpret_cast<const double2*>(from);
+  return {v.x, __double_as_longlong(v.y), from->d};
+}
 CTC_DEVICE void store(Scaled<float>* to, Scaled<float> v) {
   *reinterpret_cast<float2*>(to) = make_float2(v.m, __int_as_float(v.e));
 }
 CTC_DEVICE void store(Scaled<double>* to, Scaled<double> v) {
   *reinterpret_cast<double2*>(to) = make_double2(v.m, __longlong_as_double(v.e));
+}
+CTC_DEVICE void store(DualCell<float>* to, Dual<float> v) {
+  *reinterpret_cast<float4*>(to) = make_float4(v.m, __int_as_float(v.e), v.d, v.d);
+}
+CTC_DEVICE void store(DualCell<double>* to, Dual<double> v) {
+  *reinterpret_cast<double2*>(to) = make_double2(v.m, __longlong_as_double(v.e));
+  to->d = v.d;
 }
 
 CTC_DEVICE float exp2_approx(float x) {  // relative error up to 1.7e-7, exact for integers
@@ -130,23 +176,25 @@ inline int shared_memory_limit() {
 #else
 
 inline char* shared_memory() { return emulator::shared_memory(); }
-template <class F> struct SharedArray {
-  const Scaled<F>* at;
-  explicit SharedArray(const Scaled<F>* p) : at(p) {}
-  Scaled<F> operator[](int i) const { return at[i]; }
+template <class F> Scaled<F> load(const Scaled<F>* from) { return *from; }
+template <class F> Dual<F> load(const DualCell<F>* from) { return {from->m, from->e, from->d}; }
+template <class F> void store(Scaled<F>* to, Scaled<F> v) { *to = v; }
+template <class F> void store(DualCell<F>* to, Dual<F> v) { *to = {v.m, v.e, v.d, v.d}; }
+template <class Value> struct SharedArray {
+  const Cell<Value>* at;
+  explicit SharedArray(const Cell<Value>* p) : at(p) {}
+  Value operator[](int i) const { return load(at + i); }
 };
 template <int kBytes> inline void copy_async(void* to, const void* from) { emulator::copy_async(to, from, kBytes); }
 inline void copy_commit() { emulator::copy_commit(); }
 template <int kPending> inline void copy_wait() { emulator::copy_wait(kPending); }
 inline void barrier(int id, int threads) { emulator::barrier(id, threads); }
-template <class F> void store_if(bool yes, Scaled<F>* to, Scaled<F> v) {
-  if (yes) *to = v;
+template <class Value> void store_if(bool yes, Cell<Value>* to, Value v) {
+  if (yes) store(to, v);
 }
-template <class F> void store_pair_if(bool yes, void* to, Scaled<F> a, Scaled<F> b) {
-  if (yes) static_cast<Scaled<F>*>(to)[0] = a, static_cast<Scaled<F>*>(to)[1] = b;
+template <class Value> void store_pair_if(bool yes, void* to, Value a, Value b) {
+  if (yes) store(static_cast<Cell<Value>*>(to), a), store(static_cast<Cell<Value>*>(to) + 1, b);
 }
-template <class F> Scaled<F> load(const Scaled<F>* from) { return *from; }
-template <class F> void store(Scaled<F>* to, Scaled<F> v) { *to = v; }
 inline float exp2_approx(float x) { return emulator::exp2_approx(x); }
 
 template <class Arguments> const char* launch(void (*kernel)(Arguments), int64_t blocks, int threads, size_t shared,
@@ -157,6 +205,14 @@ template <class Arguments> const char* launch(void (*kernel)(Arguments), int64_t
 inline int shared_memory_limit() { return emulator::shared_memory_limit(); }
 
 #endif
+
+// A cell, or anything else of 4, 8 or a multiple of 16 bytes.
+template <class T> CTC_DEVICE void copy_async(T* to, const T* from) {
+  constexpr int kAtOnce = sizeof(T) < 16 ? int(sizeof(T)) : 16;
+#pragma unroll
+  for (int i = 0; i < int(sizeof(T)); i += kAtOnce)
+    copy_async<kAtOnce>(reinterpret_cast<char*>(to) + i, reinterpret_cast<const char*>(from) + i);
+}
 
 // ---- numbers
 // ----------------------------------------------------------------------------------------------------------
@@ -213,6 +269,9 @@ CTC_DEVICE int uniform_warp_index() { return __shfl_sync(kAllLanes, warp_index()
 template <class F> CTC_DEVICE Scaled<F> from_lane_below(Scaled<F> v) {
   return {__shfl_up_sync(kAllLanes, v.m, 1), __shfl_up_sync(kAllLanes, v.e, 1)};
 }
+template <class F> CTC_DEVICE Dual<F> from_lane_below(Dual<F> v) {
+  return {__shfl_up_sync(kAllLanes, v.m, 1), __shfl_up_sync(kAllLanes, v.e, 1), __shfl_up_sync(kAllLanes, v.d, 1)};
+}
 template <class F> CTC_DEVICE Scaled<F> from_lane_above(Scaled<F> v, int distance) {
   return {__shfl_down_sync(kAllLanes, v.m, distance), __shfl_down_sync(kAllLanes, v.e, distance)};
 }
@@ -220,6 +279,9 @@ template <class F> CTC_DEVICE Scaled<F> from_lane_above(Scaled<F> v, int distanc
 template <class F> CTC_DEVICE F sum_of_lanes(F x) {
   for (int distance = kWarp / 2; distance > 0; distance /= 2) x += __shfl_xor_sync(kAllLanes, x, distance);
   return x;
+}
+template <class F> CTC_DEVICE Number<F> sum_of_lanes(Number<F> x) {
+  return {sum_of_lanes(x.value), sum_of_lanes(x.change)};
 }
 
 // a / b and a % b for a >= 0, b > 0; 64-bit division is a call of some 100 instructions.

@@ -64,6 +64,17 @@ ffi::Error cotangent_handler(CTC_OPERANDS, Buffer rows, Buffer columns, Buffer c
                                  gradient->untyped_data()));
 }
 
+ffi::Error hvp_handler(CTC_OPERANDS, Buffer rows, Buffer columns, Buffer cotangents, Buffer directions, Result products,
+                       Result scratch, CTC_ATTRIBUTES) {
+  CTC_DECODE;
+  if (!residuals(p, rows, columns) || !computed(p, cotangents, p.shape.sequences()) ||
+      !like_acts(p, acts, directions) || !like_acts(p, acts, *products) ||
+      !is_scratch(p, cuda::Operation::kProduct, *scratch))
+    return mismatch("jax_ctc_hvp");
+  return outcome(cuda::product(p, {rows.untyped_data(), columns.untyped_data()}, cotangents.untyped_data(),
+                               directions.untyped_data(), products->untyped_data(), scratch->untyped_data()));
+}
+
 // acts, labels, lengths; then per target.
 auto operands() {
   return ffi::Ffi::Bind().Ctx<ffi::PlatformStream<cudaStream_t>>().Arg<Buffer>().Arg<Ints>().Arg<Ints>();
@@ -93,6 +104,15 @@ XLA_FFI_DEFINE_HANDLER(kCotangent, cotangent_handler,
                                            .Arg<Buffer>()    // cotangents
                                            .Ret<Buffer>()),  // gradient
                        {ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER(kHvp, hvp_handler,
+                       with_attributes(operands()
+                                           .Arg<Buffer>()    // rows
+                                           .Arg<Buffer>()    // columns
+                                           .Arg<Buffer>()    // cotangents
+                                           .Arg<Buffer>()    // directions
+                                           .Ret<Buffer>()    // products
+                                           .Ret<Buffer>()),  // scratch
+                       {ffi::Traits::kCmdBufferCompatible});
 
 }  // namespace
 
@@ -100,7 +120,8 @@ std::vector<std::pair<const char*, Handler*>> cuda_handlers() {
   return {{"jax_ctc_loss_v1", kLoss},
           {"jax_ctc_forward_v1", kForward},
           {"jax_ctc_tangent_v1", kTangent},
-          {"jax_ctc_cotangent_v1", kCotangent}};
+          {"jax_ctc_cotangent_v1", kCotangent},
+          {"jax_ctc_hvp_v1", kHvp}};
 }
 
 std::pair<int, int> ffi_api_version() { return {XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR}; }

@@ -91,14 +91,7 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
       }
     }
   }
-  sum = sum_of_lanes(sum);
-  if (G > kWarp) {
-    double* const parts = reinterpret_cast<double*>(shared_memory());
-    if (lane_index() == 0) parts[warp_index()] = sum;
-    __syncthreads();
-    for (int i = 1; i < G / kWarp; ++i) parts[0] += threadIdx.x == 0 ? parts[i] : 0;
-    sum = parts[0];
-  }
+  sum = sum_of_group<G>(sum);
   if (thread_of_group<G>() == 0) reinterpret_cast<double*>(a.scratch + at.sequence * a.stride)[at.t] = sum;
 }
 

@@ -9,8 +9,8 @@ namespace jax_ctc {
 namespace cuda {
 
 // All threads of the block call it. `row` has L entries, of which those below 0 are padding.
-template <class F> CTC_DEVICE void prepare_labels(const int32_t* row, const Shape& s, int32_t blank, int32_t length,
-                                                  const Workspace<F>& ws) {
+template <class Value> CTC_DEVICE void prepare_labels(const int32_t* row, const Shape& s, int32_t blank, int32_t length,
+                                                      const Workspace<Value>& ws) {
   const int lane = lane_index();
   const bool length_is_good = length >= 0 && length <= s.T;
   int32_t* const count = reinterpret_cast<int32_t*>(shared_memory());

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// emissions -> cost and occupancies. A block a sequence: half of its sweeping warps are alpha's, half beta's.
+// emissions -> cost and occupancies; or, of Duals, how occupancies change. A block a sequence: half of its sweeping
+// warps are alpha's, half beta's.
 //
 // Both directions run at once and meet in the middle, which gives the cost. For training each goes on through the
 // other's half and leaves all its states; then every warp takes frames in turn and multiplies. So loss and training
@@ -15,8 +16,8 @@ namespace {
 template <class F> struct LatticeArguments {
   Shape shape;
   int32_t blank;
-  int warps;  // of each direction
-  F *cost, *rows, *columns;
+  int warps;                 // of each direction
+  F *cost, *rows, *columns;  // of a product null: what it makes stays in scratch
   char* scratch;
   int64_t stride;
 };
@@ -27,38 +28,48 @@ struct Verdict {
   int32_t has_gradient;
 };
 
+template <class F> CTC_DEVICE Scaled<F> value_of(Scaled<F> v) { return v; }
+template <class F> CTC_DEVICE Scaled<F> value_of(Dual<F> v) { return {v.m, v.e}; }
+
 // Sum over states of alpha, one transition on, times beta: all alignments (eq. 6). By one warp, in a fixed order; the
 // total is in lane 0.
-template <class F> CTC_DEVICE Scaled<F> total_in_the_middle(const Workspace<F>& ws, int32_t count) {
+template <class Value> CTC_DEVICE auto total_in_the_middle(const Workspace<Value>& ws, int32_t count) {
+  using F = decltype(Value::m);
+  const auto *const alpha = ws.ends_of(kAlpha), *const beta = ws.ends_of(kBeta);
+  const auto at = [](const Cell<Value>& cell) { return value_of(load(&cell)); };
   Scaled<F> sum = Scaled<F>::none();
-  const Pair<Scaled<F>>*const alpha = ws.ends_of(kAlpha), *const beta = ws.ends_of(kBeta);
 #pragma unroll 4
   for (int32_t k = lane_index(); k <= count; k += kWarp) {
-    const Scaled<F> left = k > 0 ? alpha[k - 1].label : Scaled<F>::none();
+    const Scaled<F> left = k > 0 ? at(alpha[k - 1].label) : Scaled<F>::none();
     const Integer<F> skip = k < count && may_skip(ws.value, k) ? -1 : 0;
-    const Pair<Scaled<F>> before = advance_left_last(alpha[k], left, skip);
-    sum = fold(add(sum, times(before.blank, beta[count - k].blank)));
-    if (k < count) sum = fold(add(sum, times(before.label, beta[count - 1 - k].label)));
+    const Pair<Scaled<F>> here = {at(alpha[k].blank), at(alpha[k].label)};
+    const Pair<Scaled<F>> before = advance_left_last(here, left, skip);
+    sum = fold(add(sum, times(before.blank, at(beta[count - k].blank))));
+    if (k < count) sum = fold(add(sum, times(before.label, at(beta[count - 1 - k].label))));
   }
 #pragma unroll 4
   for (int distance = kWarp / 2; distance > 0; distance /= 2) sum = fold(add(sum, from_lane_above(sum, distance)));
   return sum;
 }
 
-template <class F> CTC_DEVICE double sum_of_rows(const Workspace<F>& ws, int32_t frames) {
+template <class Value> CTC_DEVICE double sum_of_rows(const Workspace<Value>& ws, int32_t frames) {
   double sum = 0;
   for (int32_t t = lane_index(); t < frames; t += kWarp) sum += ws.log_sums[t];
   return sum_of_lanes(sum);
 }
 
 // The cost, and whether there is a gradient. By one warp.
-template <class F> CTC_DEVICE void decide(const LatticeArguments<F>& a, const Workspace<F>& ws, const Labels& labels,
-                                          int64_t sequence, Verdict& verdict) {
+template <class Value, class F> CTC_DEVICE void decide(const LatticeArguments<F>& a, const Workspace<Value>& ws,
+                                                       const Labels& labels, int64_t sequence, Verdict& verdict) {
   const Scaled<F> z = labels.feasible ? total_in_the_middle(ws, labels.count) : Scaled<F>::none();
   if (lane_index() != 0) return;
   const bool undefined = verdict.log_sums != verdict.log_sums, possible = z.e >= kNoPath;
-  const double nats = verdict.log_sums - (log(double(z.m)) + double(z.e) * 0.69314718055994530942);  // eq. 7
-  a.cost[sequence] = !labels.good || undefined ? not_a_number<F>() : !possible ? infinity<F>() : F(nats > 0 ? nats : 0);
+  if (a.cost != nullptr) {
+    const double nats = verdict.log_sums - (log(double(z.m)) + double(z.e) * 0.69314718055994530942);  // eq. 7
+    a.cost[sequence] = !labels.good || undefined ? not_a_number<F>()
+                       : !possible               ? infinity<F>()
+                                                 : F(nats > 0 ? nats : 0);
+  }
   verdict.reference = int32_t(z.e);
   verdict.has_gradient = labels.good && !undefined && possible;
 }
@@ -74,8 +85,12 @@ template <class F> CTC_DEVICE F* row_of(F* base, const Shape& s, int64_t first_r
 }
 
 // A sequence without a gradient: all rows that it keeps are `value`.
-template <class F>
-CTC_DEVICE void keep_nothing(const LatticeArguments<F>& a, int64_t first_row, int32_t frames, F value) {
+template <class Value, class F> CTC_DEVICE void keep_nothing(const LatticeArguments<F>& a, const Workspace<Value>& ws,
+                                                             int64_t first_row, int32_t frames, F value) {
+  if (Workspace<Value>::kProduct) {
+    for (int32_t t = threadIdx.x; t < frames; t += blockDim.x) ws.along[t].scale = value;
+    return;
+  }
   const int64_t width = a.shape.columns();
   for (int32_t t = warp_index(); t < frames; t += blockDim.x / kWarp) {
     F* const columns = row_of(a.columns, a.shape, first_row, t, width);
@@ -84,16 +99,31 @@ CTC_DEVICE void keep_nothing(const LatticeArguments<F>& a, int64_t first_row, in
   }
 }
 
+// A state's part of a frame: its product as a share of the sum of all; of Duals how that share changes, so that the
+// changes of a frame add up to 0 (eq. 8 and 13).
+template <class F> struct Share {
+  F scale;
+  explicit CTC_DEVICE Share(F sum) : scale(1 / sum) {}
+  CTC_DEVICE F operator()(F product) const { return product * scale; }
+};
+template <class F> struct Share<Number<F>> {
+  F scale, mean;
+  explicit CTC_DEVICE Share(Number<F> sum) : scale(1 / sum.value), mean(sum.change * scale) {}
+  CTC_DEVICE F operator()(Number<F> product) const { return (product.change - product.value * mean) * scale; }
+};
+
 // The occupancies of one frame, by one warp: products of both directions' states, normalised by their own sum; those of
-// equal labels added in label order. Dense: taken off the softmax that is there.
-template <class F> CTC_DEVICE void occupancies(const LatticeArguments<F>& a, const Workspace<F>& ws, int64_t first_row,
-                                               int32_t t, int32_t count, Integer<F> reference) {
-  const Pair<Scaled<F>>* const alpha = ws.states_of(kAlpha) + t * ws.columns;
-  const Pair<Scaled<F>>* const beta = ws.states_of(kBeta) + t * ws.columns;
+// equal labels added in label order. Dense: taken off the softmax that is there. A product's changes go to scratch.
+template <class Value, class F> CTC_DEVICE void occupancies(const LatticeArguments<F>& a, const Workspace<Value>& ws,
+                                                            int64_t first_row, int32_t t, int32_t count,
+                                                            Integer<F> reference) {
+  constexpr bool kProduct = Workspace<Value>::kProduct;
+  using Product = decltype(product(Value(), Value(), reference));
+  const auto *const alpha = ws.states_of(kAlpha) + t * ws.columns, *const beta = ws.states_of(kBeta) + t * ws.columns;
   const auto of_label = [&](int32_t k) {
     return product(load(&alpha[k].label), load(&beta[count - 1 - k].label), reference);
   };
-  F blanks = 0, labels = 0;
+  Product blanks{}, labels{};
 #pragma unroll 4
   for (int32_t k = lane_index(); k <= count; k += kWarp) {
     blanks += product(load(&alpha[k].blank), load(&beta[count - k].blank), reference);
@@ -101,43 +131,44 @@ template <class F> CTC_DEVICE void occupancies(const LatticeArguments<F>& a, con
   }
   blanks = sum_of_lanes(blanks);
   labels = sum_of_lanes(labels);
-  const F scale = 1 / (blanks + labels);
+  const Share<Product> share(blanks + labels);
 
-  const bool dense = a.shape.dense();
-  F* const out = row_of(a.columns, a.shape, first_row, t, a.shape.columns());
+  const bool dense = !kProduct && a.shape.dense();
+  F* const out = kProduct ? ws.changes + t * ws.columns : row_of(a.columns, a.shape, first_row, t, a.shape.columns());
   const auto put = [&](int32_t column, int32_t of_class, F occupancy) {
     if (dense)
       out[of_class] -= occupancy;
     else
       out[column] = occupancy;
   };
-  if (lane_index() == 0) put(0, a.blank, blanks * scale);
+  if (lane_index() == 0) put(0, a.blank, share(blanks));
 #pragma unroll 4
   for (int32_t k = lane_index(); k < count; k += kWarp) {
     if (!ws.is_first[k]) continue;
-    F sum = 0;
+    Product sum{};
     for (int32_t i = k; i >= 0; i = ws.next[i]) sum += of_label(i);
-    put(ws.column[k], ws.value[k], sum * scale);
+    put(ws.column[k], ws.value[k], share(sum));
   }
 }
 
-template <class F, bool kTraining> __global__ void __launch_bounds__(kLatticeThreads<F>, 1)
-    lattice_kernel(LatticeArguments<F> a) {
+template <class Value, bool kTraining, class F = decltype(Value::m)>
+__global__ void __launch_bounds__(kLatticeThreads<F>, 1) lattice_kernel(LatticeArguments<F> a) {
   const int64_t sequence = blockIdx.x;
-  const Workspace<F> ws(a.scratch + sequence * a.stride, a.shape.T, a.shape.L, kTraining);
+  const Workspace<Value> ws(a.scratch + sequence * a.stride, a.shape.T, a.shape.L, kTraining);
   const Labels labels = *ws.labels;
   const int warp = uniform_warp_index(), warps = blockDim.x / kWarp, sweeping = 2 * a.warps;
   const int32_t count = labels.count, frames = labels.frames, middle = frames / 2;
   char* const memory = shared_memory();
   Verdict& verdict = *reinterpret_cast<Verdict*>(memory);
   const Direction direction = warp < a.warps ? kAlpha : kBeta;
-  const Sweep<F> sweep = {direction,
-                          ws,
-                          reinterpret_cast<WarpMemory<F>*>(memory + kVerdictBytes) + direction * a.warps,
-                          a.warps,
-                          warp - direction * a.warps,
-                          count,
-                          frames};
+  const Sweep<Value> sweep = {
+      direction,
+      ws,
+      reinterpret_cast<typename Sweep<Value>::Memory*>(memory + kVerdictBytes) + direction * a.warps,
+      a.warps,
+      warp - direction * a.warps,
+      count,
+      frames};
   const int32_t half = direction == kAlpha ? middle : frames - middle, strip = a.warps * kWarp;
 
   // First to the middle; then, for training, on to the end.
@@ -157,37 +188,49 @@ template <class F, bool kTraining> __global__ void __launch_bounds__(kLatticeThr
       __syncthreads();
       if (!verdict.has_gradient) {
         const bool undefined = labels.good && verdict.log_sums != verdict.log_sums;
-        keep_nothing(a, first_row_of(a.shape, sequence), labels.good ? frames : int32_t(a.shape.T),
+        keep_nothing(a, ws, first_row_of(a.shape, sequence), labels.good ? frames : int32_t(a.shape.T),
                      undefined ? not_a_number<F>() : F(0));
         return;
       }
     }
   }
   const int64_t first_row = first_row_of(a.shape, sequence);
-  for (int32_t t = warp; t < frames; t += warps) occupancies<F>(a, ws, first_row, t, count, verdict.reference);
+  for (int32_t t = warp; t < frames; t += warps) occupancies(a, ws, first_row, t, count, verdict.reference);
 }
 
-template <class F> const char* launch_lattice_of(const Problem& p, void* cost, Kept kept, void* scratch) {
-  const bool training = kept.columns != nullptr;
-  const LatticeShape shape = lattice_shape<F>(p.shape.L, sizeof(WarpMemory<F>), training, shared_memory_limit());
-  const LatticeArguments<F> a = {
-      p.shape,
-      p.blank,
-      shape.warps,
-      static_cast<F*>(cost),
-      static_cast<F*>(kept.rows),
-      static_cast<F*>(kept.columns),
-      static_cast<char*>(scratch),
-      scratch_stride(training ? Operation::kForward : Operation::kLoss, p.dtype, p.shape.T, p.shape.L)};
-  return launch(training ? lattice_kernel<F, true> : lattice_kernel<F, false>, p.shape.sequences(), shape.threads,
-                shape.shared, static_cast<cudaStream_t>(p.stream), a);
+template <class Value, bool kTraining>
+const char* launch_lattice_of(const Problem& p, Operation operation, void* cost, Kept kept, void* scratch) {
+  using F = decltype(Value::m);
+  const LatticeShape shape =
+      lattice_shape<F>(p.shape.L, sizeof(typename Sweep<Value>::Memory), kTraining, shared_memory_limit());
+  const LatticeArguments<F> a = {p.shape,
+                                 p.blank,
+                                 shape.warps,
+                                 static_cast<F*>(cost),
+                                 static_cast<F*>(kept.rows),
+                                 static_cast<F*>(kept.columns),
+                                 static_cast<char*>(scratch),
+                                 scratch_stride(operation, p.dtype, p.shape.T, p.shape.L)};
+  return launch(lattice_kernel<Value, kTraining>, p.shape.sequences(), shape.threads, shape.shared,
+                static_cast<cudaStream_t>(p.stream), a);
 }
 
 }  // namespace
 
 const char* launch_lattice(const Problem& p, void* cost, Kept kept, void* scratch) {
-  return p.dtype == Dtype::kF64 ? launch_lattice_of<double>(p, cost, kept, scratch)
-                                : launch_lattice_of<float>(p, cost, kept, scratch);
+  const auto run = [&](auto type) {
+    using Value = Scaled<decltype(type)>;
+    return kept.columns != nullptr ? launch_lattice_of<Value, true>(p, Operation::kForward, cost, kept, scratch)
+                                   : launch_lattice_of<Value, false>(p, Operation::kLoss, cost, kept, scratch);
+  };
+  return p.dtype == Dtype::kF64 ? run(double()) : run(float());
+}
+
+const char* launch_product_lattice(const Problem& p, void* scratch) {
+  const auto run = [&](auto type) {
+    return launch_lattice_of<Dual<decltype(type)>, true>(p, Operation::kProduct, nullptr, {}, scratch);
+  };
+  return p.dtype == Dtype::kF64 ? run(double()) : run(float());
 }
 
 }  // namespace cuda

@@ -23,7 +23,7 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
   const bool training = in.columns != nullptr;
   if (blockIdx.x >= a.row_blocks) {
     const int64_t sequence = blockIdx.x - a.row_blocks;
-    const Workspace<F> ws(a.scratch + sequence * a.stride, s.T, s.L, training);
+    const Workspace<Scaled<F>> ws(a.scratch + sequence * a.stride, s.T, s.L, training);
     prepare_labels(in.labels + sequence * s.L, s, in.blank, in.lengths[sequence], ws);
     return;
   }
@@ -42,7 +42,7 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
   for_each<G, 2>(row, s.V, [&](const auto& x, int64_t) { softmax.use(x); });
   softmax = of_group<G>(softmax);
 
-  const Workspace<F> ws(a.scratch + sequence * a.stride, s.T, s.L, training);
+  const Workspace<Scaled<F>> ws(a.scratch + sequence * a.stride, s.T, s.L, training);
   for (int64_t c = me; c <= s.L; c += G) {
     const int32_t label = in.class_of(sequence, c);
     const bool is_class = label >= 0 && label < s.V;

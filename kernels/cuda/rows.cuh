@@ -32,6 +32,19 @@ template <int G, class E> CTC_DEVICE E* group_memory(int64_t n) {
   return reinterpret_cast<E*>(shared_memory()) + threadIdx.x / G * n;
 }
 
+// In every thread of the group, the same bits.
+template <int G, class F> CTC_DEVICE F sum_of_group(F x) {
+  x = sum_of_lanes(x);
+  if (G == kWarp) return x;
+  F* const parts = reinterpret_cast<F*>(shared_memory());
+  __syncthreads();  // what was there before has been read
+  if (lane_index() == 0) parts[warp_index()] = x;
+  __syncthreads();
+  x = parts[0];
+  for (int i = 1; i < G / kWarp; ++i) x += parts[i];
+  return x;
+}
+
 // What every kernel on rows is given.
 template <class A> struct Rows {
   Shape shape;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "../recursion.h"
+#include "cell.h"
 
 namespace jax_ctc {
 namespace cuda {
@@ -18,19 +19,31 @@ struct Labels {
   int32_t frames;    // in use
 };
 
-// The arrays of one sequence. Label k is the k-th that is not padding, pair k is (blank k, label k), k <= count; frames
-// are T, columns L + 1. Each array's size is a multiple of its alignment for every T and L, and the total is bilinear
-// in them: Python computes it for symbolic sizes from four numbers (scratch_bytes in ctc.h).
-template <class F> struct Workspace {
+// What a product needs of a row and of the direction there.
+template <class F> struct Along {
+  F shift, scale;  // of the softmax; 0 or NaN: all of the row's result is that
+  F centre, mean;  // of the direction under the occupancies; under the softmax, less the centre
+};
+
+// The arrays of one sequence; a product's lattice is of Duals, the others' of Scaled. Label k is the k-th that is not
+// padding, pair k is (blank k, label k), k <= count; frames are T, columns L + 1. Each array's size is a multiple of
+// its alignment for every T and L, and the total is bilinear in them: Python computes it for symbolic sizes from four
+// numbers (scratch_bytes in ctc.h).
+template <class Value> struct Workspace {
+  using F = decltype(Value::m);
+  static constexpr bool kProduct = std::is_same_v<Value, Dual<F>>;
+
   int64_t T, columns;
   Labels* labels;
-  Pair<Scaled<F>>* ends;     // (2, columns): where each direction stands between two sweeps
-  Pair<Scaled<F>>* states;   // training: (2, frames, columns): alpha before the frame's emission, beta after it
-  int32_t *value, *column;   // (columns) of label k: its class; its column in labels + 1
-  int32_t *next, *is_first;  // (columns) of label k: the next one equal to it or -1; whether none before is
-  Scaled<F>* edges;          // (2, frames): the label at the right edge of a strip, before each frame
-  Scaled<F>* emissions;      // (frames, columns): of the blank and of each label position
-  double* log_sums;          // (frames): log sum exp(x - shift) in nats; NaN: the row has no softmax
+  Pair<Cell<Value>>* ends;    // (2, columns): where each direction stands between two sweeps
+  Pair<Cell<Value>>* states;  // training: (2, frames, columns): alpha before the frame's emission, beta after it
+  int32_t *value, *column;    // (columns) of label k: its class; its column in labels + 1
+  int32_t *next, *is_first;   // (columns) of label k: the next one equal to it or -1; whether none before is
+  Cell<Value>* edges;         // (2, frames): the label at the right edge of a strip, before each frame
+  Cell<Value>* emissions;     // (frames, columns): of the blank and of each label position
+  double* log_sums;           // (frames): log sum exp(x - shift) in nats; NaN: the row has no softmax
+  Along<F>* along;            // product: (frames)
+  F* changes;                 // product: (frames, columns): of the occupancies, in the first column of each class
   int64_t bytes;
 
   CTC_INLINE Workspace(void* base, int64_t frames, int64_t L, bool training) : T(frames), columns(L + 1) {
@@ -43,11 +56,13 @@ template <class F> struct Workspace {
     take(edges, 2 * T, at);
     take(emissions, T * columns, at);
     take(log_sums, T, at);
+    take(along, kProduct ? T : 0, at);
+    take(changes, kProduct ? T * columns : 0, at);
     bytes = at - begin;
   }
-  CTC_INLINE Pair<Scaled<F>>* ends_of(Direction d) const { return ends + d * columns; }
-  CTC_INLINE Pair<Scaled<F>>* states_of(Direction d) const { return states + d * T * columns; }
-  CTC_INLINE Scaled<F>* edges_of(Direction d) const { return edges + d * T; }
+  CTC_INLINE Pair<Cell<Value>>* ends_of(Direction d) const { return ends + d * columns; }
+  CTC_INLINE Pair<Cell<Value>>* states_of(Direction d) const { return states + d * T * columns; }
+  CTC_INLINE Cell<Value>* edges_of(Direction d) const { return edges + d * T; }
 
  private:
   template <class A> static CTC_INLINE void take(A*& array, int64_t n, char*& at) {

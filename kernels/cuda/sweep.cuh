@@ -15,19 +15,23 @@
 namespace jax_ctc {
 namespace cuda {
 
-constexpr int kTile = kFoldEvery;
-
 // Shared memory of one warp; two tiles, by turns.
-template <class F> struct WarpMemory {
-  Scaled<F> label[2][kTile][kWarp];  // emissions
-  Scaled<F> blank[2][kTile];
-  Scaled<F> edge[2][kTile];  // the label left of the warp's first pair, before each frame
+template <class Value, int kTile> struct WarpMemory {
+  Cell<Value> label[2][kTile][kWarp];  // emissions
+  Cell<Value> blank[2][kTile];
+  Cell<Value> edge[2][kTile];  // the label left of the warp's first pair, before each frame
 };
 
-template <class F> struct Sweep {
+template <class Value> struct Sweep {
+  using F = typename Workspace<Value>::F;
+  using State = Pair<Value>;
+  // Values twice as large come in tiles of half as many frames: the same shared memory.
+  static constexpr int kTile = kFoldEvery * int(sizeof(Scaled<F>)) / int(sizeof(Cell<Value>));
+  using Memory = WarpMemory<Value, kTile>;
+
   Direction direction;
-  const Workspace<F>& ws;
-  WarpMemory<F>* memory;  // of the warps of this direction
+  const Workspace<Value>& ws;
+  Memory* memory;         // of the warps of this direction
   int warps, warp;        // how many there are; this one
   int32_t count, frames;  // labels and frames in use
 
@@ -39,16 +43,17 @@ template <class F> struct Sweep {
     if (warp >= active) return;
     const int32_t k = base + warp * kWarp + lane;
     const bool used = k <= count, more = base + warps * kWarp <= count;
-    WarpMemory<F>& mine = memory[warp];
+    Memory& mine = memory[warp];
 
-    Pair<Scaled<F>> at = {Scaled<F>::none(), Scaled<F>::none()};
-    if (used && begin > 0) at = ws.ends_of(direction)[k];
-    if (k == 0 && begin == 0) at.blank = {F(1), 0};  // before the first frame: all weight on the first blank
+    State at = {Value::none(), Value::none()};
+    Pair<Cell<Value>>* const end_state = ws.ends_of(direction) + k;
+    if (used && begin > 0) at = {load(&end_state->blank), load(&end_state->label)};
+    if (k == 0 && begin == 0) at.blank.e = 0;  // before the first frame: all weight on the first blank
     const Integer<F> skip = k < count && skips_to(k) ? -1 : 0;
     // A lane without a label takes the blank's emission: what it computes flows nowhere.
     const int32_t column = k < count ? ws.column[natural(k)] : 0;
     if (warp == 0 && base == 0)
-      for (int i = lane; i < 2 * kTile; i += kWarp) mine.edge[i / kTile][i % kTile] = Scaled<F>::none();
+      for (int i = lane; i < 2 * kTile; i += kWarp) store(&mine.edge[i / kTile][i % kTile], Value::none());
 
     const int32_t tiles = (end - begin + kTile - 1) / kTile;
 #pragma unroll 1
@@ -61,9 +66,9 @@ template <class F> struct Sweep {
         __syncwarp();
         const int32_t first = begin + j * kTile;
         const bool last_lane = lane == kWarp - 1;
-        const Tile tile = {SharedArray<F>(&mine.label[j & 1][0][lane]),
-                           SharedArray<F>(mine.blank[j & 1]),
-                           SharedArray<F>(mine.edge[j & 1]),
+        const Tile tile = {SharedArray<Value>(&mine.label[j & 1][0][lane]),
+                           SharedArray<Value>(mine.blank[j & 1]),
+                           SharedArray<Value>(mine.edge[j & 1]),
                            edge_out(j, first, active),
                            last_lane && (warp + 1 < active || more),
                            states_at(first, k),
@@ -80,20 +85,20 @@ template <class F> struct Sweep {
       else
         barrier(1 + direction, active * kWarp);
     }
-    if (used) ws.ends_of(direction)[k] = at;
+    if (used) store(&end_state->blank, at.blank), store(&end_state->label, at.label);
   }
 
  private:
   struct Tile {
-    SharedArray<F> label, blank, edge;  // this lane's are kWarp apart
-    Scaled<F>* edge_out;                // where the warp's last label goes
-    bool goes_out;                      // if this lane has it, and anybody needs it
-    Pair<Scaled<F>>* state;             // of the first frame
+    SharedArray<Value> label, blank, edge;  // this lane's are kWarp apart
+    Cell<Value>* edge_out;                  // where the warp's last label goes
+    bool goes_out;                          // if this lane has it, and anybody needs it
+    Pair<Cell<Value>>* state;               // of the first frame
     int64_t state_step;
     bool used;
   };
   struct Frame {
-    Scaled<F> label, blank, edge;
+    Value label, blank, edge;
   };
 
   CTC_DEVICE int32_t natural(int32_t own_label) const {
@@ -103,40 +108,38 @@ template <class F> struct Sweep {
     return direction == kAlpha ? may_skip(ws.value, k) : k > 0 && may_skip(ws.value, count - k);
   }
   CTC_DEVICE int64_t frame(int32_t step) const { return direction == kAlpha ? step : frames - 1 - step; }
-  CTC_DEVICE Pair<Scaled<F>>* states_at(int32_t step, int32_t k) const {
+  CTC_DEVICE Pair<Cell<Value>>* states_at(int32_t step, int32_t k) const {
     return ws.states_of(direction) + frame(step) * ws.columns + k;
   }
   CTC_DEVICE int64_t state_step() const { return direction == kAlpha ? ws.columns : -ws.columns; }
 
   // The label at the right edge goes to the next warp, or by way of global memory to the next strip's first.
-  CTC_DEVICE Scaled<F>* edge_out(int32_t j, int32_t first, int active) const {
+  CTC_DEVICE Cell<Value>* edge_out(int32_t j, int32_t first, int active) const {
     return warp + 1 < active ? memory[warp + 1].edge[j & 1] : ws.edges_of(direction) + first;
   }
 
   // Starts copying what tile j needs.
-  CTC_DEVICE void fetch(WarpMemory<F>& mine, int32_t column, bool strip_before, int32_t begin, int32_t end,
-                        int32_t j) const {
+  CTC_DEVICE void fetch(Memory& mine, int32_t column, bool strip_before, int32_t begin, int32_t end, int32_t j) const {
     const int lane = lane_index(), slot = j & 1;
     const int32_t first = begin + j * kTile, n = min_of<int32_t>(kTile, end - first);
-    const Scaled<F>* const row = ws.emissions + frame(first) * ws.columns;
+    const Cell<Value>* const row = ws.emissions + frame(first) * ws.columns;
     const int64_t step = state_step();
-    const Scaled<F>* from = row + column;
+    const Cell<Value>* from = row + column;
 #pragma unroll 4
-    for (int d = 0; d < n; ++d, from += step) copy_async<sizeof(Scaled<F>)>(&mine.label[slot][d][lane], from);
+    for (int d = 0; d < n; ++d, from += step) copy_async(&mine.label[slot][d][lane], from);
     if (lane >= n) return;
-    copy_async<sizeof(Scaled<F>)>(&mine.blank[slot][lane], row + lane * step);
-    if (warp == 0 && strip_before)
-      copy_async<sizeof(Scaled<F>)>(&mine.edge[slot][lane], ws.edges_of(direction) + first + lane);
+    copy_async(&mine.blank[slot][lane], row + lane * step);
+    if (warp == 0 && strip_before) copy_async(&mine.edge[slot][lane], ws.edges_of(direction) + first + lane);
   }
 
   CTC_DEVICE Frame read(const Tile& tile, int d) const { return {tile.label[d * kWarp], tile.blank[d], tile.edge[d]}; }
 
-  template <bool kStore> CTC_DEVICE void one(Pair<Scaled<F>>& at, Integer<F> skip, const Frame& now, const Tile& tile,
-                                             int d, Pair<Scaled<F>>*& state) const {
+  template <bool kStore> CTC_DEVICE void one(State& at, Integer<F> skip, const Frame& now, const Tile& tile, int d,
+                                             Pair<Cell<Value>>*& state) const {
     const int lane = lane_index();
     store_if(tile.goes_out, tile.edge_out + d, at.label);
-    const Scaled<F> below = from_lane_below(at.label);
-    const Pair<Scaled<F>> before = advance_left_last(at, lane == 0 ? now.edge : below, skip);
+    const Value below = from_lane_below(at.label);
+    const State before = advance_left_last(at, lane == 0 ? now.edge : below, skip);
     at = emit(before, now.blank, now.label);
     if (kStore) {
       store_pair_if(tile.used && direction == kAlpha, state, before.blank, before.label);
@@ -145,18 +148,18 @@ template <class F> struct Sweep {
     }
   }
   // A tile's frames, each read while the one before is worked on.
-  template <bool kStore> CTC_DEVICE void whole(Pair<Scaled<F>>& at, Integer<F> skip, const Tile& tile) const {
+  template <bool kStore> CTC_DEVICE void whole(State& at, Integer<F> skip, const Tile& tile) const {
     Frame next = read(tile, 0);
-    Pair<Scaled<F>>* state = tile.state;
-#pragma unroll 8  // all 16 would need more registers than there are
+    Pair<Cell<Value>>* state = tile.state;
+#pragma unroll 8  // 16 would need more registers than there are
     for (int d = 0; d < kTile; ++d) {
       const Frame now = next;
       if (d + 1 < kTile) next = read(tile, d + 1);
       one<kStore>(at, skip, now, tile, d, state);
     }
   }
-  template <bool kStore> CTC_DEVICE void part(Pair<Scaled<F>>& at, Integer<F> skip, const Tile& tile, int n) const {
-    Pair<Scaled<F>>* state = tile.state;
+  template <bool kStore> CTC_DEVICE void part(State& at, Integer<F> skip, const Tile& tile, int n) const {
+    Pair<Cell<Value>>* state = tile.state;
 #pragma unroll 1
     for (int d = 0; d < n; ++d) one<kStore>(at, skip, read(tile, d), tile, d, state);
   }

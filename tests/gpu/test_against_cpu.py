@@ -11,7 +11,7 @@ from oracle import cost_and_gradient
 
 import jax_ctc
 
-from .problems import CPU, DEVICE, compare, problem
+from .problems import CPU, DEVICE, ROUNDING, compare, problem
 
 # Around 32 pairs of a blank and a label, which a warp sweeps, and around all warps of a block.
 LABELS = (0, 1, 2, 31, 32, 33, 63, 64, 65, 130, 255, 256, 300, 700, 1100)
@@ -100,6 +100,30 @@ def test_vmap(axes):
     )
     np.testing.assert_allclose(on_device[0], on_cpu[0], rtol=2e-6)
     np.testing.assert_allclose(on_device[1], on_cpu[1], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(("T", "L"), [(70, 20), (90, 31), (600, 270)])
+@pytest.mark.parametrize("V", [10, 40, 1000, 5001])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_products_with_the_hessian(T, V, L, dtype):
+    acts, labels, lengths = problem(T, 4, V, L, dtype)
+    lengths[1] = 3  # too few
+    direction = np.random.default_rng(9).normal(size=acts.shape).astype(acts.dtype)
+
+    @jax.jit
+    def product(x, u, labels, lengths):
+        return jax.jvp(jax.grad(lambda x: jax_ctc.ctc(x, labels, lengths).sum()), (x,), (u,))[1]
+
+    on_device = np.asarray(product(*jax.device_put((acts, direction, labels, lengths), DEVICE)))
+    wide = acts.astype(np.float64), direction.astype(np.float64), labels, lengths
+    exact = np.asarray(product(*jax.device_put(wide, CPU)))
+    assert on_device.dtype == acts.dtype
+    scale = max(np.abs(exact).max(), np.abs(wide[1]).max())
+    tolerance = (1e-10 if dtype == "float64" else 5e-6) * scale
+    np.testing.assert_allclose(
+        on_device.astype(np.float64), exact, rtol=ROUNDING[dtype], atol=tolerance
+    )
+    assert not on_device[:, 1].any()
 
 
 def test_nothing_to_do():

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+// Hessian-vector products (docs/ctc.md, eq. 11 to 13), but for their lattice: what it needs of acts and directions, and
+// what is made of the changes of occupancies that it leaves. Two reads of both arrays, one write.
+#include "kernels.h"
+#include "labels.cuh"
+#include "rows.cuh"
+
+namespace jax_ctc {
+namespace cuda {
+namespace {
+
+template <class A> struct ProductArguments {
+  Rows<A> in;
+  const A* directions;
+  const Computed<A>* cotangents;  // of the last step, as out
+  A* out;
+  int64_t row_blocks;  // of the first step; the blocks after them prepare the labels of a sequence each
+  char* scratch;
+  int64_t stride;
+
+  CTC_DEVICE Workspace<Dual<Computed<A>>> workspace(int64_t sequence) const {
+    return {scratch + sequence * stride, in.shape.T, in.shape.L, true};
+  }
+};
+
+// A row of acts and of directions.
+template <class A> struct RowPair {
+  using F = Computed<A>;
+  const A *x, *u;
+  CTC_DEVICE RowPair(const ProductArguments<A>& a, int64_t r)
+      : x(a.in.acts + r * a.in.shape.V), u(a.directions + r * a.in.shape.V) {}
+  CTC_DEVICE F logit(int64_t v) const { return widen(x[v]); }
+  CTC_DEVICE F direction(int64_t v) const { return widen(u[v]); }
+  // softmax * (direction - centre - mean); 0 where the probability is, whatever the direction.
+  CTC_DEVICE F weighted(int64_t v, const Along<F>& along) const {
+    const F p = along.scale * exp_of_nonpositive(logit(v) - along.shift);
+    return p == 0 ? F(0) : p * ((direction(v) - along.centre) - along.mean);
+  }
+};
+
+template <class A, int G> ProductArguments<A> arguments(const Problem& p, Kept kept, const void* cotangents,
+                                                        const void* directions, void* out, void* scratch) {
+  return {Rows<A>(p, kept),
+          static_cast<const A*>(directions),
+          static_cast<const Computed<A>*>(cotangents),
+          static_cast<A*>(out),
+          blocks_for<G>(p.shape),
+          static_cast<char*>(scratch),
+          scratch_stride(Operation::kProduct, p.dtype, p.shape.T, p.shape.L)};
+}
+
+// Shift and scale of the softmax, and the direction's means. They are taken relative to the blank's direction, so that
+// 1000 + noise keeps the digits of the noise.
+template <class A, int G> CTC_DEVICE Along<Computed<A>> along_row(const ProductArguments<A>& a, int64_t r,
+                                                                  int64_t sequence, const RowPair<A>& row) {
+  using F = Computed<A>;
+  const Rows<A>& in = a.in;
+  const Shape& s = in.shape;
+  const bool dense = s.dense();
+  const F of_blank = row.direction(in.blank), base = of_blank - of_blank == 0 ? of_blank : F(0);
+  Along<F> along = {0, 0, base, 0};
+  if (dense) {
+    Softmax<F> softmax;
+    for_each<G, 2>(row.x, s.V, [&](const auto& x, int64_t) { softmax.use(x); });
+    softmax = of_group<G>(softmax);
+    along.shift = softmax.top, along.scale = softmax.scale();
+  } else {
+    along.shift = in.rows[2 * r], along.scale = in.rows[2 * r + 1];
+  }
+  const F* const columns = in.columns + r * s.columns();
+  F of_softmax = 0, of_columns = 0;
+  for (int64_t v = thread_of_group<G>(); v < s.V; v += G) of_softmax += row.weighted(v, along);
+  for (int64_t c = thread_of_group<G>(); c < s.columns(); c += G) {
+    const int32_t of_class = dense ? int32_t(c) : in.class_of(sequence, c);
+    if (columns[c] != 0 && of_class >= 0 && of_class < s.V) of_columns += columns[c] * (row.direction(of_class) - base);
+  }
+  of_softmax = sum_of_group<G>(of_softmax), of_columns = sum_of_group<G>(of_columns);
+  along.centre = base + (dense ? of_softmax - of_columns : of_columns);  // dense: softmax less occupancies were kept
+  along.mean = of_softmax - (along.centre - base);
+  return along;
+}
+
+template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, kBlocksAtOnce<A, G>)
+    product_rows_kernel(ProductArguments<A> a) {
+  using F = Computed<A>;
+  const Rows<A>& in = a.in;
+  const Shape& s = in.shape;
+  if (blockIdx.x >= a.row_blocks) {
+    const int64_t sequence = blockIdx.x - a.row_blocks;
+    prepare_labels(in.labels + sequence * s.L, s, in.blank, in.lengths[sequence], a.workspace(sequence));
+    return;
+  }
+  const int64_t r = row_of_group<G>();
+  if (r >= s.rows()) return;
+  const auto [sequence, t] = place_of(s, r);
+  if (t >= in.lengths[sequence]) return;  // never read
+  const RowPair<A> row(a, r);
+  const Along<F> along = along_row<A, G>(a, r, sequence, row);
+  const Workspace<Dual<F>> ws = a.workspace(sequence);
+  const bool alive = along.scale > 0;  // else what was kept says that there is no gradient, or that it is NaN
+  for (int64_t c = thread_of_group<G>(); c <= s.L; c += G) {
+    const int32_t label = in.class_of(sequence, c);
+    Dual<F> emitted = {1, 0, 0};
+    if (label >= 0 && label < s.V) {
+      const Scaled<F> y = alive ? emission(row.logit(label), along.shift) : Scaled<F>{F(1), Integer<F>(kDead)};
+      emitted = {y.m, y.e, y.e == kDead ? F(0) : y.m * (row.direction(label) - along.centre)};
+    }
+    store(ws.emissions + t * ws.columns + c, emitted);
+    ws.changes[t * ws.columns + c] = 0;
+  }
+  if (thread_of_group<G>() == 0) {
+    ws.along[t] = along;
+    ws.log_sums[t] = along.scale != along.scale ? double(along.scale) : 0;
+  }
+}
+
+// As the gradient: each class has its change in one column only, so no two threads meet.
+template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, kBlocksAtOnce<A, G>)
+    product_kernel(ProductArguments<A> a) {
+  using F = Computed<A>;
+  const Rows<A>& in = a.in;
+  const Shape& s = in.shape;
+  const int64_t r = row_of_group<G>();
+  if (r >= s.rows()) return;
+  const auto [sequence, t] = place_of(s, r);
+  const F cotangent = a.cotangents[sequence];
+  A* const out = a.out + r * s.V;
+  if (cotangent == 0 || t >= in.lengths[sequence]) return fill<G>(out, s.V, Narrow<A, F>::of(0));
+  const Workspace<Dual<F>> ws = a.workspace(sequence);
+  const Along<F> along = ws.along[t];
+  if (!(along.scale > 0)) return fill<G>(out, s.V, Narrow<A, F>::of(along.scale));
+  const RowPair<A> row(a, r);
+  const F* const changes = ws.changes + t * ws.columns;
+  const auto put = [&](int64_t v, F change) {
+    out[v] = Narrow<A, F>::of(cotangent * (row.weighted(v, along) - change));
+  };
+#pragma unroll 4
+  for (int64_t v = thread_of_group<G>(); v < s.V; v += G) put(v, F(0));
+  group_barrier<G>();
+  for (int64_t c = thread_of_group<G>(); c <= s.L; c += G)
+    if (changes[c] != 0) put(in.class_of(sequence, c), changes[c]);
+}
+
+}  // namespace
+
+const char* launch_product_rows(const Problem& p, Kept kept, const void* directions, void* scratch) {
+  return for_rows_of(p, [&](auto type, auto threads) {
+    using A = decltype(type);
+    constexpr int G = decltype(threads)::value;
+    const ProductArguments<A> a = arguments<A, G>(p, kept, nullptr, directions, nullptr, scratch);
+    return launch(product_rows_kernel<A, G>, a.row_blocks + p.shape.sequences(), kThreadsOfBlock<G>,
+                  (G / kWarp) * sizeof(Softmax<Computed<A>>), static_cast<cudaStream_t>(p.stream), a);
+  });
+}
+
+const char* launch_product(const Problem& p, const void* cotangents, const void* directions, void* out, void* scratch) {
+  return for_rows_of(p, [&](auto type, auto threads) {
+    using A = decltype(type);
+    constexpr int G = decltype(threads)::value;
+    const ProductArguments<A> a = arguments<A, G>(p, {}, cotangents, directions, out, scratch);
+    return launch(product_kernel<A, G>, a.row_blocks, kThreadsOfBlock<G>, 0, static_cast<cudaStream_t>(p.stream), a);
+  });
+}
+
+}  // namespace cuda
+}  // namespace jax_ctc
