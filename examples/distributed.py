@@ -18,6 +18,7 @@ missing heartbeat.
 
 import argparse
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -66,10 +67,12 @@ def train(steps: int, batch: int, seed: int) -> list[float]:
 
 
 def start_here(count: int, arguments: list[str]) -> int:
-    """Starts `count` processes on this machine. The first that fails ends all."""
+    """Starts `count` processes on this machine. The first that fails ends all, and so does whoever
+    ends this one."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by way of `finally`
     common = ["--coordinator", f"localhost:{port}", "--processes", str(count)]
     children = [
         subprocess.Popen([sys.executable, __file__, *arguments, *common, "--process", str(i)])
@@ -87,6 +90,7 @@ def start_here(count: int, arguments: list[str]) -> int:
     finally:
         for child in children:
             child.kill()
+            child.wait()
 
 
 def main() -> int:
@@ -104,6 +108,11 @@ def main() -> int:
     parser.add_argument("--processes", type=int)
     parser.add_argument("--process", type=int, help="number of this one, from 0")
     args = parser.parse_args()
+    for name in ("steps", "batch", "here", "processes"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            parser.error(f"--{name}: expected at least 1, got {value}")
+    if not args.coordinator and not (args.processes is args.process is None):
+        parser.error("--processes and --process go with --coordinator")
     if args.here:
         plain = [f"--steps={args.steps}", f"--batch={args.batch}", f"--seed={args.seed}"]
         return start_here(args.here, plain + ([f"--costs={args.costs}"] if args.costs else []))

@@ -2,7 +2,7 @@
 """The CTC loss for JAX: a primitive with compiled kernels."""
 
 from . import compat as compat
-from ._arguments import check as check
+from ._check import check as check
 from ._export import export_checks as export_checks
 from ._kernels import build_info as build_info
 from ._loss import ctc as ctc

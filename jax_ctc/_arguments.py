@@ -41,7 +41,7 @@ def prepare(
     """Checks and normalises what the public functions were called with. Raises TypeError (dtypes)
     and ValueError (shapes; values where nothing is traced). `acts` may be one of so many `slices`
     of the classes, over devices on which all else is the same."""
-    given = _shapes_checked(acts, labels, lengths, label_lengths, blank, time_major, slices or 1)
+    given = shapes_checked(acts, labels, lengths, label_lengths, blank, time_major, slices or 1)
     if _nothing_is_staged(given.labels, given.lengths, given.label_lengths):
         _raise_on_bad_values(given)
     arguments = _normalised(given)
@@ -51,42 +51,10 @@ def prepare(
     return arguments._replace(acts=alike[0], labels=alike[1], lengths=alike[2])
 
 
-def check(
-    acts: ArrayLike,
-    labels: ArrayLike,
-    lengths: ArrayLike,
-    label_lengths: ArrayLike | None = None,
-    *,
-    blank: int = 0,
-    time_major: bool = True,
-) -> None:
-    """Checks labels and lengths from inside `jax.jit`, for `jax.experimental.checkify`.
-
-    Under `jit` a bad value cannot raise: `ctc` makes the cost of its sequence NaN. This function
-    gives the same verdict as an error of `checkify`, which names the argument, where and the value.
-    Arguments as in `ctc`; shapes and dtypes raise as they do there.
-    """
-    from jax.experimental import checkify
-
-    given = _shapes_checked(acts, labels, lengths, label_lengths, blank, time_major)
-    for name, values, bad, what in _bad_values(given, jnp):
-        if bad.size == 0:
-            continue
-        place = jnp.unravel_index(jnp.argmax(bad.reshape(-1)), bad.shape) if bad.ndim else ()
-        index: dict[str, Any] = {f"i{k}": i for k, i in enumerate(place)}
-        where = "[" + ", ".join(f"{{{k}}}" for k in index) + "]" if index else ""
-        checkify.check(
-            ~bad.any(),
-            f"{name}{where} = {{value}} {what}",
-            value=jnp.asarray(values)[place],
-            **index,
-        )
-
-
 # ---- shapes and dtypes -------------------------------------------------------------------------
 
 
-class _Given(NamedTuple):
+class Given(NamedTuple):
     acts: Array
     labels: Any  # arrays of the caller's own integer dtype: values are judged as they came
     lengths: Any
@@ -104,7 +72,7 @@ class _Given(NamedTuple):
         return self.labels.shape[-1]
 
 
-def _shapes_checked(
+def shapes_checked(
     acts: Any,
     labels: Any,
     lengths: Any,
@@ -112,7 +80,7 @@ def _shapes_checked(
     blank: Any,
     time_major: Any,
     slices: int = 1,
-) -> _Given:
+) -> Given:
     acts = acts if isinstance(acts, jax.Array) else jnp.asarray(acts)  # which would copy a tracer
     if acts.dtype not in _FLOATS:
         raise TypeError(
@@ -162,7 +130,7 @@ def _shapes_checked(
     for name, size in (("T", T), ("V", V), ("L", labels.shape[-1])):
         if isinstance(size, int) and size > _INT32.max:
             raise ValueError(f"`acts`, `labels`: expected {name} to fit an int32, got {size}.")
-    return _Given(acts, labels, lengths, label_lengths, time_axis, blank, V)
+    return Given(acts, labels, lengths, label_lengths, time_axis, blank, V)
 
 
 def _integers(name: str, x: Any) -> Any:
@@ -192,7 +160,7 @@ def _nothing_is_staged(*arrays: Any) -> bool:
     return not isinstance(lax.add(np.int32(0), np.int32(0)), Tracer)
 
 
-def _bad_values(given: _Given, xp: Any) -> Iterator[tuple[str, Any, Any, str]]:
+def bad_values(given: Given, xp: Any) -> Iterator[tuple[str, Any, Any, str]]:
     """Argument, its values, which of them are bad, and in what way. `xp`: numpy or jax.numpy."""
     labels, lengths = (_saturated(x, xp) for x in (given.labels, given.lengths))
     T, V, L = given.T, given.V, given.L
@@ -222,13 +190,13 @@ def _bad_values(given: _Given, xp: Any) -> Iterator[tuple[str, Any, Any, str]]:
     )
 
 
-def _raise_on_bad_values(given: _Given) -> None:
+def _raise_on_bad_values(given: Given) -> None:
     concrete = given._replace(
         labels=np.asarray(given.labels),
         lengths=np.asarray(given.lengths),
         label_lengths=None if given.label_lengths is None else np.asarray(given.label_lengths),
     )
-    for name, values, bad, what in _bad_values(concrete, np):
+    for name, values, bad, what in bad_values(concrete, np):
         if np.any(bad):
             place = tuple(int(i) for i in np.argwhere(bad)[0])
             where = "[" + ", ".join(map(str, place)) + "]" if place else ""
@@ -244,7 +212,7 @@ def _saturated(x: Any, xp: Any) -> Any:
     return x.astype(np.int32)
 
 
-def _normalised(given: _Given) -> Arguments:
+def _normalised(given: Given) -> Arguments:
     def array(x: Any) -> Array:
         return jnp.asarray(_saturated(x, jnp if isinstance(x, jax.Array) else np))
 
@@ -260,7 +228,7 @@ def _normalised(given: _Given) -> Arguments:
 # ---- inside shard_map --------------------------------------------------------------------------
 
 
-def _varying_axes(x: Any) -> frozenset[str]:
+def varying_axes(x: Any) -> frozenset[str]:
     """Manual mesh axes over which a value differs from device to device."""
     aval = jax.typeof(x)
     manual = getattr(aval, "manual_axis_type", None)  # jax >= 0.10; `vma` before
@@ -269,10 +237,10 @@ def _varying_axes(x: Any) -> frozenset[str]:
 
 def vary_alike(*arrays: Array) -> tuple[Array, ...]:
     """shard_map asks that a primitive's operands vary over the same mesh axes."""
-    axes = frozenset().union(*map(_varying_axes, arrays))
+    axes = frozenset().union(*map(varying_axes, arrays))
 
     def cast(x: Array) -> Array:
-        missing = tuple(sorted(axes - _varying_axes(x)))
+        missing = tuple(sorted(axes - varying_axes(x)))
         if not missing:
             return x
         if hasattr(lax, "pcast"):  # jax >= 0.8; pvary before

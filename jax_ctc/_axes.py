@@ -8,6 +8,7 @@ that nothing is ever transposed.
 
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 ACTS = "acts"  # batch with T, V
@@ -51,6 +52,15 @@ def axis_names(kind: str, batch_rank: int, time_axis: int) -> list[str]:
     if kind in _LAST:
         names.append(_LAST[kind])
     return names
+
+
+def spread_over(x: Any, axis: int) -> tuple[str, ...]:
+    """The mesh axes that an axis of x is spread over by its type (explicit sharding)."""
+    sharding = getattr(jax.typeof(x), "sharding", None)
+    if sharding is None or axis >= len(sharding.spec) or sharding.spec[axis] is None:
+        return ()
+    entry = sharding.spec[axis]
+    return entry if isinstance(entry, tuple) else (entry,)
 
 
 def is_dense(V: int, L: int) -> bool:

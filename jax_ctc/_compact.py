@@ -1,26 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same cost on few classes: those of a sequence's own labels, and all the others as one.
+"""The same cost on few classes: those of a sequence's own labels.
 
-The lattice looks at the blank and the labels only; of the other classes it is enough to know the
-sum of their exponentials. With that sum's log in their place, activations (T, L + 3) have the cost
-of the (T, V) that they come from (docs/ctc.md, section 6). Sums over slices of V add up, so V can
-be spread over devices; and they are the same for all label sequences tried on the same
-acts.
+The lattice looks at the blank and the labels only. So the cost of (T, V) is that of the (T, L + 1)
+among them, and what their softmax leaves out: log of the sum over all classes, less that over the
+few, in each frame (docs/ctc.md, section 6). Sums over slices of V add up, so V can be spread over
+devices; and they are the same for all label sequences tried on the same acts.
 
-Batch axes are as everywhere (_axes.py).
+Batch axes are as everywhere (_axes.py). Nothing here is NaN where it is multiplied with a
+cotangent: a zero one gives a zero gradient, whatever acts hold. What says that a row has no softmax
+is `ties`, which has no derivative.
 """
 
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.ad_checkpoint import checkpoint_name
 
 from . import _sums
+from ._define import RESIDUALS
 
 
 class Rows(NamedTuple):
     """Of the classes at hand, per frame: the largest logit, how many are equal to it, the sum of
-    exp(acts - top) of all others, and the logits of some symbols."""
+    exp(acts - top) of all others, and the logits of some symbols.
+
+    A row without a softmax has `ties` NaN (a NaN or +inf in it), or `top` -inf; a frame that is not
+    in use has zeros.
+    """
 
     top: Array  # batch with T
     ties: Array
@@ -34,21 +41,26 @@ def rows(acts: Array, symbols: Array, lengths: Array, time_axis: int, threads: i
     return Rows(*_sums.sums_p.bind(acts, symbols, lengths, **p))
 
 
-def over_slices(part: Rows, axis_name: str | tuple[str, ...], scatter: int | None = None) -> Rows:
-    """The rows of all classes, from those of the slices along a mesh axis. With `scatter` an axis,
-    each device gets its part of that axis only."""
-    top = lax.pmax(lax.stop_gradient(part.top), axis_name)
-    here = part.top == top
+def over_slices(part: Rows, names: tuple[str, ...], share: int | None, scatters: bool) -> Rows:
+    """The rows of all classes, from those of the slices along mesh axes. With `share` an axis as
+    long as these, each device gets its place on it only: by scattering sums, or out of all."""
+    top = lax.pmax(lax.stop_gradient(part.top), names)
     scale = jnp.exp(part.top - _finite(top))
-    ties = jnp.where(here, part.ties, 0)
-    tail = jnp.where(here, part.tail, (part.ties + part.tail) * scale)
+    is_top, is_bad = part.top == top, jnp.isnan(part.ties)
+    ties = jnp.where(is_top | is_bad, part.ties, 0)
+    tail = part.tail * scale + jnp.where(is_top | is_bad, 0, part.ties * scale)
     sums = jnp.concatenate([part.scores, ties[..., None], tail[..., None]], axis=-1)
-    if scatter is None:
-        sums = lax.psum(sums, axis_name)
+
+    def own(x: Array) -> Array:
+        if share is None:
+            return x
+        return lax.dynamic_index_in_dim(x, lax.axis_index(names), share, keepdims=False)
+
+    if scatters and share is not None:
+        sums = lax.psum_scatter(sums, names, scatter_dimension=share)
     else:
-        sums = lax.psum_scatter(sums, axis_name, scatter_dimension=scatter, tiled=True)
-        size = sums.shape[scatter]
-        top = lax.dynamic_slice_in_dim(top, lax.axis_index(axis_name) * size, size, scatter)
+        sums = own(lax.psum(sums, names))
+    top, sums = checkpoint_name(own(top), RESIDUALS), checkpoint_name(sums, RESIDUALS)
     return Rows(top, sums[..., -2], sums[..., -1], sums[..., :-2])
 
 
@@ -59,42 +71,54 @@ def symbols_of(labels: Array, blank: int, V: int) -> tuple[Array, Array]:
     bad = (labels == blank) | (labels >= V)
     first = jnp.argmax(labels[..., :, None] == labels[..., None, :], axis=-1) if L else labels
     first = first.astype(jnp.int32)
-    position = lax.broadcasted_iota(jnp.int32, labels.shape, labels.ndim - 1)
+    position = jnp.cumsum(jnp.ones_like(first), axis=-1) - 1  # spread over devices as labels are
+    one_before = [(0, 0)] * (labels.ndim - 1) + [(1, 0)]
     own = (first == position) & (labels >= 0) & ~bad
-    blanks = jnp.full_like(labels, blank, shape=(*labels.shape[:-1], 1))
-    symbols = jnp.concatenate([blanks, jnp.where(own, labels, -1)], axis=-1)
+    symbols = jnp.pad(jnp.where(own, labels, -1), one_before, constant_values=blank)
     return symbols, jnp.where(labels < 0, -1, jnp.where(bad, 0, 1 + first))
 
 
 def acts_of(given: Rows, symbols: Array, time_axis: int) -> Array:
-    """Activations (batch with T, L + 3) that have the cost of those that `given` is made of; the
-    classes are the `symbols`, then the rest. NaN in a frame without a softmax."""
+    """Activations (batch with T, L + 2) of the symbols, and of a class of probability 0 whose
+    gradient, where it is NaN, reaches all the classes that are no symbols. NaN where there is no
+    softmax."""
     top, ties, tail, scores = given
-    present = jnp.expand_dims(symbols, time_axis) >= 0
-    base = _finite(top)
-    equal = present & (scores == top[..., None]) & (top > -jnp.inf)[..., None]
-    terms = jnp.where(present, jnp.exp(jnp.where(present, scores, 0) - base[..., None]), 0)
-    mine = jnp.where(equal, terms - 1, terms).sum(-1)
-    others = (ties - equal.sum(-1, dtype=ties.dtype)) + (tail - mine)
-    undefined = ~(top < jnp.inf) | (top == -jnp.inf)
-    others += jnp.where(undefined, jnp.nan, 0)
-    some = ~(others < jnp.finfo(others.dtype).tiny)
-    rest = _in_two(base, jnp.log(jnp.where(some, others, 1)))
-    rest = jnp.where(some[..., None], rest, -jnp.inf)
-    return jnp.concatenate([jnp.where(present, scores, -jnp.inf), rest], axis=-1)
+    scores = jnp.where(_present(symbols, time_axis), scores, -jnp.inf)
+    nobody = jnp.broadcast_to((tail - jnp.inf)[..., None], (*scores.shape[:-1], 1))
+    undefined = jnp.where(jnp.isnan(ties) | (top == -jnp.inf), jnp.nan, 0).astype(ties.dtype)
+    return jnp.concatenate([scores, nobody], axis=-1) + undefined[..., None]
 
 
-def _in_two(a: Array, b: Array) -> Array:
-    """(..., 2) logits that together have the probability of one logit a + b, which as one float
-    would be off by 3e-5 at 1000: one a little smaller, and one for what is missing."""
-    total = a + b
-    back = total - a
-    rounding = (a - (total - back)) + (b - back)
-    high = total - 2 * jnp.finfo(total.dtype).eps * (jnp.abs(total) + 1)
-    low = high + jnp.log(jnp.expm1((total - high) + rounding))
-    both = jnp.stack([high, low], axis=-1)
-    total = total[..., None]
-    return lax.stop_gradient(both) + (total - lax.stop_gradient(total))  # derivatives: of a + b
+def cost_of(few: Array, given: Rows, symbols: Array, lengths: Array, time_axis: int) -> Array:
+    """The costs (batch,) from those of `acts_of`."""
+    left_out = _left_out(given, symbols, time_axis)
+    frame = lax.broadcasted_iota(jnp.int32, left_out.shape, time_axis)
+    used = frame < jnp.expand_dims(lengths, time_axis)
+    total = _sum(jnp.where(used, left_out, 0), time_axis)
+    few = checkpoint_name(few, RESIDUALS)
+    return jnp.where(jnp.isfinite(few), few + total, few)
+
+
+def _left_out(given: Rows, symbols: Array, time_axis: int) -> Array:
+    """log (sum over all classes / sum over the symbols) per frame; 0 where one of them is 0."""
+    top, ties, tail, scores = given
+    scores_alive = _present(symbols, time_axis) & (scores > -jnp.inf)
+    best = lax.stop_gradient(jnp.where(scores_alive, scores, -jnp.inf).max(-1))
+    some = (ties > 0) & (best > -jnp.inf)
+    base = jnp.where(some, best, 0)[..., None]
+    alive = scores_alive & some[..., None]
+    terms = jnp.where(alive, jnp.exp(jnp.where(alive, scores - base, 0)), 0)
+    few, everything = terms.sum(-1), ties + tail
+    ratio = jnp.log(jnp.where(some, everything, 1)) - jnp.log(jnp.where(some, few, 1))
+
+    # The value once more: a confident row keeps the digits of what little it leaves out. The
+    # largest are counted, so that nothing cancels.
+    equal = alive & (scores == top[..., None])
+    others = (ties - equal.sum(-1, dtype=ties.dtype)) + (tail - jnp.where(equal, 0, terms).sum(-1))
+    close = jnp.log1p(jnp.maximum(others, 0) / jnp.where(some, few, 1))
+    exact = jnp.where(best == top, close, (top - base[..., 0]) + ratio)
+    ratio += lax.stop_gradient(exact - ratio)
+    return jnp.where(some, ratio, 0)
 
 
 def softmax_of(given: Rows) -> Array:
@@ -102,6 +126,21 @@ def softmax_of(given: Rows) -> Array:
     return jnp.stack([given.top, 1 / (given.ties + given.tail)], axis=-1)
 
 
+def _present(symbols: Array, time_axis: int) -> Array:
+    return jnp.expand_dims(symbols, time_axis) >= 0
+
+
 def _finite(top: Array) -> Array:
     """0 for -inf: where a slice, or a whole row, holds nothing else."""
     return jnp.where(top == -jnp.inf, 0, top)
+
+
+def _sum(x: Array, axis: int) -> Array:
+    """In groups: one float after the other loses 1e-6 of a sum of 10,000."""
+    group, size = 32, x.shape[axis]
+    while isinstance(size, int) and size > group:
+        padding = [(0, -size % group if a == axis else 0) for a in range(x.ndim)]
+        x = jnp.pad(x, padding)
+        size = x.shape[axis] // group
+        x = x.reshape(*x.shape[:axis], size, group, *x.shape[axis + 1 :]).sum(axis + 1)
+    return x.sum(axis)

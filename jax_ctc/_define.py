@@ -12,6 +12,8 @@ from jax.interpreters import ad, batching, xla
 
 from . import _axes, _lowering
 
+RESIDUALS = "ctc_residuals"  # the name under which a remat policy can save them
+
 primitives: dict[str, Primitive] = {}
 
 
@@ -26,6 +28,12 @@ def define(op: str, pure: Callable[..., Any], batch: Callable[..., Any] | None =
     _lowering.register(op, primitive, pure)
     primitives[op] = primitive
     return primitive
+
+
+def spread_over(args: Any, dims: Any) -> tuple[str, ...]:
+    """The mesh axes that the axis of a vmap is spread over by its type (explicit sharding)."""
+    found = [_axes.spread_over(x, d) for x, d in zip(args, dims, strict=True) if d is not None]
+    return max(found, key=len)
 
 
 def is_zero(tangent: Any) -> bool:
@@ -55,6 +63,7 @@ def _batch(op: str, better: Any, args: Any, dims: Any, **parameters: Any) -> Any
 def _batch_acts(op: str, args: Any, dims: Any, *, time_axis: int, **parameters: Any) -> Any:
     """The new axis stays where acts have it: acts are moved only where they are mapped over V."""
     signature = _axes.SIGNATURES[op]
+    names = spread_over(args, dims)
     size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
     at = dims[0]
     if at is None or at > args[0].ndim - 2:
@@ -68,6 +77,10 @@ def _batch_acts(op: str, args: Any, dims: Any, *, time_axis: int, **parameters: 
             x = jnp.broadcast_to(
                 jnp.expand_dims(x, place), (*x.shape[:place], size, *x.shape[place:])
             )
+            if names:
+                entries = [_axes.spread_over(x, axis) or None for axis in range(x.ndim)]
+                entries[place] = names
+                x = jax.sharding.reshard(x, jax.sharding.PartitionSpec(*entries))
         elif d != place:
             x = jnp.moveaxis(x, d, place)
         moved.append(x)

@@ -45,21 +45,31 @@ _EXPLICIT = jax.sharding.AxisType.Explicit
 
 
 def _pure_rule(primitive: Primitive, pure: Callable[..., Any]) -> Callable[..., Any]:
-    """Plain JAX, whose arrays inside the partitioner spreads as it likes, in explicit mode too."""
     several = primitive.multiple_results
 
     def rule(ctx: Any, *operands: Any, **parameters: Any) -> Any:
-        shardings = [getattr(aval, "sharding", None) for aval in ctx.avals_out]
-        function = pure
-        if any(s is not None and _EXPLICIT in (s.mesh.axis_types or ()) for s in shardings):
-            specs = [s.spec for s in shardings if s is not None]
-            function = jax.sharding.auto_axes(
-                functools.partial(pure, **parameters), out_sharding=specs if several else specs[0]
-            )
-            parameters = {}
-        return mlir.lower_fun(function, multiple_results=several)(ctx, *operands, **parameters)
+        function = with_auto_axes(functools.partial(pure, **parameters), ctx.avals_out, several)
+        return mlir.lower_fun(function, multiple_results=several)(ctx, *operands)
 
     return rule
+
+
+def with_auto_axes(f: Callable[..., Any], results: Sequence[Any], several: bool) -> Any:
+    """Plain JAX whose arrays inside the partitioner spreads as it likes, in explicit mode too.
+    `results` are the types of what it returns."""
+    shardings: list[Any] = [getattr(aval, "sharding", None) for aval in results]
+    if None in shardings or not shardings[0].mesh.axis_names:
+        return f
+    mesh = shardings[0].mesh
+    axes = tuple(
+        name
+        for name, kind in zip(mesh.axis_names, mesh.axis_types or (), strict=False)
+        if kind == _EXPLICIT
+    )
+    if not axes:
+        return f
+    specs = [s.spec for s in shardings]
+    return jax.sharding.auto_axes(f, axes=axes, out_sharding=specs if several else specs[0])
 
 
 def _kernel_rule(op: str, primitive: Primitive, platform: str) -> Callable[..., Any]:
@@ -281,7 +291,9 @@ def _partitioning(
 def result_avals(op: str, acts: Any, labels: Any, lengths: Any, *, time_axis: int) -> list[Any]:
     """Shapes, dtypes and shardings of the results; batch axes stay where acts have them."""
     V, L = acts.shape[-1], labels.shape[-1]
-    dense = _axes.is_dense(V, L)
+    kinds = _axes.SIGNATURES[op].results
+    # Of symbolic sizes (jax.export) it is asked only where it matters.
+    dense = _axes.COLUMNS in kinds and _axes.is_dense(V, L)
     frames = acts.shape[:-1]
     shapes = {
         _axes.ACTS: acts.shape,
@@ -324,7 +336,7 @@ def result_avals(op: str, acts: Any, labels: Any, lengths: Any, *, time_axis: in
             )
         return acts.update(**changes)
 
-    return [aval(kind) for kind in _axes.SIGNATURES[op].results]
+    return [aval(kind) for kind in kinds]
 
 
 _moved_calls = {op: _define_moved_call(op) for op in TARGETS}

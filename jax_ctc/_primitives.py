@@ -27,12 +27,10 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.interpreters import ad
 
-from . import _compact, _reference
-from ._define import define, is_zero, primitives, sum_or_zero, zero_like
+from . import _compact, _lowering, _reference
+from ._define import RESIDUALS, define, is_zero, primitives, spread_over, sum_or_zero, zero_like
 
-RESIDUALS = "ctc_residuals"  # the name under which a remat policy can save them
-
-_ACTS, _ROWS, _COLUMNS, _LINEAR = 0, 3, 4, 5  # positions of operands
+_ACTS, _LABELS, _ROWS, _LINEAR = 0, 1, 3, 5  # positions of operands
 
 
 # ---- batching ----------------------------------------------------------------------------------
@@ -44,22 +42,17 @@ def _batch_of_one_acts(op: str, args: Any, dims: Any, *, time_axis: int, **param
     It is not copied: costs, and what derivatives need, come from one pass over it and then from few
     classes for each; derivatives one after the other.
     """
-    if dims[_ACTS] is not None:
-        return None
+    if dims[_ACTS] is not None or spread_over(args, dims):
+        return None  # in the second case each device copies acts for what it has of the others
     mapped = [i for i, d in enumerate(dims) if d is not None]
     if op in _ONCE and mapped == [_LINEAR]:
         return _ONCE[op](*args, dim=dims[_LINEAR], time_axis=time_axis, **parameters)
     acts = args[_ACTS]
-    front = [x if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(args, dims, strict=True)]
     if op in ("loss", "forward"):
-        size = next(x.shape[0] for x, d in zip(front, dims, strict=True) if d is not None)
-        labels, lengths = (
-            jnp.broadcast_to(x, (size, *x.shape)) if d is None else x
-            for x, d in zip(front[1:], dims[1:], strict=True)
-        )
-        if acts.shape[-1] > 2 * (labels.shape[-1] + 3):
-            return _hypotheses(op, acts, labels, lengths, time_axis=time_axis, **parameters)
-        return None  # copies of acts are about as small as that, and faster
+        if not _is_more_than(acts.shape[-1], 2 * (args[_LABELS].shape[-1] + 2)):
+            return None  # copies of acts are about as small as what would be made, and faster
+        return _hypotheses(op, args, dims, time_axis=time_axis, **parameters)
+    front = [x if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(args, dims, strict=True)]
 
     def one(some: Any) -> Any:
         operands = list(front)
@@ -70,25 +63,41 @@ def _batch_of_one_acts(op: str, args: Any, dims: Any, *, time_axis: int, **param
     return jax.lax.map(one, [front[i] for i in mapped]), 0
 
 
+def _is_more_than(size: Any, other: Any) -> bool:
+    """False where sizes are symbolic (jax.export) and may be anything."""
+    return isinstance(size, int) and isinstance(other, int) and size > other
+
+
 def _hypotheses(
-    op: str, acts: Array, labels: Array, lengths: Array, *, time_axis: int, blank: int, threads: int
-) -> Any:
-    """`labels` (K, batch, L), `lengths` (K, batch), one acts: K becomes the last batch axis."""
-    labels, lengths = jnp.moveaxis(labels, 0, -2), jnp.moveaxis(lengths, 0, -1)
-    symbols, columns = _compact.symbols_of(labels, blank, acts.shape[-1])
-    flat = symbols.reshape(*symbols.shape[:-2], symbols.shape[-2] * symbols.shape[-1])
-    rows = _compact.rows(acts, flat, lengths.max(-1), time_axis, threads)
-    scores = rows.scores.reshape(*rows.scores.shape[:-1], *symbols.shape[-2:])
-    each = _compact.Rows(rows.top[..., None], rows.ties[..., None], rows.tail[..., None], scores)
-    few = _compact.acts_of(each, symbols, time_axis)
+    op: str, args: Any, dims: Any, *, time_axis: int, blank: int, threads: int
+) -> tuple[Any, Any]:
+    """Each label sequence on the few classes that it asks for; `sums` reads acts once for all."""
+    acts, labels, lengths = args
     p = {"time_axis": time_axis, "blank": 0, "threads": threads}
-    batch_axis = lengths.ndim - 1
-    if op == "loss":
-        return loss_p.bind(few, columns, lengths, **p), batch_axis
-    cost, kept, occupancies = forward_p.bind(few, columns, lengths, **p)
-    usual = jnp.broadcast_to(_compact.softmax_of(each), kept.shape)
-    kept = jnp.where((kept[..., 1:] == 0) | jnp.isnan(kept[..., 1:]), kept, usual)
-    return [cost, kept, occupancies], [batch_axis, batch_axis + 1, batch_axis + 1]
+
+    def one(labels: Array, lengths: Array) -> Any:
+        symbols, columns = _compact.symbols_of(labels, blank, acts.shape[-1])
+        rows = _compact.rows(acts, symbols, lengths, time_axis, threads)
+        few = _compact.acts_of(rows, symbols, time_axis)
+        if op == "loss":
+            cost = loss_p.bind(few, columns, lengths, **p)
+            return _compact.cost_of(cost, rows, symbols, lengths, time_axis)
+        cost, kept, occupancies = forward_p.bind(few, columns, lengths, **p)
+        usual = jnp.broadcast_to(_compact.softmax_of(rows), kept.shape)
+        kept = jnp.where((kept[..., 1:] == 0) | jnp.isnan(kept[..., 1:]), kept, usual)
+        return [_compact.cost_of(cost, rows, symbols, lengths, time_axis), kept, occupancies]
+
+    # The new axis is the last of the batch: symbols of all are then side by side.
+    batch_axis = acts.ndim - 2
+    moved = [
+        x if d is None else jnp.moveaxis(x, d, batch_axis)
+        for x, d in zip((labels, lengths), dims[1:], strict=True)
+    ]
+    axes = tuple(None if d is None else batch_axis for d in dims[1:])
+    places: Any = batch_axis
+    if op == "forward":
+        places = [batch_axis, batch_axis + 1, batch_axis + 1]
+    return jax.vmap(one, axes, places)(*moved), places
 
 
 def _unit_gradient(
@@ -217,12 +226,12 @@ def _hvp_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
     if not is_zero(d_u):
         terms.append(hvp_p.bind(*kept, ct, d_u, **p))
     if not is_zero(d_acts):  # third order and beyond: pure JAX, exact
-        rest: tuple[Any, ...] = primals[_ACTS + 1 :]
 
-        def along(x: Array) -> Array:
-            return _reference.hvp(x, *rest, **p)
+        def along(d_x: Array, x: Array, *rest: Array) -> Array:
+            return jax.jvp(lambda x: _reference.hvp(x, *rest, **p), (x,), (d_x,))[1]
 
-        terms.append(jax.jvp(along, (primals[_ACTS],), (d_acts,))[1])
+        along = _lowering.with_auto_axes(along, [jax.typeof(out)], several=False)
+        terms.append(along(d_acts, *primals))
     return out, sum_or_zero(out, terms)
 
 

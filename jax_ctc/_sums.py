@@ -7,7 +7,8 @@
 
 Per frame in use: `top`, the largest logit; `count`, how many are equal to it; `tail`, the sum of
 exp(acts - top) of all others; `scores`, the logits of `symbols` (batch, D), 0 for those below 0. In
-other frames all are 0.
+other frames all are 0. A row with a NaN or +inf has `top` -inf, `count` NaN and `tail` 0: what is
+multiplied with cotangents is never NaN.
 
 `top` is a reference, no function of acts: its tangent is 0, and `tail` has the derivative of the
 whole sum of exp(acts - top). So derivatives are linear in exp(acts - top), and each is one of the
@@ -19,12 +20,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.interpreters import ad
 
 from . import _axes
-from ._define import define, is_zero, sum_or_zero, zero_like
+from ._define import RESIDUALS, define, is_zero, primitives, spread_over, sum_or_zero, zero_like
 
-_LINEAR = 4  # first operand after the four that stay
+_SYMBOLS, _LENGTHS, _LINEAR = 1, 2, 4  # positions of operands
 
 
 # ---- plain JAX ---------------------------------------------------------------------------------
@@ -66,8 +68,14 @@ def _sums(
     terms, _ = _terms(acts, lengths, top, time_axis)
     equal = used & (exact == top[..., None]) & (terms > 0)
     # The largest are counted: a sum of 1 + 1e-9 keeps its digits.
-    tail = jnp.where(equal, 0, terms).sum(-1)
-    return [top, equal.sum(-1, dtype=top.dtype), tail, _scores(acts, symbols, used, time_axis)]
+    tail, count = jnp.where(equal, 0, terms).sum(-1), equal.sum(-1, dtype=top.dtype)
+    bad = jnp.isnan(tail) | ~(top < jnp.inf)
+    return [
+        jnp.where(bad, -jnp.inf, top),
+        jnp.where(bad, jnp.nan, count),
+        jnp.where(bad, 0, tail),
+        _scores(acts, symbols, used, time_axis),
+    ]
 
 
 def _sums_tangent(
@@ -114,11 +122,38 @@ def _sums_cotangent(
     return add(dense, at, ct_scores).astype(acts.dtype)
 
 
+# ---- batching ----------------------------------------------------------------------------------
+
+
+def _batch_of_one_acts(
+    op: str, args: Any, dims: Any, *, time_axis: int, **parameters: Any
+) -> tuple[Any, Any] | None:
+    """Several sets of symbols, but one `acts` for all: it is read once, for all symbols together.
+
+    Frames that are in use for any are read for all; nobody looks at those behind his own length.
+    """
+    mapped = [i for i, d in enumerate(dims) if d is not None]
+    if op == "sums_cotangent" or not set(mapped) <= {_SYMBOLS, _LENGTHS} or spread_over(args, dims):
+        return None
+    operands = list(args)
+    if _LENGTHS in mapped:
+        operands[_LENGTHS] = args[_LENGTHS].max(dims[_LENGTHS], initial=0)
+    if _SYMBOLS not in mapped:
+        out = primitives[op].bind(*operands, time_axis=time_axis, **parameters)
+        return out, [None] * len(out)
+    symbols = jnp.moveaxis(args[_SYMBOLS], dims[_SYMBOLS], -2)
+    operands[_SYMBOLS] = symbols.reshape(*symbols.shape[:-2], symbols.shape[-2] * symbols.shape[-1])
+    *sums, scores = primitives[op].bind(*operands, time_axis=time_axis, **parameters)
+    scores = scores.reshape(*scores.shape[:-1], *symbols.shape[-2:])
+    return [*sums, scores], [None] * len(sums) + [scores.ndim - 2]
+
+
 # ---- derivatives -------------------------------------------------------------------------------
 
 
 def _sums_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
     top, count, tail, scores = sums_p.bind(*primals, **p)
+    top, count, tail, scores = (checkpoint_name(x, RESIDUALS) for x in (top, count, tail, scores))
     fixed = [zero_like(top), zero_like(count)]
     if is_zero(tangents[0]):
         return [top, count, tail, scores], [*fixed, zero_like(tail), zero_like(scores)]
@@ -173,13 +208,13 @@ def _cotangent_transpose(d_out: Any, *operands: Any, **p: Any) -> Any:
 
 # ---- registrations -----------------------------------------------------------------------------
 
-sums_p = define("sums", _sums)
+sums_p = define("sums", _sums, _batch_of_one_acts)
 ad.primitive_jvps[sums_p] = _sums_jvp
 
-sums_tangent_p = define("sums_tangent", _sums_tangent)
+sums_tangent_p = define("sums_tangent", _sums_tangent, _batch_of_one_acts)
 ad.primitive_jvps[sums_tangent_p] = _tangent_jvp
 ad.primitive_transposes[sums_tangent_p] = _tangent_transpose
 
-sums_cotangent_p = define("sums_cotangent", _sums_cotangent)
+sums_cotangent_p = define("sums_cotangent", _sums_cotangent, _batch_of_one_acts)
 ad.primitive_jvps[sums_cotangent_p] = _cotangent_jvp
 ad.primitive_transposes[sums_cotangent_p] = _cotangent_transpose

@@ -15,16 +15,18 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
-from . import _arguments, _compact, _primitives
+from . import _arguments, _axes, _compact, _primitives
 
 Names = tuple[str, ...]
+_EXPLICIT = jax.sharding.AxisType.Explicit
 
 
 def axes_of(acts: Any, vocab_axis: str | Names | None) -> Names:
     """The mesh axes that V is spread over: those named, else those in the type of acts (explicit
     sharding). Raises TypeError (no name) and ValueError (no such axis, or no mesh)."""
+    typed = _axes.spread_over(acts, acts.ndim - 1) if acts.ndim else ()
     if vocab_axis is None:
-        return _typed_axes(acts, acts.ndim - 1)
+        return typed
     names = vocab_axis if isinstance(vocab_axis, tuple) else (vocab_axis,)
     if not names or not all(isinstance(name, str) for name in names):
         raise TypeError(
@@ -39,14 +41,14 @@ def axes_of(acts: Any, vocab_axis: str | Names | None) -> Names:
             f"`vocab_axis`: expected an axis of the mesh in use, got {missing[0]!r}, but the mesh "
             f"{has}. Set one with jax.set_mesh(mesh), or call from inside jax.shard_map."
         )
+    if len(set(names)) < len(names):
+        raise ValueError(f"`vocab_axis`: expected every axis once, got {names}.")
+    if typed and typed != names:
+        raise ValueError(
+            f"`vocab_axis`: expected {_listed(typed)}, over which the type of `acts` has its "
+            f"classes, got {_listed(names)}. It need not be given where types say it."
+        )
     return names
-
-
-def _typed_axes(x: Any, axis: int) -> Names:
-    """The mesh axes in explicit mode that an axis of x is spread over."""
-    sharding = getattr(jax.typeof(x), "sharding", None)
-    entry = ([*sharding.spec, *[None] * x.ndim] if sharding is not None else [None] * x.ndim)[axis]
-    return () if entry is None else entry if isinstance(entry, tuple) else (entry,)
 
 
 def slices_at_hand(names: Names) -> int | None:
@@ -68,6 +70,7 @@ def cost(a: _arguments.Arguments, names: Names, threads: int) -> Array:
         _cost_of_slices, time_axis=a.time_axis, blank=a.blank, names=names, threads=threads
     )
     if slices_at_hand(names) is not None:
+        _check_who_differs(a, names)
         return slices(a.acts, a.labels, a.lengths)
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.axis_names:  # a concrete array says where it is
@@ -77,27 +80,64 @@ def cost(a: _arguments.Arguments, names: Names, threads: int) -> Array:
     if V % count:
         raise ValueError(
             f"`acts`: expected V to be a multiple of the {count} devices along mesh axis "
-            f"{', '.join(map(repr, names))}, got V = {V}. Pad the classes with logits of -inf."
+            f"{_listed(names)}, got V = {V}. Pad the classes with logits of -inf."
         )
-    if count == 1 and not _typed_axes(a.acts, a.acts.ndim - 1):
+    # Where types say how the batch is spread those axes are manual too; all others stay open.
+    spread = [_axes.spread_over(a.acts, axis) for axis in range(a.acts.ndim - 1)]
+    if spread[a.time_axis]:
+        raise TypeError(
+            f"`acts`: expected its time axis ({a.time_axis}) whole on every device, but its type "
+            f"has it sharded over {spread[a.time_axis]}. Reshard it first (jax.sharding.reshard)."
+        )
+    batch = [axes for axis, axes in enumerate(spread) if axis != a.time_axis]
+    taken = [name for axes in batch for name in axes if name in names]
+    if taken:
+        raise ValueError(
+            f"`vocab_axis`: expected axes that spread nothing else, but the type of `acts` has its "
+            f"batch over {_listed(tuple(taken))}: {jax.typeof(a.acts)}."
+        )
+    if count == 1 and not _axes.spread_over(a.acts, a.acts.ndim - 1):
         return _primitives.loss_p.bind(
             a.acts, a.labels, a.lengths, time_axis=a.time_axis, blank=a.blank, threads=threads
         )
-    # Where types say how the batch is spread those axes are manual too; all others stay open.
-    specs: list[Any] = [_typed_axes(a.acts, axis) or None for axis in range(a.acts.ndim - 1)]
-    if specs[a.time_axis] is not None:
-        raise TypeError(
-            f"`acts`: expected its time axis ({a.time_axis}) whole on every device, but its type "
-            f"has it sharded over {specs[a.time_axis]}. Reshard it first (jax.sharding.reshard)."
-        )
-    batch = [spec for axis, spec in enumerate(specs) if axis != a.time_axis]
+    specs = P(*(axes or None for axes in spread), names), *[P(*(x or None for x in batch))] * 2
+    arguments = (a.acts, a.labels, a.lengths)
+    if _EXPLICIT in (mesh.axis_types or ()):  # elsewhere shard_map does this by itself
+        shardings = tuple(jax.sharding.NamedSharding(mesh, spec) for spec in specs)
+        arguments = jax.sharding.reshard(arguments, shardings)
     return jax.shard_map(
         slices,
         mesh=mesh,
-        in_specs=(P(*specs, names), P(*batch), P(*batch)),
-        out_specs=P(*batch),
-        axis_names={*names, *(name for spec in batch for name in spec or ())},
-    )(a.acts, a.labels, a.lengths)
+        in_specs=specs,
+        out_specs=specs[2],
+        axis_names={*names, *(name for axes in batch for name in axes)},
+    )(*arguments)
+
+
+def _check_who_differs(a: _arguments.Arguments, names: Names) -> None:
+    """Inside shard_map types say over which axes a value differs (but for check_vma=False): of acts
+    each device must have its own slice, of all else the same."""
+    if not all(_arguments.varying_axes(lax.axis_index(name)) for name in names):
+        return
+    alike = set(names) - _arguments.varying_axes(a.acts)
+    if alike:
+        raise ValueError(
+            "`acts`: expected a slice of the classes on each device of mesh axis "
+            f"{_listed(names)}, but it is the same all along {_listed(tuple(sorted(alike)))}. Its "
+            "in_spec must name that axis in the last place."
+        )
+    for what, x in (("labels", a.labels), ("lengths", a.lengths)):
+        different = set(names) & _arguments.varying_axes(x)
+        if different:
+            raise ValueError(
+                f"`{what}`: expected the same on every device of mesh axis {_listed(names)}, over "
+                f"which the classes are spread, but it differs along "
+                f"{_listed(tuple(sorted(different)))}. Its in_spec must not name that axis."
+            )
+
+
+def _listed(names: Names) -> str:
+    return ", ".join(map(repr, names))
 
 
 def _cost_of_slices(
@@ -122,29 +162,37 @@ def _cost_of_slices(
     def lattice(rows: _compact.Rows, symbols: Array, columns: Array, lengths: Array) -> Array:
         few = _compact.acts_of(rows, symbols, time_axis)
         few, columns, lengths = _arguments.vary_alike(few, columns, lengths)
-        return _primitives.loss_p.bind(few, columns, lengths, **p)
+        cost = _primitives.loss_p.bind(few, columns, lengths, **p)
+        return _compact.cost_of(cost, rows, symbols, lengths, time_axis)
 
-    # Each device runs the lattice of its part of the batch where there are parts: the bytes are the
-    # same, and the work is not done M times. Not where the batch is spread in ways unknown here.
+    # Each device runs the lattice of its share of the batch where there are shares: the bytes are
+    # the same, and the work is not done M times. It takes every M-th sequence: over other axes the
+    # batch may be spread in ways unknown here, and parts of its parts stay where they are.
     mesh = jax.sharding.get_abstract_mesh()
-    known = all(name in mesh.manual_axes or mesh.shape[name] == 1 for name in mesh.axis_names)
+    unknown = math.prod(n for name, n in mesh.shape.items() if name not in mesh.manual_axes)
     B = lengths.shape[0] if lengths.ndim == 1 else 0
-    if not known or B == 0 or B % M:
-        return lattice(_compact.over_slices(part, names), symbols, columns, lengths)
-    mine = lax.axis_index(names) * (B // M)
+    if B == 0 or B % (M * unknown):
+        rows = _compact.over_slices(part, names, share=None, scatters=False)
+        return lattice(rows, symbols, columns, lengths)
+
+    def shares(x: Array, axis: int = 0) -> Array:
+        return x.reshape(*x.shape[:axis], B // M, M, *x.shape[axis + 1 :])
 
     def own(x: Array) -> Array:
-        return lax.dynamic_slice_in_dim(x, mine, B // M, 0)
+        return lax.dynamic_index_in_dim(shares(x), lax.axis_index(names), 1, keepdims=False)
 
-    some = _compact.over_slices(part, names, scatter=1 - time_axis)
+    batch_axis = 1 - time_axis
+    shared = _compact.Rows(*(shares(x, batch_axis) for x in part))
+    # Where other axes are open XLA scatters only what it has gathered over them.
+    some = _compact.over_slices(shared, names, batch_axis + 1, scatters=unknown == 1)
     costs = lattice(some, own(symbols), own(columns), own(lengths))
     return _gathered(costs, names)
 
 
 def _gathered(part: Array, names: Names) -> Array:
-    """(B / M,) on each of M devices as (B,) on all: a sum in which each adds its own."""
-    size = part.shape[0]
-    everyone = jnp.zeros_like(part, shape=(size * lax.psum(1, names),))
-    return lax.psum(
-        lax.dynamic_update_slice_in_dim(everyone, part, lax.axis_index(names) * size, 0), names
-    )
+    """(B / M,), every M-th of B, on each of M devices as (B,) on all: a sum in which each adds its
+    own."""
+    M = lax.psum(1, names)
+    everyone = jnp.zeros_like(part, shape=(part.shape[0], M))
+    mine = lax.dynamic_update_index_in_dim(everyone, part, lax.axis_index(names), 1)
+    return lax.psum(mine, names).reshape(-1)

@@ -12,7 +12,7 @@ import pytest
 import jax_ctc
 
 jax.config.update("jax_enable_x64", True)
-jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 

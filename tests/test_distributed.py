@@ -78,6 +78,42 @@ def test_a_killed_process_ends_the_other_with_an_error(victim):
             process.stdout.close()
 
 
+def children_of(pid):
+    """Processes that name this one as their parent."""
+    status = [path.read_text() for path in Path("/proc").glob("[0-9]*/status")]
+    mine = [text for text in status if re.search(rf"^PPid:\t{pid}$", text, re.MULTILINE)]
+    return [int(re.search(r"^Pid:\t(\d+)$", text, re.MULTILINE).group(1)) for text in mine]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks for children in /proc")
+def test_who_ends_the_starter_ends_all_it_has_started():
+    starter = start("--steps", 100_000, "--here", 2)
+    try:
+        for line in starter.stdout:
+            if re.match("step 2 ", line):
+                break
+        children = children_of(starter.pid)
+        assert len(children) == 2
+        starter.terminate()
+        assert starter.wait(60) != 0
+        for child in children:
+            with pytest.raises(ProcessLookupError):
+                os.kill(child, 0)
+    finally:
+        starter.kill()
+        starter.stdout.close()
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--here", -1), ("--steps", 0), ("--processes", 2), ("--process", 0)], ids=str
+)
+def test_arguments_that_make_no_sense_are_an_error(arguments):
+    program = start(*arguments)
+    said, _ = program.communicate(timeout=120)
+    assert program.returncode == 2
+    assert f"{arguments[0]}" in said
+
+
 def test_a_failure_of_one_is_the_failure_of_all():
     """A batch of 9 does not divide by two."""
     program = start("--steps", 1, "--here", 2, "--batch", 9)

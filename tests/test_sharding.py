@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A batch spread over four devices: the results of one device, and no acts sent around."""
+"""A batch spread over eight devices: the results of one device, and no acts sent around."""
 
 import re
 from functools import partial
@@ -14,14 +14,14 @@ from jax.sharding import PartitionSpec as P
 
 import jax_ctc
 
-pytestmark = pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices")
+pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 
 T, B, L = 10, 8, 4
 
 
 @pytest.fixture
 def mesh():
-    return Mesh(np.array(jax.devices()[:4]), ("data",))
+    return Mesh(np.array(jax.devices()[:8]), ("data",))
 
 
 @pytest.fixture(params=[4, 20], ids=["dense", "compact"])
@@ -139,7 +139,7 @@ def test_vmap_over_a_mesh_gathers_nothing(function, batch, mesh, time_major, par
 
 @every_function
 def test_types_say_where_results_lie(function, batch, time_major):
-    mesh = Mesh(np.array(jax.devices()[:4]), ("data",), axis_types=(AxisType.Explicit,))
+    mesh = Mesh(np.array(jax.devices()[:8]), ("data",), axis_types=(AxisType.Explicit,))
     arguments, shards, specs = spread(batch, mesh, time_major)
     with mesh_in_use(mesh):
         results = jax.jit(partial(function, time_major=time_major))(*shards)
@@ -147,6 +147,57 @@ def test_types_say_where_results_lie(function, batch, time_major):
     for result in jax.tree.leaves(results):
         wanted = {0: P(), 1: P("data"), 3: specs[0]}[result.ndim]
         assert result.sharding.is_equivalent_to(NamedSharding(mesh, wanted), result.ndim)
+
+
+@pytest.fixture
+def typed():
+    """Two axes in explicit mode: hypotheses, and the batch."""
+    mesh = Mesh(
+        np.array(jax.devices()[:8]).reshape(2, 4),
+        ("k", "data"),
+        axis_types=(AxisType.Explicit,) * 2,
+    )
+    with mesh_in_use(mesh):
+        yield lambda x, *spec: jax.device_put(x, NamedSharding(mesh, P(*spec)))
+
+
+@pytest.mark.parametrize("axis", ["k", None], ids=["spread", "whole"])
+@pytest.mark.parametrize("V", [12, 40])
+def test_hypotheses_by_type(typed, axis, V):
+    """Label sequences on one acts, mapped over an axis that is spread or not."""
+    rng = np.random.default_rng(0)
+    acts = rng.normal(size=(T, B, V))
+    labels, lengths = rng.integers(1, V, (4, B, L)), np.full(B, T)
+    each = jax.vmap(jax_ctc.ctc, in_axes=(None, 0, None))
+    gradients = jax.vmap(jax.grad(mean), in_axes=(None, 0, None))
+
+    def evaluate(acts, labels, lengths):
+        total = jax.grad(lambda acts: each(acts, labels, lengths).sum())
+        return each(acts, labels, lengths), total(acts), gradients(acts, labels, lengths)
+
+    arguments = typed(acts, None, "data"), typed(labels, axis, "data"), typed(lengths, "data")
+    costs, total, several = jax.jit(evaluate)(*arguments)
+    assert jax.typeof(costs).sharding.spec == P(axis, "data")
+    assert jax.typeof(total).sharding.spec == P(None, "data", None)
+    assert jax.typeof(several).sharding.spec == P(axis, None, "data", None)
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10),
+        (costs, total, several),
+        evaluate(acts, labels, lengths),
+    )
+
+
+def test_third_order_by_type(typed, batch):
+    acts, labels, lengths = (x.astype(float) if x.ndim == 3 else x for x in batch)
+
+    def third(acts, *rest):
+        along = lambda acts: product(acts, *rest)  # noqa: E731
+        return jax.jvp(along, (acts,), (jnp.cos(acts),))[1]
+
+    spread = typed(acts, None, "data"), typed(labels, "data"), typed(lengths, "data")
+    actual = jax.jit(third)(*spread)
+    assert jax.typeof(actual).sharding.spec == P(None, "data", None)
+    np.testing.assert_allclose(actual, third(acts, labels, lengths), rtol=1e-9, atol=1e-9)
 
 
 def test_time_that_is_spread_by_its_type_is_an_error(batch):

@@ -95,7 +95,8 @@ template <class F> struct Kernels {
   void (*gradient)(const Row<F>&, F cotangent, void* out);
   // Sum over v of (softmax - occupancy)[v] * direction[v].
   double (*tangent)(const Row<F>&, const void* direction);
-  // The largest entry, how many are equal to it, the sum of exp(acts - top) of the others; and acts at the symbols, 0
+  // The largest entry, how many are equal to it, the sum of exp(acts - top) of the others (-inf, NaN and 0 where one is
+  // NaN or +inf); and acts at the symbols, 0
   // for those that are not here. `next`: acts of the row that comes next.
   void (*sums)(const Slice<F>&, const void* next, F* top, F* count, F* tail, F* scores);
   // out = ct_tail * exp(acts - top), plus ct_scores at the symbols.
