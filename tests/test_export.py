@@ -50,6 +50,19 @@ def test_an_exported_gradient_and_product_are_those_of_the_program(time_major):
     jax.tree.map(assert_same_bits, actual, jax.jit(product)(acts, np.cos(acts)))
 
 
+@pytest.mark.parametrize("V", [4, 40])
+def test_the_number_of_hypotheses_may_be_a_symbol(V):
+    (K,) = export.symbolic_shape("k")
+    acts = np.random.default_rng(0).normal(size=(9, 2, V)).astype(np.float32)
+    lengths = np.array([9, 7], np.int32)
+    costs = jax.vmap(jax_ctc.ctc, in_axes=(None, 0, None))
+    several = jax.ShapeDtypeStruct((K, 2, 3), jnp.int32)
+    loaded = export.deserialize(exported(costs, acts, several, lengths))
+    labels = np.random.default_rng(1).integers(1, V, (5, 2, 3), dtype=np.int32)
+    for cost, row in zip(loaded.call(acts, labels, lengths), labels, strict=True):
+        assert_costs(cost, oracle.cost_and_gradient(acts, row, lengths)[0], 9)
+
+
 @pytest.mark.parametrize("V", [4, 8])
 def test_batch_and_time_may_be_symbols(V):
     T, B = export.symbolic_shape("t, b")

@@ -93,6 +93,7 @@ template <class V> class Frames {
   // A row of acts; one of halves only until the next one.
   const F* row(int64_t t, int64_t place = 0) const { return widened(in.dtype, acts_at(t), in.V, wide + place * in.V); }
 
+  int64_t row_bytes() const { return in.V * size_of(in.dtype); }
   const void* acts_at(int64_t t) const {
     return static_cast<const char*>(in.acts) + t * in.acts_stride * size_of(in.dtype);
   }
@@ -135,6 +136,7 @@ template <class V> class Frames {
     for (int k = 0; k < kFrames; ++k) {  // after the last frame, the last frame again
       rows[k] = row(min_of(begin + k, end - 1), k);
       at[k] = emissions(begin), at[k].parts += k * frame_size();
+      if (begin > 0 && in.acts_stride > in.V) ask_for(acts_at(begin - kFrames + k), row_bytes());
     }
     table.read(rows, in.V);
     for (int64_t t = end - 1; t >= begin; --t)

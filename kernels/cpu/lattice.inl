@@ -96,12 +96,13 @@ template <class Source> class Lattice {
  private:
   static constexpr int kParts = sizeof(Occupancy<Value>) / sizeof(F);
 
-  // All frames while their states fit the second-level cache, else blocks of a quarter of it; for the total alone only
-  // the emissions are kept. A multiple of kFrames, or all.
+  // All frames while it takes longer to compute their states again than to fetch them from the third-level cache, else
+  // blocks of a quarter of the second-level one; for the total alone only the emissions are kept. A multiple of
+  // kFrames, or all.
   int64_t block_length() const {
     if (!posterior) return kFoldEvery;
     const int64_t frame = States<Value>::size(pairs) * sizeof(F) + source.frame_bytes();
-    if (frame * T <= (3 << 19)) return max_of<int64_t>(T, 1);
+    if (frame * T <= (3 << 20)) return max_of<int64_t>(T, 1);
     return max_of<int64_t>(kFoldEvery, (1 << 18) / frame / kFrames * kFrames);
   }
   int64_t blocks() const { return (T + block - 1) / block; }

@@ -14,6 +14,7 @@ namespace {
 template <class F> class Directed {
  public:
   using Value = Dual<F>;
+  static constexpr int N = kLanes<F>;
 
   Directed(const Sequence<F>& in, const Along<F>& along, int64_t pairs)
       : frames(in, pairs), in(in), along(along), pairs(pairs) {}
@@ -33,22 +34,20 @@ template <class F> class Directed {
   void initialise() { frames.initialise(); }
 
   bool read(int64_t begin, int64_t end, Product* product) {
-    if (!frames.read(begin, end, along.rows == nullptr ? product : nullptr)) return false;
-    if (product != nullptr)
-      for (int64_t t = begin; t < end; ++t) find_means(t);
-    if constexpr (kLanes<F> >= kFrames) {
+    const bool first = product != nullptr;
+    if (along.rows != nullptr) product = nullptr;  // the normalisers were kept
+    if constexpr (N >= kFrames) {
       if (frames.by_table) {
-        for (int64_t t = begin; t < end; t += kFrames) change_group(t, min_of(t + kFrames, end));
+        for (int64_t t = (end - 1) / kFrames * kFrames; t >= begin; t -= kFrames) {
+          const int64_t after = min_of(t + kFrames, end);
+          if (!frames.read(t, after, product)) return false;
+          change_group(t, after, first);
+        }
         return true;
       }
     }
-    for (int64_t t = begin; t < end; ++t) {
-      const F* u = direction(t);
-      F* changes = emissions(t).changes();
-      for (int64_t i = 0; i < in.L; ++i) changes[i] = u[in.labels[i]] - centre[t];
-      for (int64_t i = in.L; i < pairs; ++i) changes[i] = 0;
-      set_blank(t, u[in.blank]);
-    }
+    if (!frames.read(begin, end, product)) return false;
+    for (int64_t t = begin; t < end; ++t) change(t, first);
     return true;
   }
 
@@ -59,20 +58,25 @@ template <class F> class Directed {
     return widened(in.dtype, direction_at(t), in.V, wide + place * in.V);
   }
 
- private:
   const void* direction_at(int64_t t) const {
     return static_cast<const char*>(along.directions) + t * in.acts_stride * size_of(in.dtype);
   }
 
-  // Relative to the blank's direction, so that 1000 + noise keeps the digits of the noise here too.
-  void find_means(int64_t t) {
-    const F* u = direction(t);
-    const F* columns = along.columns + t * along.columns_stride;
-    const F base = u[in.blank] - u[in.blank] == 0 ? u[in.blank] : F(0);
-    const double of_softmax = softmax_dot(frames.row(t), in.V, frames.shift[t], frames.scale[t], u, base);
+ private:
+  // How the emission p * 2^q changes where its logit changes by u; a dead one does not.
+  template <class V> static CTC_INLINE V change_of(V p, Integer<V> q, V u) { return q == kDead ? V{} : p * u; }
+
+  const F* columns_at(int64_t t) const { return along.columns + t * along.columns_stride; }
+
+  // Means are taken relative to the blank's direction, so that 1000 + noise keeps the digits of the noise here too.
+  static F base_of(F blank) { return blank - blank == 0 ? blank : F(0); }
+
+  void find_means(int64_t t, const F* u, F base, double of_softmax) {
+    const F* columns = columns_at(t);
     double of_occupancy;
     if (along.rows == nullptr) {  // what was kept is softmax less occupancy
-      of_occupancy = of_softmax - double(dot(columns, u, base, in.V));
+      const F of_columns = dot(columns, u, base, in.V);
+      of_occupancy = of_softmax - double(of_columns);
     } else {
       of_occupancy = term(columns[0], u[in.blank], base);
       for (int64_t i = 0; i < in.L; ++i) of_occupancy += term(columns[along.position[i]], u[in.labels[i]], base);
@@ -88,7 +92,6 @@ template <class F> class Directed {
   // Sum of g[v] * (u[v] - base); V is less than the number of labels.
   static F dot(const F* g, const F* u, F base, int64_t V) {
     using Vec = Lanes<F>;
-    constexpr int N = kLanes<F>;
     Vec sum = {};
     const auto term = [base](Vec a, Vec b) {
       return a == Vec{} ? Vec{} : a * (b - base);
@@ -99,24 +102,60 @@ template <class F> class Directed {
     return sum_of_lanes(sum);
   }
 
-  void change_group(int64_t begin, int64_t end) {
-    const F* rows[kFrames];
-    F* to[kFrames];
-    Quad<F> centres;
-    for (int k = 0; k < kFrames; ++k) {
-      const int64_t t = min_of(begin + k, end - 1);
-      rows[k] = direction(t, k), centres[k] = centre[t];
-      to[k] = emissions(begin).changes() + k * frames.frame_bytes() / int64_t(sizeof(F));
+  // The changes of the emissions that frames.read has left, the first time with the means they are relative to.
+  void change(int64_t t, bool first) {
+    const F* u = direction(t);
+    if (first) {
+      const F base = base_of(u[in.blank]);
+      find_means(t, u, base, softmax_dot(frames.row(t), in.V, frames.shift[t], frames.scale[t], u, base));
     }
-    tabulate(rows, in.V, F(0), table);
-    for (int64_t v = 0; v < in.V; ++v) store_quad<F>(table + 4 * v, load_quad<F>(table + 4 * v) - centres);
-    gather(table, frames.labels, pairs, to);
-    for (int64_t t = begin; t < end; ++t) set_blank(t, rows[t - begin][in.blank]);
+    const Emissions<Value> y = emissions(t);
+    const auto of = [&](int64_t i, int32_t label) {
+      return change_of(y.mantissas()[i], y.exponents()[i], u[label] - centre[t]);
+    };
+    for (int64_t i = 0; i < in.L; ++i) y.changes()[i] = of(i, in.labels[i]);
+    for (int64_t i = in.L; i < pairs; ++i) y.changes()[i] = 0;
+    store(y.changes() + y.last, splat<Lanes<F>>(of(y.last, in.blank)));
   }
 
-  void set_blank(int64_t t, F u) {
-    const Emissions<Value> y = emissions(t);
-    store(y.changes() + y.last, splat<Lanes<F>>(u - centre[t]));
+  // The same of a group of frames, whose table is still there.
+  void change_group(int64_t begin, int64_t end, bool first) {
+    using V = Lanes<F>;
+    const F* rows[kFrames];
+    F* to[kFrames];
+    for (int k = 0; k < kFrames; ++k) {
+      rows[k] = direction(min_of(begin + k, end - 1), k);
+      to[k] = emissions(begin).changes() + k * frames.frame_bytes() / int64_t(sizeof(F));
+      if (begin == 0) continue;
+      ask_for(direction_at(begin - kFrames + k), frames.row_bytes());
+      if (first && along.rows == nullptr) ask_for(columns_at(begin - kFrames + k), in.V * sizeof(F));
+    }
+    tabulate(rows, in.V, F(0), table);
+    if (first) find_means_of_group(begin, end, rows);
+    Quad<F> centres;
+    for (int k = 0; k < kFrames; ++k) centres[k] = centre[min_of(begin + k, end - 1)];
+    const V c = repeated<F>(centres);
+    for (int64_t i = 0; i < kFrames * frames.classes; i += N) {
+      const V p = load<V>(frames.table.p + i);
+      store(table + i, change_of(p, load<Integer<V>>(frames.table.q + i), load<V>(table + i) - c));
+    }
+    gather(table, frames.labels, pairs, to);
+    for (int k = 0; k < kFrames; ++k) store(to[k] + pairs, splat<V>(table[kFrames * int64_t(in.blank) + k]));
+  }
+
+  void find_means_of_group(int64_t begin, int64_t end, const F* const (&rows)[kFrames]) {
+    using V = Lanes<F>;
+    Quad<F> bases;
+    for (int k = 0; k < kFrames; ++k) bases[k] = base_of(rows[k][in.blank]);
+    const V base = repeated<F>(bases);
+    V sum = {};
+    for (int64_t i = 0; i < kFrames * frames.classes; i += N) {
+      const V y = load<V>(frames.table.p + i) * pow2<V>(load<Integer<V>>(frames.table.q + i));
+      sum += y == V{} ? V{} : y * (load<V>(table + i) - base);
+    }
+    sum = sum_over<kFrames, N>(sum);
+    for (int64_t k = 0; k < end - begin; ++k)
+      find_means(begin + k, rows[k], bases[k], double(sum[k]) * double(frames.scale[begin + k]));
   }
 
   const Sequence<F>& in;
@@ -177,15 +216,22 @@ template <class F> class ProductRun {
     if (!directed.frames.by_table) return write(t, nullptr);
     if (t % kFrames < kFrames - 1 && t < in.length - 1) return;
     const int64_t begin = t / kFrames * kFrames, classes = directed.frames.classes;
+    for (int64_t k = t + 1; k < min_of(t + 1 + kFrames, in.length); ++k) {
+      ask_for(directed.frames.acts_at(k), directed.frames.row_bytes());
+      ask_for(directed.direction_at(k), directed.frames.row_bytes());
+      ask_for<true>(out_at(k), directed.frames.row_bytes());
+    }
     F* sums = by_class.gather(lattice.occupancies(begin, 1), directed.frames.labels, pairs, classes);
     for (int64_t k = begin; k <= t; ++k) write(k, sums + k % kFrames * classes);
   }
+
+  char* out_at(int64_t t) const { return static_cast<char*>(along.out) + t * in.acts_stride * size_of(in.dtype); }
 
   // Row t of the result; `by_class`, if not null, are the changes of the labels' occupancies.
   void write(int64_t t, const F* by_class) {
     const F factor = along.cotangent;
     const Frames<Dual<F>>& frames = directed.frames;
-    char* out = static_cast<char*>(along.out) + t * in.acts_stride * size_of(in.dtype);
+    char* out = out_at(t);
     F* y = is_half(in.dtype) ? buffer : reinterpret_cast<F*>(out);
     softmax_change(frames.row(t), in.V, frames.shift[t], frames.scale[t], directed.direction(t), directed.centre[t],
                    directed.mean[t], factor, by_class, y);

@@ -8,6 +8,13 @@
 namespace jax_ctc {
 namespace {
 
+// Asks for a row before its turn comes: rows of a sequence in a batch lie too far apart for the machine to guess.
+template <bool kToWrite = false> CTC_FN void ask_for(const void* row, int64_t bytes) {
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(row), end = begin + bytes;
+  for (uintptr_t line = begin / 64 * 64; line < end; line += 64)
+    __builtin_prefetch(reinterpret_cast<const void*>(line), kToWrite);
+}
+
 // softmax(x)[v] = exp(x[v] - shift) / sum, with shift the largest of the row: sum >= 1, and it keeps its digits when
 // one class has nearly all of the probability, because the largest entries are counted, not added.
 template <class F> struct Normaliser {

@@ -76,13 +76,8 @@ template <class Value> struct States {
   Integer<F>* exponents() const { return reinterpret_cast<Integer<F>*>(parts + 2 * width); }
 };
 
-// What an emission is made of: p, q and, for a Dual, the change u of its logit, which a dead one does not have.
-template <class V> CTC_FN Scaled<V> emission(Scaled<V> stored) { return stored; }
-template <class V> CTC_FN Dual<V> emission(Dual<V> stored) {
-  return {stored.m, stored.e, stored.e == kDead ? V{} : stored.m * stored.d};
-}
-
-// exp(acts) of the labels at one frame in label order, dead beyond them and in the margin; and of the blank.
+// exp(acts) of the labels at one frame in label order, dead beyond them and in the margin; and of the blank. Of a Dual
+// with its change.
 template <class Value> struct Emissions {
   using F = typename Parts<Value>::F;
   using V = InLanes<Value>;
@@ -96,7 +91,7 @@ template <class Value> struct Emissions {
   CTC_INLINE V labels(int64_t i) const {
     V v;
     load_parts(parts + i, pitch, v);
-    return emission(v);
+    return v;
   }
   CTC_INLINE V blank() const { return labels(last); }
   F* mantissas() const { return parts; }

@@ -25,6 +25,12 @@ template <class F> CTC_FN Quad<F> load_quad(const F* from) {
 }
 template <class F> CTC_FN void store_quad(F* to, Quad<F> v) { __builtin_memcpy(to, &v, sizeof v); }
 
+template <class F, int... K> CTC_FN Lanes<F> repeated(Quad<F> v, Indices<K...>) {
+  return __builtin_shufflevector(v, v, (K % kFrames)...);
+}
+// The four numbers over and over.
+template <class F> CTC_FN Lanes<F> repeated(Quad<F> v) { return repeated<F>(v, typename Count<kLanes<F>>::type{}); }
+
 // to[k][j] = from[j][k] for 4 x 4 entries.
 template <class F> CTC_FN void transpose(const F* const (&from)[4], F* const (&to)[4]) {
   const Quad<F> a = load_quad(from[0]), b = load_quad(from[1]), c = load_quad(from[2]), d = load_quad(from[3]);
