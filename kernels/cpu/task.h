@@ -96,8 +96,7 @@ template <class F> struct Kernels {
   // Sum over v of (softmax - occupancy)[v] * direction[v].
   double (*tangent)(const Row<F>&, const void* direction);
   // The largest entry, how many are equal to it, the sum of exp(acts - top) of the others (-inf, NaN and 0 where one is
-  // NaN or +inf); and acts at the symbols, 0
-  // for those that are not here. `next`: acts of the row that comes next.
+  // NaN or +inf); and acts at the symbols, 0 for those that are not here. `next`: acts of the row that comes next.
   void (*sums)(const Slice<F>&, const void* next, F* top, F* count, F* tail, F* scores);
   // out = ct_tail * exp(acts - top), plus ct_scores at the symbols.
   void (*sums_cotangent)(const Slice<F>&, F top, F ct_tail, const F* ct_scores, void* out);
