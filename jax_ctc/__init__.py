@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The CTC loss for JAX: a primitive with compiled kernels."""
 
+__version__ = "0.1.0"
+
 from . import compat as compat
 from ._check import check as check
 from ._export import export_checks as export_checks

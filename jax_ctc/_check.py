@@ -1,19 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bad labels and lengths as errors, where nothing can be raised."""
 
-from typing import Any
-
 import jax.numpy as jnp
-from jax import Array
 from jax.typing import ArrayLike
 
-from . import _arguments, _vocabulary
+from . import _shapes, _values, _verdict, _vocabulary
 
 
 def check(
     acts: ArrayLike,
     labels: ArrayLike,
-    lengths: ArrayLike,
+    lengths: ArrayLike | None,
     label_lengths: ArrayLike | None = None,
     *,
     blank: int = 0,
@@ -24,25 +21,25 @@ def check(
 
     Under `jit` a bad value cannot raise: `ctc` makes the cost of its sequence NaN. This function
     gives the same verdict as an error of `checkify`, which names the argument, where and the value.
-    Arguments as in `ctc`; shapes and dtypes raise as they do there.
-    """
-    from jax.experimental import checkify
+    Arguments as in `ctc`; shapes and dtypes, and values that are known, raise as they do there.
 
-    acts = acts if isinstance(acts, Array) else jnp.asarray(acts)
+    Under `vmap` the place in the error counts all axes that are mapped, outermost first. `scan` and
+    `lax.map` run one step at a time, so there it is the place within a step: check all steps before
+    the loop, or under `vmap`, to have the sequence named.
+
+    Example:
+      >>> def loss(acts, labels, lengths):
+      ...     jax_ctc.check(acts, labels, lengths)
+      ...     return jax_ctc.ctc(acts, labels, lengths).mean()
+      >>> error, value = jax.jit(checkify.checkify(loss))(acts, labels, lengths)
+      >>> error.throw()  # JaxRuntimeError: labels[1, 3] = 0 is the blank, ...
+    """
+    acts = _shapes.activations(acts, labels)
     slices = _vocabulary.slices_at_hand(_vocabulary.axes_of(acts, vocab_axis))
-    given = _arguments.shapes_checked(
-        acts, labels, lengths, label_lengths, blank, time_major, slices or 1
+    given = _shapes.checked(
+        acts, labels, lengths, label_lengths, blank=blank, time_major=time_major, slices=slices or 1
     )
-    for name, values, bad, what in _arguments.bad_values(given, jnp):
-        bad = jnp.asarray(bad)
-        if bad.size == 0:
-            continue
-        place = jnp.unravel_index(jnp.argmax(bad.reshape(-1)), bad.shape) if bad.ndim else ()
-        index: dict[str, Any] = {f"i{k}": i for k, i in enumerate(place)}
-        where = "[" + ", ".join(f"{{{k}}}" for k in index) + "]" if index else ""
-        checkify.check(
-            ~bad.any(),
-            f"{name}{where} = {{value}} {what}",
-            value=jnp.asarray(values)[place],
-            **index,
-        )
+    if _values.raise_on_known(given):
+        return
+    for verdict in _values.verdicts(given, jnp):
+        _verdict.expect_none(verdict)

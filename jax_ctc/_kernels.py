@@ -5,43 +5,80 @@ import importlib
 import importlib.util
 import os
 import re
-from importlib.metadata import version as _version
+import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 
-_DISABLED = os.environ.get("JAX_CTC_KERNELS", "") == "none"
+from . import __version__
+
+_SETTING = os.environ.get("JAX_CTC_KERNELS", "")
+_DISABLED = _SETTING.lower() == "none"
+_WAY_OUT = "JAX_CTC_KERNELS=none in the environment makes jax_ctc run in pure JAX instead."
+_notes: list[str] = []
+if _SETTING and not _DISABLED:
+    _notes.append(f"JAX_CTC_KERNELS={_SETTING} is ignored: expected none, or nothing.")
 
 
-def _runtime_ffi_version() -> tuple[int, int]:
-    """The version of XLA's FFI that the installed jaxlib speaks, from the header it ships."""
+def _runtime_ffi_version() -> tuple[int, int] | None:
+    """The version of XLA's FFI that the installed jaxlib speaks, from the header it ships. None
+    without that header: XLA then compares versions itself when a handler is registered."""
     header = Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
+    if not header.is_file():
+        return None
     numbers = re.findall(r"#define XLA_FFI_API_(?:MAJOR|MINOR) (\d+)", header.read_text())
     return int(numbers[0]), int(numbers[1])
 
 
+def _search_installation() -> bool:
+    """Makes the kernels of an installation of this version importable, if there is one.
+
+    In a checkout's own folder Python finds these sources before the installed package, which alone
+    has kernels."""
+    try:
+        installed = metadata.distribution("jax_ctc")
+    except metadata.PackageNotFoundError:
+        return False
+    search = sys.modules["jax_ctc"].__path__
+    files = [f for f in installed.files or () if f.name.startswith("_cpu.")]
+    folders = {str(Path(str(f.locate())).parent) for f in files} - set(search)
+    if not folders:
+        return False
+    if installed.version != __version__:
+        raise ImportError(
+            f"these sources of jax_ctc ({Path(__file__).parent}) are version {__version__} and "
+            f"have no compiled kernels, and the installed jax_ctc is version {installed.version}. "
+            f"Run `pip install .` again, or import it from another folder. {_WAY_OUT}"
+        )
+    search.extend(folders)
+    _notes.append(f"The compiled kernels are those of the installation: {', '.join(folders)}.")
+    return True
+
+
 def _load(name: str) -> Any:
     """A module of compiled kernels. Raises ImportError that says what to do."""
-    way_out = "JAX_CTC_KERNELS=none in the environment makes jax_ctc run in pure JAX instead."
     try:
         module = importlib.import_module(f"jax_ctc.{name}")
     except ModuleNotFoundError as error:
+        if _search_installation():
+            return _load(name)
         raise ImportError(
-            "jax_ctc has no compiled kernels here: this looks like its source tree and not an "
-            f"installation. Run `pip install .` in it, and import it from elsewhere. {way_out}"
+            "jax_ctc has no compiled kernels here: this looks like its source tree, and there is "
+            f"no installation. Run `pip install .` in it. {_WAY_OUT}"
         ) from error
     except ImportError as error:
         raise ImportError(
             f"the compiled kernels of jax_ctc could not be loaded ({error}). Reinstall it for this "
-            f"Python and machine: `pip install --force-reinstall --no-deps jax_ctc`. {way_out}"
+            f"Python and machine: `pip install --force-reinstall --no-deps jax_ctc`. {_WAY_OUT}"
         ) from error
     built, runtime = module.ffi_api_version, _runtime_ffi_version()
-    if built > runtime:
+    if runtime is not None and built > runtime:
         raise ImportError(
             f"jax_ctc was compiled for XLA's FFI {built[0]}.{built[1]}, but jaxlib "
-            f"{_version('jaxlib')} speaks {runtime[0]}.{runtime[1]}. Upgrade jaxlib, or rebuild "
-            f"jax_ctc against an older one (its own build uses jaxlib 0.7.1). {way_out}"
+            f"{metadata.version('jaxlib')} speaks {runtime[0]}.{runtime[1]}. Upgrade jaxlib, or "
+            f"rebuild jax_ctc against an older one (its own build uses jaxlib 0.7.1). {_WAY_OUT}"
         )
     return module
 
@@ -99,7 +136,7 @@ def build_info() -> dict[str, Any]:
         ``ffi``      XLA's FFI version the kernels were compiled for
         ``notes``    sentences that say why something is missing or not as asked for
     """
-    notes = []
+    notes = list(_notes)
     if cpu is None:
         notes.append("JAX_CTC_KERNELS=none switches all kernels off; pure JAX runs everywhere.")
     elif cuda is None:
@@ -111,9 +148,9 @@ def build_info() -> dict[str, Any]:
     if cpu is not None and cpu.isa_complaint():
         notes.append(f"cpu: {cpu.isa_complaint()}; running {cpu.instruction_set()}.")
     return {
-        "version": _version("jax_ctc"),
+        "version": __version__,
         "jax": jax.__version__,
-        "jaxlib": _version("jaxlib"),
+        "jaxlib": metadata.version("jaxlib"),
         "cpu": cpu.instruction_set() if cpu is not None else None,
         "cpu_available": cpu.instruction_sets() if cpu is not None else [],
         "cuda": cuda.architectures if cuda is not None else None,

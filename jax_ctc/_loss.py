@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loss, as users call it."""
 
-import operator
+import functools
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from . import _arguments, _primitives, _vocabulary
+from . import _arguments, _primitives, _shapes, _vocabulary
 
 
 def ctc(
     acts: ArrayLike,
     labels: ArrayLike,
-    lengths: ArrayLike,
+    lengths: ArrayLike | None,
     label_lengths: ArrayLike | None = None,
     *,
     blank: int = 0,
@@ -74,10 +75,9 @@ def ctc(
     Reference: Graves, Fernández, Gomez and Schmidhuber, "Connectionist temporal classification:
     labelling unsegmented sequence data with recurrent neural networks", ICML 2006.
     """
-    threads = 0 if num_threads is None else operator.index(num_threads)
-    if num_threads is not None and threads < 1:
-        raise ValueError(f"`num_threads`: expected None or at least 1, got {num_threads}.")
-    acts = acts if isinstance(acts, Array) else jnp.asarray(acts)
+    threads = _shapes.threads_of(num_threads)
+    zero_infinity = _shapes.switch("zero_infinity", zero_infinity)
+    acts = _shapes.activations(acts, labels)
     spread = _vocabulary.axes_of(acts, vocab_axis)
     a = _arguments.prepare(
         acts,
@@ -89,9 +89,27 @@ def ctc(
         slices=_vocabulary.slices_at_hand(spread),
     )
     if spread:
-        cost = _vocabulary.cost(a, spread, threads)
-    else:
-        cost = _primitives.loss_p.bind(
-            a.acts, a.labels, a.lengths, time_axis=a.time_axis, blank=a.blank, threads=threads
-        )
+        return _with_zeros(_vocabulary.cost(a, spread, threads), zero_infinity)
+    return _cost(
+        a.acts,
+        a.labels,
+        a.lengths,
+        time_axis=a.time_axis,
+        blank=a.blank,
+        threads=threads,
+        zero_infinity=zero_infinity,
+    )
+
+
+@functools.partial(
+    jax.jit, inline=True, static_argnames=("time_axis", "blank", "threads", "zero_infinity")
+)
+def _cost(
+    acts: Array, labels: Array, lengths: Array, *, zero_infinity: bool, **parameters: int
+) -> Array:
+    """One program in an eager call too, so that jax.debug_infs sees the result alone."""
+    return _with_zeros(_primitives.loss_p.bind(acts, labels, lengths, **parameters), zero_infinity)
+
+
+def _with_zeros(cost: Array, zero_infinity: bool) -> Array:
     return jnp.where(jnp.isposinf(cost), 0, cost) if zero_infinity else cost

@@ -12,7 +12,7 @@ from . import _arguments, _axes, _primitives
 def ctc_occupancy(
     acts: ArrayLike,
     labels: ArrayLike,
-    lengths: ArrayLike,
+    lengths: ArrayLike | None,
     label_lengths: ArrayLike | None = None,
     *,
     blank: int = 0,

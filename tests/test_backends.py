@@ -2,8 +2,10 @@
 """The same promises on every instruction set and in pure JAX, and what build_info says of them."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 import jax_ctc
 
 HERE = Path(__file__).parent
+PROJECT = HERE.parent / "pyproject.toml"
 KERNELS = [
     "test_value.py",
     "test_gradient.py",
@@ -93,3 +96,92 @@ def test_missing_kernels_are_an_import_error_that_says_so():
     failed = python("import sys; sys.modules['jax_ctc._cpu'] = None; import jax_ctc")
     assert "ImportError: jax_ctc has no compiled kernels here" in failed.stderr
     assert "pip install ." in failed.stderr
+
+
+def test_kernels_are_switched_off_in_any_case_of_letters():
+    said = python("import jax_ctc; print(jax_ctc.build_info()['cpu'])", JAX_CTC_KERNELS="None")
+    assert said.stdout == "None\n", said.stderr
+
+
+def test_an_unknown_value_of_the_switch_is_noted():
+    said = python(
+        "import jax_ctc; print(jax_ctc.build_info()['cpu'], jax_ctc.build_info()['notes'])",
+        JAX_CTC_KERNELS="off",
+    )
+    assert "JAX_CTC_KERNELS=off is ignored: expected none, or nothing." in said.stdout, said.stderr
+    assert not said.stdout.startswith("None")
+
+
+def test_a_jaxlib_without_headers_runs_the_kernels():
+    said = python(
+        "import jax; jax.ffi.include_dir = lambda: '/nowhere'; import numpy as np, jax_ctc; "
+        "print(jax_ctc.build_info()['cpu'], jax_ctc.ctc(np.zeros((4, 1, 3), 'f'), [[1, 2]], [4]))"
+    )
+    assert said.stdout.endswith("[1.686399]\n"), said.stderr
+    assert not said.stdout.startswith("None")
+
+
+# ---- a checkout without kernels, beside an installation ----------------------------------------
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """The Python sources in a folder of their own."""
+    sources = Path(jax_ctc.__file__).parent
+    ignored = shutil.ignore_patterns("*.so", "*.pyd", "__pycache__")
+    shutil.copytree(sources, tmp_path / "checkout" / "jax_ctc", ignore=ignored)
+    return tmp_path / "checkout"
+
+
+@pytest.fixture
+def installation(tmp_path):
+    """What an installer leaves, in a folder that stands for site-packages. `installed(version)`
+    makes it."""
+
+    def install(version):
+        site = tmp_path / "site"
+        shutil.copytree(Path(jax_ctc.__file__).parent, site / "jax_ctc")
+        about = site / f"jax_ctc-{version}.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: jax_ctc\nVersion: {version}\n"
+        )
+        files = [path.relative_to(site) for path in (site / "jax_ctc").rglob("*")]
+        (about / "RECORD").write_text("".join(f"{file},,\n" for file in files))
+        return site
+
+    return install
+
+
+def in_folder(folder, site, code):
+    """Runs code as if started in `folder`, with `site` before all that is really installed."""
+    paths = os.pathsep.join([str(folder), str(site)])
+    return python(code, PYTHONPATH=paths)
+
+
+def test_a_checkout_runs_the_kernels_of_an_installation_of_its_version(checkout, installation):
+    site = installation(jax_ctc.__version__)
+    said = in_folder(
+        checkout,
+        site,
+        "import jax_ctc; print(jax_ctc.__file__); print(jax_ctc._kernels.cpu.__file__); "
+        "print(jax_ctc.build_info()['notes'])",
+    )
+    ours, kernels, notes = said.stdout.splitlines()
+    assert Path(ours).is_relative_to(checkout)
+    assert Path(kernels).is_relative_to(site)
+    assert f"The compiled kernels are those of the installation: {site / 'jax_ctc'}." in notes
+
+
+def test_a_checkout_refuses_the_kernels_of_another_version(checkout, installation):
+    failed = in_folder(checkout, installation("0.0.1"), "import jax_ctc")
+    message = failed.stderr.splitlines()[-1]
+    assert message.startswith(f"ImportError: these sources of jax_ctc ({checkout / 'jax_ctc'})")
+    assert f"are version {jax_ctc.__version__}" in message
+    assert "the installed jax_ctc is version 0.0.1. Run `pip install .` again" in message
+
+
+@pytest.mark.skipif(not PROJECT.is_file(), reason="not in a source tree")
+def test_the_version_is_that_of_the_project():
+    assert tomllib.loads(PROJECT.read_text())["project"]["version"] == jax_ctc.__version__
+    assert jax_ctc.build_info()["version"] == jax_ctc.__version__

@@ -159,7 +159,7 @@ WRONG_SHAPES = {
     "lengths of two axes": ("lengths", np.full((B, 1), T), "(3, 1)"),
     "label_lengths of another batch": ("label_lengths", np.full(B - 1, 2), "(2,)"),
     "label_lengths of two axes": ("label_lengths", np.full((1, B), 2), "(1, 3)"),
-    "blank below": ("blank", -1, "-1"),
+    "blank below": ("blank", -V - 1, "-81"),
     "blank above": ("blank", V, "80"),
     "no classes": ("acts", np.zeros((T, B, 0), np.float32), "0"),
 }

@@ -109,8 +109,10 @@ def test_a_kernel_file_knows_only_what_its_room_may_know(file):
 
 IMPORTS = {
     "_axes": set(),
-    "_kernels": set(),
-    "_arguments": set(),
+    "_kernels": {"__version__"},
+    "_shapes": set(),
+    "_values": {"_shapes"},
+    "_arguments": {"_shapes", "_values"},
     "_scaled": set(),
     "_reference": {"_axes", "_scaled"},
     "_lowering": {"_axes", "_kernels"},
@@ -119,8 +121,9 @@ IMPORTS = {
     "_compact": {"_define", "_sums"},
     "_primitives": {"_compact", "_define", "_lowering", "_reference"},
     "_vocabulary": {"_arguments", "_axes", "_compact", "_primitives"},
-    "_check": {"_arguments", "_vocabulary"},
-    "_loss": {"_arguments", "_primitives", "_vocabulary"},
+    "_verdict": {"_axes", "_values"},
+    "_check": {"_shapes", "_values", "_verdict", "_vocabulary"},
+    "_loss": {"_arguments", "_primitives", "_shapes", "_vocabulary"},
     "_export": {"_lowering"},
     "_occupancy": {"_arguments", "_axes", "_primitives"},
 }

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What callers hand over: shapes, dtypes and static arguments, checked at trace time.
+
+Every error names the argument, what was expected, what came, and what to do.
+"""
+
+import operator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.core import Tracer
+
+_FLOATS = (jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16)
+INT32 = np.iinfo(np.int32)
+
+
+class Given(NamedTuple):
+    acts: Array
+    labels: Any  # arrays of the caller's own integer dtype: values are judged as they came
+    lengths: Any
+    label_lengths: Any | None
+    time_axis: int
+    blank: int
+    V: int  # of all slices
+
+    @property
+    def T(self) -> int:
+        return self.acts.shape[self.time_axis]
+
+    @property
+    def L(self) -> int:
+        return self.labels.shape[-1]
+
+
+def checked(
+    acts: Any,
+    labels: Any,
+    lengths: Any,
+    label_lengths: Any,
+    *,
+    blank: Any,
+    time_major: Any,
+    slices: int = 1,
+) -> Given:
+    """Arrays whose shapes and dtypes agree. Raises TypeError (dtypes) and ValueError (shapes).
+    `acts` may be one of so many `slices` of the classes."""
+    acts = activations(acts, labels)
+    if acts.ndim not in (2, 3):
+        raise ValueError(
+            "`acts`: expected shape (T, B, V), (B, T, V) with time_major=False, or (T, V) for one "
+            f"sequence, got shape {acts.shape}. Use jax.vmap for more batch axes."
+        )
+    time_major = switch("time_major", time_major)
+    batched = acts.ndim == 3
+    time_axis = int(batched and not time_major)
+    batch = (acts.shape[1 - time_axis],) if batched else ()
+    T, V = acts.shape[time_axis], slices * acts.shape[-1]
+    order = "(B, T, V)" if time_axis else "(T, B, V)" if batched else "(T, V)"
+    from_acts = f"because `acts` has shape {acts.shape} as {order}"
+    if batched:
+        from_acts += f" with time_major={time_major}"
+
+    def fits(name: str, shape: tuple[Any, ...], wanted: Any) -> None:
+        if shape != wanted:
+            raise ValueError(f"`{name}`: expected shape {wanted} {from_acts}, got shape {shape}.")
+
+    labels = _integers("labels", labels)
+    if labels.ndim != len(batch) + 1 or labels.shape[:-1] != batch:
+        fits("labels", labels.shape, f"({batch[0]}, L)" if batch else "(L,)")
+    lengths = _all_frames(T, batch) if lengths is None else _integers("lengths", lengths)
+    fits("lengths", lengths.shape, batch)
+    if label_lengths is not None:
+        label_lengths = _integers("label_lengths", label_lengths)
+        fits("label_lengths", label_lengths.shape, batch)
+    for name, size in (("T", T), ("V", V), ("L", labels.shape[-1])):
+        if isinstance(size, int) and size > INT32.max:
+            raise ValueError(f"`acts`, `labels`: expected {name} to fit an int32, got {size}.")
+    blank = _class_in(V, blank, from_acts)
+    return Given(acts, labels, lengths, label_lengths, time_axis, blank, V)
+
+
+# ---- arrays ------------------------------------------------------------------------------------
+
+
+def activations(acts: Any, labels: Any = None) -> Array:
+    """`acts` as a JAX array of floats."""
+    if not isinstance(acts, jax.Array):  # jnp.asarray would copy a tracer
+        try:
+            acts = jnp.asarray(acts)
+        except (TypeError, ValueError) as error:
+            raise type(error)(
+                f"`acts`: expected an array of floats (T, B, V), got {_kind(acts)}. {error}"
+            ) from error
+    if acts.dtype in _FLOATS:
+        return acts
+    way_out = "Convert it first, for instance with acts.astype('float32')."
+    if jnp.issubdtype(acts.dtype, jnp.integer) and _are_floats(labels):
+        way_out = "`labels` holds floats: are the two swapped? The order is ctc(acts, labels, ...)."
+    raise TypeError(
+        "`acts` (unnormalised activations): expected float32, float64, bfloat16 or float16, "
+        f"got {acts.dtype}. {way_out}"
+    )
+
+
+def _are_floats(x: Any) -> bool:
+    try:
+        return jnp.issubdtype(_array(x).dtype, jnp.floating)
+    except (TypeError, ValueError):
+        return False
+
+
+def _integers(name: str, x: Any) -> Any:
+    """JAX arrays, and what only JAX can make one of, as JAX arrays; anything else as NumPy, where
+    64-bit values keep their value."""
+    try:
+        array = _array(x)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`{name}`: expected one array of integers, got {_kind(x)} that makes none. "
+            f"{_ADVICE[name]['objects']}"
+        ) from error
+    if array.size == 0 and not hasattr(x, "dtype"):  # an empty list has no dtype to speak of
+        array = array.astype(np.int32)
+    if jnp.issubdtype(array.dtype, jnp.integer):
+        return array
+    advice, came = _ADVICE[name], str(array.dtype)
+    if array.dtype == bool:
+        way_out = advice["mask"]
+    elif jnp.issubdtype(array.dtype, np.character):
+        came, way_out = f"strings ({came})", advice["strings"]
+    elif array.dtype == object:
+        came, way_out = _kind(x), advice["objects"]
+    else:
+        way_out = advice["floats"]
+    raise TypeError(f"`{name}`: expected integers, got {came}. {way_out}")
+
+
+_CONVERT = "Convert it first, for instance with {}.astype('int32')."
+_COUNT = {
+    "objects": "Give one integer for each sequence.",
+    "strings": "Give one integer for each sequence.",
+    "mask": "Count what a mask marks: mask.sum(-1).",
+}
+_ADVICE = {
+    "labels": {
+        "objects": "Give one array (B, L), its rows padded with -1 to one length.",
+        "strings": "Give each character its class first, for instance alphabet.index(character).",
+        "mask": "Where a mask marks the labels in use, jnp.where(mask, labels, -1) pads the rest.",
+        "floats": _CONVERT.format("labels"),
+    },
+    "lengths": _COUNT
+    | {"floats": "It counts frames: turn ratios into frames by jnp.round(ratio * T).astype(int)."},
+    "label_lengths": _COUNT
+    | {"floats": "It counts labels: turn ratios into labels by jnp.round(ratio * L).astype(int)."},
+}
+
+
+def _array(x: Any) -> Any:
+    if isinstance(x, jax.Array):
+        return x
+    if hasattr(x, "__jax_array__"):  # nnx.Variable and the like
+        return _array(x.__jax_array__())
+    try:
+        array = np.asarray(x)
+    except jax.errors.TracerArrayConversionError:  # a list with tracers in it
+        return jnp.asarray(x)
+    if array.dtype == object and any(hasattr(y, "__jax_array__") for y in jax.tree.leaves(x)):
+        return jnp.asarray(x)
+    return array
+
+
+def _kind(x: Any) -> str:
+    name = type(x).__name__
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def _all_frames(T: Any, batch: tuple[Any, ...]) -> Any:
+    if all(isinstance(size, int) for size in (T, *batch)):
+        return np.full(batch, T, np.int32)
+    return jnp.broadcast_to(jnp.asarray(T, jnp.int32), batch)  # symbolic (jax.export)
+
+
+# ---- static arguments --------------------------------------------------------------------------
+
+
+def _static(name: str, value: Any, wanted: str) -> None:
+    if isinstance(value, Tracer):
+        raise TypeError(
+            f"`{name}`: expected {wanted}, got a traced value. It must be known when the program "
+            f"is traced: name it in static_argnames of jax.jit."
+        )
+
+
+def switch(name: str, value: Any) -> bool:
+    _static(name, value, "a Python bool")
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"`{name}`: expected a Python bool, got {value!r}.")
+    return bool(value)
+
+
+def threads_of(num_threads: Any) -> int:
+    """As kernels take it: 0 for all that there are."""
+    if num_threads is None:
+        return 0
+    _static("num_threads", num_threads, "None or a Python int")
+    try:
+        threads = operator.index(num_threads)
+    except TypeError as error:
+        raise TypeError(
+            f"`num_threads`: expected None or a Python int, got {num_threads!r}."
+        ) from error
+    if threads < 1:
+        raise ValueError(f"`num_threads`: expected None or at least 1, got {threads}.")
+    return min(threads, INT32.max)
+
+
+def _class_in(V: Any, blank: Any, from_acts: str) -> int:
+    """`blank` in [0, V)."""
+    _static("blank", blank, "a Python int")
+    try:
+        blank = operator.index(blank)
+    except TypeError as error:
+        raise TypeError(f"`blank`: expected a Python int, got {_kind(blank)}.") from error
+    if blank < 0 and not isinstance(V, int):
+        raise ValueError(
+            f"`blank`: expected a class counted from 0, because V is symbolic ({V}), got {blank}."
+        )
+    if not (blank < V if blank >= 0 else -V <= blank):
+        raise ValueError(
+            f"`blank`: expected a class in [-V, V) with V = {V} {from_acts}, got {blank}."
+        )
+    return blank if blank >= 0 else V + blank

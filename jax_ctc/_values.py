@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which labels and lengths are bad, and an error where their values are known."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from ._shapes import INT32, Given
+
+
+class Verdict(NamedTuple):
+    name: str  # of the argument
+    values: Any
+    bad: Any  # which of them are bad
+    what: str  # is the matter with these
+
+
+def verdicts(given: Given, xp: Any) -> Iterator[Verdict]:
+    """On each argument that is not None. `xp`: numpy or jax.numpy."""
+    T, V = given.T, given.V
+    if given.lengths is not None:
+        lengths = xp.asarray(saturated(given.lengths))
+        outside = (lengths < 0) | (lengths > T)
+        what = f"is outside [0, {T}]: acts have T = {T} frames"
+        yield Verdict("lengths", given.lengths, outside, what)
+    count = None
+    if given.label_lengths is not None:
+        L, count = given.L, xp.asarray(saturated(given.label_lengths))
+        what = f"is outside [0, {L}]: labels have room for L = {L}"
+        yield Verdict("label_lengths", given.label_lengths, (count < 0) | (count > L), what)
+    if given.labels is not None:
+        labels = xp.asarray(saturated(given.labels))
+        real = labels >= 0
+        if count is not None:
+            position = np.arange(given.L, dtype=np.int32).reshape((1,) * count.ndim + (given.L,))
+            real = real & (position < count[..., None])
+        what = f"is not a class of acts with V = {V}"
+        yield Verdict("labels", given.labels, real & (labels >= V), what)
+        what = (
+            "is the blank, which is no label. Padding is negative: jnp.where(padding, -1, labels), "
+            "or give label_lengths."
+        )
+        yield Verdict("labels", given.labels, real & (labels == given.blank), what)
+
+
+def raise_on_known(given: Given) -> bool:
+    """Raises ValueError for the first bad value among those that are known. True: all are."""
+    if not all(isinstance(size, int) for size in (given.T, given.V)):  # symbolic (jax.export)
+        return False
+    labels, lengths, label_lengths = map(_known, (given.labels, given.lengths, given.label_lengths))
+    if given.label_lengths is not None and label_lengths is None:
+        labels = None  # which of them are padding is not known
+    known = given._replace(labels=labels, lengths=lengths, label_lengths=label_lengths)
+    for verdict in verdicts(known, np):
+        if np.any(verdict.bad):
+            place = tuple(int(i) for i in np.argwhere(verdict.bad)[0])
+            raise ValueError(message(verdict.name, place, verdict.values[place], verdict.what))
+    return labels is not None and lengths is not None
+
+
+def _known(x: Any) -> Any:
+    """Its values as NumPy, None where they cannot be seen.
+
+    A jitted function that closes over an array knows its values. A JAX array is waited for, as in
+    an eager call: to ask whether it is ready would make the error a matter of time. An array that
+    lies on other processes too is not looked at: each process would see other rows, one would raise
+    alone, and the others would wait for it in their next collective.
+    """
+    if x is None or isinstance(x, Tracer):
+        return None
+    if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+        return None
+    return np.asarray(x)
+
+
+def message(name: str, place: tuple[Any, ...], value: Any, what: str) -> str:
+    where = "[" + ", ".join(map(str, place)) + "]" if place else ""
+    return f"{name}{where} = {value} {what}"
+
+
+def saturated(x: Any) -> Any:
+    """As int32; a value that does not fit becomes the nearest that does, which is as bad. NumPy
+    stays NumPy, because JAX without x64 would wrap 64-bit values."""
+    info = jnp.iinfo(x.dtype)
+    if info.min < INT32.min or info.max > INT32.max:
+        xp = jnp if isinstance(x, jax.Array) else np
+        low, high = max(info.min, INT32.min), min(info.max, INT32.max)
+        x = xp.clip(x, xp.asarray(low, x.dtype), xp.asarray(high, x.dtype))
+    return x.astype(np.int32)

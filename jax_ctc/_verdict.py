@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A primitive that reports bad values to checkify.
+
+`checkify.check` alone reports the first bad sequence of a vmap without saying which it is. This
+primitive keeps all mapped axes until checkify comes to it, so that the place counts them too. And
+where checkify never comes, its lowering says what to do.
+
+    verdict    bad, values (the same shape)  ->  nothing        name, what: of the message
+"""
+
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.experimental import checkify
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from . import _axes, _values
+
+
+def expect_none(verdict: _values.Verdict) -> None:
+    """Reports the first value that is bad."""
+    bad, values = jnp.asarray(verdict.bad), jnp.asarray(verdict.values)
+    if bad.size and _RULES is None:
+        _check(bad, values, name=verdict.name, what=verdict.what)
+    elif bad.size:
+        verdict_p.bind(bad, values, name=verdict.name, what=verdict.what)
+
+
+def _first(bad: Array, values: Array) -> tuple[Array, tuple[Array, ...], Array]:
+    """Whether one is bad, the place of the first, and its value."""
+    bad, values = _whole(bad), _whole(values)
+    place = jnp.unravel_index(jnp.argmax(bad.reshape(-1)), bad.shape) if bad.ndim else ()
+    return bad.any(), tuple(place), values[tuple(place)]
+
+
+def _whole(x: Array) -> Array:
+    """Not sharded by its type (explicit sharding), so that one value can be taken out of it."""
+    if not any(_axes.spread_over(x, axis) for axis in range(x.ndim)):
+        return x
+    whole = jax.sharding.NamedSharding(jax.typeof(x).sharding.mesh, jax.sharding.PartitionSpec())
+    return jax.sharding.reshard(x, whole)
+
+
+def _check(bad: Array, values: Array, *, name: str, what: str) -> None:
+    found, place, value = _first(bad, values)
+    keys = [f"i{axis}" for axis in range(len(place))]
+    text = _values.message(name, tuple(f"{{{key}}}" for key in keys), "{value}", what)
+    index: dict[str, Any] = dict(zip(keys, place, strict=True))
+    checkify.check(~found, text, value=value, **index)
+
+
+verdict_p = Primitive("ctc_verdict")
+verdict_p.multiple_results = True
+
+
+@verdict_p.def_impl
+def _(bad: Array, values: Array, *, name: str, what: str) -> list[Any]:
+    found, place, value = _first(bad, values)
+    if found:
+        index = tuple(int(i) for i in place)
+        raise checkify.JaxRuntimeError(_values.message(name, index, np.asarray(value), what))
+    return []
+
+
+@verdict_p.def_effectful_abstract_eval
+def _(bad: Any, values: Any, **parameters: Any) -> tuple[list[Any], Any]:
+    """The effect of a check, without which a program would drop it."""
+    plain = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (bad, values)]
+    return [], _traced(*plain, **parameters).effects
+
+
+def _traced(bad: Any, values: Any, **parameters: Any) -> Any:
+    def check(bad: Array, values: Array) -> None:
+        _check(bad, values, **parameters)
+
+    return jax.make_jaxpr(jax.jit(check))(bad, values)
+
+
+def _batch(args: Any, dims: Any, **parameters: Any) -> tuple[list[Any], list[Any]]:
+    size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
+    front = [
+        jnp.broadcast_to(x, (size, *x.shape)) if d is None else jnp.moveaxis(x, d, 0)
+        for x, d in zip(args, dims, strict=True)
+    ]
+    return verdict_p.bind(*front, **parameters), []
+
+
+def _jvp(primals: Any, tangents: Any, **parameters: Any) -> tuple[list[Any], list[Any]]:
+    return verdict_p.bind(*primals, **parameters), []
+
+
+def _lower(*_: Any, **parameters: Any) -> Any:
+    raise ValueError(
+        "jax_ctc.check: expected to be under checkify, but a program was compiled without it. "
+        "Wrap the function before jax.jit: error, out = jax.jit(checkify.checkify(f))(...), then "
+        "error.throw(), with checkify from jax.experimental."
+    )
+
+
+def _checkify(error: Any, enabled_errors: Any, *operands: Any, **parameters: Any) -> Any:
+    """As checkify treats a jitted function that makes the check."""
+    (call,) = _traced(*operands, **parameters).eqns
+    return _RULES[call.primitive](error, enabled_errors, *operands, **call.params)
+
+
+batching.primitive_batchers[verdict_p] = _batch
+ad.primitive_jvps[verdict_p] = _jvp
+mlir.register_lowering(verdict_p, _lower)
+# checkify has no public way to register a rule, and a release may lose this table.
+_RULES: Any = getattr(sys.modules[checkify.check.__module__], "error_checks", None)
+if _RULES is not None:
+    _RULES[verdict_p] = _checkify
