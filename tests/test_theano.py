@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The signatures of theano.tensor.nnet.ctc."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import oracle
@@ -59,3 +61,35 @@ def test_the_mean_of_theano_s_own_example():
     )
     cost = theano.ctc(acts, np.array([[1, -1], [3, 3], [2, 3]]), np.array([1, 3, 3]))
     np.testing.assert_allclose(cost, [1.609437943, 7.355742931, 4.938849926], rtol=1e-5)
+
+
+def test_ops_with_the_same_switches_are_one_static_argument():
+    Op = theano.ConnectionistTemporalClassification
+    traced = []
+
+    @partial(jax.jit, static_argnums=0)
+    def cost(op, acts, labels, lengths):
+        traced.append(op)
+        return op(acts, labels, lengths)
+
+    arguments = DENSE.arguments()[:3]
+    for op in (Op(), Op(True, None), Op(compute_grad=1)):
+        cost(op, *arguments)
+    assert len(traced) == 1
+    assert len({Op(), Op(True), Op(openmp=0), Op(openmp=False), Op(False), Op(openmp=True)}) == 4
+
+
+@pytest.mark.parametrize("off", [False, 0, np.bool_(False)], ids=repr)
+def test_whatever_is_false_switches_off(off):
+    op = theano.ConnectionistTemporalClassification(compute_grad=off, openmp=off)
+    assert repr(op) == "ConnectionistTemporalClassification(compute_grad=False, openmp=False)"
+    acts, labels, lengths, _ = DENSE.arguments()
+    threads = jax.make_jaxpr(op)(acts, labels, lengths).eqns[-1].params["threads"]
+    assert threads == 1
+    with pytest.raises(Exception, match="compute_grad"):
+        jax.grad(lambda acts: op(acts, labels, lengths).sum())(acts)
+
+
+def test_ctc_is_available():
+    assert theano.ctc_available() is True
+    assert (theano.ctc_available.msg is None) == (jax_ctc.build_info()["cpu"] is not None)

@@ -1,24 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """CTC as Theano users know it: `theano.tensor.nnet.ctc`.
 
-What is different: nothing is left over from an earlier call in the gradient of frames after the
-length (it is 0), and a sequence too short for its labels costs +inf, where Theano returned 0.
+What is different: the kernels are part of jax_ctc, so there is no `config.ctc.root` to set. A label
+0 in a row is an error (under `jit` a cost of NaN), because 0 is the blank; padding is negative. A
+sequence too short for its labels costs +inf, where Theano returned 0. Frames after the length have
+the gradient 0, where Theano left what an earlier call had written.
 """
+
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 from jax import Array
 from jax.typing import ArrayLike
 
-from .. import _loss
+from .. import _kernels, _loss
 
 
-def ctc(activations: ArrayLike, labels: ArrayLike, input_lengths: ArrayLike) -> Array:
+def ctc(activations: ArrayLike, labels: ArrayLike, input_lengths: ArrayLike | None) -> Array:
     """Costs of a batch, in nats.
 
     Args:
       activations: (T, B, V) unnormalised; class 0 is the blank.
       labels: (B, L) classes; negative entries are padding wherever they stand.
-      input_lengths: (B,) frames in use.
+      input_lengths: (B,) frames in use; None for all T.
 
     Returns:
       (B,) costs. See `jax_ctc.ctc` for what raises and what is NaN or inf.
@@ -26,8 +31,24 @@ def ctc(activations: ArrayLike, labels: ArrayLike, input_lengths: ArrayLike) -> 
     return _loss.ctc(activations, labels, input_lengths)
 
 
+def ctc_available() -> bool:
+    """Whether `ctc` runs: always True, because pure JAX runs where compiled kernels do not.
+
+    As in Theano `ctc_available.msg` says why something is missing; None where nothing is.
+    """
+    notes = _kernels.build_info()["notes"] if _kernels.cpu is None else []
+    _available.msg = " ".join(notes) or None
+    return True
+
+
+_available: Any = ctc_available
+_available.msg = None
+
+
+@dataclass(frozen=True)
 class ConnectionistTemporalClassification:
-    """The op behind `ctc`, with its two switches.
+    """The op behind `ctc`, with its two switches. Ops with the same switches are equal, so one can
+    be a static argument of `jax.jit`.
 
     Args:
       compute_grad: False makes differentiation an error. JAX does no gradient work that nobody
@@ -35,12 +56,16 @@ class ConnectionistTemporalClassification:
       openmp: False runs on one thread; None and True on all that JAX has.
     """
 
-    def __init__(self, compute_grad: bool = True, openmp: bool | None = None):
-        self.compute_grad = compute_grad
-        self.openmp = openmp
+    compute_grad: bool = True
+    openmp: bool | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "compute_grad", bool(self.compute_grad))
+        if self.openmp is not None:
+            object.__setattr__(self, "openmp", bool(self.openmp))
 
     def __call__(
-        self, activations: ArrayLike, labels: ArrayLike, input_lengths: ArrayLike
+        self, activations: ArrayLike, labels: ArrayLike, input_lengths: ArrayLike | None
     ) -> Array:
         """(B,) costs of (T, B, V) activations, (B, L) labels and (B,) lengths, as in `ctc`."""
         num_threads = 1 if self.openmp is False else None
