@@ -25,16 +25,25 @@ def ctc(
 ) -> Array:
     """Negative log-probability of each label sequence, summed over all its alignments.
 
+    Padding in `labels` is negative. A label equal to `blank`, which is 0 unless given, is an error,
+    so padding with 0 is one: ``labels = jnp.where(padding, -1, labels)``. Under ``jit`` it cannot
+    raise: the cost of that sequence is NaN and its gradient 0, and the others train on. Then
+    ``jax.config.update("jax_debug_nans", True)`` or `jax_ctc.check` names the label.
+
+    Time comes first, (T, B, V). The layout of optax and Flax, (B, T, V), is ``time_major=False``;
+    where B == T nothing can notice a mistake.
+
     Args:
       acts: (T, B, V) unnormalised activations (logits); the softmax over V is taken inside.
         (B, T, V) with ``time_major=False``, (T, V) for one sequence. float32, float64, bfloat16 or
         float16.
       labels: (B, L) classes, or (L,); any integer dtype. Negative entries are padding and are
         ignored wherever they stand in the row.
-      lengths: (B,) or () frames in use, 0 to T; any integer dtype. Later frames are never read.
+      lengths: (B,) or () frames in use, 0 to T; any integer dtype; None for all T. Later frames are
+        never read.
       label_lengths: (B,) or (), optional: entries of `labels` at and after it are padding too,
         whatever they hold.
-      blank: the class that emits nothing, in [0, V).
+      blank: the class that emits nothing, in [-V, V): -1 is the last class.
       time_major: whether T comes before B. Neither order is copied or transposed.
       zero_infinity: a sequence that has no alignment costs 0 instead of +inf.
       num_threads: at most this many threads for a CPU kernel; None for all that JAX has. The result
@@ -49,10 +58,12 @@ def ctc(
       (B,) or () costs in nats, never below 0: float64 for float64 acts, else float32.
 
     Raises:
-      TypeError: `acts` is not floating, or labels or lengths are not integers.
+      TypeError: `acts` is not floating, labels or lengths are not integers, or a switch is traced
+        (name it in static_argnames).
       ValueError: ranks or sizes disagree, `blank` is not a class, `vocab_axis` is not an axis of
-        the mesh in use or does not divide V; and, outside ``jit``, a label or length out of range:
-        the message names the sequence, the position and the value.
+        the mesh in use or does not divide V; and, where values are known, a label or length out of
+        range: the message names the sequence, the position and the value. They are known outside
+        ``jit``, and in a jitted function that closes over them.
 
     Behaviour where nothing can be raised, for each sequence on its own:
       no alignment fits (fewer frames than labels and repeats, or logits of -inf)
@@ -60,7 +71,7 @@ def ctc(
       a NaN, a +inf, or nothing but -inf in a row in use
         cost NaN, gradient NaN in the frames in use
       a label >= V or equal to `blank`, a length outside [0, T] or [0, L]
-        cost NaN, gradient exactly 0 (`jax_ctc.check` turns it into an error of checkify)
+        cost NaN, gradient exactly 0 (`jax_ctc.check` makes it an error of checkify)
       frames at and after the length, and sequences with a zero cotangent
         gradient exactly 0
 

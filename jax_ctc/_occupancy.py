@@ -24,7 +24,7 @@ def ctc_occupancy(
     frame belongs to, over all alignments of these labels (docs/ctc.md, eq. 8).
 
     Args:
-      acts, labels, lengths, label_lengths, blank, time_major: as in `ctc`.
+      acts, labels, lengths, label_lengths, blank, time_major: as in `ctc`; lengths=None for all T.
 
     Returns:
       The shape of `acts`; float64 for float64 acts, else float32. The classes of a frame in use add

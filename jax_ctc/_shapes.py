@@ -24,15 +24,9 @@ class Given(NamedTuple):
     label_lengths: Any | None
     time_axis: int
     blank: int
+    T: int
     V: int  # of all slices
-
-    @property
-    def T(self) -> int:
-        return self.acts.shape[self.time_axis]
-
-    @property
-    def L(self) -> int:
-        return self.labels.shape[-1]
+    L: int
 
 
 def checked(
@@ -75,11 +69,12 @@ def checked(
     if label_lengths is not None:
         label_lengths = _integers("label_lengths", label_lengths)
         fits("label_lengths", label_lengths.shape, batch)
-    for name, size in (("T", T), ("V", V), ("L", labels.shape[-1])):
+    L = labels.shape[-1]
+    for name, size in (("T", T), ("V", V), ("L", L)):
         if isinstance(size, int) and size > INT32.max:
             raise ValueError(f"`acts`, `labels`: expected {name} to fit an int32, got {size}.")
     blank = _class_in(V, blank, from_acts)
-    return Given(acts, labels, lengths, label_lengths, time_axis, blank, V)
+    return Given(acts, labels, lengths, label_lengths, time_axis, blank, T, V, L)
 
 
 # ---- arrays ------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ class Verdict(NamedTuple):
 
 def verdicts(given: Given, xp: Any) -> Iterator[Verdict]:
     """On each argument that is not None. `xp`: numpy or jax.numpy."""
-    T, V = given.T, given.V
+    T, V, L = given.T, given.V, given.L
     if given.lengths is not None:
         lengths = xp.asarray(saturated(given.lengths))
         outside = (lengths < 0) | (lengths > T)
@@ -29,14 +29,14 @@ def verdicts(given: Given, xp: Any) -> Iterator[Verdict]:
         yield Verdict("lengths", given.lengths, outside, what)
     count = None
     if given.label_lengths is not None:
-        L, count = given.L, xp.asarray(saturated(given.label_lengths))
+        count = xp.asarray(saturated(given.label_lengths))
         what = f"is outside [0, {L}]: labels have room for L = {L}"
         yield Verdict("label_lengths", given.label_lengths, (count < 0) | (count > L), what)
     if given.labels is not None:
         labels = xp.asarray(saturated(given.labels))
         real = labels >= 0
         if count is not None:
-            position = np.arange(given.L, dtype=np.int32).reshape((1,) * count.ndim + (given.L,))
+            position = np.arange(L, dtype=np.int32).reshape((1,) * count.ndim + (L,))
             real = real & (position < count[..., None])
         what = f"is not a class of acts with V = {V}"
         yield Verdict("labels", given.labels, real & (labels >= V), what)

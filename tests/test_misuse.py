@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls as users of other libraries make them: the error says which argument, and the way out."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+import jax_ctc
+
+T, B, V, L = 6, 2, 5, 3
+GOOD = {
+    "acts": np.zeros((T, B, V), np.float32),
+    "labels": np.array([[1, 2, -1], [1, 2, 3]]),
+    "lengths": np.array([6, 5]),
+}
+RATIO = np.array([0.9, 1.0])
+FUNCTIONS = [jax_ctc.ctc, jax_ctc.check, jax_ctc.ctc_occupancy]
+every_function = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
+
+# What was called otherwise than it should be; the error; what it says came; the way out.
+MISUSES = {
+    "strings": ({"labels": ["cat", "dog"]}, TypeError, "strings", "its class first"),
+    "lists of strings": ({"labels": [["a"], ["b"]]}, TypeError, "strings", "its class first"),
+    "ragged labels": ({"labels": [[1, 2], [1]]}, ValueError, "a list", "padded with -1"),
+    "sparse labels": (
+        {"labels": (np.zeros((3, 2), int), np.ones(3, int), np.array([B, L]))},
+        ValueError, "a tuple", "padded with -1",
+    ),
+    "an array of lists": (
+        {"labels": np.array([[1, 2], [1]], dtype=object)}, TypeError, "ndarray", "padded with -1",
+    ),
+    "no labels": ({"labels": None}, TypeError, "NoneType", "one array (B, L)"),
+    "a mask for labels": (
+        {"labels": np.ones((B, L), bool)}, TypeError, "bool", "jnp.where(mask, labels, -1)",
+    ),
+    "float labels": ({"labels": np.ones((B, L))}, TypeError, "float64", "labels.astype('int32')"),
+    "relative lengths": (
+        {"lengths": RATIO}, TypeError, "float64", "jnp.round(ratio * T).astype(int)",
+    ),
+    "relative label lengths": (
+        {"label_lengths": RATIO}, TypeError, "float64", "jnp.round(ratio * L).astype(int)",
+    ),
+    "a mask for lengths": ({"lengths": np.ones((B, T), bool)}, TypeError, "bool", "mask.sum(-1)"),
+    "a mask for label_lengths": (
+        {"label_lengths": np.ones((B, L), bool)}, TypeError, "bool", "mask.sum(-1)",
+    ),
+    "strings for lengths": ({"lengths": ["6", "5"]}, TypeError, "strings", "one integer for each"),
+    "ragged lengths": ({"lengths": [[6], [5, 1]]}, ValueError, "a list", "one integer for each"),
+    "integers for acts": ({"acts": np.zeros((T, B, V), int)}, TypeError, "int64", "astype"),
+    "strings for acts": ({"acts": "logits"}, TypeError, "a str", "an array of floats"),
+    "nothing for acts": ({"acts": None}, (TypeError, ValueError), "NoneType", "array of floats"),
+    "ragged acts": ({"acts": [[1.0, 2.0], [1.0]]}, ValueError, "a list", "an array of floats"),
+    "a word for time_major": ({"time_major": "B"}, TypeError, "'B'", "Python bool"),
+    "a word for blank": ({"blank": "0"}, TypeError, "a str", "Python int"),
+    "a blank above": ({"blank": V}, ValueError, "got 5", "[-V, V) with V = 5"),
+    "a blank below": ({"blank": -V - 1}, ValueError, "got -6", "[-V, V) with V = 5"),
+}  # fmt: skip
+
+
+def assert_says(error, call, name, came, way_out):
+    with pytest.raises(error) as caught:
+        call()
+    said = str(caught.value)
+    assert said.startswith(f"`{name}`")
+    assert came in said
+    assert way_out in said
+    assert "Tracer" not in said
+    assert len(said) < 300
+
+
+@every_function
+@pytest.mark.parametrize("misuse", MISUSES.values(), ids=MISUSES.keys())
+def test_a_misuse_raises_an_error_with_the_way_out(function, misuse):
+    changed, error, came, way_out = misuse
+    (name,) = changed
+    assert_says(error, lambda: function(**(GOOD | changed)), name, came, way_out)
+
+
+@every_function
+@pytest.mark.parametrize("of", [np.asarray, np.ndarray.tolist], ids=["arrays", "lists"])
+def test_swapped_acts_and_labels_are_recognised(function, of):
+    swapped = GOOD | {"acts": of(GOOD["labels"]), "labels": of(GOOD["acts"])}
+    assert_says(TypeError, lambda: function(**swapped), "acts", "int", "are the two swapped?")
+
+
+TRACED = [
+    (function, name, value)
+    for function in FUNCTIONS
+    for name, value in [("blank", 0), ("time_major", True)]
+]
+TRACED += [(jax_ctc.ctc, "zero_infinity", True), (jax_ctc.ctc, "num_threads", 2)]
+
+
+@pytest.mark.parametrize(
+    ("function", "name", "value"), TRACED, ids=lambda x: getattr(x, "__name__", str(x))
+)
+def test_a_traced_switch_raises_an_error_that_says_static_argnames(function, name, value):
+    def call():
+        jax.jit(function)(**GOOD, **{name: value})
+
+    assert_says(TypeError, call, name, "a traced value", "static_argnames of jax.jit")
+
+
+@pytest.mark.parametrize("value", ["mean", 1, None], ids=repr)
+def test_zero_infinity_is_a_bool(value):
+    call = lambda: jax_ctc.ctc(**GOOD, zero_infinity=value)  # noqa: E731
+    assert_says(TypeError, call, "zero_infinity", repr(value), "Python bool")
+
+
+@pytest.mark.parametrize(
+    ("value", "error"), [(2.0, TypeError), ("2", TypeError), (0, ValueError), (-1, ValueError)]
+)
+def test_num_threads_is_a_positive_int(value, error):
+    call = lambda: jax_ctc.ctc(**GOOD, num_threads=value)  # noqa: E731
+    assert_says(error, call, "num_threads", f"got {value!r}", "None or")
+
+
+def test_a_batch_in_the_other_order_is_told_how_its_acts_were_read():
+    acts = GOOD["acts"].swapaxes(0, 1)
+    with pytest.raises(ValueError, match=re.escape("as (T, B, V) with time_major=True")):
+        jax_ctc.ctc(acts, GOOD["labels"], GOOD["lengths"])
+    with pytest.raises(ValueError, match=re.escape("as (B, T, V) with time_major=False")):
+        jax_ctc.ctc(**GOOD, time_major=False)
+
+
+def test_a_last_class_of_unknown_number_raises():
+    v = jax.export.symbolic_shape("v")[0]
+    exporting = jax.export.export(jax.jit(lambda acts: jax_ctc.ctc(acts, [[1]], [6], blank=-1)))
+    with pytest.raises(ValueError, match=r"^`blank`: .* V is symbolic"):
+        exporting(jax.ShapeDtypeStruct((T, 1, v), np.float32))
