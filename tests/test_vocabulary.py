@@ -279,7 +279,8 @@ def test_what_does_not_count_has_gradient_zero_whatever_acts_hold(f, value):
     acts[5, :4, 7] = value
     labels[0, 0], lengths[1] = 99, T + 1  # bad, and their acts too
     weights = np.array([1, 1, 0, 1, 1, 1, 1, 1], np.float32)
-    gradient = jax.jit(jax.grad(lambda x: jnp.vdot(f(x, labels, lengths), weights)))(acts)
+    weighted = jax.grad(lambda x, *rest: jnp.vdot(f(x, *rest), weights))
+    gradient = jax.jit(weighted)(acts, labels, lengths)
     assert not gradient[:, :3].any()
     assert np.isnan(gradient[: lengths[3], 3]).all()
     assert np.isfinite(gradient[:, 4:]).all()
@@ -435,14 +436,14 @@ def test_check_knows_of_the_classes_of_others(label):
     (acts, labels, lengths), *_ = problem(24)
     labels = np.full_like(labels, label)
 
-    def checked(acts):
+    def checked(acts, labels):
         jax_ctc.check(acts, labels, lengths, vocab_axis="model")
 
     mapped = jax.shard_map(
-        checkify.checkify(checked), mesh=mesh_of(1, 8), in_specs=P(None, None, "model"),
+        checkify.checkify(checked), mesh=mesh_of(1, 8), in_specs=(P(None, None, "model"), P()),
         out_specs=P(),
     )  # fmt: skip
-    error, _ = jax.jit(mapped)(acts)
+    error, _ = jax.jit(mapped)(acts, labels)
     wrong = "labels[0, 0] = 24 is not a class of acts with V = 24"
     assert (error.get() is None) if label == 23 else (wrong in error.get())
 
