@@ -93,7 +93,7 @@ def test_a_box_of_numpy_keeps_64_bits(without_x64):
 
 
 def test_variables_of_flax():
-    nnx = pytest.importorskip("flax.nnx", reason="needs Flax")
+    nnx = pytest.importorskip("flax.nnx", reason="needs Flax", exc_type=ImportError)
     given = [nnx.Variable(jnp.asarray(x)) for x in (ACTS, LABELS, LENGTHS, LABEL_LENGTHS)]
     assert_same_bits(jax_ctc.ctc(*given), COST)
     assert_same_bits(jax.jit(lambda *given: jax_ctc.ctc(*given))(*given), COST)
