@@ -4,6 +4,7 @@
 // Python has checked the caller before it ever gets here; the checks below are for programs that bypass it.
 #pragma once
 
+#include <algorithm>
 #include <limits>
 #include <optional>
 #include <string>
@@ -29,6 +30,14 @@ inline std::optional<Dtype> dtype_of(ffi::DataType type) {
   }
 }
 
+// Whether no product of these sizes, in bytes or in elements, leaves an int64. An empty array may have huge sides.
+inline bool countable(const Shape& s) {
+  int64_t n = 16;
+  for (const int64_t size : {s.N, s.T, s.B, std::max(s.V, s.L + 1)})
+    if (__builtin_mul_overflow(n, std::max<int64_t>(size, 1), &n)) return false;
+  return true;
+}
+
 // acts are row-major with T at time_axis among the axes before V. `time_moved`: the logical shape has T next to V, as
 // the partitioner wants it, and only the layout keeps it at time_axis.
 inline ffi::ErrorOr<Shape> shape_of(Buffer acts, Ints labels, int64_t time_axis, bool time_moved) {
@@ -40,11 +49,20 @@ inline ffi::ErrorOr<Shape> shape_of(Buffer acts, Ints labels, int64_t time_axis,
                                                        " do not go with time_axis " + std::to_string(time_axis) +
                                                        " and labels of rank " + std::to_string(label_dims.size())));
   Shape s = {1, dims[time_moved ? rank - 2 : time_axis], 1, dims[rank - 1], label_dims[rank - 2]};
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();  // of classes and of label positions
+  if (s.T < 0 || s.V < 0 || s.L < 0 || s.V > kMost || s.L >= kMost)
+    return ffi::Unexpected(
+        ffi::Error::InvalidArgument("jax_ctc: T, V and L must not be negative, and V and L fit an int32"));
   int64_t axis = 0;  // of the batch
+  bool counted = true;
   for (int64_t k = 0; k < rank - 1; ++k) {
     if (k == (time_moved ? rank - 2 : time_axis)) continue;
-    (axis++ < time_axis ? s.N : s.B) *= dims[k];
+    int64_t& size = axis++ < time_axis ? s.N : s.B;
+    counted = counted && dims[k] >= 0 && !__builtin_mul_overflow(size, dims[k], &size);
   }
+  if (!counted || !countable(s))
+    return ffi::Unexpected(
+        ffi::Error::InvalidArgument("jax_ctc: acts and labels have more elements than an int64 counts"));
   return s;
 }
 
@@ -62,8 +80,8 @@ inline ffi::ErrorOr<Batch> decode(Buffer acts, Ints labels, Ints lengths, const 
   if (!s.has_value()) return ffi::Unexpected(s.error());
   if (int64_t(lengths.element_count()) != s->sequences() || int64_t(labels.element_count()) != s->sequences() * s->L)
     return ffi::Unexpected(ffi::Error::InvalidArgument("jax_ctc: acts, labels and lengths disagree on the batch"));
-  if (attributes.blank < 0 || attributes.blank >= s->V || s->V > std::numeric_limits<int32_t>::max())
-    return ffi::Unexpected(ffi::Error::InvalidArgument("jax_ctc: blank must be a class of acts, and V fit an int32"));
+  if (attributes.blank < 0 || attributes.blank >= s->V)
+    return ffi::Unexpected(ffi::Error::InvalidArgument("jax_ctc: blank must be a class of acts"));
   return Batch{*dtype, *s, acts.untyped_data(), labels.typed_data(), lengths.typed_data(), int32_t(attributes.blank)};
 }
 

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -20,23 +21,41 @@
 namespace jax_ctc {
 namespace {
 
+class OutOfScratch final : public std::bad_alloc {
+ public:
+  explicit OutOfScratch(size_t bytes) {
+    std::snprintf(text_, sizeof text_, "a thread asked for %zu bytes of scratch memory", bytes);
+  }
+  const char* what() const noexcept override { return text_; }
+
+ private:
+  char text_[96];
+};
+
 class ThreadScratch final : public Scratch {
  public:
   char* reserve(size_t bytes) override {
+    tested::unpoison(memory_.get(), size_);
     if (bytes > size_) {
-      memory_.reset(static_cast<char*>(::operator new(bytes, kAlignment)));
+      release();
+      memory_.reset(static_cast<char*>(::operator new(bytes, kAlignment, std::nothrow)));
+      if (!memory_) throw OutOfScratch(bytes);
       size_ = bytes;
     }
+    tested::poison(memory_.get() + bytes, size_ - bytes);
     return memory_.get();
   }
   // A long sequence's memory is not held for ever.
   void trim() {
-    if (size_ <= kKept) return;
+    if (size_ > kKept) release();
+  }
+
+ private:
+  void release() {
     memory_.reset();
     size_ = 0;
   }
 
- private:
   static constexpr std::align_val_t kAlignment{64};
   static constexpr size_t kKept = 8 << 20;
   struct Free {
@@ -78,7 +97,11 @@ void advise_huge_pages(void* array, int64_t bytes) {
 }
 
 // A fork pays from about 100 us of work on: it costs 1 us on a quiet machine, 30 on a busy one.
+#if defined(JAX_CTC_TEST)
+using tested::kForkNanoseconds;
+#else
 constexpr double kForkNanoseconds = 1e5;
+#endif
 
 int64_t threads_for(const Problem& p, double nanoseconds) { return nanoseconds < kForkNanoseconds ? 1 : p.threads; }
 
@@ -88,6 +111,23 @@ double sequence_work(const Shape& s, int64_t length) {
 }
 
 bool valid_length(const Shape& s, int32_t length) { return length >= 0 && length <= s.T; }
+
+// Where the first row of a sequence is in an array of rows, if it has any.
+int64_t first_row(const Shape& s, int64_t sequence) { return s.T > 0 ? s.first_row(sequence) : 0; }
+
+// Which sequences have good arguments; the others have no gradient. Residuals say so too where they are what `forward`
+// made of the same labels, but a program may hand in anything.
+std::vector<char> good_sequences(const Problem& p) {
+  const Shape& s = p.shape;
+  std::vector<char> good(s.sequences());
+  for (int64_t i = 0; i < s.sequences(); ++i) {
+    const int32_t* row = p.labels + i * s.L;
+    bool bad = !valid_length(s, p.lengths[i]);
+    for (int64_t k = 0; k < s.L; ++k) bad |= !is_padding(row[k]) & is_bad_label(row[k], s.V, p.blank);
+    good[i] = !bad;
+  }
+  return good;
+}
 
 // The labels of one sequence without its padding, and where each one stood. False: one is not a label.
 struct Labels {
@@ -132,16 +172,23 @@ template <class F> Sequence<F> sequence_of(const Problem& p, int64_t sequence, c
   const Shape& s = p.shape;
   const int64_t L = labels.values.size();
   const int32_t length = p.lengths[sequence];
-  return {
-      p.dtype, at(p.acts, s.first_row(sequence) * s.V, p.dtype), s.B * s.V,        length, s.V, labels.values.data(), L,
-      p.blank, frames_needed(labels.values.data(), L) <= length, &thread_scratch()};
+  return {p.dtype,
+          at(p.acts, first_row(s, sequence) * s.V, p.dtype),
+          s.B * s.V,
+          length,
+          s.V,
+          labels.values.data(),
+          L,
+          p.blank,
+          frames_needed(labels.values.data(), L) <= length,
+          &thread_scratch()};
 }
 
 template <class F> void run_sequence(const Problem& p, int64_t sequence, F* cost, Kept kept) {
   constexpr F kNaN = std::numeric_limits<F>::quiet_NaN();
   const Shape& s = p.shape;
   const bool training = kept.columns != nullptr;
-  const int64_t first = s.first_row(sequence);
+  const int64_t first = first_row(s, sequence);
   const int32_t length = p.lengths[sequence];
   thread_local Labels labels;
   if (!valid_length(s, length) || !labels.read(p, p.labels + sequence * s.L)) {
@@ -204,11 +251,10 @@ template <class F> Row<F> row_at(const Problem& p, Kept kept, int64_t row) {
           &thread_scratch()};
 }
 
-// Cotangent times the gradient of one row.
+// Cotangent times the gradient of one row of a sequence with good arguments.
 template <class F> void gradient_row(const Problem& p, Kept kept, int64_t row, F cotangent, void* out) {
   const Shape& s = p.shape;
-  const int64_t sequence = s.sequence_of_row(row);
-  if (cotangent == 0 || s.frame_of_row(row) >= p.lengths[sequence]) {
+  if (cotangent == 0 || s.frame_of_row(row) >= p.lengths[s.sequence_of_row(row)]) {
     std::memset(out, 0, s.V * element_size(p.dtype));
   } else if (s.dense()) {
     kernels<F>().scale(row_of<F>(kept.columns, row, s.V), s.V, cotangent, p.dtype, out);
@@ -239,8 +285,11 @@ void run_cotangent(const Problem& p, Kept kept, const F* cotangents, void* gradi
       std::all_of(cotangents, cotangents + s.sequences(), [](F c) { return c == 1; }))
     return;
   advise_huge_pages(gradient, s.rows() * s.V * element_size(p.dtype));
+  const std::vector<char> good = good_sequences(p);
   for_each_row(p, executor, [&](int64_t row) {
-    gradient_row<F>(p, kept, row, cotangents[s.sequence_of_row(row)], at(gradient, row * s.V, p.dtype));
+    const int64_t sequence = s.sequence_of_row(row);
+    const F cotangent = good[sequence] ? cotangents[sequence] : F(0);
+    gradient_row<F>(p, kept, row, cotangent, at(gradient, row * s.V, p.dtype));
   });
 }
 
@@ -291,9 +340,10 @@ template <class F> double tangent_row(const Problem& p, Kept kept, int64_t row, 
 template <class F>
 void run_tangent(const Problem& p, Kept kept, const void* directions, F* tangents, Executor& executor) {
   const Shape& s = p.shape;
+  const std::vector<char> good = good_sequences(p);
   parallel_for(executor, threads_for(p, 0.4 * double(s.rows()) * double(s.V)), s.sequences(), [&](int64_t i) {
     double sum = 0;
-    for (int64_t t = 0; t < p.lengths[i] && t < s.T; ++t) {
+    for (int64_t t = 0; good[i] && t < p.lengths[i]; ++t) {
       const int64_t row = s.first_row(i) + t * s.B;
       sum += tangent_row<F>(p, kept, row, at(directions, row * s.V, p.dtype));
     }
@@ -314,7 +364,7 @@ void fill_like_acts(const Problem& p, void* out, int64_t sequence, int64_t begin
 template <class F> void product_of_sequence(const Problem& p, int64_t sequence, Kept kept, F cotangent,
                                             const void* directions, void* out) {
   const Shape& s = p.shape;
-  const int64_t first = s.first_row(sequence);
+  const int64_t first = first_row(s, sequence);
   const int32_t length = p.lengths[sequence];
   thread_local Labels labels;
   if (cotangent == 0 || !valid_length(s, length) || !labels.read(p, p.labels + sequence * s.L))

@@ -3,7 +3,10 @@
 #include "ffi.h"
 
 #include <algorithm>
+#include <exception>
 #include <limits>
+#include <new>
+#include <string>
 
 #include "../decode.h"
 #include "ctc.h"
@@ -21,6 +24,20 @@ class PoolExecutor final : public Executor {
   ffi::ThreadPool pool_;
 };
 
+// No exception enters XLA: it would end the process. Results of a call that failed are not used.
+template <class Run> ffi::Error guarded(Run run) {
+  try {
+    run();
+    return ffi::Error::Success();
+  } catch (const std::bad_alloc& error) {
+    return {ffi::ErrorCode::kResourceExhausted,
+            std::string("jax_ctc: out of memory (") + error.what() +
+                "). Shorter sequences, shorter labels or fewer threads (num_threads) need less."};
+  } catch (const std::exception& error) {
+    return {ffi::ErrorCode::kInternal, std::string("jax_ctc: ") + error.what()};
+  }
+}
+
 #define CTC_OPERANDS ffi::ThreadPool pool, Buffer acts, Ints labels, Ints lengths
 #define CTC_ATTRIBUTES int64_t time_axis, bool time_moved, int64_t blank, int64_t threads
 #define CTC_DECODE                                                                                          \
@@ -32,15 +49,13 @@ class PoolExecutor final : public Executor {
 ffi::Error loss_handler(CTC_OPERANDS, Result cost, CTC_ATTRIBUTES) {
   CTC_DECODE;
   if (!computed(p, *cost, p.shape.sequences())) return mismatch("jax_ctc_loss");
-  loss(p, cost->untyped_data(), executor);
-  return ffi::Error::Success();
+  return guarded([&] { loss(p, cost->untyped_data(), executor); });
 }
 
 ffi::Error forward_handler(CTC_OPERANDS, Result cost, Result rows, Result columns, CTC_ATTRIBUTES) {
   CTC_DECODE;
   if (!computed(p, *cost, p.shape.sequences()) || !residuals(p, *rows, *columns)) return mismatch("jax_ctc_forward");
-  forward(p, cost->untyped_data(), {rows->untyped_data(), columns->untyped_data()}, executor);
-  return ffi::Error::Success();
+  return guarded([&] { forward(p, cost->untyped_data(), {rows->untyped_data(), columns->untyped_data()}, executor); });
 }
 
 ffi::Error tangent_handler(CTC_OPERANDS, Buffer rows, Buffer columns, Buffer directions, Result tangents,
@@ -48,9 +63,10 @@ ffi::Error tangent_handler(CTC_OPERANDS, Buffer rows, Buffer columns, Buffer dir
   CTC_DECODE;
   if (!residuals(p, rows, columns) || !like_acts(p, acts, directions) || !computed(p, *tangents, p.shape.sequences()))
     return mismatch("jax_ctc_tangent");
-  tangent(p, {rows.untyped_data(), columns.untyped_data()}, directions.untyped_data(), tangents->untyped_data(),
-          executor);
-  return ffi::Error::Success();
+  return guarded([&] {
+    tangent(p, {rows.untyped_data(), columns.untyped_data()}, directions.untyped_data(), tangents->untyped_data(),
+            executor);
+  });
 }
 
 ffi::Error cotangent_handler(CTC_OPERANDS, Buffer rows, Buffer columns, Buffer cotangents, Result gradient,
@@ -58,9 +74,10 @@ ffi::Error cotangent_handler(CTC_OPERANDS, Buffer rows, Buffer columns, Buffer c
   CTC_DECODE;
   if (!residuals(p, rows, columns) || !computed(p, cotangents, p.shape.sequences()) || !like_acts(p, acts, *gradient))
     return mismatch("jax_ctc_cotangent");
-  cotangent(p, {rows.untyped_data(), columns.untyped_data()}, cotangents.untyped_data(), gradient->untyped_data(),
-            executor);
-  return ffi::Error::Success();
+  return guarded([&] {
+    cotangent(p, {rows.untyped_data(), columns.untyped_data()}, cotangents.untyped_data(), gradient->untyped_data(),
+              executor);
+  });
 }
 
 ffi::Error hvp_handler(CTC_OPERANDS, Buffer rows, Buffer columns, Buffer cotangents, Buffer directions, Result products,
@@ -69,9 +86,10 @@ ffi::Error hvp_handler(CTC_OPERANDS, Buffer rows, Buffer columns, Buffer cotange
   if (!residuals(p, rows, columns) || !computed(p, cotangents, p.shape.sequences()) ||
       !like_acts(p, acts, directions) || !like_acts(p, acts, *products))
     return mismatch("jax_ctc_hvp");
-  product(p, {rows.untyped_data(), columns.untyped_data()}, cotangents.untyped_data(), directions.untyped_data(),
-          products->untyped_data(), executor);
-  return ffi::Error::Success();
+  return guarded([&] {
+    product(p, {rows.untyped_data(), columns.untyped_data()}, cotangents.untyped_data(), directions.untyped_data(),
+            products->untyped_data(), executor);
+  });
 }
 
 // Symbols are picked from rows without another look: what is no class of acts must not be asked for.
@@ -79,15 +97,21 @@ bool symbols_in_range(const Problem& p) {
   const int64_t n = p.shape.sequences() * p.shape.L;
   return std::all_of(p.labels, p.labels + n, [&](int32_t symbol) { return symbol < p.shape.V; });
 }
+ffi::Error bad_symbol(const char* target) {
+  return ffi::Error::InvalidArgument(std::string("jax_ctc: a symbol of ") + target +
+                                     " is no class of acts: expected entries below V");
+}
 
 ffi::Error sums_handler(CTC_OPERANDS, Result top, Result count, Result tail, Result scores, CTC_ATTRIBUTES) {
   CTC_DECODE;
   const int64_t rows = p.shape.rows();
   if (!computed(p, *top, rows) || !computed(p, *count, rows) || !computed(p, *tail, rows) ||
-      !computed(p, *scores, rows * p.shape.L) || !symbols_in_range(p))
+      !computed(p, *scores, rows * p.shape.L))
     return mismatch("jax_ctc_sums");
-  sums(p, {top->untyped_data(), count->untyped_data(), tail->untyped_data(), scores->untyped_data()}, executor);
-  return ffi::Error::Success();
+  if (!symbols_in_range(p)) return bad_symbol("jax_ctc_sums");
+  return guarded([&] {
+    sums(p, {top->untyped_data(), count->untyped_data(), tail->untyped_data(), scores->untyped_data()}, executor);
+  });
 }
 
 ffi::Error sums_cotangent_handler(CTC_OPERANDS, Buffer top, Buffer ct_tail, Buffer ct_scores, Result out,
@@ -95,11 +119,13 @@ ffi::Error sums_cotangent_handler(CTC_OPERANDS, Buffer top, Buffer ct_tail, Buff
   CTC_DECODE;
   const int64_t rows = p.shape.rows();
   if (!computed(p, top, rows) || !computed(p, ct_tail, rows) || !computed(p, ct_scores, rows * p.shape.L) ||
-      !like_acts(p, acts, *out) || !symbols_in_range(p))
+      !like_acts(p, acts, *out))
     return mismatch("jax_ctc_sums_cotangent");
-  sums_cotangent(p, top.untyped_data(), ct_tail.untyped_data(), ct_scores.untyped_data(), out->untyped_data(),
-                 executor);
-  return ffi::Error::Success();
+  if (!symbols_in_range(p)) return bad_symbol("jax_ctc_sums_cotangent");
+  return guarded([&] {
+    sums_cotangent(p, top.untyped_data(), ct_tail.untyped_data(), ct_scores.untyped_data(), out->untyped_data(),
+                   executor);
+  });
 }
 
 // acts, labels, lengths; then per target.

@@ -5,20 +5,12 @@
 // cache. Narrow ones (few classes for the labels there are) go four by four through a table of their classes.
 #pragma once
 
+#include "arena.h"
 #include "convert.inl"
 #include "table.inl"
 
 namespace jax_ctc {
 namespace {
-
-// Hands out memory from `cursor` on; from 0 it only measures.
-struct Arena {
-  uintptr_t cursor = 0;
-  template <class A> void take(A*& array, int64_t n) {
-    array = reinterpret_cast<A*>(cursor);
-    cursor += (n * sizeof(A) + 63) / 64 * 64;
-  }
-};
 
 template <class V> class Frames {
  public:
@@ -81,6 +73,7 @@ template <class V> class Frames {
       if (product != nullptr && !keep(t, normalise(x, in.V, row_ahead(t)), product)) return false;
       for (int64_t i = 0; i < in.L; ++i) raw[i] = x[in.labels[i]];
       store(raw + pairs, splat<Lanes<F>>(x[in.blank]));
+      if (product == nullptr) stay_below(shift[t]);
       const Emissions<Value> at = emissions(t);
       split_emissions(raw, pairs + N, shift[t], at.mantissas(), at.exponents());
     }
@@ -128,6 +121,12 @@ template <class V> class Frames {
     product->multiply(n.sum);
     shift[t] = n.shift, scale[t] = F(1 / n.sum);
     return true;
+  }
+
+  // A shift that was kept is the largest logit of its frame. Whatever else a program hands in as one: no emission is
+  // more than 1, and sums of exponents stay inside an int32.
+  void stay_below(F most) {
+    for (int64_t i = 0; i < pairs + N; ++i) raw[i] = min_of(raw[i], most);
   }
 
   bool read_group(int64_t begin, int64_t end, Product* product) {

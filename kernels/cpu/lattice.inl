@@ -95,15 +95,24 @@ template <class Source> class Lattice {
 
  private:
   static constexpr int kParts = sizeof(Occupancy<Value>) / sizeof(F);
+  static constexpr int64_t kLargeCheckpoints = 64 << 20;  // bytes
 
   // All frames while it takes longer to compute their states again than to fetch them from the third-level cache, else
-  // blocks of a quarter of the second-level one; for the total alone only the emissions are kept. A multiple of
-  // kFrames, or all.
+  // blocks of a quarter of the second-level one. Where the checkpoints of so short blocks are large, blocks are as long
+  // as makes both together small: of some sqrt(T) frames. For the total alone only the emissions are kept. A multiple
+  // of kFrames, or all.
   int64_t block_length() const {
+#if defined(JAX_CTC_TEST)
+    if (tested::block_length > 0) return tested::block_length;
+#endif
     if (!posterior) return kFoldEvery;
-    const int64_t frame = States<Value>::size(pairs) * sizeof(F) + source.frame_bytes();
-    if (frame * T <= (3 << 20)) return max_of<int64_t>(T, 1);
-    return max_of<int64_t>(kFoldEvery, (1 << 18) / frame / kFrames * kFrames);
+    const int64_t checkpoint = States<Value>::size(pairs) * sizeof(F), frame = checkpoint + source.frame_bytes();
+    if (T <= (3 << 20) / frame) return max_of<int64_t>(T, 1);
+    const int64_t in_cache = max_of<int64_t>(kFoldEvery, (1 << 18) / frame / kFrames * kFrames);
+    if (T / in_cache < kLargeCheckpoints / checkpoint) return in_cache;
+    // The least of block * frame + T / block * checkpoint.
+    const double least = __builtin_sqrt(double(T) * double(checkpoint) / double(frame));
+    return max_of(in_cache, int64_t(least) / kFrames * kFrames);
   }
   int64_t blocks() const { return (T + block - 1) / block; }
 

@@ -4,8 +4,10 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <exception>
 #include <memory>
 #include <mutex>
+#include <utility>
 
 namespace jax_ctc {
 namespace {
@@ -18,14 +20,26 @@ struct Job {
   std::atomic<int64_t> next{0}, done{0};
   std::mutex mutex;
   std::condition_variable finished;
+  std::atomic<bool> failed{false};
+  std::exception_ptr failure;  // the first one
 
-  void work() {
+  // No exception leaves a helper: it would end the process.
+  void work() noexcept {
     for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < items;) {
-      (*body)(i);
+      if (!failed.load(std::memory_order_relaxed)) run(i);
       if (done.fetch_add(1, std::memory_order_acq_rel) + 1 == items) {
         std::lock_guard<std::mutex> lock(mutex);
         finished.notify_all();
       }
+    }
+  }
+  void run(int64_t i) noexcept {
+    try {
+      (*body)(i);
+    } catch (...) {
+      std::lock_guard<std::mutex> lock(mutex);
+      if (!failure) failure = std::current_exception();
+      failed = true;
     }
   }
   bool complete() const { return done.load(std::memory_order_acquire) == items; }
@@ -42,10 +56,15 @@ void parallel_for(Executor& executor, int64_t threads, int64_t items, const std:
   auto job = std::make_shared<Job>();
   job->body = &body;
   job->items = items;
-  for (int64_t k = 0; k < helpers; ++k) executor.schedule([job] { job->work(); });
+  try {
+    for (int64_t k = 0; k < helpers; ++k) executor.schedule([job] { job->work(); });
+  } catch (...) {
+    // No memory for another helper. The caller does the items itself, and must not leave before the other helpers do.
+  }
   job->work();
   std::unique_lock<std::mutex> lock(job->mutex);
   job->finished.wait(lock, [&] { return job->complete(); });
+  if (job->failure) std::rethrow_exception(std::exchange(job->failure, nullptr));
 }
 
 }  // namespace jax_ctc

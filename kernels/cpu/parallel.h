@@ -16,6 +16,9 @@ class Executor {
 
 // Calls body(0), ..., body(items - 1), each once, in no order, on at most `threads` threads. The caller waits only for
 // items that somebody is at work on, so it never waits for a thread that does not come.
+//
+// If a body throws, items that nobody has started yet are skipped. When no thread is at work any more, the caller gets
+// the first exception.
 void parallel_for(Executor& executor, int64_t threads, int64_t items, const std::function<void(int64_t)>& body);
 
 }  // namespace jax_ctc

@@ -69,7 +69,7 @@ template <class F> class Directed {
   const F* columns_at(int64_t t) const { return along.columns + t * along.columns_stride; }
 
   // Means are taken relative to the blank's direction, so that 1000 + noise keeps the digits of the noise here too.
-  static F base_of(F blank) { return blank - blank == 0 ? blank : F(0); }
+  static F base_of(F blank) { return is_finite(blank) ? blank : F(0); }
 
   void find_means(int64_t t, const F* u, F base, double of_softmax) {
     const F* columns = columns_at(t);
@@ -173,10 +173,7 @@ template <class F> class ProductRun {
         pairs(padded<F>(in.L + 1)),
         directed(in, along, pairs),
         lattice(in, directed, true) {
-    Arena arena;
-    lay_out(arena);
-    arena.cursor = reinterpret_cast<uintptr_t>(in.scratch->reserve(arena.cursor));
-    lay_out(arena);
+    take_from(*in.scratch, [this](Arena& arena) { lay_out(arena); });
   }
 
   Verdict run() {
@@ -213,6 +210,7 @@ template <class F> class ProductRun {
     for (int64_t i = 0; i < pairs; i += kLanes<F>)
       store(changes + i, (load<V>(changes + i) - load<V>(gamma + i) * mean) * unit);
     of_blank[t % kFrames] = (blank.change - blank.value * mean) * unit;
+    finite[t % kFrames] = is_finite(mean);
     if (!directed.frames.by_table) return write(t, nullptr);
     if (t % kFrames < kFrames - 1 && t < in.length - 1) return;
     const int64_t begin = t / kFrames * kFrames, classes = directed.frames.classes;
@@ -229,8 +227,10 @@ template <class F> class ProductRun {
 
   // Row t of the result; `by_class`, if not null, are the changes of the labels' occupancies.
   void write(int64_t t, const F* by_class) {
-    const F factor = along.cotangent;
     const Frames<Dual<F>>& frames = directed.frames;
+    const bool ordinary = is_finite(along.cotangent) && finite[t % kFrames] && is_finite(directed.centre[t]) &&
+                          is_finite(directed.mean[t]);
+    const F factor = ordinary ? along.cotangent : F(1);
     char* out = out_at(t);
     F* y = is_half(in.dtype) ? buffer : reinterpret_cast<F*>(out);
     softmax_change(frames.row(t), in.V, frames.shift[t], frames.scale[t], directed.direction(t), directed.centre[t],
@@ -240,6 +240,13 @@ template <class F> class ProductRun {
       for (int64_t i = 0; i < in.L; ++i) y[in.labels[i]] -= factor * changes[i];
     }
     y[in.blank] -= factor * of_blank[t % kFrames];
+    if (!ordinary) {
+      // Nothing changes with a logit of -inf. Its 0, like any other one, stays 0 whatever it is multiplied with.
+      const F* x = frames.row(t);
+      for (int64_t v = 0; v < in.V; ++v)
+        if (x[v] == -F(__builtin_inf())) y[v] = 0;
+      multiply(y, in.V, along.cotangent, y);
+    }
     if constexpr (sizeof(F) == 4)
       if (is_half(in.dtype)) narrow(in.dtype, y, in.V, reinterpret_cast<uint16_t*>(out));
   }
@@ -250,8 +257,9 @@ template <class F> class ProductRun {
   Directed<F> directed;
   Lattice<Directed<F>> lattice;
   ByClass<F> by_class;
-  F of_blank[kFrames];  // changes of the blank's occupancy
-  F* buffer;            // a row of the result, for halves
+  F of_blank[kFrames];   // changes of the blank's occupancy
+  bool finite[kFrames];  // whether the changes of the frame's occupancies are
+  F* buffer;             // a row of the result, for halves
 };
 
 template <class F> Verdict sequence_product(const Sequence<F>& sequence, const Along<F>& along) {

@@ -8,6 +8,23 @@
 namespace jax_ctc {
 namespace {
 
+template <class F> CTC_FN bool is_finite(F x) { return x - x == 0; }
+
+// to = unit * factor, and 0 where unit is, whatever the factor is. `to` may be unit.
+template <class F> void multiply(const F* unit, int64_t n, F factor, F* to) {
+  if (is_finite(factor))
+    for (int64_t i = 0; i < n; ++i) to[i] = unit[i] * factor;
+  else
+    for (int64_t i = 0; i < n; ++i) to[i] = unit[i] == 0 ? F(0) : unit[i] * factor;
+}
+
+// Sum of unit * along, where unit is not 0.
+template <class F> double dot_of_nonzero(const F* unit, int64_t n, const F* along) {
+  double sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum += unit[i] == 0 ? 0 : double(unit[i]) * double(along[i]);
+  return sum;
+}
+
 // Asks for a row before its turn comes: rows of a sequence in a batch lie too far apart for the machine to guess.
 template <bool kToWrite = false> CTC_FN void ask_for(const void* row, int64_t bytes) {
   const uintptr_t begin = reinterpret_cast<uintptr_t>(row), end = begin + bytes;

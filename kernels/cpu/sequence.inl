@@ -19,10 +19,7 @@ template <class F> class SequenceRun {
         training(out.columns != nullptr),
         frames(in, pairs),
         lattice(in, frames, training) {
-    Arena arena;
-    lay_out(arena);
-    arena.cursor = reinterpret_cast<uintptr_t>(in.scratch->reserve(arena.cursor));
-    lay_out(arena);
+    take_from(*in.scratch, [this](Arena& arena) { lay_out(arena); });
   }
 
   Verdict run(F* cost) {

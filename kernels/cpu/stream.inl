@@ -2,6 +2,7 @@
 // The backward pass and forward mode, a row at a time, from what the forward pass kept (docs/ctc.md, eq. 9 and 10).
 #pragma once
 
+#include "arena.h"
 #include "convert.inl"
 #include "rows.inl"
 
@@ -13,15 +14,37 @@ template <class F> F* row_buffer(Dtype dtype, int64_t V, int64_t rows, Scratch& 
   return is_half(dtype) ? reinterpret_cast<F*>(scratch.reserve(rows * V * sizeof(F))) : nullptr;
 }
 
-template <class F> void gradient_row(const Row<F>& r, F cotangent, void* out) {
-  F* buffer = row_buffer<F>(r.dtype, r.V, 1, *r.scratch);
-  F* y = buffer ? buffer : static_cast<F*>(out);
-  scaled_softmax(widened(r.dtype, r.acts, r.V, buffer), r.V, r.shift, r.scale * cotangent, y);
+// y = cotangent * (softmax(x) - occupancy); y may be x.
+template <class F> void softmax_less_occupancy(const Row<F>& r, const F* x, F cotangent, F* y) {
+  scaled_softmax(x, r.V, r.shift, r.scale * cotangent, y);
   y[r.blank] -= cotangent * r.occupancy[0];
   for (int64_t i = 0; i < r.L; ++i)  // in label order: the same bits on every call
     if (!is_padding(r.labels[i])) y[r.labels[i]] -= cotangent * r.occupancy[1 + i];
+}
+
+template <class F> void gradient_row(const Row<F>& r, F cotangent, void* out) {
+  F* buffer = row_buffer<F>(r.dtype, r.V, 1, *r.scratch);
+  F* y = buffer ? buffer : static_cast<F*>(out);
+  const F* x = widened(r.dtype, r.acts, r.V, buffer);
+  if (is_finite(cotangent)) {
+    softmax_less_occupancy(r, x, cotangent, y);
+  } else {
+    softmax_less_occupancy(r, x, F(1), y);
+    multiply(y, r.V, cotangent, y);
+  }
   if constexpr (sizeof(F) == 4)
     if (buffer) narrow(r.dtype, y, r.V, static_cast<uint16_t*>(out));
+}
+
+// The same as below from the gradient itself: entries of the direction count where the gradient is not 0.
+template <class F> double tangent_of_nonzero(const Row<F>& r, const void* direction) {
+  F *wide_acts, *wide_direction, *unit;
+  const int64_t wide = is_half(r.dtype) ? r.V : 0;
+  take_from(*r.scratch, [&](Arena& arena) {
+    arena.take(wide_acts, wide), arena.take(wide_direction, wide), arena.take(unit, r.V);
+  });
+  softmax_less_occupancy(r, widened(r.dtype, r.acts, r.V, wide_acts), F(1), unit);
+  return dot_of_nonzero(unit, r.V, widened(r.dtype, direction, r.V, wide_direction));
 }
 
 template <class F> double tangent_row(const Row<F>& r, const void* direction) {
@@ -31,7 +54,8 @@ template <class F> double tangent_row(const Row<F>& r, const void* direction) {
   double sum = softmax_dot(x, r.V, r.shift, r.scale, d, F(0)) - double(r.occupancy[0]) * d[r.blank];
   for (int64_t i = 0; i < r.L; ++i)
     if (!is_padding(r.labels[i])) sum -= double(r.occupancy[1 + i]) * d[r.labels[i]];
-  return sum;
+  // Not finite: the row has no value, or a direction that is not finite may stand where the gradient is 0.
+  return is_finite(sum) || r.scale != r.scale ? sum : tangent_of_nonzero(r, direction);
 }
 
 template <class F> void slice_sums(const Slice<F>& r, const void* next, F* top, F* count, F* tail, F* scores) {
@@ -48,10 +72,12 @@ template <class F> void slice_sums(const Slice<F>& r, const void* next, F* top, 
 template <class F> void slice_cotangent(const Slice<F>& r, F top, F ct_tail, const F* ct_scores, void* out) {
   F* buffer = row_buffer<F>(r.dtype, r.V, 1, *r.scratch);
   F* y = buffer ? buffer : static_cast<F*>(out);
+  const bool is_nan = ct_tail != ct_tail, is_infinite = !is_nan && !is_finite(ct_tail);
   if (ct_tail == 0 || top == -F(__builtin_inf()))
-    for (int64_t v = 0; v < r.V; ++v) y[v] = ct_tail * F(0);  // NaN stays NaN
+    for (int64_t v = 0; v < r.V; ++v) y[v] = is_infinite ? F(0) : ct_tail * F(0);  // NaN stays NaN
   else
-    scaled_softmax(widened(r.dtype, r.acts, r.V, buffer), r.V, top, ct_tail, y);
+    scaled_softmax(widened(r.dtype, r.acts, r.V, buffer), r.V, top, is_infinite ? F(1) : ct_tail, y);
+  if (is_infinite) multiply(y, r.V, ct_tail, y);
   for (int64_t i = 0; i < r.D; ++i)
     if (r.symbols[i] >= 0) y[r.symbols[i]] += ct_scores[i];
   if constexpr (sizeof(F) == 4)
@@ -64,22 +90,17 @@ template <class F> void scale_row(const F* unit, int64_t V, F cotangent, Dtype d
       F piece[256];
       for (int64_t v = 0; v < V; v += 256) {
         const int64_t n = min_of<int64_t>(256, V - v);
-        for (int64_t k = 0; k < n; ++k) piece[k] = unit[v + k] * cotangent;
+        multiply(unit + v, n, cotangent, piece);
         narrow(dtype, piece, n, static_cast<uint16_t*>(out) + v);
       }
       return;
     }
   }
-  F* to = static_cast<F*>(out);
-  for (int64_t v = 0; v < V; ++v) to[v] = unit[v] * cotangent;
+  multiply(unit, V, cotangent, static_cast<F*>(out));
 }
 
 template <class F> double dot_row(const F* unit, int64_t V, Dtype dtype, const void* direction, Scratch* scratch) {
-  const F* d = widened(dtype, direction, V, row_buffer<F>(dtype, V, 1, *scratch));
-  double sum = 0;
-  for (int64_t v = 0; v < V; ++v)
-    sum += unit[v] == 0 ? 0 : double(unit[v]) * double(d[v]);  // no gradient: d may be inf
-  return sum;
+  return dot_of_nonzero(unit, V, widened(dtype, direction, V, row_buffer<F>(dtype, V, 1, *scratch)));
 }
 
 }  // namespace

@@ -7,13 +7,14 @@
 #include <cstdint>
 
 #include "../lattice.h"
+#include "tested.h"
 
 namespace jax_ctc {
 
 // Memory that a thread keeps from one sequence to the next.
 class Scratch {
  public:
-  // At least `bytes`, aligned to 64, contents undefined; invalidates what was given before.
+  // At least `bytes`, aligned to 64, contents undefined; invalidates what was given before. Throws std::bad_alloc.
   virtual char* reserve(size_t bytes) = 0;
 
  protected:
@@ -48,7 +49,8 @@ template <class F> struct Residuals {
   bool dense = false;
 };
 
-// Rows that the gradient is made of, where not dense. All of one sequence's arguments are good or its scale is 0.
+// Rows that the gradient is made of, where not dense. The labels are padding or classes of acts; shift, scale and
+// occupancies may be any numbers.
 template <class F> struct Row {
   Dtype dtype;
   const void* acts;
@@ -91,7 +93,8 @@ template <class F> struct Kernels {
   Verdict (*cost)(const Sequence<F>&, const Residuals<F>&, F* cost);
   // out = cotangent * Hessian * direction, the frames in use; where the verdict is kFine.
   Verdict (*product)(const Sequence<F>&, const Along<F>&);
-  // out = cotangent * (softmax - occupancy), V elements of the dtype of acts; out may be acts.
+  // out = cotangent * (softmax - occupancy), V elements of the dtype of acts; out may be acts. Here and below, what is
+  // exactly 0 stays 0 where the other factor is inf or NaN.
   void (*gradient)(const Row<F>&, F cotangent, void* out);
   // Sum over v of (softmax - occupancy)[v] * direction[v].
   double (*tangent)(const Row<F>&, const void* direction);
