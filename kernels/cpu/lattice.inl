@@ -95,7 +95,7 @@ template <class Source> class Lattice {
 
  private:
   static constexpr int kParts = sizeof(Occupancy<Value>) / sizeof(F);
-  static constexpr int64_t kLargeCheckpoints = 64 << 20;  // bytes
+  static constexpr int64_t kLargeCheckpoints = 256 << 20;  // bytes
 
   // All frames while it takes longer to compute their states again than to fetch them from the third-level cache, else
   // blocks of a quarter of the second-level one. Where the checkpoints of so short blocks are large, blocks are as long

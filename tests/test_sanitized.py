@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CPU kernels under the address, undefined-behaviour and thread sanitizers.
+
+`JAX_CTC_TEST_ALL=1` adds the long variants: more problems, races in the kernels themselves, and
+overruns planted one after the other, each of which has to be found.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import run
+
+import jax_ctc
+
+ROOT = Path(__file__).parent.parent
+KERNELS = ROOT / "kernels"
+COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+FLAGS = ["-std=c++17", "-Wno-psabi", "-fno-math-errno", "-fno-trapping-math", "-O1", "-g"]
+FLAGS += ["-pthread", "-DJAX_CTC_TEST"]
+ADDRESSES = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+RACES = ["-fsanitize=thread"]
+ALL = os.environ.get("JAX_CTC_TEST_ALL", "") not in ("", "0")
+SETS = jax_ctc.build_info()["cpu_available"]
+
+pytestmark = [
+    pytest.mark.skipif(not KERNELS.is_dir(), reason="not in a source tree"),
+    pytest.mark.skipif(not COMPILER, reason="no C++ compiler"),
+]
+only_all = pytest.mark.skipif(not ALL, reason="JAX_CTC_TEST_ALL=1 runs it: it takes minutes")
+
+
+def compile_to(output, *arguments):
+    built = run(COMPILER, *FLAGS, *arguments, "-o", output)
+    if "cannot find" in built.stderr and "san" in built.stderr:
+        pytest.skip("this compiler comes without sanitizers")
+    assert built.returncode == 0, built.stderr[-4000:]
+    return output
+
+
+def objects(
+    folder, sanitizers, names=("ctc", "parallel", "dispatch", "baseline", "avx2", "avx512")
+):
+    flags = [*sanitizers, "-c"]
+    return {
+        name: compile_to(folder / f"{name}.o", *flags, KERNELS / "cpu" / f"{name}.cpp")
+        for name in names
+    }
+
+
+def problems(folder, sanitizers, parts):
+    main = ROOT / "tests" / "sanitized.cpp"
+    return compile_to(folder / "sanitized", *sanitizers, main, *parts.values())
+
+
+def assert_rounds(program, rounds, isa):
+    result = run(program, rounds, JAX_CTC_ISA=isa)
+    assert result.returncode == 0, result.stdout + result.stderr[-4000:]
+    assert result.stdout == f"{rounds} rounds on {isa}\n"
+
+
+@pytest.mark.slow
+def test_no_input_makes_a_kernel_leave_its_arrays(tmp_path):
+    """Nor forged residuals, nor a failed allocation; several threads and callers, all blocks."""
+    program = problems(tmp_path, ADDRESSES, objects(tmp_path, ADDRESSES))
+    for isa in SETS:
+        assert_rounds(program, 5000 if ALL else 150, isa)
+
+
+@pytest.mark.slow
+@only_all
+def test_threads_and_callers_share_nothing_unguarded(tmp_path):
+    program = problems(tmp_path, RACES, objects(tmp_path, RACES))
+    for isa in SETS:
+        assert_rounds(program, 300, isa)
+
+
+@pytest.mark.slow
+def test_an_exception_in_a_thread_reaches_the_caller_when_all_are_done(tmp_path):
+    sources = ROOT / "tests" / "parallel_for.cpp", KERNELS / "cpu" / "parallel.cpp"
+    program = compile_to(tmp_path / "parallel_for", *RACES, *sources)
+    result = run(program, 20 if ALL else 3)
+    assert result.returncode == 0, result.stdout + result.stderr[-4000:]
+
+
+# Each of them one element too many, in an array of the scratch memory; or a check left out.
+PLANTED = {
+    "emissions": (
+        "frames.inl",
+        "store_parts(y + k * frame_size(), width(), dead);",
+        "y[k * frame_size() + frame_size()] = 0;",
+    ),
+    "shifts": ("frames.inl", "shift[t] = n.shift", "shift[t + 1] = n.shift"),
+    "labels of a table": (
+        "frames.inl",
+        "for (int64_t i = 0; i < pairs; ++i) labels[i]",
+        "for (int64_t i = 0; i <= pairs; ++i) labels[i]",
+    ),
+    "logits of the labels": (
+        "frames.inl",
+        "i < pairs + N; ++i) raw[i] = -F",
+        "i <= pairs + N; ++i) raw[i] = -F",
+    ),
+    "a table": (
+        "table.inl",
+        "for (; v < table_classes(V); ++v)",
+        "for (; v <= table_classes(V); ++v)",
+    ),
+    "skips": ("lattice.inl", "i < pairs; ++i) skip[i] =", "i <= pairs; ++i) skip[i] ="),
+    "checkpoints": ("lattice.inl", "checkpoint(k).copy(at)", "checkpoint(k + 1).copy(at)"),
+    "occupancies": (
+        "lattice.inl",
+        "i < kFrames * kParts * pairs; ++i) gamma",
+        "i <= kFrames * kParts * pairs; ++i) gamma",
+    ),
+    "states": ("sweep.inl", "to.set(end, {V::none()", "to.set(end + 1, {V::none()"),
+    "sums by class": (
+        "table.inl",
+        "i < kFrames * classes; ++i) sums",
+        "i <= kFrames * classes; ++i) sums",
+    ),
+    "means of a direction": ("product.inl", "    mean[t] = F(", "    mean[t + 1] = F("),
+    "a kept shift": ("frames.inl", "if (product == nullptr) stay_below(shift[t]);", ""),
+}
+
+
+@pytest.fixture(scope="module")
+def sound_objects(tmp_path_factory):
+    return objects(tmp_path_factory.mktemp("sound"), ADDRESSES)
+
+
+@pytest.mark.slow
+@only_all
+@pytest.mark.parametrize("bug", PLANTED)
+def test_a_planted_overrun_is_found(bug, sound_objects, tmp_path):
+    file, sound, planted = PLANTED[bug]
+    shutil.copytree(KERNELS, tmp_path / "kernels")
+    path = tmp_path / "kernels" / "cpu" / file
+    source = path.read_text()
+    assert source.count(sound) == 1
+    path.write_text(source.replace(sound, planted))
+    isa = SETS[min(1, len(SETS) - 1)]  # tables need 8 floats
+    part = compile_to(tmp_path / "o", *ADDRESSES, "-c", path.parent / f"{isa}.cpp")
+    program = problems(tmp_path, ADDRESSES, {**sound_objects, isa: part})
+    result = run(program, 300, JAX_CTC_ISA=isa)
+    assert result.returncode != 0
+    assert "Sanitizer" in result.stderr or "runtime error" in result.stderr
