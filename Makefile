@@ -3,25 +3,48 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install --quiet
 SOURCES := pyproject.toml CMakeLists.txt $(shell find jax_ctc kernels cmake -type f -not -name '*.pyc' -not -name '*.so')
 FORMATTED = $(filter %.h %.cpp %.inl %.cu %.cuh,$(SOURCES)) $(wildcard tests/*.h tests/*.cpp)
 TEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: demo test bench lint format clean
+# Which kernels a checkout compiles. `here`, for this machine: CUDA kernels for the GPUs that are visible, none without
+# one. `test`: also where only nvcc is found, for one architecture, because tests read what nvcc and XLA make of them
+# without a GPU. JAX_CTC_CUDA=OFF, AUTO or ON takes the place of both: no CUDA kernels; those for all architectures
+# where nvcc is found; those or an error.
+JAX_CTC_CUDA ?=
+HERE := $(VENV)/.installed-$(or $(JAX_CTC_CUDA),here)
+TESTED := $(VENV)/.installed-$(or $(JAX_CTC_CUDA),test)
+GPUS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | awk '$$1 >= 8 {print 10 * $$1}' | sort -u)
+
+space := $() $()
+architectures-here = $(subst $(space),;,$(strip $(GPUS)))
+architectures-test = $(or $(architectures-here),90)
+cuda-here = $(if $(GPUS),AUTO,OFF)
+cuda-test = AUTO
+why-here = $(if $(GPUS),CUDA kernels for $(architectures-here) (JAX_CTC_CUDA=OFF leaves them out),no CUDA kernels: no NVIDIA GPU that they support is visible (JAX_CTC_CUDA=AUTO compiles them))
+why-test = CUDA kernels for $(architectures-test) where nvcc is found (JAX_CTC_CUDA=OFF leaves them and their tests out)
+
+.PHONY: demo test test-all bench lint format clean
 
 # Trains a small network to read handwritten digits with the loss, and draws what it has learnt.
-demo: $(VENV)/.installed $(VENV)/.demo-tools
+demo: $(HERE) $(VENV)/.demo-tools
+	@echo '== training the network, half a minute on two cores'
 	$(BIN)/python examples/handwriting.py --output handwriting.png
 
-test: $(VENV)/.installed $(VENV)/.test-tools
+test: $(TESTED) $(VENV)/.test-tools
 	JAX_CUDA_PLUGIN=$(abspath $(VENV)/cuda-plugin) PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pytest -n auto $(TEST_ARGS)
 
+# With the long variants of tests.
+test-all: export JAX_CTC_TEST_ALL = 1
+test-all: test
+
 # jax_ctc beside its peers on this machine. `$(BIN)/pip install torch` adds PyTorch to them.
-bench: $(VENV)/.installed $(VENV)/.bench-tools
+bench: $(HERE) $(VENV)/.bench-tools
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
-lint: $(VENV)/.installed $(VENV)/.lint-tools
+lint: $(HERE) $(VENV)/.lint-tools
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --pythonpath $(BIN)/python
@@ -36,32 +59,50 @@ clean:
 	rm -rf $(VENV) build
 
 $(VENV)/.made:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jax_ctc needs Python 3.11 or later: make PYTHON=...")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jax_ctc needs Python 3.11 or later: make PYTHON=...")'
+	@echo '== a virtual environment with JAX and the tools of the build in $(VENV), a quarter of a minute'
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) jax 'scikit-build-core>=0.10' 'pybind11>=2.13' 'cmake>=3.18' ninja
+	@touch $@
 
-$(VENV)/.installed: $(VENV)/.made $(SOURCES)
-	$(BIN)/pip install --quiet .
-	touch $@
+# pip would build in an environment of its own, with a jaxlib of its own, from nothing. Here JAX is downloaded once, and
+# what is compiled is kept in $(VENV)/build for the next time.
+$(VENV)/.installed-%: $(VENV)/.made $(SOURCES)
+	@echo '== compiling jax_ctc, a quarter of a minute on two cores, and as long for each architecture of GPUs'
+	@echo '   $(or $(why-$*),JAX_CTC_CUDA=$*)'
+	@$(PIP) --no-build-isolation --config-settings build-dir=$(VENV)/build \
+	  --config-settings cmake.define.JAX_CTC_CUDA=$(or $(cuda-$*),$*) \
+	  --config-settings 'cmake.define.CMAKE_CUDA_ARCHITECTURES=$(architectures-$*)' .
+	@rm -f $(VENV)/.installed-*
+	@touch $@ $(if $(filter test,$*),$(HERE))
+	@$(BIN)/python -P -c 'from jax_ctc import build_info; x = build_info(); print("   CPU:", x["cpu"], " CUDA:", x["cuda"])'
 
 # XLA's compiler for NVIDIA GPUs goes to a place of its own: it needs no GPU, but JAX would look for one.
-$(VENV)/.test-tools: $(VENV)/.installed pyproject.toml
-	$(BIN)/pip install --quiet --group test -r examples/requirements.txt
-	version=$$($(BIN)/python -c 'from importlib.metadata import version; print(version("jaxlib"))') && \
-	  $(BIN)/pip install --quiet --upgrade --no-deps --target $(VENV)/cuda-plugin \
+$(VENV)/.test-tools: $(VENV)/.pip examples/requirements.txt
+	@echo '== what the tests need, half a minute'
+	@$(PIP) --group test -r examples/requirements.txt
+	@version=$$($(BIN)/python -c 'from importlib.metadata import version; print(version("jaxlib"))') && \
+	  $(PIP) --upgrade --no-deps --target $(VENV)/cuda-plugin \
 	    jax-cuda13-plugin==$$version jax-cuda13-pjrt==$$version || \
 	  echo "no CUDA plugin for this platform: the tests of programs for GPUs are skipped"
-	touch $@
+	@touch $@
 
-$(VENV)/.lint-tools: $(VENV)/.made pyproject.toml
-	$(BIN)/pip install --quiet --group lint --group test
-	touch $@
+$(VENV)/.lint-tools: $(VENV)/.pip
+	@echo '== what the style checks need'
+	@$(PIP) --group lint --group test
+	@touch $@
 
-$(VENV)/.bench-tools: $(VENV)/.installed pyproject.toml
-	$(BIN)/pip install --quiet --group bench
-	touch $@
+$(VENV)/.bench-tools: $(VENV)/.pip
+	@echo '== what the benchmarks need'
+	@$(PIP) --group bench
+	@touch $@
 
 $(VENV)/.demo-tools: $(VENV)/.made examples/requirements.txt
-	$(BIN)/pip install --quiet -r examples/requirements.txt
-	touch $@
+	@echo '== what the demonstration needs, a quarter of a minute'
+	@$(PIP) -r examples/requirements.txt
+	@touch $@
+
+# A pip that knows --group.
+$(VENV)/.pip: $(VENV)/.made pyproject.toml
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@touch $@

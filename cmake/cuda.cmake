@@ -51,7 +51,7 @@ endfunction()
 
 # Ampere, Hopper, Blackwell; and PTX of the newest for what comes after. Toolkits before 12.8 end at Hopper.
 set(choices "80-real 90-real 100-real 120" "80-real 90")
-if(DEFINED CMAKE_CUDA_ARCHITECTURES)
+if(CMAKE_CUDA_ARCHITECTURES)
   list(JOIN CMAKE_CUDA_ARCHITECTURES " " choices)
 endif()
 set(works FALSE)
@@ -96,7 +96,8 @@ set(CMAKE_CUDA_STANDARD 17)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)  # nothing is needed at run time but the driver
 enable_language(CUDA)
-message(STATUS "jax_ctc: building CUDA kernels for ${CMAKE_CUDA_ARCHITECTURES} with ${CMAKE_CUDA_COMPILER}")
+message(STATUS "jax_ctc: building CUDA kernels for ${CMAKE_CUDA_ARCHITECTURES} with ${CMAKE_CUDA_COMPILER}, which works "
+               "here. JAX_CTC_CUDA=OFF in the environment leaves them out.")
 
 pybind11_add_module(_cuda
   kernels/cuda/bindings.cpp

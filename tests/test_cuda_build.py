@@ -141,7 +141,8 @@ def nvcc_that(folder, *lines):
 def configure(build, *options, **environment):
     """CMake's first half."""
     pybind11 = pytest.importorskip("pybind11")
-    environment = {**os.environ, **{name: str(value) for name, value in environment.items()}}
+    defaults = {**os.environ, "JAX_CTC_CUDA": ""}  # `make test` may have been called with it
+    environment = {**defaults, **{name: str(value) for name, value in environment.items()}}
     command = [
         CMAKE, "-S", ROOT, "-B", build, f"-DPython_EXECUTABLE={sys.executable}",
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
@@ -187,16 +188,28 @@ def test_a_broken_compiler_does_not_hide_one_that_works(tmp_path):
 @needs_cmake
 @needs_nvcc
 def test_a_compiler_that_does_not_know_the_newest_gpus_builds_for_the_others(tmp_path):
+    """No architectures are all, as `make JAX_CTC_CUDA=AUTO` asks for them."""
     old = nvcc_that(
         tmp_path / "bin", 'case "$*" in *_100*|*_120*) exit 1;; esac', f'exec {NVCC} "$@"'
     )
-    result = configure(tmp_path / "build", CUDACXX=old)
+    result = configure(tmp_path / "build", "-DCMAKE_CUDA_ARCHITECTURES=", CUDACXX=old)
     assert result.returncode == 0, result.stderr
     assert "building CUDA kernels for 80-real;90 with" in result.stdout
+    assert "JAX_CTC_CUDA=OFF in the environment leaves them out" in result.stdout
 
 
 @needs_cmake
-def test_any_other_wish_is_an_error(tmp_path):
-    result = configure(tmp_path, "-DJAX_CTC_CUDA=MAYBE")
+def test_the_environment_can_switch_the_cuda_kernels_off(tmp_path):
+    result = configure(tmp_path, JAX_CTC_CUDA="OFF")
+    assert result.returncode == 0, result.stderr
+    assert "CUDA" not in result.stdout
+
+
+@needs_cmake
+@pytest.mark.parametrize("place", ["option", "environment"])
+def test_an_unknown_value_of_JAX_CTC_CUDA_is_an_error(place, tmp_path):
+    options = ["-DJAX_CTC_CUDA=MAYBE"] if place == "option" else []
+    environment = {} if place == "option" else {"JAX_CTC_CUDA": "MAYBE"}
+    result = configure(tmp_path, *options, **environment)
     assert result.returncode != 0
     assert "expected AUTO, ON or OFF, but got MAYBE" in " ".join(result.stderr.split())
