@@ -13,15 +13,17 @@ what goes over the wire is the mean and the gradient of the parameters. Every pr
 random numbers and keeps its part, so that the costs do not depend on how many there are.
 
 A process that dies ends the others: by an error of the collective that waits for it, or by its
-missing heartbeat.
+missing heartbeat. Processes started by --here also end when their launcher does.
 """
 
 import argparse
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from functools import partial
 
 import jax
@@ -67,15 +69,18 @@ def train(steps: int, batch: int, seed: int) -> list[float]:
 
 
 def start_here(count: int, arguments: list[str]) -> int:
-    """Starts `count` processes on this machine. The first that fails ends all, and so does whoever
-    ends this one."""
+    """Starts `count` processes on this machine. The first that fails ends all, and so does the end
+    of this process, whatever ends it."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by way of `finally`
-    common = ["--coordinator", f"localhost:{port}", "--processes", str(count)]
+    common = ["--coordinator", f"localhost:{port}", "--processes", str(count), "--end-with-stdin"]
     children = [
-        subprocess.Popen([sys.executable, __file__, *arguments, *common, "--process", str(i)])
+        subprocess.Popen(
+            [sys.executable, __file__, *arguments, *common, "--process", str(i)],
+            stdin=subprocess.PIPE,  # nothing is written to it: the system closes it at our end
+        )
         for i in range(count)
     ]
     try:
@@ -93,6 +98,18 @@ def start_here(count: int, arguments: list[str]) -> int:
             child.wait()
 
 
+def end_with_stdin() -> None:
+    """Ends this process when the other end of its standard input is closed: a launcher that is
+    killed cannot end its processes itself."""
+
+    def wait() -> None:
+        while os.read(0, 1):
+            pass
+        os._exit(1)  # without the handlers of the interpreter's exit, which wait for the others
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def main() -> int:
     """Trains, and prints the costs. Returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -107,7 +124,10 @@ def main() -> int:
     parser.add_argument("--coordinator", help="host:port of process 0")
     parser.add_argument("--processes", type=int)
     parser.add_argument("--process", type=int, help="number of this one, from 0")
+    parser.add_argument("--end-with-stdin", action="store_true", help="as --here asks of its own")
     args = parser.parse_args()
+    if args.end_with_stdin:
+        end_with_stdin()
     for name in ("steps", "batch", "here", "processes"):
         if (value := getattr(args, name)) is not None and value < 1:
             parser.error(f"--{name}: expected at least 1, got {value}")

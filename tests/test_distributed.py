@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -78,43 +79,58 @@ def test_a_killed_process_ends_the_other_with_an_error(victim):
             process.stdout.close()
 
 
+def status(pid):
+    """Its fields in /proc, none where it has ended."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
+    fields = dict(re.findall(r"^(\w+):\t(.*)$", text, re.MULTILINE))
+    return {} if fields["State"].startswith("Z") else fields  # its parent has not asked for it
+
+
 def children_of(pid):
     """Processes that name this one as their parent."""
-    status = [path.read_text() for path in Path("/proc").glob("[0-9]*/status")]
-    mine = [text for text in status if re.search(rf"^PPid:\t{pid}$", text, re.MULTILINE)]
-    return [int(re.search(r"^Pid:\t(\d+)$", text, re.MULTILINE).group(1)) for text in mine]
+    processes = (status(path.name) for path in Path("/proc").glob("[0-9]*"))
+    return [int(fields["Pid"]) for fields in processes if fields.get("PPid") == str(pid)]
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks for children in /proc")
-def test_who_ends_the_starter_ends_all_it_has_started():
-    starter = start("--steps", 100_000, "--here", 2)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda n: n.name)
+def test_killing_the_launcher_kills_its_workers(number):
+    launcher = start("--steps", 100_000, "--here", 2)
+    workers = []
     try:
-        for line in starter.stdout:
+        for line in launcher.stdout:
             if re.match("step 2 ", line):
                 break
-        children = children_of(starter.pid)
-        assert len(children) == 2
-        starter.terminate()
-        assert starter.wait(60) != 0
-        for child in children:
-            with pytest.raises(ProcessLookupError):
-                os.kill(child, 0)
+        workers = children_of(launcher.pid)
+        assert len(workers) == 2
+        launcher.send_signal(number)
+        assert launcher.wait(60) != 0
+        deadline = time.monotonic() + 60
+        while any(map(status, workers)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not any(map(status, workers))
     finally:
-        starter.kill()
-        starter.stdout.close()
+        launcher.kill()
+        launcher.wait()
+        launcher.stdout.close()
+        for worker in filter(status, workers):
+            os.kill(worker, signal.SIGKILL)
 
 
 @pytest.mark.parametrize(
     "arguments", [("--here", -1), ("--steps", 0), ("--processes", 2), ("--process", 0)], ids=str
 )
-def test_arguments_that_make_no_sense_are_an_error(arguments):
+def test_bad_arguments_raise(arguments):
     program = start(*arguments)
     said, _ = program.communicate(timeout=120)
     assert program.returncode == 2
     assert f"{arguments[0]}" in said
 
 
-def test_a_failure_of_one_is_the_failure_of_all():
+def test_a_worker_that_fails_makes_the_launcher_fail():
     """A batch of 9 does not divide by two."""
     program = start("--steps", 1, "--here", 2, "--batch", 9)
     said, _ = program.communicate(timeout=120)
