@@ -10,10 +10,10 @@ import os
 import sys
 import tempfile
 
-DUMP = tempfile.mkdtemp()
+DUMP = tempfile.TemporaryDirectory()  # removed when this process ends
 os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
 os.environ["XLA_FLAGS"] = (
-    f"--xla_dump_to={DUMP} --xla_dump_hlo_as_text --xla_gpu_autotune_level=0 "
+    f"--xla_dump_to={DUMP.name} --xla_dump_hlo_as_text --xla_gpu_autotune_level=0 "
     "--xla_gpu_enable_triton_gemm=false"
 )
 
@@ -140,7 +140,7 @@ def main():
     programs["step"] = compiled(step, w, x, *arguments(alone, 50)[1:], donate_argnums=0)
 
     answer = {name: report(program) for name, program in programs.items()}
-    (thunks,) = glob.glob(f"{DUMP}/*jit_step*.thunk_sequence_after_thunk_passes.txt")
+    (thunks,) = glob.glob(f"{DUMP.name}/*jit_step*.thunk_sequence_after_thunk_passes.txt")
     with open(thunks) as file:
         answer["step"]["thunks"] = file.read()
     json.dump(answer, sys.stdout)

@@ -35,13 +35,15 @@ LAYOUTS = pytest.mark.parametrize("layout", ["TBV", "BTV"])
 
 
 @pytest.fixture(scope="module")
-def programs():
-    environment = {**os.environ, "PYTHONPATH": PLUGIN}
+def programs(tmp_path_factory):
+    temporary = tmp_path_factory.mktemp("temporary")
+    environment = {**os.environ, "PYTHONPATH": PLUGIN, "TMPDIR": str(temporary)}
     done = subprocess.run(
         [sys.executable, Path(gpu_program.__file__)],
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
+    assert list(temporary.iterdir()) == []  # nothing stays behind
     return json.loads(done.stdout[done.stdout.index("{") :])
 
 
