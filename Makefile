@@ -8,6 +8,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find jax_ctc kernels cmake -typ
 FORMATTED = $(filter %.h %.cpp %.inl %.cu %.cuh,$(SOURCES)) $(wildcard tests/*.h tests/*.cpp)
 TEST_ARGS ?=
 BENCH_ARGS ?=
+FUZZ_ARGS ?=
 
 # Which kernels a checkout compiles. `here`, for this machine: CUDA kernels for the GPUs that are visible, none without
 # one. `test`: also where only nvcc is found, for one architecture, because tests read what nvcc and XLA make of them
@@ -26,7 +27,7 @@ cuda-test = AUTO
 why-here = $(if $(GPUS),CUDA kernels for $(architectures-here) (JAX_CTC_CUDA=OFF leaves them out),no CUDA kernels: no NVIDIA GPU that they support is visible (JAX_CTC_CUDA=AUTO compiles them))
 why-test = CUDA kernels for $(architectures-test) where nvcc is found (JAX_CTC_CUDA=OFF leaves them and their tests out)
 
-.PHONY: demo test test-all bench lint format clean
+.PHONY: demo test test-all fuzz bench lint format clean
 
 # Trains a small network to read handwritten digits with the loss, and draws what it has learnt.
 demo: $(HERE) $(VENV)/.demo-tools
@@ -39,6 +40,10 @@ test: $(TESTED) $(VENV)/.test-tools
 # With the long variants of tests.
 test-all: export JAX_CTC_TEST_ALL = 1
 test-all: test
+
+# Random problems against an oracle, for a minute. FUZZ_ARGS="--seconds 600 --seed 7"
+fuzz: $(HERE)
+	$(BIN)/python tests/fuzz.py $(FUZZ_ARGS)
 
 # jax_ctc beside its peers on this machine. `$(BIN)/pip install torch` adds PyTorch to them.
 bench: $(HERE) $(VENV)/.bench-tools
