@@ -27,6 +27,8 @@ cuda-test = AUTO
 why-here = $(if $(GPUS),CUDA kernels for $(architectures-here) (JAX_CTC_CUDA=OFF leaves them out),no CUDA kernels: no NVIDIA GPU that they support is visible (JAX_CTC_CUDA=AUTO compiles them))
 why-test = CUDA kernels for $(architectures-test) where nvcc is found (JAX_CTC_CUDA=OFF leaves them and their tests out)
 
+# Two pips at once would break the environment.
+.NOTPARALLEL:
 .PHONY: demo test test-all fuzz bench lint format clean
 
 # Trains a small network to read handwritten digits with the loss, and draws what it has learnt.
@@ -63,7 +65,7 @@ format: $(VENV)/.lint-tools
 clean:
 	rm -rf $(VENV) build
 
-$(VENV)/.made:
+$(VENV)/.build-tools:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jax_ctc needs Python 3.11 or later: make PYTHON=...")'
 	@echo '== a virtual environment with JAX and the tools of the build in $(VENV), a quarter of a minute'
 	@$(PYTHON) -m venv $(VENV)
@@ -72,7 +74,7 @@ $(VENV)/.made:
 
 # pip would build in an environment of its own, with a jaxlib of its own, from nothing. Here JAX is downloaded once, and
 # what is compiled is kept in $(VENV)/build for the next time.
-$(VENV)/.installed-%: $(VENV)/.made $(SOURCES)
+$(VENV)/.installed-%: $(VENV)/.build-tools $(SOURCES)
 	@echo '== compiling jax_ctc, a quarter of a minute on two cores, and as long for each architecture of GPUs'
 	@echo '   $(or $(why-$*),JAX_CTC_CUDA=$*)'
 	@$(PIP) --no-build-isolation --config-settings build-dir=$(VENV)/build \
@@ -102,12 +104,12 @@ $(VENV)/.bench-tools: $(VENV)/.pip
 	@$(PIP) --group bench
 	@touch $@
 
-$(VENV)/.demo-tools: $(VENV)/.made examples/requirements.txt
+$(VENV)/.demo-tools: $(VENV)/.build-tools examples/requirements.txt
 	@echo '== what the demonstration needs, a quarter of a minute'
 	@$(PIP) -r examples/requirements.txt
 	@touch $@
 
 # A pip that knows --group.
-$(VENV)/.pip: $(VENV)/.made pyproject.toml
+$(VENV)/.pip: $(VENV)/.build-tools pyproject.toml
 	@$(BIN)/python -m pip install --quiet --upgrade pip
 	@touch $@
