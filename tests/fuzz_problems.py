@@ -78,7 +78,7 @@ def draw_setting(rng):
             [jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16], p=[0.5, 0.2, 0.15, 0.15]
         ),
         label_dtype=rng.choice(LABEL_DTYPES, p=[0.5, 0.1, 0.1, 0.1, 0.1, 0.1]),
-        blank=0 if some(rng, 0.4) else int(rng.integers(V)),
+        blank=0 if some(rng, 0.4) else int(rng.integers(-V, V)),
         time_major=some(rng, 0.5),
         zero_infinity=some(rng, 0.2),
         with_label_lengths=some(rng, 0.4),
