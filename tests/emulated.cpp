@@ -44,6 +44,18 @@ int solve(int dtype, const int64_t* shape, const void* acts, const int32_t* labe
   return outcome(wrong);
 }
 
+// The gradient times cotangents, and the tangents of directions, from any residuals. Each returns 0, or 1.
+int cotangent(int dtype, const int64_t* shape, const void* acts, const int32_t* labels, const int32_t* lengths,
+              int32_t blank, void* rows, void* columns, const void* cotangents, void* gradient) {
+  const cuda::Problem p = problem(dtype, shape, acts, labels, lengths, blank);
+  return outcome(cuda::cotangent(p, {rows, columns}, cotangents, gradient));
+}
+int tangent(int dtype, const int64_t* shape, const void* acts, const int32_t* labels, const int32_t* lengths,
+            int32_t blank, void* rows, void* columns, const void* directions, void* tangents, void* scratch) {
+  const cuda::Problem p = problem(dtype, shape, acts, labels, lengths, blank);
+  return outcome(cuda::tangent(p, {rows, columns}, directions, tangents, scratch));
+}
+
 // A Hessian-vector product, from what `solve` kept. Returns 0, or 1.
 int product(int dtype, const int64_t* shape, const void* acts, const int32_t* labels, const int32_t* lengths,
             int32_t blank, void* rows, void* columns, const void* cotangents, const void* directions, void* out,

@@ -2,9 +2,11 @@
 """The CUDA kernels as C++ over the emulator: compiles them, and calls them with NumPy arrays."""
 
 import ctypes
+import functools
 import os
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +28,13 @@ def build(library, sources=ROOT):
     built = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr[-4000:]
     return load(library)
+
+
+@functools.cache
+def kernels():
+    """The kernels of this tree, compiled once for all test files."""
+    with tempfile.TemporaryDirectory() as folder:
+        return build(Path(folder) / "emulated.so")
 
 
 def load(library):
@@ -92,6 +101,30 @@ class Emulated:
         )  # fmt: skip
         tangent = None if directions is None else tangent
         return Answer(cost, alone, rows, columns, gradient, tangent)
+
+    def cotangent(
+        self, acts, labels, lengths, kept, cotangents, *, blank=0, place=None, seed=1
+    ):  # fmt: skip
+        """The gradient times cotangents, from what was kept; written to the place of "acts", of
+        "columns", or beside them."""
+        p = _Problem(acts, labels, lengths, blank, 0, 0)
+        kept = [np.array(x, p.computed) for x in kept]
+        gradient = {None: _dirty(acts.shape, acts.dtype), "acts": p.acts, "columns": kept[1]}[place]
+        self.library.set_seed(seed)
+        arrays = *kept, p.cotangents(cotangents), gradient
+        assert self.library.cotangent(*p.operands(), *map(_address, arrays)) == 0
+        return gradient
+
+    def tangent(self, acts, labels, lengths, kept, directions, *, blank=0, seed=1):
+        """The tangents of directions, from what was kept."""
+        p = _Problem(acts, labels, lengths, blank, 0, 0)
+        kept = [np.array(x, p.computed) for x in kept]
+        directions = np.ascontiguousarray(directions, acts.dtype)
+        tangents = _dirty((p.B,), p.computed)
+        self.library.set_seed(seed)
+        arrays = *kept, directions, tangents, self.scratch(2, p)
+        assert self.library.tangent(*p.operands(), *map(_address, arrays)) == 0
+        return tangents
 
     def product(
         self, acts, labels, lengths, directions, *, blank=0, time_axis=0, cotangents=None,

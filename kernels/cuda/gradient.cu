@@ -31,18 +31,21 @@ CTC_DEVICE void compact_row(const GradientArguments<A>& a, int64_t r, int64_t se
   A* const out = a.gradient + r * s.V;
   const F *const occupancy = in.columns + r * (s.L + 1), shift = in.rows[2 * r], scale = in.rows[2 * r + 1];
   const auto softmax = [&](A logit) { return scale * exp_of_nonpositive(F(widen(logit)) - shift); };
-  const auto corrected = [&](int64_t c) { return cotangent * (softmax(x[in.class_of(sequence, c)]) - occupancy[c]); };
+  const auto scaled = [&](F x) { return times_cotangent(x, cotangent); };
+  const auto corrected = [&](int64_t c, int32_t v) { return scaled(softmax(x[v]) - occupancy[c]); };
+  const auto for_each_column = [&](auto use) {  // with an occupancy, and a class that may have one
+    for (int64_t c = thread_of_group<G>(); c <= s.L; c += G)
+      if (const int32_t v = occupancy[c] != 0 ? in.class_of(sequence, c) : -1; v >= 0) use(c, v);
+  };
   const bool in_place = static_cast<const void*>(x) == out;
   F* const waiting = group_memory<G, F>(s.L + 1);
   if (in_place) {
-    for (int64_t c = thread_of_group<G>(); c <= s.L; c += G)
-      if (occupancy[c] != 0) waiting[c] = corrected(c);
+    for_each_column([&](int64_t c, int32_t v) { waiting[c] = corrected(c, v); });
     group_barrier<G>();
   }
-  transform<G, 2>(x, out, s.V, [&](A logit) { return Narrow<A, F>::of(cotangent * softmax(logit)); });
+  transform<G, 2>(x, out, s.V, [&](A logit) { return Narrow<A, F>::of(scaled(softmax(logit))); });
   group_barrier<G>();
-  for (int64_t c = thread_of_group<G>(); c <= s.L; c += G)
-    if (occupancy[c] != 0) out[in.class_of(sequence, c)] = Narrow<A, F>::of(in_place ? waiting[c] : corrected(c));
+  for_each_column([&](int64_t c, int32_t v) { out[v] = Narrow<A, F>::of(in_place ? waiting[c] : corrected(c, v)); });
 }
 
 template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, kBlocksAtOnce<A, G>)
@@ -59,7 +62,7 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
   if (s.dense()) {
     const F* const unit = in.columns + r * s.V;
     if (cotangent == 1 && static_cast<const void*>(unit) == out) return;  // it is there
-    return transform<G, 2>(unit, out, s.V, [&](F g) { return Narrow<A, F>::of(cotangent * g); });
+    return transform<G, 2>(unit, out, s.V, [&](F g) { return Narrow<A, F>::of(times_cotangent(g, cotangent)); });
   }
   const F scale = in.rows[2 * r + 1];
   if (scale == 0 || scale != scale) return fill<G>(out, s.V, Narrow<A, F>::of(scale));
@@ -77,18 +80,19 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
   double sum = 0;
   if (at.t < in.lengths[at.sequence]) {
     const A *const x = in.acts + r * s.V, *const d = a.directions + r * s.V;
+    // What is multiplied with 0 may be anything.
     if (s.dense()) {
       const F* const unit = in.columns + r * s.V;
-      for (int64_t v = thread_of_group<G>(); v < s.V; v += G)  // no gradient: the direction may be anything
-        sum += unit[v] == 0 ? 0 : double(unit[v]) * double(widen(d[v]));
+      for (int64_t v = thread_of_group<G>(); v < s.V; v += G)
+        if (unit[v] != 0) sum += double(unit[v]) * double(widen(d[v]));
     } else if (const F shift = in.rows[2 * r], scale = in.rows[2 * r + 1]; scale != 0) {
       for (int64_t v = thread_of_group<G>(); v < s.V; v += G)
-        sum += double(scale * exp_of_nonpositive(F(widen(x[v])) - shift)) * double(widen(d[v]));
+        if (const F p = scale * exp_of_nonpositive(F(widen(x[v])) - shift); p != 0)
+          sum += double(p) * double(widen(d[v]));
       const F* const occupancy = in.columns + r * (s.L + 1);
-      for (int64_t c = thread_of_group<G>(); c <= s.L; c += G) {  // of a row of NaN: padding too
-        const int32_t of_class = in.class_of(at.sequence, c);
-        if (occupancy[c] != 0 && !is_padding(of_class)) sum -= double(occupancy[c]) * double(widen(d[of_class]));
-      }
+      for (int64_t c = thread_of_group<G>(); c <= s.L; c += G)  // of a row of NaN: padding too
+        if (const int32_t v = occupancy[c] != 0 ? in.class_of(at.sequence, c) : -1; v >= 0)
+          sum -= double(occupancy[c]) * double(widen(d[v]));
     }
   }
   sum = sum_of_group<G>(sum);

@@ -72,7 +72,7 @@ template <class A, int G> CTC_DEVICE Along<Computed<A>> along_row(const ProductA
   for (int64_t v = thread_of_group<G>(); v < s.V; v += G) of_softmax += row.weighted(v, along);
   for (int64_t c = thread_of_group<G>(); c < s.columns(); c += G) {
     const int32_t of_class = dense ? int32_t(c) : in.class_of(sequence, c);
-    if (columns[c] != 0 && of_class >= 0 && of_class < s.V) of_columns += columns[c] * (row.direction(of_class) - base);
+    if (columns[c] != 0 && of_class >= 0) of_columns += columns[c] * (row.direction(of_class) - base);
   }
   of_softmax = sum_of_group<G>(of_softmax), of_columns = sum_of_group<G>(of_columns);
   along.centre = base + (dense ? of_softmax - of_columns : of_columns);  // dense: softmax less occupancies were kept
@@ -101,8 +101,10 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
   for (int64_t c = thread_of_group<G>(); c <= s.L; c += G) {
     const int32_t label = in.class_of(sequence, c);
     Dual<F> emitted = {1, 0, 0};
-    if (label >= 0 && label < s.V) {
-      const Scaled<F> y = alive ? emission(row.logit(label), along.shift) : Scaled<F>{F(1), Integer<F>(kDead)};
+    if (label >= 0) {
+      // No logit is above the largest of its row, whatever was kept: exponents stay below 0.
+      const Scaled<F> y =
+          alive ? emission(min_of(along.shift, row.logit(label)), along.shift) : Scaled<F>{F(1), Integer<F>(kDead)};
       emitted = {y.m, y.e, y.e == kDead ? F(0) : y.m * (row.direction(label) - along.centre)};
     }
     store(ws.emissions + t * ws.columns + c, emitted);
@@ -132,7 +134,7 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
   const RowPair<A> row(a, r);
   const F* const changes = ws.changes + t * ws.columns;
   const auto put = [&](int64_t v, F change) {
-    out[v] = Narrow<A, F>::of(cotangent * (row.weighted(v, along) - change));
+    out[v] = Narrow<A, F>::of(times_cotangent(row.weighted(v, along) - change, cotangent));
   };
 #pragma unroll 4
   for (int64_t v = thread_of_group<G>(); v < s.V; v += G) put(v, F(0));

@@ -45,9 +45,8 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
   const Workspace<Scaled<F>> ws(a.scratch + sequence * a.stride, s.T, s.L, training);
   for (int64_t c = me; c <= s.L; c += G) {
     const int32_t label = in.class_of(sequence, c);
-    const bool is_class = label >= 0 && label < s.V;
     store(ws.emissions + t * (s.L + 1) + c,
-          is_class ? emission(F(widen(row[label])), softmax.top) : Scaled<F>{F(1), 0});
+          label >= 0 ? emission(F(widen(row[label])), softmax.top) : Scaled<F>{F(1), 0});
   }
   if (me == 0) ws.log_sums[t] = double(softmax.log_sum());
   if (!training) return;

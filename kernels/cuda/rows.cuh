@@ -62,11 +62,20 @@ template <class A> struct Rows {
         rows(static_cast<Computed<A>*>(kept.rows)),
         columns(static_cast<Computed<A>*>(kept.columns)) {}
 
-  // Class of column c: the blank, then labels; -1 for padding.
+  // Class of column c: the blank, then labels; -1 for padding and for what is no class. Every kernel asks, because what
+  // was kept may come from anywhere and proves nothing about labels.
   CTC_DEVICE int32_t class_of(int64_t sequence, int64_t c) const {
-    return c == 0 ? blank : labels[sequence * shape.L + c - 1];
+    const int32_t label = c == 0 ? blank : labels[sequence * shape.L + c - 1];
+    return label < shape.V ? max_of(label, -1) : -1;
   }
 };
+
+// An element of the gradient or of a product times the cotangent of its sequence. Exactly 0 stays exactly 0: inf and
+// NaN, as of cost ** 2 where the cost is inf, reach nothing that has no gradient.
+template <class F> CTC_DEVICE F times_cotangent(F x, F cotangent) {
+  const bool finite = cotangent - cotangent == 0;  // only here does a product of 0 keep the sign that it had
+  return x == 0 && !finite ? F(0) : cotangent * x;
+}
 
 // Whose row it is, and of which frame.
 struct Place {
