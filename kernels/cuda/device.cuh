@@ -252,10 +252,10 @@ template <> struct ComputedIn<double> {
 };
 template <class A> using Computed = typename ComputedIn<A>::type;
 
-// 16 bytes of an array at once.
-template <class A> struct alignas(16) Piece {
-  static constexpr int size = 16 / sizeof(A);
-  A at[size];
+// Elements of an array that are moved at once: 16 bytes of them, or less.
+template <class A, int n = 16 / int(sizeof(A))> struct alignas(n * sizeof(A)) Piece {
+  static constexpr int size = n;
+  A at[n];
 };
 
 // ---- warps

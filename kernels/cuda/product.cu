@@ -61,7 +61,7 @@ template <class A, int G> CTC_DEVICE Along<Computed<A>> along_row(const ProductA
   Along<F> along = {0, 0, base, 0};
   if (dense) {
     Softmax<F> softmax;
-    for_each<G, 2>(row.x, s.V, [&](const auto& x, int64_t) { softmax.use(x); });
+    for_each<G, 2>(row.x, s.V, [&](const auto& x) { softmax.use(x); });
     softmax = of_group<G>(softmax);
     along.shift = softmax.top, along.scale = softmax.scale();
   } else {

@@ -39,7 +39,7 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
   }
   const A* row = in.acts + r * s.V;
   Softmax<F> softmax;
-  for_each<G, 2>(row, s.V, [&](const auto& x, int64_t) { softmax.use(x); });
+  for_each<G, 2>(row, s.V, [&](const auto& x) { softmax.use(x); });
   softmax = of_group<G>(softmax);
 
   const Workspace<Scaled<F>> ws(a.scratch + sequence * a.stride, s.T, s.L, training);

@@ -105,7 +105,52 @@ template <class Function> const char* for_rows_of(const Batch& p, Function f) {
 }
 template <int G> int64_t blocks_for(const Shape& s) { return (s.rows() + kRowsOfBlock<G> - 1) / kRowsOfBlock<G>; }
 
-// A row in pieces of 16 bytes, and the elements before and after them one by one: any V, any alignment.
+// 16 bytes of an array, read `n` elements at a time.
+template <int n, class A> CTC_DEVICE Piece<A> load_piece(const A* from) {
+  Piece<A> piece;
+#pragma unroll
+  for (int k = 0; k < Piece<A>::size; k += n) {
+    const Piece<A, n> some = *reinterpret_cast<const Piece<A, n>*>(from + k);
+#pragma unroll
+    for (int j = 0; j < n; ++j) piece.at[k + j] = some.at[j];
+  }
+  return piece;
+}
+template <class A> CTC_DEVICE void store_piece(A* to, Piece<A> piece) { *reinterpret_cast<Piece<A>*>(to) = piece; }
+
+// Calls use(piece, i) for each piece i that falls to this thread; kAhead pieces are loaded before any is used.
+template <int G, int kAhead, int n, class A, class Use>
+CTC_DEVICE void for_each_piece(const A* first, int64_t pieces, Use use) {
+  for (int64_t i = thread_of_group<G>(); i < pieces; i += G * kAhead) {
+    Piece<A> piece[kAhead];
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u)
+      if (i + u * G < pieces) piece[u] = load_piece<n>(first + (i + u * G) * Piece<A>::size);
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u)
+      if (i + u * G < pieces) use(piece[u], i + u * G);
+  }
+}
+
+// Calls use(x) for all that falls to this thread of a row: pieces, then elements. Elements are dealt by their number,
+// not by their address, because sums depend on it and an address depends on the batch. A row that does not begin at a
+// multiple of 16 bytes is read in smaller steps.
+template <int G, int kAhead, class A, class Use> CTC_DEVICE void for_each(const A* row, int64_t V, Use use) {
+  constexpr int kWhole = Piece<A>::size, kPart = sizeof(A) == 2 ? 2 : 1;
+  const int64_t pieces = V / kWhole;
+  const auto use_piece = [&](const Piece<A>& piece, int64_t) { use(piece); };
+  const auto aligned_to = [row](size_t bytes) { return reinterpret_cast<uintptr_t>(row) % bytes == 0; };
+  if (aligned_to(16))
+    for_each_piece<G, kAhead, kWhole>(row, pieces, use_piece);
+  else if (kPart > 1 && aligned_to(kPart * sizeof(A)))
+    for_each_piece<G, kAhead, kPart>(row, pieces, use_piece);
+  else
+    for_each_piece<G, kAhead, 1>(row, pieces, use_piece);
+  for (int64_t v = pieces * kWhole + thread_of_group<G>(); v < V; v += G) use(row[v]);
+}
+
+// A row to write, in pieces of 16 bytes at their addresses, and the elements before and after them one by one: any V,
+// any alignment.
 template <class A> struct Cut {
   int64_t head, pieces, loose;
   CTC_DEVICE Cut(const A* row, int64_t V) {
@@ -116,41 +161,21 @@ template <class A> struct Cut {
   }
   CTC_DEVICE int64_t at_loose(int64_t i) const { return i < head ? i : i + pieces * Piece<A>::size; }
 };
-template <class A> CTC_DEVICE Piece<A> load_piece(const A* from) { return *reinterpret_cast<const Piece<A>*>(from); }
-template <class A> CTC_DEVICE void store_piece(A* to, Piece<A> piece) { *reinterpret_cast<Piece<A>*>(to) = piece; }
-
-// Calls f(x, v) for each element v of the row that falls to this thread; kAhead pieces are loaded before any is used.
-template <int G, int kAhead, class A, class Use> CTC_DEVICE void for_each(const A* row, int64_t V, Use use) {
-  const Cut<A> cut(row, V);
-  const int me = thread_of_group<G>();
-  for (int64_t i = me; i < cut.pieces; i += G * kAhead) {
-    Piece<A> piece[kAhead];
-#pragma unroll
-    for (int u = 0; u < kAhead; ++u)
-      if (i + u * G < cut.pieces) piece[u] = load_piece(row + cut.head + (i + u * G) * Piece<A>::size);
-#pragma unroll
-    for (int u = 0; u < kAhead; ++u)
-      if (i + u * G < cut.pieces) use(piece[u], cut.head + (i + u * G) * Piece<A>::size);
-  }
-  for (int64_t i = me; i < cut.loose; i += G) use(row[cut.at_loose(i)], cut.at_loose(i));
-}
 
 // out[v] = f(x[v]); out may be x. By pieces where both are cut alike, as whole arrays of XLA are.
 template <int G, int kAhead, class X, class A, class Function>
 CTC_DEVICE void transform(const X* x, A* out, int64_t V, Function f) {
   if constexpr (sizeof(X) == sizeof(A)) {
     if (((reinterpret_cast<uintptr_t>(x) ^ reinterpret_cast<uintptr_t>(out)) & 15) == 0) {
-      const auto store = [&](const auto& given, int64_t v) {
-        if constexpr (std::is_same_v<std::decay_t<decltype(given)>, Piece<X>>) {
-          Piece<A> result;
+      const Cut<A> cut(out, V);
+      for_each_piece<G, kAhead, Piece<X>::size>(x + cut.head, cut.pieces, [&](const Piece<X>& given, int64_t i) {
+        Piece<A> result;
 #pragma unroll
-          for (int k = 0; k < Piece<A>::size; ++k) result.at[k] = f(given.at[k]);
-          store_piece(out + v, result);
-        } else {
-          out[v] = f(given);
-        }
-      };
-      return for_each<G, kAhead>(x, V, store);
+        for (int k = 0; k < Piece<A>::size; ++k) result.at[k] = f(given.at[k]);
+        store_piece(out + cut.head + i * Piece<A>::size, result);
+      });
+      for (int64_t i = thread_of_group<G>(); i < cut.loose; i += G) out[cut.at_loose(i)] = f(x[cut.at_loose(i)]);
+      return;
     }
   }
   for (int64_t v = thread_of_group<G>(); v < V; v += G) out[v] = f(x[v]);
