@@ -18,6 +18,7 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <random>
@@ -94,7 +95,6 @@ inline int& shared_memory_limit() {
   return bytes;
 }
 inline char* shared_memory() { return machine().shared; }
-
 [[noreturn]] inline void fail(const char* what) {
   Machine& m = machine();
   std::fprintf(stderr, "emulator: block %u: %s\n", m.block.x, what);
@@ -105,6 +105,17 @@ inline char* shared_memory() { return machine().shared; }
 }
 
 inline int thread() { return machine().current->thread.x; }
+
+// Bytes that a kernel may have on the current device, `given` from now on if that is not 0. There is a device for each
+// limit.
+inline int allowed_shared_memory(const void* kernel, int given = 0) {
+  static std::mutex one_at_a_time;
+  static std::map<std::pair<const void*, int>, int> allowed;
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
+  int& bytes = allowed.try_emplace({kernel, shared_memory_limit()}, 48 << 10).first->second;
+  if (given != 0 && given < bytes) fail("a launch takes shared memory from what other threads launch");
+  return bytes = given != 0 ? given : bytes;
+}
 
 // ---- threads wait --------------------------------------------------------------------------------------------------
 
@@ -213,10 +224,10 @@ inline void run_block(int threads, size_t shared_bytes) {
   constexpr size_t kStack = 128 << 10;
   Machine& m = machine();
   // Alone on the heap at its exact size: the address sanitizer sees its ends. NaN patterns before anything is written.
-  std::unique_ptr<char[], void (*)(char*)> shared(
-      static_cast<char*>(std::aligned_alloc(128, std::max<size_t>(128, (shared_bytes + 127) / 128 * 128))),
-      [](char* p) { std::free(p); });
-  std::memset(shared.get(), 0xff, shared_bytes);
+  void* memory = nullptr;
+  if (posix_memalign(&memory, 128, std::max<size_t>(1, shared_bytes)) != 0) fail("no memory");
+  const std::unique_ptr<char, void (*)(void*)> shared(static_cast<char*>(memory), std::free);
+  std::memset(memory, 0xff, shared_bytes);
   m.shared = shared.get();
   m.threads = m.living = threads;
   m.warps.assign((threads + kLanes - 1) / kLanes, Exchange());
@@ -261,17 +272,19 @@ inline void run_block(int threads, size_t shared_bytes) {
   m.shared = nullptr;
 }
 
-inline void launch(int64_t blocks, int threads, size_t shared_bytes, std::function<void()> kernel) {
+inline void launch(const void* kernel_address, unsigned blocks, int threads, size_t shared_bytes,
+                   std::function<void()> kernel) {
   static std::mutex one_at_a_time;  // XLA calls from several threads
   const std::lock_guard<std::mutex> lock(one_at_a_time);
   Machine& m = machine();
   if (threads < 1 || threads > 1024 || threads % kLanes != 0) fail("a block of a size that there is not");
   if (shared_bytes > size_t(shared_memory_limit())) fail("more shared memory than there is");
+  if (shared_bytes > size_t(allowed_shared_memory(kernel_address))) fail("more shared memory than the kernel may have");
   m.kernel = std::move(kernel);
   ++m.launches;
-  m.grid.x = unsigned(blocks), m.block_size.x = unsigned(threads);
+  m.grid.x = blocks, m.block_size.x = unsigned(threads);
   std::vector<unsigned> order(blocks);
-  for (int64_t i = 0; i < blocks; ++i) order[i] = unsigned(i);
+  for (unsigned i = 0; i < blocks; ++i) order[i] = i;
   std::shuffle(order.begin(), order.end(), m.random);
   for (unsigned b : order) {
     m.block.x = b;
@@ -303,6 +316,19 @@ inline float exp2_approx(float x) {
 }
 
 }  // namespace emulator
+
+using cudaError_t = int;
+constexpr cudaError_t cudaSuccess = 0;
+enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+inline const char* cudaGetErrorString(cudaError_t) { return "invalid argument"; }
+inline cudaError_t cudaGetDevice(int* device) { return *device = emulator::shared_memory_limit(), cudaSuccess; }
+inline cudaError_t cudaDeviceGetAttribute(int* bytes, cudaDeviceAttr, int device) {
+  return *bytes = device, cudaSuccess;
+}
+inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes) {
+  return emulator::allowed_shared_memory(kernel, bytes), cudaSuccess;
+}
 
 #define threadIdx (emulator::machine().current->thread)
 #define blockIdx (emulator::machine().block)

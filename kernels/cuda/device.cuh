@@ -6,6 +6,9 @@
 #include <cfloat>
 #include <cmath>
 #include <cstdint>
+#include <mutex>
+#include <set>
+#include <utility>
 
 #include "cell.h"
 
@@ -151,26 +154,10 @@ CTC_DEVICE float exp2_approx(float x) {  // relative error up to 1.7e-7, exact f
   return y;
 }
 
-// Launches without waiting; null, or what is wrong.
-template <class Arguments> const char* launch(void (*kernel)(Arguments), int64_t blocks, int threads, size_t shared,
-                                              cudaStream_t stream, const Arguments& arguments) {
-  if (blocks == 0) return nullptr;
-  if (blocks > INT32_MAX) return "more blocks than a grid can have";
-  if (shared > 48 << 10) {  // beyond it a kernel must be told so, on each device
-    const cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
-    if (e != cudaSuccess) return cudaGetErrorString(e);
-  }
-  kernel<<<unsigned(blocks), threads, shared, stream>>>(arguments);
-  const cudaError_t e = cudaGetLastError();
-  return e == cudaSuccess ? nullptr : cudaGetErrorString(e);
-}
-
-// Bytes of shared memory that a block may have on the current device.
-inline int shared_memory_limit() {
-  int device = 0, bytes = 48 << 10;
-  if (cudaGetDevice(&device) == cudaSuccess)
-    cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  return bytes;
+template <class Arguments> cudaError_t start(void (*kernel)(Arguments), unsigned blocks, int threads, size_t shared,
+                                             cudaStream_t stream, const Arguments& arguments) {
+  kernel<<<blocks, threads, shared, stream>>>(arguments);
+  return cudaGetLastError();
 }
 
 #else
@@ -197,14 +184,52 @@ template <class Value> void store_pair_if(bool yes, void* to, Value a, Value b) 
 }
 inline float exp2_approx(float x) { return emulator::exp2_approx(x); }
 
-template <class Arguments> const char* launch(void (*kernel)(Arguments), int64_t blocks, int threads, size_t shared,
-                                              cudaStream_t, const Arguments& arguments) {
-  emulator::launch(blocks, threads, shared, [&] { kernel(arguments); });
-  return nullptr;
+template <class Arguments> cudaError_t start(void (*kernel)(Arguments), unsigned blocks, int threads, size_t shared,
+                                             cudaStream_t, const Arguments& arguments) {
+  emulator::launch(reinterpret_cast<const void*>(kernel), blocks, threads, shared, [&] { kernel(arguments); });
+  return cudaSuccess;
 }
-inline int shared_memory_limit() { return emulator::shared_memory_limit(); }
 
 #endif
+
+// ---- launches
+// ----------------------------------------------------------------------------------------------------------
+
+constexpr size_t kSharedMemoryUnasked = 48 << 10;  // bytes that any kernel may have
+
+// Bytes of shared memory that a block may have on the current device.
+inline int shared_memory_limit() {
+  int device = 0, bytes = kSharedMemoryUnasked;
+  if (cudaGetDevice(&device) == cudaSuccess)
+    cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return bytes;
+}
+
+// Lets a kernel have all shared memory of the current device, once for each of both. Never less than all: the limit is
+// the kernel's, not the launch's, and a lower one would fail the larger launch of another thread.
+inline cudaError_t allow_all_shared_memory(const void* kernel) {
+  static std::mutex one_at_a_time;
+  static std::set<std::pair<const void*, int>> allowed;
+  int device = 0;
+  if (const cudaError_t e = cudaGetDevice(&device); e != cudaSuccess) return e;
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
+  if (allowed.count({kernel, device}) != 0) return cudaSuccess;
+  const cudaError_t e =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_memory_limit());
+  if (e == cudaSuccess) allowed.insert({kernel, device});
+  return e;
+}
+
+// Launches without waiting; null, or what is wrong.
+template <class Arguments> const char* launch(void (*kernel)(Arguments), int64_t blocks, int threads, size_t shared,
+                                              cudaStream_t stream, const Arguments& arguments) {
+  if (blocks == 0) return nullptr;
+  if (blocks > INT32_MAX) return "more blocks than a grid can have";
+  cudaError_t e = cudaSuccess;
+  if (shared > kSharedMemoryUnasked) e = allow_all_shared_memory(reinterpret_cast<const void*>(kernel));
+  if (e == cudaSuccess) e = start(kernel, unsigned(blocks), threads, shared, stream, arguments);
+  return e == cudaSuccess ? nullptr : cudaGetErrorString(e);
+}
 
 // A cell, or anything else of 4, 8 or a multiple of 16 bytes.
 template <class T> CTC_DEVICE void copy_async(T* to, const T* from) {
