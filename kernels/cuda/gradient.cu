@@ -69,6 +69,36 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
   compact_row<A, G>(a, r, at.sequence, cotangent);
 }
 
+// This thread's part of a row's sum over classes of (softmax - occupancy) * direction. The two products are taken
+// apart, as no class is looked up; where the direction is inf or NaN that would be NaN, so there the difference is.
+template <class A, int G>
+CTC_DEVICE double compact_tangent(const Rows<A>& in, int64_t r, int64_t sequence, const A* directions) {
+  using F = Computed<A>;
+  const Shape& s = in.shape;
+  const A* const x = in.acts + r * s.V;
+  const F *const occupancy = in.columns + r * (s.L + 1), shift = in.rows[2 * r], scale = in.rows[2 * r + 1];
+  const auto class_with_occupancy = [&](int64_t c) { return occupancy[c] != 0 ? in.class_of(sequence, c) : -1; };
+  const auto is_finite = [](F direction) { return direction - direction == 0; };
+  double sum = 0;
+  for (int64_t v = thread_of_group<G>(); v < s.V; v += G) {
+    const F p = scale * exp_of_nonpositive(F(widen(x[v])) - shift), direction = widen(directions[v]);
+    if (is_finite(direction)) {
+      sum += double(p) * double(direction);
+    } else {
+      F gradient = p;
+      for (int64_t c = 0; c <= s.L; ++c) gradient -= class_with_occupancy(c) == v ? occupancy[c] : F(0);
+      if (gradient != 0) sum += double(gradient) * double(direction);
+    }
+  }
+  for (int64_t c = thread_of_group<G>(); c <= s.L; c += G) {  // of a row of NaN: padding too
+    const int32_t v = class_with_occupancy(c);
+    if (v < 0) continue;
+    const F direction = widen(directions[v]);
+    if (is_finite(direction)) sum -= double(occupancy[c]) * double(direction);
+  }
+  return sum;
+}
+
 template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, kBlocksAtOnce<A, G>)
     tangent_kernel(TangentArguments<A> a) {
   using F = Computed<A>;
@@ -79,20 +109,14 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
   const Place at = place_of(s, r);
   double sum = 0;
   if (at.t < in.lengths[at.sequence]) {
-    const A *const x = in.acts + r * s.V, *const d = a.directions + r * s.V;
-    // What is multiplied with 0 may be anything.
+    const A* const d = a.directions + r * s.V;
+    // Where the gradient is exactly 0 the direction may be anything.
     if (s.dense()) {
       const F* const unit = in.columns + r * s.V;
       for (int64_t v = thread_of_group<G>(); v < s.V; v += G)
         if (unit[v] != 0) sum += double(unit[v]) * double(widen(d[v]));
-    } else if (const F shift = in.rows[2 * r], scale = in.rows[2 * r + 1]; scale != 0) {
-      for (int64_t v = thread_of_group<G>(); v < s.V; v += G)
-        if (const F p = scale * exp_of_nonpositive(F(widen(x[v])) - shift); p != 0)
-          sum += double(p) * double(widen(d[v]));
-      const F* const occupancy = in.columns + r * (s.L + 1);
-      for (int64_t c = thread_of_group<G>(); c <= s.L; c += G)  // of a row of NaN: padding too
-        if (const int32_t v = occupancy[c] != 0 ? in.class_of(at.sequence, c) : -1; v >= 0)
-          sum -= double(occupancy[c]) * double(widen(d[v]));
+    } else if (const F scale = in.rows[2 * r + 1]; scale != 0) {
+      sum = compact_tangent<A, G>(in, r, at.sequence, d);
     }
   }
   sum = sum_of_group<G>(sum);
