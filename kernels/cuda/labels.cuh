@@ -8,9 +8,27 @@
 namespace jax_ctc {
 namespace cuda {
 
-// All threads of the block call it. `row` has L entries, of which those below 0 are padding.
+// The first label after label k that is equal to it, or -1. Eight are read at a time, so that one load does not wait
+// for the comparison of another; past the end the last one is read again.
+CTC_DEVICE int32_t next_equal(const int32_t* value, int32_t k, int32_t count) {
+  constexpr int kAtOnce = 8;
+  const int32_t wanted = value[k];
+  for (int32_t begin = k + 1; begin < count; begin += kAtOnce) {
+    int32_t found = -1;
+#pragma unroll
+    for (int i = kAtOnce - 1; i >= 0; --i) {
+      const int32_t j = min_of(begin + i, count - 1);
+      if (value[j] == wanted) found = j;
+    }
+    if (found >= 0) return found;
+  }
+  return -1;
+}
+
+// All threads of the block call it. `row` has L entries, of which those below 0 are padding. Which labels are equal is
+// found out for `training` alone: the cost does not depend on it.
 template <class Value> CTC_DEVICE void prepare_labels(const int32_t* row, const Shape& s, int32_t blank, int32_t length,
-                                                      const Workspace<Value>& ws) {
+                                                      const Workspace<Value>& ws, bool training) {
   const int lane = lane_index();
   const bool length_is_good = length >= 0 && length <= s.T;
   int32_t* const count = reinterpret_cast<int32_t*>(shared_memory());
@@ -37,15 +55,13 @@ template <class Value> CTC_DEVICE void prepare_labels(const int32_t* row, const 
       *count = n;
     }
   }
+  if (!training) return;
   __syncthreads();
   const int32_t n = *count;
-  for (int32_t k = threadIdx.x; k < n; k += blockDim.x) {
-    int32_t next = k + 1, previous = k - 1;
-    while (next < n && ws.value[next] != ws.value[k]) ++next;
-    while (previous >= 0 && ws.value[previous] != ws.value[k]) --previous;
-    ws.next[k] = next < n ? next : -1;
-    ws.is_first[k] = previous < 0;
-  }
+  for (int32_t k = threadIdx.x; k < n; k += blockDim.x) ws.next[k] = next_equal(ws.value, k, n), ws.is_first[k] = true;
+  __syncthreads();
+  for (int32_t k = threadIdx.x; k < n; k += blockDim.x)
+    if (ws.next[k] >= 0) ws.is_first[ws.next[k]] = false;
 }
 
 }  // namespace cuda

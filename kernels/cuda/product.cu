@@ -14,7 +14,7 @@ template <class A> struct ProductArguments {
   const A* directions;
   const Computed<A>* cotangents;  // of the last step, as out
   A* out;
-  int64_t row_blocks;  // of the first step; the blocks after them prepare the labels of a sequence each
+  int64_t label_blocks;  // of the first step: prepare the labels of a sequence each, before the blocks of rows
   char* scratch;
   int64_t stride;
 
@@ -44,7 +44,7 @@ template <class A, int G> ProductArguments<A> arguments(const Problem& p, Kept k
           static_cast<const A*>(directions),
           static_cast<const Computed<A>*>(cotangents),
           static_cast<A*>(out),
-          blocks_for<G>(p.shape),
+          p.shape.sequences(),
           static_cast<char*>(scratch),
           scratch_stride(Operation::kProduct, p.dtype, p.shape.T, p.shape.L)};
 }
@@ -85,12 +85,12 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
   using F = Computed<A>;
   const Rows<A>& in = a.in;
   const Shape& s = in.shape;
-  if (blockIdx.x >= a.row_blocks) {
-    const int64_t sequence = blockIdx.x - a.row_blocks;
-    prepare_labels(in.labels + sequence * s.L, s, in.blank, in.lengths[sequence], a.workspace(sequence));
+  if (blockIdx.x < a.label_blocks) {
+    const int64_t sequence = blockIdx.x;
+    prepare_labels(in.labels + sequence * s.L, s, in.blank, in.lengths[sequence], a.workspace(sequence), true);
     return;
   }
-  const int64_t r = row_of_group<G>();
+  const int64_t r = row_of_group<G>(a.label_blocks);
   if (r >= s.rows()) return;
   const auto [sequence, t] = place_of(s, r);
   if (t >= in.lengths[sequence]) return;  // never read
@@ -150,7 +150,7 @@ const char* launch_product_rows(const Problem& p, Kept kept, const void* directi
     using A = decltype(type);
     constexpr int G = decltype(threads)::value;
     const ProductArguments<A> a = arguments<A, G>(p, kept, nullptr, directions, nullptr, scratch);
-    return launch(product_rows_kernel<A, G>, a.row_blocks + p.shape.sequences(), kThreadsOfBlock<G>,
+    return launch(product_rows_kernel<A, G>, a.label_blocks + blocks_for<G>(p.shape), kThreadsOfBlock<G>,
                   (G / kWarp) * sizeof(Softmax<Computed<A>>), static_cast<cudaStream_t>(p.stream), a);
   });
 }
@@ -160,7 +160,8 @@ const char* launch_product(const Problem& p, const void* cotangents, const void*
     using A = decltype(type);
     constexpr int G = decltype(threads)::value;
     const ProductArguments<A> a = arguments<A, G>(p, {}, cotangents, directions, out, scratch);
-    return launch(product_kernel<A, G>, a.row_blocks, kThreadsOfBlock<G>, 0, static_cast<cudaStream_t>(p.stream), a);
+    return launch(product_kernel<A, G>, blocks_for<G>(p.shape), kThreadsOfBlock<G>, 0,
+                  static_cast<cudaStream_t>(p.stream), a);
   });
 }
 

@@ -10,7 +10,7 @@ namespace {
 
 template <class A> struct RowsArguments {
   Rows<A> in;
-  int64_t row_blocks;  // the blocks after them prepare the labels of a sequence each
+  int64_t label_blocks;  // prepare the labels of a sequence each; first, because they take longer than a row
   char* scratch;
   int64_t stride;
 };
@@ -21,13 +21,13 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
   const Rows<A>& in = a.in;
   const Shape& s = in.shape;
   const bool training = in.columns != nullptr;
-  if (blockIdx.x >= a.row_blocks) {
-    const int64_t sequence = blockIdx.x - a.row_blocks;
+  if (blockIdx.x < a.label_blocks) {
+    const int64_t sequence = blockIdx.x;
     const Workspace<Scaled<F>> ws(a.scratch + sequence * a.stride, s.T, s.L, training);
-    prepare_labels(in.labels + sequence * s.L, s, in.blank, in.lengths[sequence], ws);
+    prepare_labels(in.labels + sequence * s.L, s, in.blank, in.lengths[sequence], ws, training);
     return;
   }
-  const int64_t r = row_of_group<G>();
+  const int64_t r = row_of_group<G>(a.label_blocks);
   if (r >= s.rows()) return;
   const auto [sequence, t] = place_of(s, r);
   const int me = thread_of_group<G>();
@@ -67,9 +67,9 @@ const char* launch_rows(const Problem& p, Kept kept, void* scratch) {
   return for_rows_of(p, [&](auto type, auto threads) {
     using A = decltype(type);
     constexpr int G = decltype(threads)::value;
-    const RowsArguments<A> a = {Rows<A>(p, kept), blocks_for<G>(p.shape), static_cast<char*>(scratch),
+    const RowsArguments<A> a = {Rows<A>(p, kept), p.shape.sequences(), static_cast<char*>(scratch),
                                 scratch_stride(operation, p.dtype, p.shape.T, p.shape.L)};
-    return launch(rows_kernel<A, G>, a.row_blocks + p.shape.sequences(), kThreadsOfBlock<G>,
+    return launch(rows_kernel<A, G>, a.label_blocks + blocks_for<G>(p.shape), kThreadsOfBlock<G>,
                   (G / kWarp) * sizeof(Softmax<Computed<A>>), static_cast<cudaStream_t>(p.stream), a);
   });
 }

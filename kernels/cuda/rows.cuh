@@ -26,7 +26,10 @@ template <int G> CTC_DEVICE void group_barrier() {
     __syncthreads();
 }
 template <int G> CTC_DEVICE int thread_of_group() { return threadIdx.x % G; }
-template <int G> CTC_DEVICE int64_t row_of_group() { return int64_t(blockIdx.x) * kRowsOfBlock<G> + threadIdx.x / G; }
+// The blocks before `first_block` have other work.
+template <int G> CTC_DEVICE int64_t row_of_group(int64_t first_block = 0) {
+  return (blockIdx.x - first_block) * kRowsOfBlock<G> + threadIdx.x / G;
+}
 // Shared memory of the group: `n` values each.
 template <int G, class E> CTC_DEVICE E* group_memory(int64_t n) {
   return reinterpret_cast<E*>(shared_memory()) + threadIdx.x / G * n;
