@@ -10,6 +10,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
 import ml_dtypes
 import numpy as np
 
@@ -28,6 +29,16 @@ def build(library, sources=ROOT):
     built = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr[-4000:]
     return load(library)
+
+
+def build_handlers(library):
+    """Compiles XLA's handlers of the CUDA kernels, for calls on the CPU."""
+    command = [
+        COMPILER, *FLAGS, "-O1", "-fPIC", "-shared", f"-I{ROOT / 'tests'}",
+        "-isystem", jax.ffi.include_dir(), ROOT / "tests" / "emulated_handlers.cpp", "-o", library,
+    ]  # fmt: skip
+    built = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr[-4000:]
 
 
 @functools.cache

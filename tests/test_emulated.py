@@ -11,7 +11,6 @@ import subprocess
 import sys
 
 import emulated
-import jax
 import numpy as np
 import oracle
 import pytest
@@ -376,13 +375,7 @@ def test_a_near_certain_sequence_costs_nearly_nothing(kernels):
 def test_the_suite_passes_through_everything_but_the_device(file, some, tmp_path):
     """The CUDA lowering, XLA's handlers with their scratch and aliases, the kernels."""
     library = tmp_path / "handlers.so"
-    command = [
-        emulated.COMPILER, *emulated.FLAGS, "-O1", "-fPIC", "-shared",
-        f"-I{emulated.ROOT / 'tests'}", "-isystem", jax.ffi.include_dir(),
-        emulated.ROOT / "tests" / "emulated_handlers.cpp", "-o", library,
-    ]  # fmt: skip
-    built = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stderr[-4000:]
+    emulated.build_handlers(library)
     tests = emulated.ROOT / "tests"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "emulated_backend",

@@ -23,7 +23,8 @@ int64_t scratch_stride(Operation operation, Dtype dtype, int64_t T, int64_t L);
 const char* loss(const Problem& problem, void* cost, void* scratch);  // cost (N*B,)
 const char* forward(const Problem& problem, void* cost, Kept kept, void* scratch);
 // directions and gradient like acts; tangents and cotangents like cost. A zero cotangent gives a zero gradient,
-// whatever was kept. The gradient may take the place of acts, or, where dense, of columns.
+// whatever was kept, and what is exactly 0 in the gradient stays 0, whatever the cotangent. What was kept, labels and
+// lengths may hold anything. The gradient may take the place of acts, or, where dense, of columns.
 const char* tangent(const Problem& problem, Kept kept, const void* directions, void* tangents, void* scratch);
 const char* cotangent(const Problem& problem, Kept kept, const void* cotangents, void* gradient);
 // out like acts, and nothing else's place: the Hessian times directions, times the cotangent of each sequence.
