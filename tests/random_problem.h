@@ -61,14 +61,6 @@ template <class F> struct RandomProblem {
   Batch batch() { return {dtype, s, acts(), labels.data.get(), lengths.data.get(), 0}; }
   int64_t kept_rows() const { return s.dense() ? 0 : s.rows() * 2; }
   int64_t kept_columns() const { return s.rows() * s.columns(); }
-  double largest_direction() const {  // infinite where one is, or is NaN
-    double most = 0;
-    for (int64_t i = 0; i < wide_directions.size; ++i) {
-      const double u = std::fabs(double(wide_directions.data[i]));
-      most = u < HUGE_VAL ? std::max(most, u) : HUGE_VAL;
-    }
-    return most;
-  }
   bool bad_length(int64_t i) const { return lengths.data[i] < 0 || lengths.data[i] > s.T; }
 
   [[noreturn]] void fail(int64_t sequence, const char* what, double a, double b) const {
@@ -77,7 +69,6 @@ template <class F> struct RandomProblem {
     std::exit(1);
   }
 
- private:
   static bool is_half(Dtype type) { return type == Dtype::kBF16 || type == Dtype::kF16; }
   static Shape random_shape() {
     const int64_t sizes[] = {0, 1, 2, 3, 7, 15, 16, 17, 31, 33, 40, 65};

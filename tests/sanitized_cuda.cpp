@@ -92,7 +92,7 @@ template <class F> class Trial {
  public:
   explicit Trial(Dtype dtype)
       : dtype_(dtype),
-        random_(dtype),
+        random_(dtype, shape()),
         batch_(with_any_blank(random_)),
         s_(batch_.shape),
         n_(s_.sequences()),
@@ -104,6 +104,12 @@ template <class F> class Trial {
         impossible_(elements_) {
     const int strips = sizeof(F) == 4 ? 24 : 40;  // KB: one warp, so 33 labels need two strips
     emulator::shared_memory_limit() = (sometimes(2) ? 227 : sometimes(2) ? 60 : strips) << 10;
+    // In a large problem some logit is NaN or +inf, and no sequence has a gradient.
+    const bool defined = s_.L > 32 || sometimes(2);
+    for (int64_t i = 0; i < elements_ && defined; ++i)
+      if (!(element(random_.acts(), dtype_, i) < HUGE_VAL)) set_element(random_.acts(), dtype_, i, 0.25);
+    for (int64_t i = 0; i < n_ && s_.L < s_.T; ++i)
+      if (sometimes(2)) random_.lengths.data[i] = int32_t(s_.T);
     for (int64_t i = 0; i < n_; ++i)
       if (sometimes(4)) random_.cotangents.data[i] = F(not_finite());
   }
@@ -118,6 +124,12 @@ template <class F> class Trial {
   }
 
  private:
+  // A quarter have labels for several strips, and frames enough for them.
+  static Shape shape() {
+    if (!sometimes(4)) return RandomProblem<F>::random_shape();
+    const int64_t L = 33 + below(40);
+    return {1, L + 8 + below(20), 1 + below(2), 8 + below(2 * L), L};
+  }
   // Labels are drawn without class 0: it takes the place of the class that becomes the blank.
   static Batch with_any_blank(RandomProblem<F>& random) {
     Batch batch = random.batch();
