@@ -39,7 +39,8 @@ SIGNATURES = {
     "cotangent": Signature((*_KEPT, BATCH), (ACTS,)),
     "hvp": Signature((*_KEPT, BATCH, ACTS), (ACTS,)),
     "sums": Signature(_PROBLEM, (FRAMES, FRAMES, FRAMES, SCORES)),
-    "sums_tangent": Signature((*_PROBLEM, FRAMES, ACTS), (FRAMES, SCORES)),
+    "sums_centre": Signature((*_PROBLEM, FRAMES, ACTS), (FRAMES,)),
+    "sums_tangent": Signature((*_PROBLEM, FRAMES, ACTS, FRAMES), (FRAMES, SCORES)),
     "sums_cotangent": Signature((*_PROBLEM, FRAMES, FRAMES, SCORES), (ACTS,)),
 }
 

@@ -6,19 +6,22 @@ among them, and what their softmax leaves out: log of the sum over all classes, 
 few, in each frame (docs/ctc.md, section 6). Sums over slices of V add up, so V can be spread over
 devices; and they are the same for all label sequences tried on the same acts.
 
-Batch axes are as everywhere (_axes.py). Nothing here is NaN where it is multiplied with a
-cotangent: a zero one gives a zero gradient, whatever acts hold. What says that a row has no softmax
-is `ties`, which has no derivative.
+Batch axes are as everywhere (_axes.py). What says that a row has no softmax is `ties`, which has no
+derivative. Derivatives are multiplied by `product`: a zero stays a zero, whatever acts, directions
+and cotangents hold.
 """
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
 from . import _sums
 from ._define import RESIDUALS
+from ._product import product
 
 
 class Rows(NamedTuple):
@@ -44,11 +47,15 @@ def rows(acts: Array, symbols: Array, lengths: Array, time_axis: int, threads: i
 def over_slices(part: Rows, names: tuple[str, ...], share: int | None, scatters: bool) -> Rows:
     """The rows of all classes, from those of the slices along mesh axes. With `share` an axis as
     long as these, each device gets its place on it only: by scattering sums, or out of all."""
-    top = lax.pmax(lax.stop_gradient(part.top), names)
+    top = _largest(part.top, names)
     scale = jnp.exp(part.top - _finite(top))
     is_top, is_bad = part.top == top, jnp.isnan(part.ties)
     ties = jnp.where(is_top | is_bad, part.ties, 0)
-    tail = part.tail * scale + jnp.where(is_top | is_bad, 0, part.ties * scale)
+    # The largest are counted, but the derivative of their scale belongs to the tail.
+    of_ties = jnp.where(is_top, scale - lax.stop_gradient(scale), scale)
+    tail = jnp.where(is_bad, 0, product(part.ties, of_ties))
+    # A slice of nothing but -inf adds 0, and has the cotangent NaN where its sequence has it.
+    tail += jnp.where(part.top == -jnp.inf, part.tail, product(part.tail, scale))
     sums = jnp.concatenate([part.scores, ties[..., None], tail[..., None]], axis=-1)
 
     def own(x: Array) -> Array:
@@ -62,6 +69,20 @@ def over_slices(part: Rows, names: tuple[str, ...], share: int | None, scatters:
         sums = own(lax.psum(sums, names))
     top, sums = checkpoint_name(own(top), RESIDUALS), checkpoint_name(sums, RESIDUALS)
     return Rows(top, sums[..., -2], sums[..., -1], sums[..., :-2])
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _largest(top: Array, names: tuple[str, ...]) -> Array:
+    return lax.pmax(top, names)
+
+
+@_largest.defjvp
+def _(names: tuple[str, ...], primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """The tangent of `top` may be any (_sums.py). That of the slices which have it is at hand."""
+    largest = _largest(primals[0], names)
+    has_it = primals[0] == largest
+    count = lax.psum(has_it.astype(largest.dtype), names)
+    return largest, lax.psum(jnp.where(has_it, tangents[0], 0), names) / count
 
 
 def symbols_of(labels: Array, blank: int, V: int) -> tuple[Array, Array]:
@@ -79,19 +100,21 @@ def symbols_of(labels: Array, blank: int, V: int) -> tuple[Array, Array]:
 
 
 def acts_of(given: Rows, symbols: Array, time_axis: int) -> Array:
-    """Activations (batch with T, L + 2) of the symbols, and of a class of probability 0 whose
-    gradient, where it is NaN, reaches all the classes that are no symbols. NaN where there is no
-    softmax."""
-    top, ties, tail, scores = given
-    scores = jnp.where(_present(symbols, time_axis), scores, -jnp.inf)
-    nobody = jnp.broadcast_to((tail - jnp.inf)[..., None], (*scores.shape[:-1], 1))
-    undefined = jnp.where(jnp.isnan(ties) | (top == -jnp.inf), jnp.nan, 0).astype(ties.dtype)
-    return jnp.concatenate([scores, nobody], axis=-1) + undefined[..., None]
+    """Activations (batch with T, L + 2) of the symbols, and of a class for all the others: its
+    gradient, where it is NaN, reaches them. It has probability 0, but 1 where all symbols have 0.
+    NaN where there is no softmax."""
+    top, ties, tail, _ = given
+    scores = _scores(given, symbols, time_axis)
+    undefined = jnp.isnan(ties) | (top == -jnp.inf)
+    nothing = ~undefined & (scores == -jnp.inf).all(-1)
+    others = tail - jnp.where(nothing, lax.stop_gradient(tail), jnp.inf)
+    few = jnp.concatenate([scores, others[..., None]], axis=-1)
+    return few + jnp.where(undefined, jnp.nan, 0).astype(few.dtype)[..., None]
 
 
 def cost_of(few: Array, given: Rows, symbols: Array, lengths: Array, time_axis: int) -> Array:
     """The costs (batch,) from those of `acts_of`."""
-    left_out = _left_out(given, symbols, time_axis)
+    left_out = _left_out(*given[:3], _scores(given, symbols, time_axis))
     frame = lax.broadcasted_iota(jnp.int32, left_out.shape, time_axis)
     used = frame < jnp.expand_dims(lengths, time_axis)
     total = _sum(jnp.where(used, left_out, 0), time_axis)
@@ -99,35 +122,67 @@ def cost_of(few: Array, given: Rows, symbols: Array, lengths: Array, time_axis: 
     return jnp.where(jnp.isfinite(few), few + total, few)
 
 
-def _left_out(given: Rows, symbols: Array, time_axis: int) -> Array:
-    """log (sum over all classes / sum over the symbols) per frame; 0 where one of them is 0."""
-    top, ties, tail, scores = given
-    scores_alive = _present(symbols, time_axis) & (scores > -jnp.inf)
-    best = lax.stop_gradient(jnp.where(scores_alive, scores, -jnp.inf).max(-1))
-    some = (ties > 0) & (best > -jnp.inf)
-    base = jnp.where(some, best, 0)[..., None]
-    alive = scores_alive & some[..., None]
-    terms = jnp.where(alive, jnp.exp(jnp.where(alive, scores - base, 0)), 0)
-    few, everything = terms.sum(-1), ties + tail
-    ratio = jnp.log(jnp.where(some, everything, 1)) - jnp.log(jnp.where(some, few, 1))
+def _scores(given: Rows, symbols: Array, time_axis: int) -> Array:
+    """Logits of the symbols, -inf where there is none. Their tangents are relative to that of top:
+    neither the cost among few nor what it leaves out changes with a shift of a frame."""
+    top = _finite(given.top)
+    shifted = given.scores + (lax.stop_gradient(top) - top)[..., None]
+    return jnp.where(jnp.expand_dims(symbols, time_axis) >= 0, shifted, -jnp.inf)
 
-    # The value once more: a confident row keeps the digits of what little it leaves out. The
-    # largest are counted, so that nothing cancels.
-    equal = alive & (scores == top[..., None])
+
+@jax.custom_jvp
+def _left_out(top: Array, ties: Array, tail: Array, scores: Array) -> Array:
+    """log (sum over all classes / sum over the symbols) per frame; 0 where one of them is 0."""
+    terms, few, some, base = _terms(scores, ties)
+    everything = ties + tail
+    ratio = jnp.log(jnp.where(some, everything, 1)) - jnp.log(few)
+    # A confident row keeps the digits of what little it leaves out: the largest are counted, so
+    # that nothing cancels.
+    equal = (scores == top[..., None]) & (terms > 0)
     others = (ties - equal.sum(-1, dtype=ties.dtype)) + (tail - jnp.where(equal, 0, terms).sum(-1))
-    close = jnp.log1p(jnp.maximum(others, 0) / jnp.where(some, few, 1))
-    exact = jnp.where(best == top, close, (top - base[..., 0]) + ratio)
-    ratio += lax.stop_gradient(exact - ratio)
-    return jnp.where(some, ratio, 0)
+    close = jnp.log1p(jnp.maximum(others, 0) / few)
+    exact = jnp.where(base == top, close, (top - base) + ratio)
+    return jnp.where(some, exact, 0)
+
+
+@_left_out.defjvp
+def _(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """The softmax over all, less that over the few."""
+    top, ties, tail, scores = primals
+    _, _, d_tail, d_scores = tangents
+    _, _, some, _ = _terms(scores, ties)
+    inverse = jnp.where(some, 1 / jnp.where(some, ties + tail, 1), 0)
+    among_few = product(_softmax(scores, ties), d_scores).sum(-1)
+    return _left_out(*primals), product(inverse, d_tail) - among_few
+
+
+@jax.custom_jvp
+def _softmax(scores: Array, ties: Array) -> Array:
+    """Among the symbols; 0 where they have nothing."""
+    terms, few, _, _ = _terms(scores, ties)
+    return terms / few[..., None]
+
+
+@_softmax.defjvp
+def _(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    p, direction = _softmax(*primals), tangents[0]
+    return p, product(p, direction - product(p, direction).sum(-1, keepdims=True))
+
+
+def _terms(scores: Array, ties: Array) -> tuple[Array, Array, Array, Array]:
+    """exp(scores - base), their sum (1 where there is none), whether there is one, and `base`, the
+    largest score."""
+    base = scores.max(-1)
+    some = (ties > 0) & (base > -jnp.inf)
+    base = jnp.where(some, base, 0)
+    alive = (scores > -jnp.inf) & some[..., None]
+    terms = jnp.where(alive, jnp.exp(jnp.where(alive, scores - base[..., None], 0)), 0)
+    return terms, jnp.where(some, terms.sum(-1), 1), some, base
 
 
 def softmax_of(given: Rows) -> Array:
     """Shift and scale of the softmax (batch with T, 2), as the forward pass keeps them."""
     return jnp.stack([given.top, 1 / (given.ties + given.tail)], axis=-1)
-
-
-def _present(symbols: Array, time_axis: int) -> Array:
-    return jnp.expand_dims(symbols, time_axis) >= 0
 
 
 def _finite(top: Array) -> Array:

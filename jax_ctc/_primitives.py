@@ -29,6 +29,7 @@ from jax.interpreters import ad
 
 from . import _compact, _lowering, _reference
 from ._define import RESIDUALS, define, is_zero, primitives, spread_over, sum_or_zero, zero_like
+from ._product import product
 
 _ACTS, _LABELS, _ROWS, _LINEAR = 0, 1, 3, 5  # positions of operands
 
@@ -125,7 +126,7 @@ def _cotangent_once(
     time_axis = p["time_axis"]
     ct = jnp.moveaxis(ct, dim, 0)
     ct = jnp.expand_dims(ct, (1 + time_axis, ct.ndim + 1))
-    return jnp.where(ct == 0, 0, ct * unit[None]).astype(acts.dtype), 0
+    return product(ct, unit[None]).astype(acts.dtype), 0
 
 
 def _tangent_once(
@@ -142,7 +143,7 @@ def _tangent_once(
     """Many directions for one problem (jacfwd): one gradient and a contraction with it."""
     unit = _unit_gradient(acts, labels, lengths, rows, columns, **p)[None]
     d_acts = jnp.moveaxis(d_acts, dim, 0).astype(unit.dtype)
-    return jnp.where(unit == 0, 0, unit * d_acts).sum((1 + p["time_axis"], -1)), 0
+    return product(unit, d_acts).sum((1 + p["time_axis"], -1)), 0
 
 
 _ONCE = {"cotangent": _cotangent_once, "tangent": _tangent_once}
@@ -157,7 +158,7 @@ def _ones(rows: Array, lengths: Array) -> Array:
 
 def _contract(gradient: Array, direction: Array, rows: Array, time_axis: int) -> Array:
     """Sum over frames and classes, in the precision of the costs."""
-    return (gradient.astype(rows.dtype) * direction.astype(rows.dtype)).sum((time_axis, -1))
+    return product(gradient.astype(rows.dtype), direction.astype(rows.dtype)).sum((time_axis, -1))
 
 
 def _loss_jvp(primals: Any, tangents: Any, **p: Any) -> Any:

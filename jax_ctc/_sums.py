@@ -2,7 +2,8 @@
 """What the lattice needs of a row of V classes, or of a slice of it, in one pass.
 
     sums            acts, symbols, lengths                              -> top, count, tail, scores
-    sums_tangent    acts, symbols, lengths, top, d_acts                 -> d_tail, d_scores
+    sums_centre     acts, symbols, lengths, top, d_acts                 -> d_top
+    sums_tangent    acts, symbols, lengths, top, d_acts, d_top          -> d_tail, d_scores
     sums_cotangent  acts, symbols, lengths, top, ct_tail, ct_scores     -> d_acts
 
 Per frame in use: `top`, the largest logit; `count`, how many are equal to it; `tail`, the sum of
@@ -10,9 +11,16 @@ exp(acts - top) of all others; `scores`, the logits of `symbols` (batch, D), 0 f
 other frames all are 0. A row with a NaN or +inf has `top` -inf, `count` NaN and `tail` 0: what is
 multiplied with cotangents is never NaN.
 
-`top` is a reference, no function of acts: its tangent is 0, and `tail` has the derivative of the
-whole sum of exp(acts - top). So derivatives are linear in exp(acts - top), and each is one of the
-last two primitives: any order, without a rule for it.
+`top` is a reference: the sum of all is (count + tail) * exp(top), and whoever uses `top`, `tail` and
+`scores` gets a result that depends on no choice of it. So its tangent may be chosen too, as long as
+that of `tail` is relative to it:
+
+    d_tail = sum of exp(acts - top) * (d_acts - d_top)
+
+Chosen is the mean of a frame's direction under the softmax of the slice (`sums_centre`), because
+what is left is then small where directions are large: of a direction of 1000 + noise the noise
+keeps its digits. For the same reason the cotangent of `top` is not needed: what it would add to the
+gradient is 0.
 """
 
 from typing import Any
@@ -25,8 +33,9 @@ from jax.interpreters import ad
 
 from . import _axes
 from ._define import RESIDUALS, define, is_zero, primitives, spread_over, sum_or_zero, zero_like
+from ._product import product
 
-_SYMBOLS, _LENGTHS, _LINEAR = 1, 2, 4  # positions of operands
+_SYMBOLS, _LENGTHS, _TOP, _LINEAR = 1, 2, 3, 4  # positions of operands
 
 
 # ---- plain JAX ---------------------------------------------------------------------------------
@@ -122,6 +131,37 @@ def _sums_cotangent(
     return add(dense, at, ct_scores).astype(acts.dtype)
 
 
+# ---- directions --------------------------------------------------------------------------------
+
+
+def _sums_centre(
+    acts: Array,
+    symbols: Array,
+    lengths: Array,
+    top: Array,
+    d_acts: Array,
+    *,
+    time_axis: int,
+    **_: Any,
+) -> Array:
+    del symbols
+    terms, _ = _terms(acts, lengths, top, time_axis)
+    mean = product(terms, d_acts.astype(top.dtype)).sum(-1) / jnp.maximum(terms.sum(-1), 1)
+    return jnp.where(jnp.isfinite(mean), mean, 0)
+
+
+def _relative_tangent(*operands: Array, **p: Any) -> list[Array]:
+    *kept, d_acts, d_top = operands
+    relative = _relative(d_acts, d_top, d_top)
+    return [_sums_tangent(*kept, relative, **p)[0], _sums_tangent(*kept, d_acts, **p)[1]]
+
+
+def _relative(d_acts: Array, d_top: Any, top: Array) -> Array:
+    """A direction less that of top, in the precision of the costs."""
+    d_acts = d_acts.astype(top.dtype)
+    return d_acts if is_zero(d_top) else d_acts - d_top[..., None]
+
+
 # ---- batching ----------------------------------------------------------------------------------
 
 
@@ -138,9 +178,11 @@ def _batch_of_one_acts(
     operands = list(args)
     if _LENGTHS in mapped:
         operands[_LENGTHS] = args[_LENGTHS].max(dims[_LENGTHS], initial=0)
-    if _SYMBOLS not in mapped:
+    if _SYMBOLS in mapped and op == "sums_centre":  # which has no use for them
+        operands[_SYMBOLS] = args[_SYMBOLS].max(dims[_SYMBOLS], initial=-1)
+    if _SYMBOLS not in mapped or op == "sums_centre":
         out = primitives[op].bind(*operands, time_axis=time_axis, **parameters)
-        return out, [None] * len(out)
+        return out, jax.tree.map(lambda _: None, out)
     symbols = jnp.moveaxis(args[_SYMBOLS], dims[_SYMBOLS], -2)
     operands[_SYMBOLS] = symbols.reshape(*symbols.shape[:-2], symbols.shape[-2] * symbols.shape[-1])
     *sums, scores = primitives[op].bind(*operands, time_axis=time_axis, **parameters)
@@ -154,45 +196,68 @@ def _batch_of_one_acts(
 def _sums_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
     top, count, tail, scores = sums_p.bind(*primals, **p)
     top, count, tail, scores = (checkpoint_name(x, RESIDUALS) for x in (top, count, tail, scores))
-    fixed = [zero_like(top), zero_like(count)]
-    if is_zero(tangents[0]):
-        return [top, count, tail, scores], [*fixed, zero_like(tail), zero_like(scores)]
-    along = sums_tangent_p.bind(*primals, top, tangents[0], **p)
-    return [top, count, tail, scores], [*fixed, *along]
+    out, d_acts = [top, count, tail, scores], tangents[0]
+    if is_zero(d_acts):
+        return out, [zero_like(x) for x in out]
+    d_top = sums_centre_p.bind(*primals, top, d_acts, **p)
+    d_tail, d_scores = sums_tangent_p.bind(*primals, top, d_acts, d_top, **p)
+    return out, [d_top, zero_like(count), d_tail, d_scores]
+
+
+def _centre_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
+    """A choice is no function of acts."""
+    out = sums_centre_p.bind(*primals, **p)
+    if is_zero(tangents[_LINEAR]):
+        return out, zero_like(out)
+    return out, sums_centre_p.bind(*primals[:_LINEAR], tangents[_LINEAR], **p)
+
+
+def _centre_transpose(ct: Any, *operands: Any, **_: Any) -> Any:
+    del ct
+    return [None] * _LINEAR + [ad.Zero(operands[_LINEAR].aval)]
 
 
 def _tangent_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
-    *kept, d_acts = primals
+    *kept, d_acts, d_top = primals
     out = sums_tangent_p.bind(*primals, **p)
     d_tail, d_scores = [], []
-    if not is_zero(tangents[_LINEAR]):
-        tail, scores = sums_tangent_p.bind(*kept, tangents[_LINEAR], **p)
+    if not all(map(is_zero, tangents[_LINEAR:])):
+        linear = map(ad.instantiate_zeros, tangents[_LINEAR:])
+        tail, scores = sums_tangent_p.bind(*kept, *linear, **p)
         d_tail.append(tail)
         d_scores.append(scores)
     if not is_zero(tangents[0]):
-        d_tail.append(sums_tangent_p.bind(*kept, tangents[0] * d_acts, **p)[0])
+        along = _relative(tangents[0], tangents[_TOP], d_top)
+        both = product(along, _relative(d_acts, d_top, d_top))
+        d_tail.append(sums_tangent_p.bind(*kept, both, jnp.zeros_like(d_top), **p)[0])
     return out, [sum_or_zero(out[0], d_tail), sum_or_zero(out[1], d_scores)]
 
 
 def _tangent_transpose(cts: Any, *operands: Any, **p: Any) -> Any:
-    *kept, d_acts = operands
+    *kept, d_acts, d_top = operands
     assert ad.is_undefined_primal(d_acts)
+    nothing = [ad.Zero(d_top.aval) if ad.is_undefined_primal(d_top) else None]
     if all(map(is_zero, cts)):
-        return [None] * len(kept) + [ad.Zero(d_acts.aval)]
+        return [*[None] * len(kept), ad.Zero(d_acts.aval), *nothing]
     cts = map(ad.instantiate_zeros, cts)
-    return [None] * len(kept) + [sums_cotangent_p.bind(*kept, *cts, **p)]
+    exact = kept[0].astype(d_acts.aval.dtype)
+    return [*[None] * len(kept), sums_cotangent_p.bind(exact, *kept[1:], *cts, **p), *nothing]
 
 
 def _cotangent_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
     *kept, ct_tail, ct_scores = primals
     out = sums_cotangent_p.bind(*primals, **p)
     d_cts, terms = tangents[_LINEAR:], []
+    if is_zero(tangents[0]):
+        if all(map(is_zero, d_cts)):
+            return out, zero_like(out)
+        return out, sums_cotangent_p.bind(*kept, *map(ad.instantiate_zeros, d_cts), **p)
+    kept[0] = kept[0].astype(kept[_TOP].dtype)  # so that halves are rounded once
     if not all(map(is_zero, d_cts)):
         terms.append(sums_cotangent_p.bind(*kept, *map(ad.instantiate_zeros, d_cts), **p))
-    if not is_zero(tangents[0]):
-        of_tail = sums_cotangent_p.bind(*kept, ct_tail, jnp.zeros_like(ct_scores), **p)
-        terms.append(of_tail * tangents[0])
-    return out, sum_or_zero(out, terms)
+    of_tail = sums_cotangent_p.bind(*kept, ct_tail, jnp.zeros_like(ct_scores), **p)
+    terms.append(product(of_tail, _relative(tangents[0], tangents[_TOP], kept[_TOP])))
+    return out, sum_or_zero(out, terms).astype(out.dtype)
 
 
 def _cotangent_transpose(d_out: Any, *operands: Any, **p: Any) -> Any:
@@ -201,7 +266,8 @@ def _cotangent_transpose(d_out: Any, *operands: Any, **p: Any) -> Any:
     if is_zero(d_out):
         out: list[Any] = [ad.Zero(x.aval) if ad.is_undefined_primal(x) else None for x in cts]
     else:
-        along = sums_tangent_p.bind(*kept, d_out, **p)
+        # Not relative to anything: these cotangents need not add up to 0 in a frame.
+        along = sums_tangent_p.bind(*kept, d_out, jnp.zeros_like(kept[_TOP]), **p)
         out = [y if ad.is_undefined_primal(x) else None for x, y in zip(cts, along, strict=True)]
     return [None] * len(kept) + out
 
@@ -211,7 +277,11 @@ def _cotangent_transpose(d_out: Any, *operands: Any, **p: Any) -> Any:
 sums_p = define("sums", _sums, _batch_of_one_acts)
 ad.primitive_jvps[sums_p] = _sums_jvp
 
-sums_tangent_p = define("sums_tangent", _sums_tangent, _batch_of_one_acts)
+sums_centre_p = define("sums_centre", _sums_centre, _batch_of_one_acts)
+ad.primitive_jvps[sums_centre_p] = _centre_jvp
+ad.primitive_transposes[sums_centre_p] = _centre_transpose
+
+sums_tangent_p = define("sums_tangent", _relative_tangent, _batch_of_one_acts)
 ad.primitive_jvps[sums_tangent_p] = _tangent_jvp
 ad.primitive_transposes[sums_tangent_p] = _tangent_transpose
 
