@@ -11,7 +11,7 @@ derivative. Derivatives are multiplied by `product`: a zero stays a zero, whatev
 and cotangents hold.
 """
 
-from functools import partial
+from functools import partial, wraps
 from typing import Any, NamedTuple
 
 import jax
@@ -38,6 +38,17 @@ class Rows(NamedTuple):
     scores: Array  # batch with T, D; 0 where the symbol is not at hand
 
 
+def _by_itself(f: Any) -> Any:
+    """Compiled for itself wherever it stands: fused with what is computed from it for a derivative,
+    it would have other bits."""
+
+    @wraps(f)
+    def alone(*operands: Array, **static: Any) -> Array:
+        return lax.optimization_barrier(f(*lax.optimization_barrier(operands), **static))
+
+    return alone
+
+
 def rows(acts: Array, symbols: Array, lengths: Array, time_axis: int, threads: int) -> Rows:
     """One pass over V. `symbols` (batch, D): classes of `acts`, -1 where not at hand."""
     p = {"time_axis": time_axis, "blank": 0, "threads": threads}
@@ -48,14 +59,8 @@ def over_slices(part: Rows, names: tuple[str, ...], share: int | None, scatters:
     """The rows of all classes, from those of the slices along mesh axes. With `share` an axis as
     long as these, each device gets its place on it only: by scattering sums, or out of all."""
     top = _largest(part.top, names)
-    scale = jnp.exp(part.top - _finite(top))
-    is_top, is_bad = part.top == top, jnp.isnan(part.ties)
-    ties = jnp.where(is_top | is_bad, part.ties, 0)
-    # The largest are counted, but the derivative of their scale belongs to the tail.
-    of_ties = jnp.where(is_top, scale - lax.stop_gradient(scale), scale)
-    tail = jnp.where(is_bad, 0, product(part.ties, of_ties))
-    # A slice of nothing but -inf adds 0, and has the cotangent NaN where its sequence has it.
-    tail += jnp.where(part.top == -jnp.inf, part.tail, product(part.tail, scale))
+    ties = jnp.where((part.top == top) | jnp.isnan(part.ties), part.ties, 0)
+    tail = _tail(part.top, part.ties, part.tail, top)
     sums = jnp.concatenate([part.scores, ties[..., None], tail[..., None]], axis=-1)
 
     def own(x: Array) -> Array:
@@ -83,6 +88,32 @@ def _(names: tuple[str, ...], primals: Any, tangents: Any) -> tuple[Array, Array
     has_it = primals[0] == largest
     count = lax.psum(has_it.astype(largest.dtype), names)
     return largest, lax.psum(jnp.where(has_it, tangents[0], 0), names) / count
+
+
+@jax.custom_jvp
+@jax.jit
+@_by_itself
+def _tail(top: Array, ties: Array, tail: Array, new_top: Array) -> Array:
+    """The tail of a slice when `top` becomes that of all: its largest are in it where they are
+    below."""
+    scale = _scale(top, new_top)
+    below = (top != new_top) & ~jnp.isnan(ties)
+    return jnp.where(below, ties * scale, 0) + tail * scale
+
+
+@_tail.defjvp
+def _(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    top, ties, tail, new_top = primals
+    d_top, _, d_tail, d_new_top = tangents
+    scale = _scale(top, new_top)
+    # A slice of nothing but -inf adds 0, but has the cotangent NaN where its sequence has it.
+    scaled = jnp.where(top == -jnp.inf, d_tail, product(scale, d_tail))
+    everything = jnp.where(jnp.isnan(ties), 0, ties) + tail
+    return _tail(*primals), scaled + product(product(scale, everything), d_top - d_new_top)
+
+
+def _scale(top: Array, new_top: Array) -> Array:
+    return jnp.exp(top - _finite(new_top))
 
 
 def symbols_of(labels: Array, blank: int, V: int) -> tuple[Array, Array]:
@@ -114,12 +145,42 @@ def acts_of(given: Rows, symbols: Array, time_axis: int) -> Array:
 
 def cost_of(few: Array, given: Rows, symbols: Array, lengths: Array, time_axis: int) -> Array:
     """The costs (batch,) from those of `acts_of`."""
-    left_out = _left_out(*given[:3], _scores(given, symbols, time_axis))
-    frame = lax.broadcasted_iota(jnp.int32, left_out.shape, time_axis)
-    used = frame < jnp.expand_dims(lengths, time_axis)
-    total = _sum(jnp.where(used, left_out, 0), time_axis)
+    total = _total(time_axis, *given[:3], _scores(given, symbols, time_axis), lengths)
     few = checkpoint_name(few, RESIDUALS)
     return jnp.where(jnp.isfinite(few), few + total, few)
+
+
+@partial(jax.jit, static_argnames="time_axis")
+@_by_itself
+def _left_out_in_all(
+    top: Array, ties: Array, tail: Array, scores: Array, lengths: Array, *, time_axis: int
+) -> Array:
+    return _over_frames(_left_out(top, ties, tail, scores), lengths, time_axis)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _total(time_axis: int, *operands: Array) -> Array:
+    """What the symbols leave out in all frames in use."""
+    return _left_out_in_all(*operands, time_axis=time_axis)
+
+
+@_total.defjvp
+def _(time_axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """The softmax over all, less that over the few."""
+    _, ties, tail, scores, lengths = primals
+    _, _, d_tail, d_scores, _ = tangents
+    _, _, some, _ = _terms(scores, ties)
+    inverse = jnp.where(some, 1 / jnp.where(some, ties + tail, 1), 0)
+    among_few = product(_softmax(scores, ties), d_scores).sum(-1)
+    change = _over_frames(product(inverse, d_tail) - among_few, lengths, time_axis)
+    return _total(time_axis, *primals), change
+
+
+def _over_frames(x: Array, lengths: Array, time_axis: int) -> Array:
+    """The sum over frames in use."""
+    frame = lax.broadcasted_iota(jnp.int32, x.shape, time_axis)
+    used = frame < jnp.expand_dims(lengths, time_axis)
+    return _sum(jnp.where(used, x, 0), time_axis)
 
 
 def _scores(given: Rows, symbols: Array, time_axis: int) -> Array:
@@ -130,7 +191,6 @@ def _scores(given: Rows, symbols: Array, time_axis: int) -> Array:
     return jnp.where(jnp.expand_dims(symbols, time_axis) >= 0, shifted, -jnp.inf)
 
 
-@jax.custom_jvp
 def _left_out(top: Array, ties: Array, tail: Array, scores: Array) -> Array:
     """log (sum over all classes / sum over the symbols) per frame; 0 where one of them is 0."""
     terms, few, some, base = _terms(scores, ties)
@@ -143,17 +203,6 @@ def _left_out(top: Array, ties: Array, tail: Array, scores: Array) -> Array:
     close = jnp.log1p(jnp.maximum(others, 0) / few)
     exact = jnp.where(base == top, close, (top - base) + ratio)
     return jnp.where(some, exact, 0)
-
-
-@_left_out.defjvp
-def _(primals: Any, tangents: Any) -> tuple[Array, Array]:
-    """The softmax over all, less that over the few."""
-    top, ties, tail, scores = primals
-    _, _, d_tail, d_scores = tangents
-    _, _, some, _ = _terms(scores, ties)
-    inverse = jnp.where(some, 1 / jnp.where(some, ties + tail, 1), 0)
-    among_few = product(_softmax(scores, ties), d_scores).sum(-1)
-    return _left_out(*primals), product(inverse, d_tail) - among_few
 
 
 @jax.custom_jvp
