@@ -38,6 +38,7 @@ SIGNATURES = {
     "tangent": Signature((*_KEPT, ACTS), (BATCH,)),
     "cotangent": Signature((*_KEPT, BATCH), (ACTS,)),
     "hvp": Signature((*_KEPT, BATCH, ACTS), (ACTS,)),
+    "left_out": Signature((SCORES, LABELS, BATCH, FRAMES, FRAMES, FRAMES), (BATCH,)),
     "sums": Signature(_PROBLEM, (FRAMES, FRAMES, FRAMES, SCORES)),
     "sums_centre": Signature((*_PROBLEM, FRAMES, ACTS), (FRAMES,)),
     "sums_tangent": Signature((*_PROBLEM, FRAMES, ACTS, FRAMES), (FRAMES, SCORES)),

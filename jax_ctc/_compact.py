@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
+from jax.interpreters import ad
 
-from . import _sums
-from ._define import RESIDUALS
+from . import _arguments, _sums
+from ._define import RESIDUALS, define, is_zero, sum_or_zero, zero_like
 from ._product import product
 
 
@@ -137,7 +138,7 @@ def acts_of(given: Rows, symbols: Array, time_axis: int) -> Array:
     top, ties, tail, _ = given
     scores = _scores(given, symbols, time_axis)
     undefined = jnp.isnan(ties) | (top == -jnp.inf)
-    nothing = ~undefined & (scores == -jnp.inf).all(-1)
+    nothing = ~undefined & (lax.stop_gradient(scores).max(-1) == -jnp.inf)
     others = tail - jnp.where(nothing, lax.stop_gradient(tail), jnp.inf)
     few = jnp.concatenate([scores, others[..., None]], axis=-1)
     return few + jnp.where(undefined, jnp.nan, 0).astype(few.dtype)[..., None]
@@ -145,35 +146,43 @@ def acts_of(given: Rows, symbols: Array, time_axis: int) -> Array:
 
 def cost_of(few: Array, given: Rows, symbols: Array, lengths: Array, time_axis: int) -> Array:
     """The costs (batch,) from those of `acts_of`."""
-    total = _total(time_axis, *given[:3], _scores(given, symbols, time_axis), lengths)
+    operands = _scores(given, symbols, time_axis), symbols, lengths, *given[:3]
+    p = {"time_axis": time_axis, "blank": 0, "threads": 0}
+    total = left_out_p.bind(*_arguments.vary_alike(*operands), **p)
     few = checkpoint_name(few, RESIDUALS)
     return jnp.where(jnp.isfinite(few), few + total, few)
 
 
-@partial(jax.jit, static_argnames="time_axis")
 @_by_itself
-def _left_out_in_all(
-    top: Array, ties: Array, tail: Array, scores: Array, lengths: Array, *, time_axis: int
+def _left_out_of_frames(
+    scores: Array,
+    symbols: Array,
+    lengths: Array,
+    top: Array,
+    ties: Array,
+    tail: Array,
+    *,
+    time_axis: int,
+    **_: Any,
 ) -> Array:
+    del symbols
     return _over_frames(_left_out(top, ties, tail, scores), lengths, time_axis)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _total(time_axis: int, *operands: Array) -> Array:
-    """What the symbols leave out in all frames in use."""
-    return _left_out_in_all(*operands, time_axis=time_axis)
-
-
-@_total.defjvp
-def _(time_axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
+def _left_out_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
     """The softmax over all, less that over the few."""
-    _, ties, tail, scores, lengths = primals
-    _, _, d_tail, d_scores, _ = tangents
-    _, _, some, _ = _terms(scores, ties)
-    inverse = jnp.where(some, 1 / jnp.where(some, ties + tail, 1), 0)
-    among_few = product(_softmax(scores, ties), d_scores).sum(-1)
-    change = _over_frames(product(inverse, d_tail) - among_few, lengths, time_axis)
-    return _total(time_axis, *primals), change
+    scores, _, lengths, _, ties, tail = primals
+    d_scores, d_tail = tangents[0], tangents[5]
+    out, terms = left_out_p.bind(*primals, **p), []
+    if not is_zero(d_tail):
+        _, _, some, _ = _terms(scores, ties)
+        inverse = jnp.where(some, 1 / jnp.where(some, ties + tail, 1), 0)
+        terms.append(product(inverse, d_tail))
+    if not is_zero(d_scores):
+        terms.append(-product(_softmax(scores, ties), d_scores).sum(-1))
+    if not terms:
+        return out, zero_like(out)
+    return out, _over_frames(sum_or_zero(out, terms), lengths, p["time_axis"])
 
 
 def _over_frames(x: Array, lengths: Array, time_axis: int) -> Array:
@@ -248,3 +257,7 @@ def _sum(x: Array, axis: int) -> Array:
         size = x.shape[axis] // group
         x = x.reshape(*x.shape[:axis], size, group, *x.shape[axis + 1 :]).sum(axis + 1)
     return x.sum(axis)
+
+
+left_out_p = define("left_out", _left_out_of_frames)
+ad.primitive_jvps[left_out_p] = _left_out_jvp

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, xla
 
-from . import _axes, _lowering
+from . import _axes, _jet, _lowering
 
 RESIDUALS = "ctc_residuals"  # the name under which a remat policy can save them
 
@@ -26,6 +26,7 @@ def define(op: str, pure: Callable[..., Any], batch: Callable[..., Any] | None =
     primitive.def_abstract_eval(functools.partial(_abstract_eval, op))
     batching.primitive_batchers[primitive] = functools.partial(_batch, op, batch)
     _lowering.register(op, primitive, pure)
+    _jet.register(primitive)
     primitives[op] = primitive
     return primitive
 

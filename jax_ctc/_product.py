@@ -15,7 +15,7 @@ from jax.extend.core import Primitive
 from jax.extend.core import primitives as jax_primitives
 from jax.interpreters import ad, batching, mlir, xla
 
-from . import _arguments
+from . import _arguments, _jet
 
 
 def product(x: Array, y: Array) -> Array:
@@ -56,3 +56,4 @@ batching.primitive_batchers[product_p] = _batch
 ad.primitive_jvps[product_p] = _jvp
 ad.primitive_transposes[product_p] = _transpose
 mlir.register_lowering(product_p, mlir.lower_fun(_product, multiple_results=False))
+_jet.register(product_p)

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Taylor series (jax.experimental.jet) of a primitive: as many nested JVPs as there are orders.
+
+The first order runs the tangent kernel, the second that of Hessian-vector products.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.extend.core.primitives import name_p
+
+try:
+    from jax.experimental import jet as _jet
+except ImportError:  # it is experimental
+    _jet = None
+else:  # JAX has no rule for what names the residuals
+
+    def _named(primals: Any, series: Any, **parameters: Any) -> Any:
+        return name_p.bind(*primals, **parameters), series[0]
+
+    _jet.jet_rules.setdefault(name_p, _named)
+
+
+def register(primitive: Primitive) -> None:
+    if _jet is None:
+        return
+
+    def rule(primals: Sequence[Any], series: Sequence[Sequence[Any]], **parameters: Any) -> Any:
+        order = len(series[0])
+        curves = [
+            _curve([x, *(c * factor for c, factor in zip(terms, _factors(order), strict=True))])
+            if jnp.issubdtype(jnp.result_type(x), jnp.floating)
+            else lambda _, x=x: x
+            for x, terms in zip(primals, series, strict=True)
+        ]
+
+        def at(t: Any) -> Any:
+            return primitive.bind(*(x(t) for x in curves), **parameters)
+
+        value, *derivatives = _orders(at, order)(jnp.float32(0))
+        if not primitive.multiple_results:
+            return value, [d / f for d, f in zip(derivatives, _factors(order), strict=True)]
+        terms = [
+            [d / f for d, f in zip(of_one, _factors(order), strict=True)]
+            for of_one in zip(*derivatives, strict=True)
+        ]
+        return value, terms
+
+    _jet.jet_rules[primitive] = rule
+
+
+def _factors(order: int) -> list[float]:
+    """What makes a derivative of a term: terms are Taylor coefficients since JAX has a switch for
+    that, and were derivatives before."""
+    scaled = _jet is not None and "factorial_scaled" not in inspect.signature(_jet.jet).parameters
+    return [1.0 if scaled else float(math.factorial(k)) for k in range(1, order + 1)]
+
+
+def _curve(derivatives: Sequence[Any]) -> Callable[[Any], Any]:
+    """A function with these derivatives at 0, which is never asked for anything elsewhere."""
+
+    @jax.custom_jvp
+    def curve(_: Any) -> Any:
+        return derivatives[0]
+
+    @curve.defjvp
+    def _(primals: Any, tangents: Any) -> Any:
+        if len(derivatives) == 1:
+            return curve(*primals), jnp.zeros_like(derivatives[0])
+        slope = _curve(derivatives[1:])(*primals)
+        return curve(*primals), slope * tangents[0].astype(slope.dtype)
+
+    return curve
+
+
+def _orders(f: Callable[[Any], Any], order: int) -> Callable[[Any], list[Any]]:
+    """f and its derivatives up to this order."""
+    if order == 0:
+        return lambda t: [f(t)]
+    below = _orders(f, order - 1)
+
+    def up(t: Any) -> list[Any]:
+        values, slopes = jax.jvp(below, (t,), (jnp.ones_like(t),))
+        return [*values, slopes[-1]]
+
+    return up
