@@ -106,11 +106,11 @@ def _tail(top: Array, ties: Array, tail: Array, new_top: Array) -> Array:
 def _(primals: Any, tangents: Any) -> tuple[Array, Array]:
     top, ties, tail, new_top = primals
     d_top, _, d_tail, d_new_top = tangents
-    scale = _scale(top, new_top)
-    # A slice of nothing but -inf adds 0, but has the cotangent NaN where its sequence has it.
-    scaled = jnp.where(top == -jnp.inf, d_tail, product(scale, d_tail))
+    # Never 0: a slice that adds nothing has the cotangent NaN where its sequence has it.
+    scale = jnp.maximum(_scale(top, new_top), jnp.finfo(top.dtype).tiny)
     everything = jnp.where(jnp.isnan(ties), 0, ties) + tail
-    return _tail(*primals), scaled + product(product(scale, everything), d_top - d_new_top)
+    of_scale = product(product(scale, everything), d_top - d_new_top)
+    return _tail(*primals), product(scale, d_tail) + of_scale
 
 
 def _scale(top: Array, new_top: Array) -> Array:

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Taylor series (jax.experimental.jet): the derivatives along a curve that nested JVPs give."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jax_ctc
+
+jet = pytest.importorskip("jax.experimental.jet").jet
+
+T, LENGTHS = 6, np.array([6, 5, 2], np.int32)
+LABELS = np.array([[1, 2, 2], [3, 1, -1], [1, 2, 3]], np.int32)  # the last does not fit
+
+
+def cost(acts):
+    return jax_ctc.ctc(acts, LABELS, LENGTHS, zero_infinity=True)
+
+
+def hypotheses(acts):
+    return jax.vmap(jax_ctc.ctc, (None, 0, None))(acts, LABELS[None, :2], LENGTHS[:2])
+
+
+FUNCTIONS = {
+    "dense": (cost, 3, 4),
+    "compact": (cost, 3, 9),
+    "gradient, dense": (jax.grad(lambda acts: cost(acts).sum()), 3, 4),
+    "gradient, compact": (jax.grad(lambda acts: cost(acts).sum()), 3, 9),
+    "hypotheses": (hypotheses, 2, 16),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_series_are_those_of_nested_jvps(name):
+    f, B, V = FUNCTIONS[name]
+    rng = np.random.default_rng(V)
+    acts, *terms = (rng.normal(size=(T, B, V)).astype(np.float32) for _ in range(4))
+
+    def along(t):
+        return f(acts + t * (terms[0] + t / 2 * (terms[1] + t / 3 * terms[2])))
+
+    def slope(g):
+        return lambda t: jax.jvp(g, (t,), (jnp.ones_like(t),))[1]
+
+    @jax.jit
+    def both(acts):
+        t = jnp.float32(0)
+        orders = [g(t) for g in (slope(along), slope(slope(along)), slope(slope(slope(along))))]
+        return jet(f, (acts,), (terms,)), (f(acts), orders)
+
+    (value, series), (expected, orders) = both(acts)
+    np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-6)
+    for actual, exact in zip(series, orders, strict=True):
+        scale = float(jnp.abs(exact).max())
+        np.testing.assert_allclose(actual, exact, rtol=0, atol=1e-5 * max(scale, 1))
+
+
+def test_a_sequence_without_an_alignment_has_no_series():
+    rng = np.random.default_rng(0)
+    acts, *terms = (rng.normal(size=(T, 3, 9)).astype(np.float32) for _ in range(3))
+    terms[1][:, 2] = np.nan
+    _, series = jax.jit(lambda acts: jet(cost, (acts,), (terms,)))(acts)
+    for term in series:
+        assert term[2] == 0
+        assert np.isfinite(term).all()
