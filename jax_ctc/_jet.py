@@ -4,6 +4,7 @@
 The first order runs the tangent kernel, the second that of Hessian-vector products.
 """
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -11,26 +12,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Primitive
-from jax.extend.core.primitives import name_p
 
 try:
     from jax.experimental import jet as _jet
 except ImportError:  # it is experimental
     _jet = None
-else:  # JAX has no rule for what names the residuals
-
-    def _named(primals: Any, series: Any, **parameters: Any) -> Any:
-        return name_p.bind(*primals, **parameters), series[0]
-
-    _jet.jet_rules.setdefault(name_p, _named)
 
 
 def register(primitive: Primitive) -> None:
     if _jet is None:
         return
+    rules = _jet.jet_rules
 
     def rule(primals: Sequence[Any], series: Sequence[Sequence[Any]], **parameters: Any) -> Any:
+        rules.setdefault(_name_p(), _named)
         order = len(series[0])
         curves = [
             _curve([x, *(c * factor for c, factor in zip(terms, _factors(order), strict=True))])
@@ -51,7 +49,17 @@ def register(primitive: Primitive) -> None:
         ]
         return value, terms
 
-    _jet.jet_rules[primitive] = rule
+    rules[primitive] = rule
+
+
+@functools.cache
+def _name_p() -> Primitive:
+    """What gives the residuals their name. JAX has no rule for it."""
+    return jax.make_jaxpr(lambda x: checkpoint_name(x, ""))(np.float32(0)).eqns[0].primitive
+
+
+def _named(primals: Any, series: Any, **parameters: Any) -> Any:
+    return _name_p().bind(*primals, **parameters), series[0]
 
 
 def _factors(order: int) -> list[float]:

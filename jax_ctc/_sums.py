@@ -11,9 +11,9 @@ exp(acts - top) of all others; `scores`, the logits of `symbols` (batch, D), 0 f
 other frames all are 0. A row with a NaN or +inf has `top` -inf, `count` NaN and `tail` 0: what is
 multiplied with cotangents is never NaN.
 
-`top` is a reference: the sum of all is (count + tail) * exp(top), and whoever uses `top`, `tail` and
-`scores` gets a result that depends on no choice of it. So its tangent may be chosen too, as long as
-that of `tail` is relative to it:
+`top` is a reference: the sum of all is (count + tail) * exp(top), and no result that is made of
+`top`, `count`, `tail` and `scores` depends on which reference it is. So its tangent may be chosen
+too, as long as that of `tail` is relative to it:
 
     d_tail = sum of exp(acts - top) * (d_acts - d_top)
 
@@ -142,18 +142,27 @@ def _sums_centre(
     d_acts: Array,
     *,
     time_axis: int,
-    **_: Any,
+    **p: Any,
 ) -> Array:
-    del symbols
+    del symbols, p
     terms, _ = _terms(acts, lengths, top, time_axis)
     mean = product(terms, d_acts.astype(top.dtype)).sum(-1) / jnp.maximum(terms.sum(-1), 1)
     return jnp.where(jnp.isfinite(mean), mean, 0)
 
 
-def _relative_tangent(*operands: Array, **p: Any) -> list[Array]:
-    *kept, d_acts, d_top = operands
-    relative = _relative(d_acts, d_top, d_top)
-    return [_sums_tangent(*kept, relative, **p)[0], _sums_tangent(*kept, d_acts, **p)[1]]
+def _relative_tangent(
+    acts: Array,
+    symbols: Array,
+    lengths: Array,
+    top: Array,
+    d_acts: Array,
+    d_top: Array,
+    **p: Any,
+) -> list[Array]:
+    relative = _relative(d_acts, d_top, top)
+    d_tail, _ = _sums_tangent(acts, symbols, lengths, top, relative, **p)
+    _, d_scores = _sums_tangent(acts, symbols, lengths, top, d_acts, **p)
+    return [d_tail, d_scores]
 
 
 def _relative(d_acts: Array, d_top: Any, top: Array) -> Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from conftest import assert_costs, assert_gradient, assert_same_bits
+from conftest import TOLERANCE, assert_costs, assert_gradient, assert_same_bits
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -54,9 +54,7 @@ def programs(f, time_major, zero_infinity):
 
 @every_way
 @pytest.mark.parametrize("zero_infinity", [False, True])
-def test_a_frame_without_a_class_of_the_sequence_costs_infinity(
-    f, zero_infinity, time_major
-):
+def test_a_frame_without_a_class_of_the_sequence_costs_infinity(f, zero_infinity, time_major):
     acts = np.zeros((T, B, V), np.float32)
     acts[1, 0, [0, 1, 3]] = -np.inf
     labels = np.array([[[1, 3, -1], [1, 2, 2], [4, -1, -1]]] * K, np.int32)
@@ -143,7 +141,9 @@ def test_products_keep_the_digits_of_a_direction_with_an_offset(f, dtype):
     scale = max(np.abs(expected).max(), np.abs(along).max())
     eps = float(jnp.finfo(dtype).eps)
     # Two roundings of halves: sums over hypotheses are of halves.
-    tolerance = 2e-6 * scale + (0 if dtype == "float32" else 2 * eps * np.abs(expected))
+    tolerance = 2 * TOLERANCE[np.dtype("float32")] * scale + (
+        0 if dtype == "float32" else 2 * eps * np.abs(expected)
+    )
     assert (np.abs(actual - expected) <= tolerance).all()
 
 
