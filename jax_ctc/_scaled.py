@@ -14,6 +14,8 @@ NONE = -(1 << 28)  # exponent of a state that was not reached
 DEAD = -(1 << 26)  # exponent of an emission of probability 0
 NO_PATH = DEAD + (1 << 22)  # a total below this has a dead emission in it
 FURTHEST = -4.2e7  # nats below the largest logit of a row, from where on one counts as -inf
+# ln 2 in three parts: an integer below 2^18 times one of the first two is exact.
+_LN2 = (0.6875, float.fromhex("0x1.7p-8"), float.fromhex("0x1.0bfbe8e7bcd5ep-15"))
 
 
 class Scaled(NamedTuple):
@@ -57,6 +59,20 @@ def fold(x: Scaled) -> Scaled:
     return Scaled(x.m * pow2(-exponent, x.m.dtype), jnp.maximum(x.e + exponent, NONE))
 
 
+def log_terms(x: Scaled) -> list[Array]:
+    """Numbers whose sum is the log of x, to be added exactly."""
+    e = x.e.astype(x.m.dtype)
+    return [*(e * part for part in _LN2), jnp.log(x.m)]
+
+
+def add_exactly(total: tuple[Array, Array], x: Array) -> tuple[Array, Array]:
+    """Adds x to a sum of two numbers, of which the second holds what rounding took."""
+    high, low = total
+    added = high + x
+    seen = added - high
+    return added, low + ((high - (added - seen)) + (x - seen))
+
+
 def where(mask: Array, a: Scaled, b: Scaled) -> Scaled:
     return Scaled(jnp.where(mask, a.m, b.m), jnp.where(mask, a.e, b.e))
 
@@ -75,7 +91,6 @@ def split_exp(x: Array, shift: Array) -> Scaled:
     alive = d > FURTHEST
     d, rest = jnp.where(alive, d, 0), jnp.where(alive, rest, 0)
     q = lax.stop_gradient(jnp.round(d * np.log2(np.e).item()))
-    # ln 2 in three parts: q times the first two is exact for |q| < 2^18.
-    high, middle, low = 0.6875, float.fromhex("0x1.7p-8"), float.fromhex("0x1.0bfbe8e7bcd5ep-15")
+    high, middle, low = _LN2
     p = jnp.exp(((d - q * high) - q * middle) - q * low + rest)
     return Scaled(jnp.where(alive, p, 1), jnp.where(alive, q.astype(integer), DEAD))

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recursion in plain JAX: alpha and beta of a problem (_problem.py), its cost and occupancies.
+
+Numbers m * 2^e with an exponent for every state (_scaled.py), as in the kernels. A sum whose order
+would show in the bits is written out: XLA chooses another order for another batch size.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from . import _problem, _scaled
+from ._problem import Problem
+from ._scaled import Scaled
+
+# Of so many states a sweep keeps all. Of more it keeps those between blocks of frames, and a block
+# is run again when its states are needed.
+_KEPT = 1 << 24
+
+
+class _Blocks(NamedTuple):
+    """The frames in `count` blocks of `size`. The last block ends with the last frame, so it may
+    begin with frames of the block before it."""
+
+    count: int
+    size: Any
+    frames: Any  # of all blocks
+
+    def start(self, i: Any) -> Any:
+        return 0 if self.count == 1 else jnp.minimum(i * self.size, self.frames - self.size)
+
+    def is_first_time(self, i: Any) -> Array | bool:
+        """(size, 1): False for frames of the block before."""
+        if self.count == 1:
+            return True
+        return (self.start(i) + jnp.arange(self.size, dtype=jnp.int32) >= i * self.size)[:, None]
+
+    def joined(self, x: Array) -> Array:
+        """(count, size, ...) as (frames, ...)."""
+        rest = self.frames - (self.count - 1) * self.size
+        return jnp.concatenate([x[:-1].reshape(-1, *x.shape[2:]), x[-1, self.size - rest :]])
+
+
+def _blocks(p: Problem) -> _Blocks:
+    (T, N), S = p.used.shape, p.states.shape[1]
+    sizes = (T, N, S)
+    if not all(isinstance(n, int) for n in sizes) or math.prod(sizes) <= _KEPT:
+        return _Blocks(1, T, T)
+    size = math.isqrt(T - 1) + 1
+    return _Blocks(-(-T // size), size, T)
+
+
+def _of_block(p: Problem, blocks: _Blocks, i: Any) -> tuple[Scaled, Array]:
+    """Emissions (size, N, S) and frames in use (size, N)."""
+    start = blocks.start(i)
+    used, shift = (
+        lax.dynamic_slice_in_dim(x, start, blocks.size) for x in (p.used, p.rows.shift)
+    )
+    logits = _problem.logits(p, start, blocks.size)
+    emissions = _scaled.split_exp(logits, jnp.broadcast_to(shift[..., None], logits.shape))
+    return emissions, used & blocks.is_first_time(i)
+
+
+# ---- sweeps ------------------------------------------------------------------------------------
+
+
+def _advance(states: Scaled, may_skip: Array) -> Scaled:
+    """Sum over the states one may come from: the state itself, one before, two before (eq. 4)."""
+    none = _scaled.none_like(states.m)
+
+    def shifted(by: int) -> Scaled:
+        moved = (
+            jnp.concatenate([n[..., :by], x[..., :-by]], axis=-1)
+            for n, x in zip(none, states, strict=True)
+        )
+        return Scaled(*moved)
+
+    if states.m.shape[-1] == 1:  # no labels
+        return states
+    return _scaled.add(states, shifted(1), _scaled.where(may_skip, shifted(2), none))
+
+
+def _sweep(
+    start: Scaled, emissions: Scaled, used: Array, may_skip: Array, keep: Callable[..., Any]
+) -> Any:
+    """Runs the recursion over frames. Returns the last states, and what `keep` makes of each
+    frame's states before and after its emission."""
+
+    def frame(states: Scaled, inputs: Any) -> Any:
+        emission, in_use = inputs
+        before = _advance(states, may_skip)
+        after = _scaled.times(before, emission)
+        return _scaled.where(in_use[..., None], after, states), keep(before, after)
+
+    return lax.scan(frame, start, (emissions, used))
+
+
+def _nothing(before: Scaled, after: Scaled) -> None:
+    del before, after
+
+
+def _start(p: Problem, index: Array) -> Scaled:
+    """Value 1 in the state `index` (N,)."""
+    none = _scaled.none_like(jnp.zeros(p.states.shape, p.dtype))
+    here = jnp.arange(p.states.shape[1], dtype=jnp.int32)[None] == index[:, None]
+    return Scaled(none.m, jnp.where(here, 0, none.e))
+
+
+def _flipped(x: Scaled, *axes: int) -> Scaled:
+    return Scaled(*(jnp.flip(y, axes) for y in x))
+
+
+def _skip_ahead(p: Problem) -> Array:
+    """`may_skip` as beta sees it, whose states are in reverse order."""
+    return jnp.flip(jnp.pad(p.may_skip, ((0, 0), (0, 2)))[:, 2:], -1)
+
+
+def _both(alpha: Any, beta: Any, axis: int) -> Any:
+    """The two directions side by side. On an axis of its own, because N may be sharded."""
+    return jax.tree.map(lambda a, b: jnp.stack([a, b], axis), alpha, beta)
+
+
+# ---- what comes of them ------------------------------------------------------------------------
+
+
+def cost(p: Problem) -> Array:
+    """Costs (N,)."""
+    blocks = _blocks(p)
+
+    def block(alpha: Scaled, i: Any) -> Any:
+        return _sweep(alpha, *_of_block(p, blocks, i), p.may_skip, _nothing)
+
+    first = _start(p, jnp.zeros_like(p.last))
+    if blocks.count == 1:
+        return _cost(p, block(first, 0)[0])[0]
+    return _cost(p, lax.scan(block, first, jnp.arange(blocks.count, dtype=jnp.int32))[0])[0]
+
+
+def cost_and_columns(p: Problem, by_class: bool) -> tuple[Array, Array, Array]:
+    """Costs (N,); occupancies (T, N, C), of the blank and of each label position or of each class,
+    any numbers where there is no alignment; and whether there is one (N,)."""
+    blocks = _blocks(p)
+    skip_ahead = _skip_ahead(p)
+    skips = _both(p.may_skip, skip_ahead, 0)
+    first, last = _start(p, jnp.zeros_like(p.last)), _flipped(_start(p, p.last), -1)
+
+    def back(beta: Scaled, i: Any) -> Any:
+        emissions, used = _of_block(p, blocks, i)
+        emissions = _flipped(emissions, 0, -1)
+        return _sweep(beta, emissions, jnp.flip(used, 0), skip_ahead, _nothing)[0], beta
+
+    # Beta is the same sweep over reversed frames and states, so one sweep does both.
+    def block(alpha: Scaled, inputs: Any) -> Any:
+        i, beta = inputs
+        emissions, used = _of_block(p, blocks, i)
+        ends, pairs = _sweep(
+            _both(alpha, beta, 0),
+            _both(emissions, _flipped(emissions, 0, -1), 1),
+            _both(used, jnp.flip(used, 0), 1),
+            skips,
+            lambda before, after: [Scaled(x.m[d], x.e[d]) for d, x in enumerate((before, after))],
+        )
+        columns = _occupancies(p, pairs[0], _flipped(pairs[1], 0, -1))
+        if by_class:
+            columns = _by_class(p, columns)
+        return Scaled(ends.m[0], ends.e[0]), columns
+
+    if blocks.count == 1:
+        end, columns = block(first, (0, last))
+    else:
+        numbers = jnp.arange(blocks.count, dtype=jnp.int32)
+        betas = lax.scan(back, last, numbers, reverse=True)[1]
+        end, columns = lax.scan(block, first, (numbers, betas))
+        columns = blocks.joined(columns)
+    costs, possible = _cost(p, end)
+    return costs, columns, possible
+
+
+def _occupancies(p: Problem, before: Scaled, after: Scaled) -> Array:
+    """(frames, N, 1 + L), from alpha before each frame's emission and beta after it (eq. 8)."""
+    e = before.e + after.e
+    gamma = before.m * after.m * _scaled.pow2(e - e.max(-1, keepdims=True), p.dtype)
+    blanks, labels = gamma[..., ::2], gamma[..., 1::2]
+    blank = _sum_in_order(blanks)
+    total = blank + _sum_in_order(labels)
+    labels = jax.vmap(lambda x, i: x.at[:, i].get(mode="promise_in_bounds"), (1, 0), 1)(
+        labels, p.position
+    )
+    return jnp.concatenate([blank[..., None], labels], axis=-1) / total[..., None]
+
+
+def _by_class(p: Problem, columns: Array) -> Array:
+    """(frames, N, V)"""
+    V = p.acts.shape[-1]
+
+    def one(classes: Array, columns: Array) -> Array:
+        none = jnp.zeros((columns.shape[0], V), columns.dtype)
+        return none.at[:, classes].add(columns, mode="promise_in_bounds")
+
+    return jax.vmap(one, (0, 1), 1)(p.classes, columns)
+
+
+def _sum_in_order(x: Array) -> Array:
+    """Over the last axis, by halves."""
+    size = x.shape[-1]
+    if not isinstance(size, int):  # jax.export
+        return x.sum(-1)
+    width = 1 << max(size - 1, 0).bit_length()
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - size)])
+    while width > 1:
+        width //= 2
+        x = x[..., :width] + x[..., width:]
+    return x[..., 0]
+
+
+def _cost(p: Problem, end: Scaled) -> tuple[Array, Array]:
+    """Costs (N,) from alpha after the last frame, and whether there is an alignment."""
+    last = end.at(p.last)
+    before = end.at(jnp.maximum(p.last - 1, 0))
+    z = _scaled.add(last, _scaled.where(p.last > 0, before, _scaled.none_like(last.m)))  # eq. 6
+
+    def add(total: tuple[Array, Array], x: Array) -> Any:
+        return _scaled.add_exactly(total, x), None
+
+    nothing = jnp.zeros_like(z.m)
+    T = p.used.shape[0]
+    total, _ = lax.scan(
+        add, (nothing, nothing), p.rows.log_total, unroll=min(T, 32) if isinstance(T, int) else 1
+    )
+    for x in _scaled.log_terms(z):  # eq. 7
+        total = _scaled.add_exactly(total, -x)
+    costs = jnp.maximum(total[0] + total[1], 0)
+    possible = z.e >= _scaled.NO_PATH
+    costs = jnp.where(possible, costs, jnp.inf)
+    return jnp.where(p.bad | p.broken.any(0), jnp.nan, costs), possible

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A batch as the recursion in plain JAX takes it, and the softmax of its rows.
+
+Arrays with frames and no classes are (T, N), whatever the order of acts. What has V classes keeps
+the order of acts and is never copied: it is read by reductions over V and by gathers of classes.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from . import _axes
+
+
+class Rows(NamedTuple):
+    """softmax = exp(acts - shift) / total; all (T, N). shift 0 and total 1 in unused frames."""
+
+    shift: Array
+    total: Array
+    log_total: Array
+
+
+class Problem(NamedTuple):
+    acts: Array  # (T, N, V) or (N, T, V), as they came: unused frames may hold anything
+    time_axis: int  # of acts, 0 or 1
+    labels: Array  # (N, L) as they came, padding replaced by the blank
+    position: Array  # (N, L) where each of them stands among the real ones; padding comes after
+    states: Array  # (N, S) class of each state: blank, label, blank, ..., blank; S = 2 L + 1
+    may_skip: Array  # (N, S) from the state two before
+    last: Array  # (N,) index of the last state
+    bad: Array  # (N,) a label or a length is not valid
+    broken: Array  # (T, N) frames in use of sequences in which a row has no softmax
+    used: Array  # (T, N) frames in use of all other sequences
+    rows: Rows
+    blank: int
+
+    @property
+    def dtype(self) -> np.dtype:
+        return _axes.cost_dtype(self.acts.dtype)
+
+    @property
+    def classes(self) -> Array:
+        """(N, 1 + L) the blank and the labels: the columns of the compact layout."""
+        blank = jnp.full_like(self.labels, self.blank, shape=(self.labels.shape[0], 1))
+        return jnp.concatenate([blank, self.labels], axis=-1)
+
+
+def make(
+    acts: Array, labels: Array, lengths: Array, *, time_axis: int, blank: int, threads: int
+) -> Problem:
+    """Of operands with one batch axis, or none."""
+    del threads
+    if acts.ndim == 2:
+        acts, labels, lengths = acts[:, None], labels[None], lengths[None]
+    T, V, L = acts.shape[time_axis], acts.shape[-1], labels.shape[-1]
+    N, S = labels.shape[0], 2 * L + 1
+
+    padding = labels < 0
+    bad = ((labels >= V) | (labels == blank)).any(-1) | (lengths < 0) | (lengths > T)
+    count = jnp.where(bad, 0, (~padding).sum(-1, dtype=jnp.int32))
+    # Padding goes to the end, the order of the labels stays.
+    order = jnp.argsort(padding, axis=-1, stable=True)
+    labels = jnp.where(padding | bad[:, None], blank, labels)
+    states = jnp.full((N, S), blank, labels.dtype)
+    states = states.at[:, 1::2].set(jnp.take_along_axis(labels, order, axis=-1))
+    two_before = jnp.pad(states, ((0, 0), (2, 0)), constant_values=blank)[:, :S]
+    s = jnp.arange(S, dtype=jnp.int32)[None, :]
+
+    in_use = (jnp.arange(T, dtype=jnp.int32)[:, None] < lengths[None]) & ~bad[None]
+    top, has_nan = _largest(acts, swapped(in_use, time_axis))
+    undefined = (has_nan | ~jnp.isfinite(top)).any(time_axis)
+    used = in_use & ~undefined[None]
+    return Problem(
+        acts=acts,
+        time_axis=time_axis,
+        labels=labels,
+        position=jnp.argsort(order, axis=-1),
+        states=states,
+        may_skip=(s % 2 == 1) & (s > 1) & (states != two_before),
+        last=2 * count,
+        bad=bad,
+        broken=in_use & undefined[None],
+        used=used,
+        rows=_rows(acts, top, used, time_axis),
+        blank=blank,
+    )
+
+
+def _rows(acts: Array, top: Array, used: Array, time_axis: int) -> Rows:
+    in_order = swapped(used, time_axis)
+    shift = lax.stop_gradient(jnp.where(in_order, top, 0))
+    count, tail = _count_and_tail(acts, in_order, shift)
+    count = jnp.where(in_order, count, 1)
+    rows = shift, count + tail, jnp.log(count) + jnp.log1p(tail / count)
+    return Rows(*(swapped(x, time_axis) for x in rows))
+
+
+# ---- sums over V -------------------------------------------------------------------------------
+
+# XLA on a CPU stores what it adds up. So that this does not grow with V, classes are read in groups
+# of at most so many; sums in groups are more accurate too.
+_GROUP = 256
+
+
+def _over_classes(f: Any, start: Any, acts: Array, used: Array) -> Any:
+    """Folds `f(carry, x, fresh)` over groups of classes: x in the precision of costs, 0 in unused
+    frames; `fresh`, which of its classes have not been in another group."""
+    V, dtype = acts.shape[-1], _axes.cost_dtype(acts.dtype)
+
+    def masked(x: Array) -> Array:
+        return jnp.where(used[..., None], x, 0).astype(dtype)
+
+    if not isinstance(V, int) or V <= _GROUP:
+        return f(start, masked(acts), used[..., None])
+
+    def group(carry: Any, i: Array) -> Any:
+        source = acts
+        if acts.dtype == jnp.bfloat16:
+            # XLA on a CPU slices no bfloat16: it would convert all of acts, before the loop. With a
+            # barrier the conversion stays in the loop and is fused with the slice.
+            source, i = lax.optimization_barrier((acts, i))
+        first = jnp.minimum(i * _GROUP, V - _GROUP)
+        x = masked(lax.dynamic_slice_in_dim(source, first, _GROUP, axis=-1))
+        fresh = first + lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1) >= i * _GROUP
+        return f(carry, x, fresh & used[..., None]), None
+
+    groups = jnp.arange(-(-V // _GROUP), dtype=jnp.int32)
+    return lax.scan(group, start, groups)[0]
+
+
+def _largest(acts: Array, used: Array) -> tuple[Array, Array]:
+    """The largest logit of each row, 0 in unused frames, and whether the row has a NaN: XLA's
+    maximum over a large array may lose it."""
+
+    def f(carry: tuple[Array, Array], x: Array, fresh: Array) -> tuple[Array, Array]:
+        del fresh  # a class may be looked at twice
+        return jnp.maximum(carry[0], x.max(-1)), carry[1] | jnp.isnan(x).any(-1)
+
+    lowest = jnp.full_like(acts, -jnp.inf, _axes.cost_dtype(acts.dtype), shape=used.shape)
+    return _over_classes(f, (lowest, jnp.zeros_like(used)), lax.stop_gradient(acts), used)
+
+
+@jax.custom_jvp
+def _count_and_tail(acts: Array, used: Array, shift: Array) -> tuple[Array, Array]:
+    """How many logits are equal to `shift`, the largest, so that a sum of 1 + 1e-9 keeps its
+    digits; and the sum of exp(acts - shift) of all others. 0 in unused frames."""
+
+    def f(carry: tuple[Array, Array], x: Array, fresh: Array) -> tuple[Array, Array]:
+        largest = x == shift[..., None]
+        terms = jnp.where(fresh & ~largest, jnp.exp(x - shift[..., None]), 0)
+        counted = (fresh & largest).sum(-1, dtype=terms.dtype)
+        return carry[0] + counted, carry[1] + terms.sum(-1)
+
+    nothing = jnp.zeros_like(shift)
+    return _over_classes(f, (nothing, nothing), acts, used)
+
+
+@_count_and_tail.defjvp
+def _count_and_tail_jvp(primals: Any, tangents: Any) -> Any:
+    """`shift` is no function of acts; the tail has the derivative of the whole sum."""
+    acts, used, shift = primals
+    count, tail = _count_and_tail(*primals)
+    terms = softmax(acts, shift, used.astype(shift.dtype))
+    change = jnp.where(used[..., None], tangents[0].astype(shift.dtype), 0)
+    return (count, tail), (jnp.zeros_like(count), (terms * change).sum(-1))
+
+
+# ---- acts at frames and classes ----------------------------------------------------------------
+
+
+def swapped(x: Array, time_axis: int) -> Array:
+    """(T, N, ...) in the order of acts, and back."""
+    return x if time_axis == 0 else jnp.swapaxes(x, 0, 1)
+
+
+def logits(p: Problem, start: Any, count: Any) -> Array:
+    """(count, N, S) of each state's class in the frames from `start` on, 0 in unused ones. acts are
+    read where these are, and nowhere else."""
+    dimensions = lax.GatherDimensionNumbers(
+        offset_dims=(0,), collapsed_slice_dims=(1,), start_index_map=(0, 1)
+    )
+
+    def one(acts: Array, classes: Array) -> Array:  # (T, V), (S,)
+        first = jnp.stack([jnp.full_like(classes, start), classes], axis=-1)
+        return lax.gather(
+            acts, first, dimensions, (count, 1), mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS
+        )
+
+    x = jax.vmap(one, (1 - p.time_axis, 0), 1)(p.acts, p.states)
+    used = lax.dynamic_slice_in_dim(p.used, start, count)
+    return jnp.where(used[..., None], x, 0).astype(p.dtype)
+
+
+def softmax(acts: Array, shift: Array, scale: Array) -> Array:
+    """scale * exp(acts - shift), 0 where scale is 0 and whatever stands there; arrays in the order
+    of acts, the last two without V."""
+    alive = (scale != 0)[..., None]
+    x = jnp.where(alive, acts.astype(scale.dtype) - shift[..., None], 0)
+    return jnp.where(alive, jnp.exp(x) * scale[..., None], 0)
+
+
+def minus_columns(x: Array, p: Problem, columns: Array) -> Array:
+    """x like acts, less (T, N, 1 + L) columns, each at its class."""
+    batch = 1 - p.time_axis
+
+    def one(x: Array, classes: Array, columns: Array) -> Array:
+        return x.at[:, classes].add(-columns, mode="promise_in_bounds")
+
+    return jax.vmap(one, (batch, 0, 1), batch)(x, p.classes, columns)
