@@ -65,9 +65,22 @@ def spread_over(x: Any, axis: int) -> tuple[str, ...]:
     return entry if isinstance(entry, tuple) else (entry,)
 
 
-def is_dense(V: int, L: int) -> bool:
-    """Whether training keeps the gradient itself (V columns) rather than occupancies (L + 1)."""
-    return V <= L + 1
+def is_dense(V: Any, L: Any) -> bool | None:
+    """Whether training keeps the gradient itself (V columns) rather than occupancies (L + 1). None
+    where sizes are symbolic (jax.export) and it may be either."""
+    try:
+        return bool(V <= L + 1)
+    except jax.errors.InconclusiveDimensionOperation:
+        return None
+
+
+def kept_sizes(V: Any, L: Any) -> tuple[Any, Any]:
+    """Last axes of rows and columns. Where sizes are symbolic they are what is right at run time."""
+    dense = is_dense(V, L)
+    if dense is not None:
+        return (0, V) if dense else (2, L + 1)
+    min_dim, max_dim = jax.core.min_dim, jax.core.max_dim
+    return min_dim(2, 2 * max_dim(0, V - L - 1)), min_dim(V, L + 1)
 
 
 def cost_dtype(acts_dtype: Any) -> np.dtype:

@@ -140,7 +140,7 @@ def cost(p: Problem) -> Array:
     return _cost(p, lax.scan(block, first, jnp.arange(blocks.count, dtype=jnp.int32))[0])[0]
 
 
-def cost_and_columns(p: Problem, by_class: bool) -> tuple[Array, Array, Array]:
+def cost_and_columns(p: Problem, dense: bool) -> tuple[Array, Array, Array]:
     """Costs (N,); occupancies (T, N, C), of the blank and of each label position or of each class,
     any numbers where there is no alignment; and whether there is one (N,)."""
     blocks = _blocks(p)
@@ -165,8 +165,8 @@ def cost_and_columns(p: Problem, by_class: bool) -> tuple[Array, Array, Array]:
             lambda before, after: [Scaled(x.m[d], x.e[d]) for d, x in enumerate((before, after))],
         )
         columns = _occupancies(p, pairs[0], _flipped(pairs[1], 0, -1))
-        if by_class:
-            columns = _by_class(p, columns)
+        if dense:
+            columns = by_class(p, columns)
         return Scaled(ends.m[0], ends.e[0]), columns
 
     if blocks.count == 1:
@@ -193,7 +193,7 @@ def _occupancies(p: Problem, before: Scaled, after: Scaled) -> Array:
     return jnp.concatenate([blank[..., None], labels], axis=-1) / total[..., None]
 
 
-def _by_class(p: Problem, columns: Array) -> Array:
+def by_class(p: Problem, columns: Array) -> Array:
     """(frames, N, V)"""
     V = p.acts.shape[-1]
 

@@ -141,7 +141,10 @@ def _aliases(op: str, platform: str, ctx: Any, time_moved: bool) -> dict[int, in
         return {}
     acts, labels = ctx.avals_in[:2]
     V, L = acts.shape[-1], labels.shape[-1]
-    if not _axes.is_dense(V, L):
+    dense = _axes.is_dense(V, L)
+    if dense is None:
+        return {}
+    if not dense:
         fits = isinstance(L, int) and L <= _kernels.most_labels_in_place
         return {0: 0} if platform == "cuda" and fits else {}
     kept = _axes.SIGNATURES[op].operands.index(_axes.COLUMNS)
@@ -293,12 +296,12 @@ def result_avals(op: str, acts: Any, labels: Any, lengths: Any, *, time_axis: in
     V, L = acts.shape[-1], labels.shape[-1]
     kinds = _axes.SIGNATURES[op].results
     # Of symbolic sizes (jax.export) it is asked only where it matters.
-    dense = _axes.COLUMNS in kinds and _axes.is_dense(V, L)
+    kept = _axes.kept_sizes(V, L) if _axes.COLUMNS in kinds else (0, 0)
     frames = acts.shape[:-1]
     shapes = {
         _axes.ACTS: acts.shape,
-        _axes.ROWS: (*frames, 0 if dense else 2),
-        _axes.COLUMNS: (*frames, V if dense else L + 1),
+        _axes.ROWS: (*frames, kept[0]),
+        _axes.COLUMNS: (*frames, kept[1]),
         _axes.FRAMES: frames,
         _axes.SCORES: (*frames, L),
         _axes.BATCH: lengths.shape,

@@ -143,28 +143,53 @@ def _unbatched(x: Array, acts: Array) -> Array:
 
 def _forward(p: Problem) -> tuple[Array, Array, Array]:
     """Cost (N,), rows and columns in the order of acts."""
-    dense = _axes.is_dense(p.acts.shape[-1], p.labels.shape[-1])
-    cost, columns, possible = _lattice.cost_and_columns(p, by_class=dense)
+    V, L = p.acts.shape[-1], p.labels.shape[-1]
+    dense = _axes.is_dense(V, L)
+    cost, columns, possible = _lattice.cost_and_columns(p, dense=bool(dense))
 
-    def kept(x: Array) -> Array:
+    def kept(x: Array) -> Array:  # (T, N, K) in the order of acts
         active = (p.used & possible[None])[..., None]
         x = jnp.where(p.broken[..., None], jnp.nan, jnp.where(active, x, 0))
         return _problem.swapped(x, p.time_axis)
 
     rows = kept(jnp.stack([p.rows.shift, 1 / p.rows.total], axis=-1))
-    if not dense:
+    if dense is False:
         return cost, rows, kept(columns)
-    columns = _softmax(p, _scale(p)) - _problem.swapped(columns, p.time_axis)
-    return cost, rows[..., :0], kept(_problem.swapped(columns, p.time_axis))
+    softmax = _problem.swapped(_softmax(p, _scale(p)), p.time_axis)
+    if dense:
+        return cost, rows[..., :0], kept(softmax - columns)
+    # Symbolic sizes: both layouts, as wide as the narrower one. At run time one of them is right.
+    count, width = _axes.kept_sizes(V, L)
+    by_class = _narrowed(kept(softmax - _lattice.by_class(p, columns)), width)
+    columns = jnp.where(_is_dense_now(V, L), by_class, _narrowed(kept(columns), width))
+    return cost, _narrowed(rows, count), columns
 
 
 def _gradient(p: Problem, rows: Array, columns: Array) -> Array:
     """Gradient of the costs like acts, from what `_forward` kept (eq. 9)."""
+    V, L = p.acts.shape[-1], p.labels.shape[-1]
     rows, columns = _batched(rows), _batched(columns)
-    if _axes.is_dense(p.acts.shape[-1], p.labels.shape[-1]):
+    dense = _axes.is_dense(V, L)
+    if dense:
         return columns
+    kept = columns
+    if dense is None:
+        rows, columns = _widened(rows, 2), _widened(columns, L + 1)
     softmax = _problem.softmax(p.acts, rows[..., 0], rows[..., 1])
-    return _problem.minus_columns(softmax, p, _problem.swapped(columns, p.time_axis))
+    gradient = _problem.minus_columns(softmax, p, _problem.swapped(columns, p.time_axis))
+    return gradient if dense is False else jnp.where(_is_dense_now(V, L), _widened(kept, V), gradient)
+
+
+def _is_dense_now(V: Any, L: Any) -> Array:
+    return jnp.asarray(V) <= jnp.asarray(L) + 1
+
+
+def _narrowed(x: Array, size: Any) -> Array:
+    return lax.slice_in_dim(x, 0, size, axis=-1)
+
+
+def _widened(x: Array, size: Any) -> Array:
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, size - x.shape[-1])])
 
 
 def _scale(p: Problem) -> Array:
