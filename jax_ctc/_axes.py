@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax import core
 
 ACTS = "acts"  # batch with T, V
 ROWS = "rows"  # batch with T, 2 (0 where dense): shift and scale of the softmax
@@ -75,12 +76,11 @@ def is_dense(V: Any, L: Any) -> bool | None:
 
 
 def kept_sizes(V: Any, L: Any) -> tuple[Any, Any]:
-    """Last axes of rows and columns. Where sizes are symbolic they are what is right at run time."""
+    """Last axes of rows and columns. Symbolic ones become what is right at run time."""
     dense = is_dense(V, L)
     if dense is not None:
         return (0, V) if dense else (2, L + 1)
-    min_dim, max_dim = jax.core.min_dim, jax.core.max_dim
-    return min_dim(2, 2 * max_dim(0, V - L - 1)), min_dim(V, L + 1)
+    return core.min_dim(2, 2 * core.max_dim(0, V - L - 1)), core.min_dim(V, L + 1)
 
 
 def cost_dtype(acts_dtype: Any) -> np.dtype:

@@ -23,25 +23,25 @@ _KEPT = 1 << 24
 
 
 class _Blocks(NamedTuple):
-    """The frames in `count` blocks of `size`. The last block ends with the last frame, so it may
+    """The frames in `number` blocks of `size`. The last block ends with the last frame, so it may
     begin with frames of the block before it."""
 
-    count: int
+    number: int
     size: Any
     frames: Any  # of all blocks
 
     def start(self, i: Any) -> Any:
-        return 0 if self.count == 1 else jnp.minimum(i * self.size, self.frames - self.size)
+        return 0 if self.number == 1 else jnp.minimum(i * self.size, self.frames - self.size)
 
     def is_first_time(self, i: Any) -> Array | bool:
         """(size, 1): False for frames of the block before."""
-        if self.count == 1:
+        if self.number == 1:
             return True
         return (self.start(i) + jnp.arange(self.size, dtype=jnp.int32) >= i * self.size)[:, None]
 
     def joined(self, x: Array) -> Array:
-        """(count, size, ...) as (frames, ...)."""
-        rest = self.frames - (self.count - 1) * self.size
+        """(number, size, ...) as (frames, ...)."""
+        rest = self.frames - (self.number - 1) * self.size
         return jnp.concatenate([x[:-1].reshape(-1, *x.shape[2:]), x[-1, self.size - rest :]])
 
 
@@ -57,9 +57,7 @@ def _blocks(p: Problem) -> _Blocks:
 def _of_block(p: Problem, blocks: _Blocks, i: Any) -> tuple[Scaled, Array]:
     """Emissions (size, N, S) and frames in use (size, N)."""
     start = blocks.start(i)
-    used, shift = (
-        lax.dynamic_slice_in_dim(x, start, blocks.size) for x in (p.used, p.rows.shift)
-    )
+    used, shift = (lax.dynamic_slice_in_dim(x, start, blocks.size) for x in (p.used, p.rows.shift))
     logits = _problem.logits(p, start, blocks.size)
     emissions = _scaled.split_exp(logits, jnp.broadcast_to(shift[..., None], logits.shape))
     return emissions, used & blocks.is_first_time(i)
@@ -135,9 +133,9 @@ def cost(p: Problem) -> Array:
         return _sweep(alpha, *_of_block(p, blocks, i), p.may_skip, _nothing)
 
     first = _start(p, jnp.zeros_like(p.last))
-    if blocks.count == 1:
+    if blocks.number == 1:
         return _cost(p, block(first, 0)[0])[0]
-    return _cost(p, lax.scan(block, first, jnp.arange(blocks.count, dtype=jnp.int32))[0])[0]
+    return _cost(p, lax.scan(block, first, jnp.arange(blocks.number, dtype=jnp.int32))[0])[0]
 
 
 def cost_and_columns(p: Problem, dense: bool) -> tuple[Array, Array, Array]:
@@ -169,10 +167,10 @@ def cost_and_columns(p: Problem, dense: bool) -> tuple[Array, Array, Array]:
             columns = by_class(p, columns)
         return Scaled(ends.m[0], ends.e[0]), columns
 
-    if blocks.count == 1:
+    if blocks.number == 1:
         end, columns = block(first, (0, last))
     else:
-        numbers = jnp.arange(blocks.count, dtype=jnp.int32)
+        numbers = jnp.arange(blocks.number, dtype=jnp.int32)
         betas = lax.scan(back, last, numbers, reverse=True)[1]
         end, columns = lax.scan(block, first, (numbers, betas))
         columns = blocks.joined(columns)
@@ -185,8 +183,8 @@ def _occupancies(p: Problem, before: Scaled, after: Scaled) -> Array:
     e = before.e + after.e
     gamma = before.m * after.m * _scaled.pow2(e - e.max(-1, keepdims=True), p.dtype)
     blanks, labels = gamma[..., ::2], gamma[..., 1::2]
-    blank = _sum_in_order(blanks)
-    total = blank + _sum_in_order(labels)
+    blank = _problem.sum_in_order(blanks)
+    total = blank + _problem.sum_in_order(labels)
     labels = jax.vmap(lambda x, i: x.at[:, i].get(mode="promise_in_bounds"), (1, 0), 1)(
         labels, p.position
     )
@@ -202,19 +200,6 @@ def by_class(p: Problem, columns: Array) -> Array:
         return none.at[:, classes].add(columns, mode="promise_in_bounds")
 
     return jax.vmap(one, (0, 1), 1)(p.classes, columns)
-
-
-def _sum_in_order(x: Array) -> Array:
-    """Over the last axis, by halves."""
-    size = x.shape[-1]
-    if not isinstance(size, int):  # jax.export
-        return x.sum(-1)
-    width = 1 << max(size - 1, 0).bit_length()
-    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - size)])
-    while width > 1:
-        width //= 2
-        x = x[..., :width] + x[..., width:]
-    return x[..., 0]
 
 
 def _cost(p: Problem, end: Scaled) -> tuple[Array, Array]:

@@ -51,4 +51,6 @@ def ctc_occupancy(
     none = (frame >= per_frame(a.lengths)) | per_frame(jnp.isposinf(cost))
     none = none | (per_frame(jnp.isnan(cost)) & ~jnp.isnan(gradient))
     softmax = jax.nn.softmax(jnp.where(none, 0, exact), axis=-1)
-    return jnp.where(none, 0, jnp.maximum(softmax - gradient, 0))
+    occupancy = softmax - gradient
+    # No maximum: over a large array XLA's may lose a NaN.
+    return jnp.where(none | (occupancy < 0), 0, occupancy)

@@ -70,7 +70,7 @@ def make(
     s = jnp.arange(S, dtype=jnp.int32)[None, :]
 
     in_use = (jnp.arange(T, dtype=jnp.int32)[:, None] < lengths[None]) & ~bad[None]
-    top, has_nan = _largest(acts, swapped(in_use, time_axis))
+    top, has_nan = largest(acts, swapped(in_use, time_axis))
     undefined = (has_nan | ~jnp.isfinite(top)).any(time_axis)
     used = in_use & ~undefined[None]
     return Problem(
@@ -92,7 +92,7 @@ def make(
 def _rows(acts: Array, top: Array, used: Array, time_axis: int) -> Rows:
     in_order = swapped(used, time_axis)
     shift = lax.stop_gradient(jnp.where(in_order, top, 0))
-    count, tail = _count_and_tail(acts, in_order, shift)
+    count, tail = count_and_tail(acts, in_order, shift)
     count = jnp.where(in_order, count, 1)
     rows = shift, count + tail, jnp.log(count) + jnp.log1p(tail / count)
     return Rows(*(swapped(x, time_axis) for x in rows))
@@ -131,7 +131,7 @@ def _over_classes(f: Any, start: Any, acts: Array, used: Array) -> Any:
     return lax.scan(group, start, groups)[0]
 
 
-def _largest(acts: Array, used: Array) -> tuple[Array, Array]:
+def largest(acts: Array, used: Array) -> tuple[Array, Array]:
     """The largest logit of each row, 0 in unused frames, and whether the row has a NaN: XLA's
     maximum over a large array may lose it."""
 
@@ -144,28 +144,41 @@ def _largest(acts: Array, used: Array) -> tuple[Array, Array]:
 
 
 @jax.custom_jvp
-def _count_and_tail(acts: Array, used: Array, shift: Array) -> tuple[Array, Array]:
+def count_and_tail(acts: Array, used: Array, shift: Array) -> tuple[Array, Array]:
     """How many logits are equal to `shift`, the largest, so that a sum of 1 + 1e-9 keeps its
     digits; and the sum of exp(acts - shift) of all others. 0 in unused frames."""
 
     def f(carry: tuple[Array, Array], x: Array, fresh: Array) -> tuple[Array, Array]:
-        largest = x == shift[..., None]
-        terms = jnp.where(fresh & ~largest, jnp.exp(x - shift[..., None]), 0)
-        counted = (fresh & largest).sum(-1, dtype=terms.dtype)
-        return carry[0] + counted, carry[1] + terms.sum(-1)
+        is_top = x == shift[..., None]
+        terms = jnp.where(fresh & ~is_top, jnp.exp(x - shift[..., None]), 0)
+        counted = (fresh & is_top).sum(-1, dtype=terms.dtype)
+        return carry[0] + counted, carry[1] + sum_in_order(terms)
 
     nothing = jnp.zeros_like(shift)
     return _over_classes(f, (nothing, nothing), acts, used)
 
 
-@_count_and_tail.defjvp
+@count_and_tail.defjvp
 def _count_and_tail_jvp(primals: Any, tangents: Any) -> Any:
     """`shift` is no function of acts; the tail has the derivative of the whole sum."""
     acts, used, shift = primals
-    count, tail = _count_and_tail(*primals)
+    count, tail = count_and_tail(*primals)
     terms = softmax(acts, shift, used.astype(shift.dtype))
     change = jnp.where(used[..., None], tangents[0].astype(shift.dtype), 0)
     return (count, tail), (jnp.zeros_like(count), (terms * change).sum(-1))
+
+
+def sum_in_order(x: Array) -> Array:
+    """Over the last axis, by halves: XLA would choose an order by all sizes, the batch too."""
+    size = x.shape[-1]
+    if not isinstance(size, int):  # jax.export
+        return x.sum(-1)
+    width = 1 << max(size - 1, 0).bit_length()
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - size)])
+    while width > 1:
+        width //= 2
+        x = x[..., :width] + x[..., width:]
+    return x[..., 0]
 
 
 # ---- acts at frames and classes ----------------------------------------------------------------

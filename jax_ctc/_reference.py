@@ -177,7 +177,9 @@ def _gradient(p: Problem, rows: Array, columns: Array) -> Array:
         rows, columns = _widened(rows, 2), _widened(columns, L + 1)
     softmax = _problem.softmax(p.acts, rows[..., 0], rows[..., 1])
     gradient = _problem.minus_columns(softmax, p, _problem.swapped(columns, p.time_axis))
-    return gradient if dense is False else jnp.where(_is_dense_now(V, L), _widened(kept, V), gradient)
+    return (
+        gradient if dense is False else jnp.where(_is_dense_now(V, L), _widened(kept, V), gradient)
+    )
 
 
 def _is_dense_now(V: Any, L: Any) -> Array:

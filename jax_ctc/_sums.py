@@ -31,7 +31,7 @@ from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.interpreters import ad
 
-from . import _axes
+from . import _axes, _problem
 from ._define import RESIDUALS, define, is_zero, primitives, spread_over, sum_or_zero, zero_like
 from ._product import product
 
@@ -72,13 +72,9 @@ def _sums(
 ) -> list[Array]:
     del blank, threads
     used = _used(acts, lengths, time_axis)
-    exact = jnp.where(used, acts, 0).astype(_axes.cost_dtype(acts.dtype))
-    top = jnp.where(used[..., 0], exact.max(-1), 0)
-    terms, _ = _terms(acts, lengths, top, time_axis)
-    equal = used & (exact == top[..., None]) & (terms > 0)
-    # The largest are counted: a sum of 1 + 1e-9 keeps its digits.
-    tail, count = jnp.where(equal, 0, terms).sum(-1), equal.sum(-1, dtype=top.dtype)
-    bad = jnp.isnan(tail) | ~(top < jnp.inf)
+    top, has_nan = _problem.largest(acts, used[..., 0])
+    bad = has_nan | (top == jnp.inf)
+    count, tail = _problem.count_and_tail(acts, used[..., 0], jnp.where(jnp.isfinite(top), top, 0))
     return [
         jnp.where(bad, -jnp.inf, top),
         jnp.where(bad, jnp.nan, count),
@@ -118,8 +114,8 @@ def _sums_cotangent(
 ) -> Array:
     del blank, threads
     terms, used = _terms(acts, lengths, top, time_axis)
-    dense = jnp.where(ct_tail[..., None] == 0, 0, terms * ct_tail[..., None])
-    dense = jnp.where(used, dense, 0)
+    ct = ct_tail[..., None]
+    dense = jnp.where((ct == 0) | (terms == 0), 0, terms * ct)
     at = _classes(acts, symbols, time_axis)
     at = jnp.where(used & (at >= 0), at, acts.shape[-1])  # beyond the end: dropped
 

@@ -88,6 +88,52 @@ def test_batch_and_time_may_be_symbols(V):
         assert_gradient(actual[1], gradient)
 
 
+def symbolic(names):
+    T, B, V, L = export.symbolic_shape(names)
+    return (
+        jax.ShapeDtypeStruct((T, B, V), jnp.float32),
+        jax.ShapeDtypeStruct((B, L), jnp.int32),
+        jax.ShapeDtypeStruct((B,), jnp.int32),
+    )
+
+
+def dense_and_compact():
+    """Of one exported program with V = 5."""
+    rng = np.random.default_rng(0)
+    for T, B, L in [(6, 2, 3), (15, 3, 7)]:
+        acts = rng.normal(size=(T, B, 5)).astype(np.float32)
+        labels = rng.integers(1, 5, (B, L), dtype=np.int32)
+        labels[:, 1] = -1
+        lengths = np.full(B, T, np.int32)
+        lengths[1] = T - 1
+        yield (acts, labels, lengths), oracle.solve(acts, labels, lengths)
+
+
+# tpu stands for every platform that runs pure JAX; the last name is the one this machine runs.
+@pytest.mark.parametrize("platforms", [("cpu", "cuda"), ("tpu", "cpu")], ids=" ".join)
+@pytest.mark.parametrize("names", ["t, b, v, l", "t, b, 5, l"])
+def test_every_size_may_be_a_symbol(names, platforms):
+    loss = export.deserialize(exported(jax_ctc.ctc, *symbolic(names), platforms=platforms))
+    for arguments, truth in dense_and_compact():
+        acts, *rest = arguments
+        assert_costs(loss.call(*arguments), truth.cost, len(acts))
+        gradient = jax.grad(lambda acts: loss.call(acts, *rest).sum())(acts)  # noqa: B023
+        assert_gradient(gradient, truth.gradient)
+
+
+@pytest.mark.parametrize("names", ["t, b, v, l", "t, b, v, 3"])
+def test_every_size_of_an_occupancy_may_be_a_symbol(names):
+    checks = jax_ctc.export_checks()
+    program = export.export(
+        jax.jit(jax_ctc.ctc_occupancy), platforms=("cpu", "cuda", "tpu"), disabled_checks=checks
+    )(*symbolic(names))
+    loaded = export.deserialize(program.serialize())
+    for arguments, truth in dense_and_compact():
+        if "3" in names and arguments[1].shape[1] != 3:
+            continue
+        assert_gradient(loaded.call(*arguments), truth.occupancy)
+
+
 @pytest.mark.slow
 def test_an_exported_program_runs_in_another_process(tmp_path):
     acts, labels, lengths, _ = DENSE.arguments()

@@ -82,6 +82,28 @@ def test_one_sequence_needs_no_batch_axis(case):
     assert_gradient(occupancy, truth.occupancy[:, 1])
 
 
+@pytest.mark.parametrize("V", [4, 4000])
+def test_a_nan_is_seen_in_arrays_of_any_size(V):
+    acts = np.zeros((5, 2, V), np.float32)
+    acts[3, 0, -1] = np.nan
+    occupancy = np.asarray(occupancies(acts, np.array([[1], [2]]), np.array([4, 5])))
+    assert np.isnan(occupancy[:4, 0]).all()
+    assert not occupancy[4, 0].any()
+    assert np.isfinite(occupancy[:, 1]).all()
+
+
+@both_layouts
+def test_an_infinite_cotangent_leaves_what_has_no_occupancy_alone(case):
+    acts, labels, lengths, _ = case.arguments()
+    lengths[0] = 1  # infeasible
+    _, vjp = jax.vjp(lambda acts: jax_ctc.ctc_occupancy(acts, labels, lengths), acts)
+    cotangent = np.ones_like(acts)
+    cotangent[:, 0] = cotangent[lengths[1] :, 1] = np.inf
+    gradient = np.asarray(vjp(cotangent)[0])
+    assert not gradient[:, 0].any()
+    assert np.isfinite(gradient).all()
+
+
 def test_a_bad_value_raises():
     with pytest.raises(ValueError, match=r"^labels\[0, 1\] = 4 is not a class of acts with V = 4"):
         jax_ctc.ctc_occupancy(np.zeros((3, 1, 4), np.float32), [[1, 4]], [3])
