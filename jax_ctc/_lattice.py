@@ -103,7 +103,8 @@ def _nothing(before: Scaled, after: Scaled) -> None:
 
 def _start(p: Problem, index: Array) -> Scaled:
     """Value 1 in the state `index` (N,)."""
-    none = _scaled.none_like(jnp.zeros(p.states.shape, p.dtype))
+    # Like an operand, so that inside shard_map it varies over the same mesh axes.
+    none = _scaled.none_like(jnp.zeros_like(p.rows.shift, shape=p.states.shape))
     here = jnp.arange(p.states.shape[1], dtype=jnp.int32)[None] == index[:, None]
     return Scaled(none.m, jnp.where(here, 0, none.e))
 
