@@ -7,12 +7,11 @@ sequence has become a value that the kernels know to be wrong.
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from . import _shapes, _values
+from . import _mesh, _shapes, _values
 
 
 class Arguments(NamedTuple):
@@ -43,7 +42,7 @@ def prepare(
     arguments = _normalised(given)
     if slices is not None:
         return arguments
-    alike = vary_alike(arguments.acts, arguments.labels, arguments.lengths)
+    alike = _mesh.vary_alike(arguments.acts, arguments.labels, arguments.lengths)
     return arguments._replace(acts=alike[0], labels=alike[1], lengths=alike[2])
 
 
@@ -58,28 +57,3 @@ def _normalised(given: _shapes.Given) -> Arguments:
         labels = jnp.where(inside, labels, -1)
         lengths = jnp.where((count < 0) | (count > given.L), -1, lengths)
     return Arguments(acts, labels, lengths, given.time_axis, given.blank)
-
-
-# ---- inside shard_map --------------------------------------------------------------------------
-
-
-def varying_axes(x: Any) -> frozenset[str]:
-    """Manual mesh axes over which a value differs from device to device."""
-    aval = jax.typeof(x)
-    manual = getattr(aval, "manual_axis_type", None)  # jax >= 0.10; `vma` before
-    return frozenset(manual.varying if manual is not None else getattr(aval, "vma", ()))
-
-
-def vary_alike(*arrays: Array) -> tuple[Array, ...]:
-    """shard_map asks that a primitive's operands vary over the same mesh axes."""
-    axes = frozenset().union(*map(varying_axes, arrays))
-
-    def cast(x: Array) -> Array:
-        missing = tuple(sorted(axes - varying_axes(x)))
-        if not missing:
-            return x
-        if hasattr(lax, "pcast"):  # jax >= 0.8; pvary before
-            return lax.pcast(x, missing, to="varying")
-        return getattr(lax, "pvary")(x, missing)  # noqa: B009
-
-    return tuple(map(cast, arrays))

@@ -57,15 +57,6 @@ def axis_names(kind: str, batch_rank: int, time_axis: int) -> list[str]:
     return names
 
 
-def spread_over(x: Any, axis: int) -> tuple[str, ...]:
-    """The mesh axes that an axis of x is spread over by its type (explicit sharding)."""
-    sharding = getattr(jax.typeof(x), "sharding", None)
-    if sharding is None or axis >= len(sharding.spec) or sharding.spec[axis] is None:
-        return ()
-    entry = sharding.spec[axis]
-    return entry if isinstance(entry, tuple) else (entry,)
-
-
 def is_dense(V: Any, L: Any) -> bool | None:
     """Whether training keeps the gradient itself (V columns) rather than occupancies (L + 1). None
     where sizes are symbolic (jax.export) and it may be either."""

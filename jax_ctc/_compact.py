@@ -20,7 +20,7 @@ from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.interpreters import ad
 
-from . import _arguments, _sums
+from . import _mesh, _sums
 from ._define import RESIDUALS, define, is_zero, sum_or_zero, zero_like
 from ._product import product
 
@@ -148,7 +148,7 @@ def cost_of(few: Array, given: Rows, symbols: Array, lengths: Array, time_axis: 
     """The costs (batch,) from those of `acts_of`."""
     operands = _scores(given, symbols, time_axis), symbols, lengths, *given[:3]
     p = {"time_axis": time_axis, "blank": 0, "threads": 0}
-    total = left_out_p.bind(*_arguments.vary_alike(*operands), **p)
+    total = left_out_p.bind(*_mesh.vary_alike(*operands), **p)
     few = checkpoint_name(few, RESIDUALS)
     return jnp.where(jnp.isfinite(few), few + total, few)
 

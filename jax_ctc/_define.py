@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, xla
 
-from . import _axes, _jet, _lowering
+from . import _axes, _jet, _lowering, _mesh
 
 RESIDUALS = "ctc_residuals"  # the name under which a remat policy can save them
 
@@ -33,7 +33,7 @@ def define(op: str, pure: Callable[..., Any], batch: Callable[..., Any] | None =
 
 def spread_over(args: Any, dims: Any) -> tuple[str, ...]:
     """The mesh axes that the axis of a vmap is spread over by its type (explicit sharding)."""
-    found = [_axes.spread_over(x, d) for x, d in zip(args, dims, strict=True) if d is not None]
+    found = [_mesh.spread_over(x, d) for x, d in zip(args, dims, strict=True) if d is not None]
     return max(found, key=len)
 
 
@@ -79,7 +79,7 @@ def _batch_acts(op: str, args: Any, dims: Any, *, time_axis: int, **parameters: 
                 jnp.expand_dims(x, place), (*x.shape[:place], size, *x.shape[place:])
             )
             if names:
-                entries = [_axes.spread_over(x, axis) or None for axis in range(x.ndim)]
+                entries = [_mesh.spread_over(x, axis) or None for axis in range(x.ndim)]
                 entries[place] = names
                 x = jax.sharding.reshard(x, jax.sharding.PartitionSpec(*entries))
         elif d != place:

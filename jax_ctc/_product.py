@@ -15,12 +15,12 @@ from jax.extend.core import Primitive
 from jax.extend.core import primitives as jax_primitives
 from jax.interpreters import ad, batching, mlir, xla
 
-from . import _arguments, _jet
+from . import _jet, _mesh
 
 
 def product(x: Array, y: Array) -> Array:
     """x * y, 0 where x or y is. Their dtypes are the same; their shapes broadcast."""
-    return product_p.bind(*jnp.broadcast_arrays(*_arguments.vary_alike(x, y)))
+    return product_p.bind(*jnp.broadcast_arrays(*_mesh.vary_alike(x, y)))
 
 
 def _product(x: Array, y: Array) -> Array:

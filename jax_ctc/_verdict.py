@@ -19,7 +19,7 @@ from jax.experimental import checkify
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from . import _axes, _values
+from . import _mesh, _values
 
 
 def expect_none(verdict: _values.Verdict) -> None:
@@ -40,7 +40,7 @@ def _first(bad: Array, values: Array) -> tuple[Array, tuple[Array, ...], Array]:
 
 def _whole(x: Array) -> Array:
     """Not sharded by its type (explicit sharding), so that one value can be taken out of it."""
-    if not any(_axes.spread_over(x, axis) for axis in range(x.ndim)):
+    if not any(_mesh.spread_over(x, axis) for axis in range(x.ndim)):
         return x
     whole = jax.sharding.NamedSharding(jax.typeof(x).sharding.mesh, jax.sharding.PartitionSpec())
     return jax.sharding.reshard(x, whole)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
-from . import _arguments, _axes, _compact, _primitives
+from . import _arguments, _compact, _mesh, _primitives
 
 Names = tuple[str, ...]
 _EXPLICIT = jax.sharding.AxisType.Explicit
@@ -24,7 +24,7 @@ _EXPLICIT = jax.sharding.AxisType.Explicit
 def axes_of(acts: Any, vocab_axis: str | Names | None) -> Names:
     """The mesh axes that V is spread over: those named, else those in the type of acts (explicit
     sharding). Raises TypeError (no name) and ValueError (no such axis, or no mesh)."""
-    typed = _axes.spread_over(acts, acts.ndim - 1) if acts.ndim else ()
+    typed = _mesh.spread_over(acts, acts.ndim - 1) if acts.ndim else ()
     if vocab_axis is None:
         return typed
     names = vocab_axis if isinstance(vocab_axis, tuple) else (vocab_axis,)
@@ -83,7 +83,7 @@ def cost(a: _arguments.Arguments, names: Names, threads: int) -> Array:
             f"{_listed(names)}, got V = {V}. Pad the classes with logits of -inf."
         )
     # Where types say how the batch is spread those axes are manual too; all others stay open.
-    spread = [_axes.spread_over(a.acts, axis) for axis in range(a.acts.ndim - 1)]
+    spread = [_mesh.spread_over(a.acts, axis) for axis in range(a.acts.ndim - 1)]
     if spread[a.time_axis]:
         raise TypeError(
             f"`acts`: expected its time axis ({a.time_axis}) whole on every device, but its type "
@@ -96,7 +96,7 @@ def cost(a: _arguments.Arguments, names: Names, threads: int) -> Array:
             f"`vocab_axis`: expected axes that spread nothing else, but the type of `acts` has its "
             f"batch over {_listed(tuple(taken))}: {jax.typeof(a.acts)}."
         )
-    if count == 1 and not _axes.spread_over(a.acts, a.acts.ndim - 1):
+    if count == 1 and not _mesh.spread_over(a.acts, a.acts.ndim - 1):
         return _primitives.loss_p.bind(
             a.acts, a.labels, a.lengths, time_axis=a.time_axis, blank=a.blank, threads=threads
         )
@@ -117,9 +117,9 @@ def cost(a: _arguments.Arguments, names: Names, threads: int) -> Array:
 def _check_who_differs(a: _arguments.Arguments, names: Names) -> None:
     """Inside shard_map types say over which axes a value differs (but for check_vma=False): of acts
     each device must have its own slice, of all else the same."""
-    if not all(_arguments.varying_axes(lax.axis_index(name)) for name in names):
+    if not all(_mesh.varying_axes(lax.axis_index(name)) for name in names):
         return
-    alike = set(names) - _arguments.varying_axes(a.acts)
+    alike = set(names) - _mesh.varying_axes(a.acts)
     if alike:
         raise ValueError(
             "`acts`: expected a slice of the classes on each device of mesh axis "
@@ -127,7 +127,7 @@ def _check_who_differs(a: _arguments.Arguments, names: Names) -> None:
             "in_spec must name that axis in the last place."
         )
     for what, x in (("labels", a.labels), ("lengths", a.lengths)):
-        different = set(names) & _arguments.varying_axes(x)
+        different = set(names) & _mesh.varying_axes(x)
         if different:
             raise ValueError(
                 f"`{what}`: expected the same on every device of mesh axis {_listed(names)}, over "
@@ -155,13 +155,13 @@ def _cost_of_slices(
     symbols, columns = _compact.symbols_of(labels, blank, M * slice_size)
     here = symbols - lax.axis_index(names) * slice_size
     here = jnp.where((symbols >= 0) & (here >= 0) & (here < slice_size), here, -1)
-    alike = _arguments.vary_alike(acts, here, lengths)
+    alike = _mesh.vary_alike(acts, here, lengths)
     part = _compact.rows(alike[0], alike[1], alike[2], time_axis, threads)
     p: dict[str, Any] = {"time_axis": time_axis, "blank": 0, "threads": threads}
 
     def lattice(rows: _compact.Rows, symbols: Array, columns: Array, lengths: Array) -> Array:
         few = _compact.acts_of(rows, symbols, time_axis)
-        few, columns, lengths = _arguments.vary_alike(few, columns, lengths)
+        few, columns, lengths = _mesh.vary_alike(few, columns, lengths)
         cost = _primitives.loss_p.bind(few, columns, lengths, **p)
         return _compact.cost_of(cost, rows, symbols, lengths, time_axis)
 
