@@ -6,7 +6,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from conftest import COMPILED, assert_same_bits
+from conftest import assert_same_bits
 
 import jax_ctc
 
@@ -50,7 +50,6 @@ def test_threads_do_not_change_a_bit(batch, num_threads):
     assert_same(evaluate(*batch, num_threads=num_threads), evaluate(*batch))
 
 
-@pytest.mark.skipif(not COMPILED, reason="XLA compiles the fallback anew for every batch size")
 def test_a_batch_gives_the_bits_of_batches_of_one(batch):
     acts, labels, lengths, weights, direction = batch
     costs, gradient, _ = evaluate(*batch)

@@ -84,22 +84,25 @@ def test_a_kernel_file_knows_only_what_its_room_may_know(file):
 
 
 IMPORTS = {
-    "_axes": set(),
     "_kernels": {"__version__"},
+    "_axes": set(),
+    "_mesh": set(),
     "_shapes": set(),
     "_values": {"_shapes"},
-    "_arguments": {"_shapes", "_values"},
+    "_arguments": {"_mesh", "_shapes", "_values"},
+    "_verdict": {"_mesh", "_values"},
     "_scaled": set(),
-    "_reference": {"_axes", "_scaled"},
+    "_problem": {"_axes"},
+    "_lattice": {"_problem", "_scaled"},
+    "_reference": {"_axes", "_lattice", "_problem"},
     "_lowering": {"_axes", "_kernels"},
     "_jet": set(),
-    "_product": {"_arguments", "_jet"},
-    "_define": {"_axes", "_jet", "_lowering"},
-    "_sums": {"_axes", "_define", "_product"},
-    "_compact": {"_arguments", "_define", "_product", "_sums"},
+    "_product": {"_jet", "_mesh"},
+    "_define": {"_axes", "_jet", "_lowering", "_mesh"},
+    "_sums": {"_axes", "_define", "_problem", "_product"},
+    "_compact": {"_define", "_mesh", "_product", "_sums"},
     "_primitives": {"_compact", "_define", "_lowering", "_product", "_reference"},
-    "_vocabulary": {"_arguments", "_axes", "_compact", "_primitives"},
-    "_verdict": {"_axes", "_values"},
+    "_vocabulary": {"_arguments", "_compact", "_mesh", "_primitives"},
     "_check": {"_shapes", "_values", "_verdict", "_vocabulary"},
     "_loss": {"_arguments", "_primitives", "_shapes", "_vocabulary"},
     "_export": {"_lowering"},
@@ -114,6 +117,13 @@ def test_a_module_knows_only_what_its_room_may_know(module):
     names = {name.strip() for line in lines for name in line.split(",")}
     names |= set(re.findall(r"^ *from \.(\w+) import", source, re.MULTILINE))
     assert names == IMPORTS[module]
+
+
+def test_modules_only_know_those_that_stand_before_them():
+    modules = list(IMPORTS)
+    assert set(modules) == {path.stem for path in (ROOT / "jax_ctc").glob("_[a-z]*.py")}
+    for i, module in enumerate(modules):
+        assert IMPORTS[module] - {"__version__"} <= set(modules[:i])
 
 
 def test_no_flag_breaks_infinities_or_ties_a_build_to_its_machine():
