@@ -115,7 +115,9 @@ def hvp(
     problem = _problem.make(acts, labels, lengths, **parameters)
     unit = _gradient(problem, rows, columns)
     used = _problem.swapped(problem.used, problem.time_axis)
-    along = jnp.where(used[..., None], along, 0)
+    # Nothing changes with a logit of -inf, in whatever direction.
+    alive = used[..., None] & (_batched(acts) != -jnp.inf)
+    along = jnp.where(alive, along, 0)
     occupancy = _softmax(problem, _scale(problem)) - unit
     along -= lax.stop_gradient((occupancy * along).sum(-1, keepdims=True))
 
@@ -125,7 +127,7 @@ def hvp(
         return _gradient(problem, *_forward(problem)[1:])
 
     _, change = jax.jvp(unit_gradient, (wide,), (_unbatched(along, wide),))
-    change = jnp.where(jnp.isnan(unit), jnp.nan, change)
+    change = jnp.where(jnp.isnan(unit), jnp.nan, jnp.where(alive, change, 0))
     return _unbatched(_with_cotangents(change, cotangents, problem), acts).astype(acts.dtype)
 
 

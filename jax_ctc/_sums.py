@@ -116,6 +116,7 @@ def _sums_cotangent(
     terms, used = _terms(acts, lengths, top, time_axis)
     ct = ct_tail[..., None]
     dense = jnp.where((ct == 0) | (terms == 0), 0, terms * ct)
+    dense = jnp.where(used & jnp.isnan(ct), jnp.nan, dense)  # a sequence of NaN, whatever its terms
     at = _classes(acts, symbols, time_axis)
     at = jnp.where(used & (at >= 0), at, acts.shape[-1])  # beyond the end: dropped
 

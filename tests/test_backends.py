@@ -20,8 +20,17 @@ KERNELS = [
     "test_known_values.py",
     "test_edges.py",
     "test_dtypes.py",
+    "test_zeros.py",
 ]
-PURE = ["test_known_values.py", "test_edges.py", "test_dtypes.py", "test_precision.py"]
+PURE = [
+    "test_known_values.py",
+    "test_edges.py",
+    "test_dtypes.py",
+    "test_precision.py",
+    "test_zeros.py",
+]
+if os.environ.get("JAX_CTC_TEST_ALL") == "1":  # each takes a minute
+    PURE += ["test_cotangents.py", "test_determinism.py", "test_few_classes.py"]
 FORCED = any(os.environ.get(name) for name in ("JAX_CTC_ISA", "JAX_CTC_KERNELS"))
 
 pytestmark = pytest.mark.skipif(FORCED, reason="this run is one of those started here")
