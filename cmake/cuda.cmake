@@ -106,7 +106,7 @@ pybind11_add_module(_cuda
   kernels/cuda/rows.cu
   kernels/cuda/lattice.cu
   kernels/cuda/gradient.cu
-  kernels/cuda/product.cu)
+  kernels/cuda/hvp.cu)
 jax_ctc_module(_cuda)
 string(REPLACE ";" "," architectures "${CMAKE_CUDA_ARCHITECTURES}")
 string(REPLACE "-real" "" architectures "${architectures}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers without a range, m * 2^e, as JAX arrays: what kernels/scaled.h is there (docs/ctc.md).
+"""Numbers without a range, m * 2^e, as JAX arrays: what kernels/common/scaled.h is in C++.
 
 Exponents are integers and have no tangent; a tangent of m shares the exponent of its value.
 """

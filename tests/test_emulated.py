@@ -448,22 +448,22 @@ BUGS = {
     ),
     "equal labels are not added up": ("lattice.cu", "i >= 0; i = ws.next[i])", "i >= 0; i = -1)"),
     "a product has the softmax of another row": (
-        "product.cu",
+        "hvp.cu",
         "along.shift = in.rows[2 * r],",
         "along.shift = in.rows[0],",
     ),
     "a product forgets the softmax's mean": (
-        "product.cu",
+        "hvp.cu",
         "along.mean = of_softmax - (along.centre - base);",
         "along.mean = 0;",
     ),
     "the derivative of an emission is forgotten": (
-        "product.cu",
+        "hvp.cu",
         "y.e == kDead ? F(0) :",
         "y.e != kDead ? F(0) :",
     ),
     "a product is written before its row is": (
-        "product.cu",
+        "hvp.cu",
         "  group_barrier<G>();\n  for (int64_t c",
         "  for (int64_t c",
     ),

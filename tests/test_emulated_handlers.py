@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.skipif(not emulated.COMPILER, reason="no C++ compiler"),
 ]
 
-T, B, F32 = 5, 3, 0  # of kernels/lattice.h
+T, B, F32 = 5, 3, 0  # of kernels/common/problem.h
 OPS = ["loss", "forward", "tangent", "cotangent", "hvp"]
 SCRATCH = {"loss": 0, "forward": 1, "tangent": 2, "hvp": 3}
 ATTRIBUTES = {"time_axis": 0, "time_moved": False, "blank": 0, "threads": 0}

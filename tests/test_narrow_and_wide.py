@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Few classes go through a table, four frames at a time, many row by row: both against the oracle.
 
-A table is for V <= 8 L and V <= 256 (kernels/cpu/frames.inl). Every remainder of T and V by four,
-every place in a group of frames, both kinds of residuals.
+A table is for V <= 8 L and V <= 256 (kernels/cpu/simd/emissions.h). Every remainder of T and V by
+four, every place in a group of frames, both kinds of residuals.
 """
 
 import jax

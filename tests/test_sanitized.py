@@ -39,14 +39,13 @@ def compile_to(output, *arguments):
     return output
 
 
-def objects(
-    folder, sanitizers, names=("ctc", "parallel", "dispatch", "baseline", "avx2", "avx512")
-):
+PARTS = [KERNELS / "cpu" / f"{name}.cpp" for name in ("ctc", "parallel", "dispatch")]
+PARTS += [KERNELS / "cpu" / "simd" / f"{name}.cpp" for name in ("baseline", "avx2", "avx512")]
+
+
+def objects(folder, sanitizers):
     flags = [*sanitizers, "-c"]
-    return {
-        name: compile_to(folder / f"{name}.o", *flags, KERNELS / "cpu" / f"{name}.cpp")
-        for name in names
-    }
+    return {x.stem: compile_to(folder / f"{x.stem}.o", *flags, x) for x in PARTS}
 
 
 def problems(folder, sanitizers, parts):
@@ -87,41 +86,41 @@ def test_an_exception_in_a_thread_reaches_the_caller_when_all_are_done(tmp_path)
 # Each of them one element too many, in an array of the scratch memory; or a check left out.
 PLANTED = {
     "emissions": (
-        "frames.inl",
+        "emissions.h",
         "store_parts(y + k * frame_size(), width(), dead);",
         "y[k * frame_size() + frame_size()] = 0;",
     ),
-    "shifts": ("frames.inl", "shift[t] = n.shift", "shift[t + 1] = n.shift"),
+    "shifts": ("emissions.h", "shift[t] = n.shift", "shift[t + 1] = n.shift"),
     "labels of a table": (
-        "frames.inl",
+        "emissions.h",
         "for (int64_t i = 0; i < pairs; ++i) labels[i]",
         "for (int64_t i = 0; i <= pairs; ++i) labels[i]",
     ),
     "logits of the labels": (
-        "frames.inl",
+        "emissions.h",
         "i < pairs + N; ++i) raw[i] = -F",
         "i <= pairs + N; ++i) raw[i] = -F",
     ),
     "a table": (
-        "table.inl",
+        "class_table.h",
         "for (; v < table_classes(V); ++v)",
         "for (; v <= table_classes(V); ++v)",
     ),
-    "skips": ("lattice.inl", "i < pairs; ++i) skip[i] =", "i <= pairs; ++i) skip[i] ="),
-    "checkpoints": ("lattice.inl", "checkpoint(k).copy(at)", "checkpoint(k + 1).copy(at)"),
+    "skips": ("sweep.h", "i < pairs; ++i) skip[i] =", "i <= pairs; ++i) skip[i] ="),
+    "checkpoints": ("sweep.h", "checkpoint(k).copy(at)", "checkpoint(k + 1).copy(at)"),
     "occupancies": (
-        "lattice.inl",
+        "sweep.h",
         "i < kFrames * kParts * pairs; ++i) gamma",
         "i <= kFrames * kParts * pairs; ++i) gamma",
     ),
-    "states": ("sweep.inl", "to.set(end, {V::none()", "to.set(end + 1, {V::none()"),
+    "states": ("step.h", "to.set(end, {V::none()", "to.set(end + 1, {V::none()"),
     "sums by class": (
-        "table.inl",
+        "class_table.h",
         "i < kFrames * classes; ++i) sums",
         "i <= kFrames * classes; ++i) sums",
     ),
-    "means of a direction": ("product.inl", "    mean[t] = F(", "    mean[t + 1] = F("),
-    "a kept shift": ("frames.inl", "if (product == nullptr) stay_below(shift[t]);", ""),
+    "means of a direction": ("hvp.h", "    mean[t] = F(", "    mean[t + 1] = F("),
+    "a kept shift": ("emissions.h", "if (product == nullptr) stay_below(shift[t]);", ""),
 }
 
 
@@ -136,7 +135,7 @@ def sound_objects(tmp_path_factory):
 def test_a_planted_overrun_is_found(bug, sound_objects, tmp_path):
     file, sound, planted = PLANTED[bug]
     shutil.copytree(KERNELS, tmp_path / "kernels")
-    path = tmp_path / "kernels" / "cpu" / file
+    path = tmp_path / "kernels" / "cpu" / "simd" / file
     source = path.read_text()
     assert source.count(sound) == 1
     path.write_text(source.replace(sound, planted))

@@ -23,7 +23,14 @@ needs_compiler = pytest.mark.skipif(not COMPILER, reason="no C++ compiler")
 def test_no_instruction_set_leaks_into_functions_that_others_may_call(isa, tmp_path):
     """The linker may pick any weak symbol for everybody: one made for AVX-512 would be fatal."""
     built = run(
-        COMPILER, *FLAGS, "-O3", "-fPIC", "-c", KERNELS / "cpu" / f"{isa}.cpp", "-o", tmp_path / "o"
+        COMPILER,
+        *FLAGS,
+        "-O3",
+        "-fPIC",
+        "-c",
+        KERNELS / "cpu" / "simd" / f"{isa}.cpp",
+        "-o",
+        tmp_path / "o",
     )
     assert built.returncode == 0, built.stderr
     symbols = run("nm", "-C", tmp_path / "o").stdout.splitlines()
@@ -33,54 +40,82 @@ def test_no_instruction_set_leaks_into_functions_that_others_may_call(isa, tmp_p
 
 # Which file may include which: knowledge flows one way.
 INCLUDES = {
-    "lattice.h": set(),
-    "batch.h": {"lattice.h"},
-    "scaled.h": {"lattice.h"},
-    "emission.h": {"scaled.h"},
-    "dual.h": {"scaled.h"},
-    "recursion.h": {"scaled.h"},
-    "decode.h": {"batch.h", "xla/ffi/api/ffi.h"},
-    "cpu/lanes.h": {"emission.h"},
-    "cpu/rows.inl": {"lanes.h"},
-    "cpu/sweep.inl": {"dual.h", "recursion.h", "lanes.h"},
-    "cpu/convert.inl": {"scaled.h", "task.h"},
-    "cpu/stream.inl": {"arena.h", "convert.inl", "rows.inl"},
-    "cpu/table.inl": {"rows.inl", "sweep.inl"},
-    "cpu/frames.inl": {"arena.h", "convert.inl", "table.inl"},
-    "cpu/lattice.inl": {"frames.inl"},
-    "cpu/sequence.inl": {"lattice.inl", "stream.inl"},
-    "cpu/product.inl": {"lattice.inl"},
-    "cpu/kernels.inl": {"product.inl", "sequence.inl"},
-    "cpu/arena.h": {"task.h"},
+    "common/problem.h": set(),
+    "common/batch.h": {"common/problem.h"},
+    "common/scaled.h": {"common/problem.h"},
+    "common/dual.h": {"common/scaled.h"},
+    "common/emission.h": {"common/scaled.h"},
+    "common/ffi_decode.h": {"common/batch.h", "xla/ffi/api/ffi.h"},
+    "common/recursion.h": {"common/scaled.h"},
     "cpu/tested.h": set(),
-    "cpu/task.h": {"lattice.h", "tested.h"},
-    "cpu/dispatch.h": {"task.h"},
+    "cpu/simd/interface.h": {"common/problem.h", "cpu/tested.h"},
+    "cpu/simd/arena.h": {"cpu/simd/interface.h"},
+    "cpu/simd/target.h": {"cpu/simd/interface.h"},
+    "cpu/simd/half.h": {"common/scaled.h", "cpu/simd/interface.h"},
+    "cpu/simd/lanes.h": {"common/emission.h"},
+    "cpu/simd/rows.h": {"cpu/simd/lanes.h"},
+    "cpu/simd/step.h": {"common/dual.h", "common/recursion.h", "cpu/simd/lanes.h"},
+    "cpu/simd/class_table.h": {"cpu/simd/rows.h", "cpu/simd/step.h"},
+    "cpu/simd/emissions.h": {"cpu/simd/arena.h", "cpu/simd/class_table.h", "cpu/simd/half.h"},
+    "cpu/simd/sweep.h": {"cpu/simd/emissions.h"},
+    "cpu/simd/hvp.h": {"cpu/simd/sweep.h"},
+    "cpu/simd/gradient.h": {"cpu/simd/arena.h", "cpu/simd/half.h", "cpu/simd/rows.h"},
+    "cpu/simd/forward.h": {"cpu/simd/gradient.h", "cpu/simd/sweep.h"},
+    "cpu/simd/table.h": {"cpu/simd/forward.h", "cpu/simd/hvp.h"},
+    "cpu/simd/avx2.cpp": {"cpu/simd/table.h", "cpu/simd/target.h"},
+    "cpu/simd/avx512.cpp": {"cpu/simd/table.h", "cpu/simd/target.h"},
+    "cpu/simd/baseline.cpp": {"cpu/simd/table.h", "cpu/simd/target.h"},
+    "cpu/dispatch.h": {"cpu/simd/interface.h"},
+    "cpu/ffi.h": set(),
+    "cpu/bindings.cpp": {"cpu/dispatch.h", "cpu/ffi.h"},
     "cpu/parallel.h": set(),
-    "cpu/ctc.h": {"batch.h", "parallel.h", "task.h"},
-    "cpu/ctc.cpp": {"ctc.h", "dispatch.h"},
-    "cpu/ffi.cpp": {"ctc.h", "ffi.h", "decode.h"},
-    "cuda/cell.h": {"dual.h"},
-    "cuda/device.cuh": {"cell.h", "emulator.h"},
-    "cuda/scratch.h": {"cell.h", "recursion.h"},
+    "cpu/ctc.h": {"common/batch.h", "cpu/parallel.h", "cpu/simd/interface.h"},
+    "cpu/ctc.cpp": {"cpu/ctc.h", "cpu/dispatch.h"},
+    "cpu/dispatch.cpp": {"cpu/dispatch.h"},
+    "cpu/ffi.cpp": {"common/ffi_decode.h", "cpu/ctc.h", "cpu/ffi.h"},
+    "cpu/parallel.cpp": {"cpu/parallel.h"},
+    "cuda/ctc.h": {"common/batch.h"},
+    "cuda/ffi.h": set(),
+    "cuda/bindings.cpp": {"cuda/ctc.h", "cuda/ffi.h"},
+    "cuda/cell.h": {"common/dual.h"},
+    "cuda/launchers.h": {"cuda/ctc.h"},
+    "cuda/workspace.h": {"common/recursion.h", "cuda/cell.h"},
+    "cuda/ctc.cpp": {"cuda/ctc.h", "cuda/launchers.h", "cuda/workspace.h"},
+    "cuda/device.cuh": {"cuda/cell.h", "emulator.h"},
+    "cuda/ffi.cpp": {"common/ffi_decode.h", "cuda/ctc.h", "cuda/ffi.h"},
+    "cuda/rows.cuh": {"common/batch.h", "common/emission.h", "cuda/device.cuh"},
+    "cuda/gradient.cu": {"cuda/launchers.h", "cuda/rows.cuh"},
+    "cuda/labels.cuh": {"cuda/device.cuh", "cuda/workspace.h"},
+    "cuda/hvp.cu": {"cuda/labels.cuh", "cuda/launchers.h", "cuda/rows.cuh"},
+    "cuda/sweep.cuh": {"cuda/device.cuh", "cuda/workspace.h"},
     "cuda/tuning.h": set(),
-    "cuda/rows.cuh": {"batch.h", "emission.h", "device.cuh"},
-    "cuda/labels.cuh": {"device.cuh", "scratch.h"},
-    "cuda/sweep.cuh": {"device.cuh", "scratch.h"},
-    "cuda/ctc.h": {"batch.h"},
-    "cuda/kernels.h": {"ctc.h"},
-    "cuda/rows.cu": {"rows.cuh", "kernels.h", "labels.cuh"},
-    "cuda/lattice.cu": {"kernels.h", "sweep.cuh", "tuning.h"},
-    "cuda/gradient.cu": {"kernels.h", "rows.cuh"},
-    "cuda/product.cu": {"kernels.h", "labels.cuh", "rows.cuh"},
-    "cuda/ctc.cpp": {"ctc.h", "kernels.h", "scratch.h"},
-    "cuda/ffi.cpp": {"ctc.h", "ffi.h", "decode.h"},
+    "cuda/lattice.cu": {"cuda/launchers.h", "cuda/sweep.cuh", "cuda/tuning.h"},
+    "cuda/rows.cu": {"cuda/labels.cuh", "cuda/launchers.h", "cuda/rows.cuh"},
 }
+
+
+def included_by(file):
+    """Names below kernels/ of its own files, others as they stand."""
+    names = re.findall('#include "([^"]+)"', (KERNELS / file).read_text())
+    paths = [Path(os.path.normpath(KERNELS / Path(file).parent / name)) for name in names]
+    return {
+        path.relative_to(KERNELS).as_posix() if path.is_file() and KERNELS in path.parents else name
+        for name, path in zip(names, paths, strict=True)
+    }
 
 
 @pytest.mark.parametrize("file", INCLUDES)
 def test_a_kernel_file_knows_only_what_its_room_may_know(file):
-    included = re.findall(r'#include "(?:\.\./)?([^"]+)"', (KERNELS / file).read_text())
-    assert set(included) == INCLUDES[file]
+    assert included_by(file) == INCLUDES[file]
+
+
+def test_kernel_files_only_know_those_that_stand_before_them():
+    files = list(INCLUDES)
+    sources = {".h", ".cpp", ".cu", ".cuh"}
+    found = [path for path in KERNELS.rglob("*") if path.suffix in sources]
+    assert set(files) == {path.relative_to(KERNELS).as_posix() for path in found}
+    for i, file in enumerate(files):
+        assert INCLUDES[file] & set(files) <= set(files[:i])
 
 
 IMPORTS = {

@@ -4,9 +4,9 @@
 
 #include <cstdint>
 
-#include "../batch.h"
+#include "../common/batch.h"
 #include "parallel.h"
-#include "task.h"
+#include "simd/interface.h"
 
 namespace jax_ctc {
 

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "task.h"
+#include "simd/interface.h"
 
 namespace jax_ctc {
 

@@ -8,7 +8,7 @@
 #include <new>
 #include <string>
 
-#include "../decode.h"
+#include "../common/ffi_decode.h"
 #include "ctc.h"
 
 namespace jax_ctc {

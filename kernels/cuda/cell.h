@@ -3,7 +3,7 @@
 // Host and device.
 #pragma once
 
-#include "../dual.h"
+#include "../common/dual.h"
 
 namespace jax_ctc {
 namespace cuda {

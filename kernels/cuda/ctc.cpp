@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ctc.h"
 
-#include "kernels.h"
-#include "scratch.h"
+#include "launchers.h"
+#include "workspace.h"
 
 namespace jax_ctc {
 namespace cuda {

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "../batch.h"
+#include "../common/batch.h"
 
 namespace jax_ctc {
 namespace cuda {

@@ -7,7 +7,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "../decode.h"
+#include "../common/ffi_decode.h"
 #include "ctc.h"
 
 namespace jax_ctc {

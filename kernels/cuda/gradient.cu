@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What was kept -> the gradient, times a cotangent; and its product with directions. One read of acts, one write.
-#include "kernels.h"
+#include "launchers.h"
 #include "rows.cuh"
 
 namespace jax_ctc {

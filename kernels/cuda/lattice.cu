@@ -5,7 +5,7 @@
 // Both directions run at once and meet in the middle, which gives the cost. For training each goes on through the
 // other's half and leaves all its states; then every warp takes frames in turn and multiplies. So loss and training
 // share every operation that the cost is made of: the same bits.
-#include "kernels.h"
+#include "launchers.h"
 #include "sweep.cuh"
 #include "tuning.h"
 

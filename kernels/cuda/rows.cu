@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // acts -> the softmax of each row, and the emissions of the blank and of each label. One read of acts.
-#include "kernels.h"
 #include "labels.cuh"
+#include "launchers.h"
 #include "rows.cuh"
 
 namespace jax_ctc {

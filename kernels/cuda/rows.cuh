@@ -4,8 +4,8 @@
 
 #include <type_traits>
 
-#include "../batch.h"
-#include "../emission.h"
+#include "../common/batch.h"
+#include "../common/emission.h"
 #include "device.cuh"
 
 namespace jax_ctc {

@@ -10,7 +10,7 @@
 #pragma once
 
 #include "device.cuh"
-#include "scratch.h"
+#include "workspace.h"
 
 namespace jax_ctc {
 namespace cuda {

@@ -6,8 +6,8 @@
 // label i.
 #pragma once
 
-#include "../dual.h"
-#include "../recursion.h"
+#include "../../common/dual.h"
+#include "../../common/recursion.h"
 #include "lanes.h"
 
 namespace jax_ctc {

@@ -3,8 +3,8 @@
 #pragma once
 
 #include "arena.h"
-#include "convert.inl"
-#include "rows.inl"
+#include "half.h"
+#include "rows.h"
 
 namespace jax_ctc {
 namespace {

@@ -2,7 +2,7 @@
 // The arrays of one sequence, one after the other in the scratch memory of a thread.
 #pragma once
 
-#include "task.h"
+#include "interface.h"
 
 namespace jax_ctc {
 namespace {

@@ -3,7 +3,7 @@
 // is the lattice once more with a derivative beside every number (docs/ctc.md, eq. 11 to 13).
 #pragma once
 
-#include "lattice.inl"
+#include "sweep.h"
 
 namespace jax_ctc {
 namespace {

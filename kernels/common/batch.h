@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "lattice.h"
+#include "problem.h"
 
 namespace jax_ctc {
 

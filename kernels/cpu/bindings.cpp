@@ -3,8 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "cpu/dispatch.h"
-#include "cpu/ffi.h"
+#include "dispatch.h"
+#include "ffi.h"
 
 namespace py = pybind11;
 

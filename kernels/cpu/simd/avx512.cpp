@@ -5,7 +5,7 @@
 
 #if defined(__x86_64__)
 CTC_TARGET_BEGIN("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")
-#include "kernels.inl"
+#include "table.h"
 
 const jax_ctc::InstructionSet jax_ctc::kAvx512 = {"avx512", jax_ctc::kKernels<float>, jax_ctc::kKernels<double>};
 

@@ -6,8 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "../lattice.h"
-#include "tested.h"
+#include "../../common/problem.h"
+#include "../tested.h"
 
 namespace jax_ctc {
 

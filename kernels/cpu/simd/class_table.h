@@ -5,8 +5,8 @@
 // taken once a class in place of once a label, and a label's emission is one load for four frames.
 #pragma once
 
-#include "rows.inl"
-#include "sweep.inl"
+#include "rows.h"
+#include "step.h"
 
 namespace jax_ctc {
 namespace {

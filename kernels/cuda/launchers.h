@@ -19,7 +19,7 @@ const char* launch_gradient(const Problem& problem, Kept kept, const void* cotan
 const char* launch_tangent_rows(const Problem& problem, Kept kept, const void* directions, void* scratch);
 const char* launch_tangent_sums(const Problem& problem, void* tangents, void* scratch);
 
-// product.cu and lattice.cu: acts, what was kept, directions -> emissions of Duals, and what the last step needs of
+// hvp.cu and lattice.cu: acts, what was kept, directions -> emissions of Duals, and what the last step needs of
 // each row; -> changes of the occupancies; -> the product.
 const char* launch_product_rows(const Problem& problem, Kept kept, const void* directions, void* scratch);
 const char* launch_product_lattice(const Problem& problem, void* scratch);

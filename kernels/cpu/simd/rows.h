@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What is done to one row of V activations: its softmax normaliser, the emissions of a few classes, its gradient.
-// V is the only size these functions know; the lattice (sweep.inl) never sees it.
+// V is the only size these functions know; the lattice (step.h) never sees it.
 #pragma once
 
 #include "lanes.h"

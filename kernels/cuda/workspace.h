@@ -3,7 +3,7 @@
 // Host and device.
 #pragma once
 
-#include "../recursion.h"
+#include "../common/recursion.h"
 #include "cell.h"
 
 namespace jax_ctc {

@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "lattice.h"
+#include "problem.h"
 
 namespace jax_ctc {
 

@@ -2,8 +2,8 @@
 // One sequence: rows -> lattice -> cost and, for training, residuals (docs/kernels.md has the drawing).
 #pragma once
 
-#include "lattice.inl"
-#include "stream.inl"
+#include "gradient.h"
+#include "sweep.h"
 
 namespace jax_ctc {
 namespace {

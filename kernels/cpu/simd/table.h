@@ -2,8 +2,8 @@
 // All that is compiled once per instruction set.
 #pragma once
 
-#include "product.inl"
-#include "sequence.inl"
+#include "forward.h"
+#include "hvp.h"
 
 namespace jax_ctc {
 namespace {

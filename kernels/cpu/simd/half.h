@@ -3,8 +3,8 @@
 // may have told the machine to flush denormal numbers. The plain loops vectorise.
 #pragma once
 
-#include "../scaled.h"
-#include "task.h"
+#include "../../common/scaled.h"
+#include "interface.h"
 
 namespace jax_ctc {
 namespace {

@@ -6,8 +6,8 @@
 #pragma once
 
 #include "arena.h"
-#include "convert.inl"
-#include "table.inl"
+#include "class_table.h"
+#include "half.h"
 
 namespace jax_ctc {
 namespace {

@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "task.h"
+#include "interface.h"
 
 #define CTC_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)

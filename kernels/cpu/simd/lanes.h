@@ -5,7 +5,7 @@
 // Included once per instruction set, inside its target region (target.h), so everything here has internal linkage.
 #pragma once
 
-#include "../emission.h"
+#include "../../common/emission.h"
 
 namespace jax_ctc {
 namespace {

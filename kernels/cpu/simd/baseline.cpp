@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What every machine of the architecture has: SSE2 or NEON, 4 floats.
 #define CTC_VECTOR_BYTES 16
-#include "kernels.inl"
+#include "table.h"
 #include "target.h"
 
 const jax_ctc::InstructionSet jax_ctc::kBaseline = {"baseline", jax_ctc::kKernels<float>, jax_ctc::kKernels<double>};

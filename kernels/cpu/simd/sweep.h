@@ -10,7 +10,7 @@
 // of a block, the first time with the product of the row sums; emissions(t) of the block read last; frame_bytes().
 #pragma once
 
-#include "frames.inl"
+#include "emissions.h"
 
 namespace jax_ctc {
 namespace {
