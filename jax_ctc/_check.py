@@ -4,7 +4,7 @@
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from . import _shapes, _values, _verdict, _vocabulary
+from . import _shapes, _split_classes, _values, _verdict
 
 
 def check(
@@ -35,7 +35,7 @@ def check(
       >>> error.throw()  # JaxRuntimeError: labels[1, 3] = 0 is the blank, ...
     """
     acts = _shapes.activations(acts, labels)
-    slices = _vocabulary.slices_at_hand(_vocabulary.axes_of(acts, vocab_axis))
+    slices = _split_classes.slices_at_hand(_split_classes.axes_of(acts, vocab_axis))
     given = _shapes.checked(
         acts, labels, lengths, label_lengths, blank=blank, time_major=time_major, slices=slices or 1
     )

@@ -3,7 +3,7 @@
 
 from jax import export
 
-from . import _lowering
+from ._primitives import custom_call
 
 
 def export_checks() -> list[export.DisabledSafetyCheck]:
@@ -24,4 +24,4 @@ def export_checks() -> list[export.DisabledSafetyCheck]:
       ... )(acts, labels, lengths)
       >>> stored = program.serialize(vjp_order=1)  # to be differentiated by who loads it
     """
-    return [export.DisabledSafetyCheck.custom_call(name) for name in _lowering.TARGETS.values()]
+    return [export.DisabledSafetyCheck.custom_call(name) for name in custom_call.TARGETS.values()]

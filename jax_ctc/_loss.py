@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from . import _arguments, _primitives, _shapes, _vocabulary
+from . import _arguments, _primitives, _shapes, _split_classes
 
 
 def ctc(
@@ -91,7 +91,7 @@ def ctc(
     threads = _shapes.threads_of(num_threads)
     zero_infinity = _shapes.switch("zero_infinity", zero_infinity)
     acts = _shapes.activations(acts, labels)
-    spread = _vocabulary.axes_of(acts, vocab_axis)
+    spread = _split_classes.axes_of(acts, vocab_axis)
     a = _arguments.prepare(
         acts,
         labels,
@@ -99,10 +99,10 @@ def ctc(
         label_lengths,
         blank=blank,
         time_major=time_major,
-        slices=_vocabulary.slices_at_hand(spread),
+        slices=_split_classes.slices_at_hand(spread),
     )
     if spread:
-        return _with_zeros(_vocabulary.cost(a, spread, threads), zero_infinity)
+        return _with_zeros(_split_classes.cost(a, spread, threads), zero_infinity)
     return _cost(
         a.acts,
         a.labels,

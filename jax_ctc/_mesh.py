@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Over which mesh axes a value is sharded by its type, and over which it varies in shard_map."""
+"""What is known of mesh axes: over which a value is sharded or varies, and who partitions it."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from jax import Array, lax
 
+_EXPLICIT = jax.sharding.AxisType.Explicit
 
-def spread_over(x: Any, axis: int) -> tuple[str, ...]:
-    """The mesh axes that an axis of x is spread over by its type (explicit sharding)."""
+
+def sharded_over(x: Any, axis: int) -> tuple[str, ...]:
+    """The mesh axes over which the type of x shards one of its axes (explicit sharding)."""
     sharding = getattr(jax.typeof(x), "sharding", None)
     if sharding is None or axis >= len(sharding.spec) or sharding.spec[axis] is None:
         return ()
@@ -36,3 +39,38 @@ def vary_alike(*arrays: Array) -> tuple[Array, ...]:
         return getattr(lax, "pvary")(x, missing)  # noqa: B009
 
     return tuple(map(cast, arrays))
+
+
+def mapped_over(args: Any, dims: Any) -> tuple[str, ...]:
+    """The mesh axes over which types shard the mapped axis of a vmap (explicit sharding)."""
+    found = [sharded_over(x, d) for x, d in zip(args, dims, strict=True) if d is not None]
+    return max(found, key=len)
+
+
+def with_auto_axes(f: Callable[..., Any], results: Sequence[Any], several: bool) -> Any:
+    """Plain JAX whose intermediate arrays the partitioner shards as it chooses, in explicit mode
+    too. `results` are the types of what it returns."""
+    shardings: list[Any] = [getattr(aval, "sharding", None) for aval in results]
+    if None in shardings or not shardings[0].mesh.axis_names:
+        return f
+    mesh = shardings[0].mesh
+    axes = tuple(
+        name
+        for name, kind in zip(mesh.axis_names, mesh.axis_types or (), strict=False)
+        if kind == _EXPLICIT
+    )
+    if not axes:
+        return f
+    specs = [s.spec for s in shardings]
+    return jax.sharding.auto_axes(f, axes=axes, out_sharding=specs if several else specs[0])
+
+
+def is_unpartitioned(ctx: Any) -> bool:
+    """True if no partitioner will look at the module: one device, or all mesh axes manual."""
+    context = getattr(getattr(ctx, "module_context", None), "axis_context", None)
+    if getattr(context, "num_devices", None) == 1:
+        return True
+    manual, mesh = getattr(context, "manual_axes", None), getattr(context, "mesh", None)
+    if manual is None or mesh is None:
+        return False
+    return frozenset(manual) == frozenset(mesh.axis_names)

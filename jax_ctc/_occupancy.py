@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from . import _arguments, _axes, _primitives
+from . import _arguments, _operands, _primitives
 
 
 def ctc_occupancy(
@@ -36,7 +36,7 @@ def ctc_occupancy(
     Raises: as `ctc`.
     """
     a = _arguments.prepare(acts, labels, lengths, label_lengths, blank=blank, time_major=time_major)
-    exact = a.acts.astype(_axes.cost_dtype(a.acts.dtype))
+    exact = a.acts.astype(_operands.cost_dtype(a.acts.dtype))
     parameters = {"time_axis": a.time_axis, "blank": a.blank, "threads": 0}
     cost, *residuals = _primitives.forward_p.bind(exact, a.labels, a.lengths, **parameters)
     gradient = _primitives.cotangent_p.bind(

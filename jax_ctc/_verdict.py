@@ -40,7 +40,7 @@ def _first(bad: Array, values: Array) -> tuple[Array, tuple[Array, ...], Array]:
 
 def _whole(x: Array) -> Array:
     """Not sharded by its type (explicit sharding), so that one value can be taken out of it."""
-    if not any(_mesh.spread_over(x, axis) for axis in range(x.ndim)):
+    if not any(_mesh.sharded_over(x, axis) for axis in range(x.ndim)):
         return x
     whole = jax.sharding.NamedSharding(jax.typeof(x).sharding.mesh, jax.sharding.PartitionSpec())
     return jax.sharding.reshard(x, whole)

@@ -11,31 +11,31 @@ import os
 import jax
 from jax.interpreters import mlir
 
-from jax_ctc import _define, _lowering, _sums
+from jax_ctc._primitives import custom_call, family, row_sums
 
 library = ctypes.CDLL(os.environ["EMULATED_HANDLERS"])
 library.handler.restype = ctypes.c_void_p
 library.launches.restype = ctypes.c_int64
 PURE = {  # what a GPU has no kernel for
-    "sums": _sums._sums,
-    "sums_cotangent": _sums._sums_cotangent,
+    "sums": row_sums._sums,
+    "sums_cotangent": row_sums._sums_cotangent,
 }
-for op, target in list(_lowering.TARGETS.items()):
-    primitive = _define.primitives[op]
+for op, target in list(custom_call.TARGETS.items()):
+    primitive = family.primitives[op]
     handler = library.handler(target.encode())
     assert (handler is None) == (op in PURE)
     if handler is None:
-        pure = _lowering._pure_rule(primitive, PURE[op])
+        pure = custom_call._pure_rule(primitive, PURE[op])
         mlir.register_lowering(primitive, pure, platform="cpu")
         continue
-    _lowering.TARGETS[op] = f"emulated_{target}"
+    custom_call.TARGETS[op] = f"emulated_{target}"
     capsule = jax.ffi.pycapsule(handler)
-    jax.ffi.register_ffi_target(_lowering.TARGETS[op], capsule, platform="cpu")
-    jax.ffi.register_ffi_target_as_batch_partitionable(_lowering.TARGETS[op])
-    direct = _lowering._kernel_rule(op, primitive, "cuda")
+    jax.ffi.register_ffi_target(custom_call.TARGETS[op], capsule, platform="cpu")
+    jax.ffi.register_ffi_target_as_batch_partitionable(custom_call.TARGETS[op])
+    direct = custom_call._kernel_rule(op, primitive, "cuda")
     mlir.register_lowering(primitive, direct, platform="cpu")
-    moved = _lowering._moved_call_rule(op, "cuda")
-    mlir.register_lowering(_lowering._moved_calls[op], moved, platform="cpu")
+    moved = custom_call._moved_call_rule(op, "cuda")
+    mlir.register_lowering(custom_call._moved_calls[op], moved, platform="cpu")
 
 
 def pytest_terminal_summary(terminalreporter):

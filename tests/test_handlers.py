@@ -13,7 +13,7 @@ import pytest
 from conftest import assert_same_bits, run
 
 import jax_ctc
-from jax_ctc._lowering import TARGETS
+from jax_ctc._primitives.custom_call import TARGETS
 
 pytestmark = pytest.mark.skipif(
     not jax_ctc.build_info()["cpu"], reason="the CPU runs pure JAX here"

@@ -9,7 +9,7 @@ import pytest
 from jax.interpreters import ad
 
 import jax_ctc
-from jax_ctc._primitives import primitives as family
+from jax_ctc._primitives.family import primitives as family
 
 WITH_KERNELS = bool(jax_ctc.build_info()["cpu"])
 needs_kernels = pytest.mark.skipif(not WITH_KERNELS, reason="the CPU runs pure JAX here")

@@ -11,7 +11,9 @@ import pytest
 from cases import COMPACT, DENSE, both_layouts
 from conftest import assert_same_bits
 
-from jax_ctc import _lattice, _reference, _sums
+from jax_ctc import _reference
+from jax_ctc._primitives import row_sums
+from jax_ctc._reference import lattice
 
 LABELS, LENGTHS = np.array([[1, 2]] * 3, np.int32), np.array([6, 4, 6], np.int32)
 
@@ -94,7 +96,7 @@ def test_blocks_of_frames_do_not_change_a_bit(case, T, monkeypatch):
     acts = rng.normal(size=(T, 3, case.V)).astype(np.float32)
     arguments = (acts, case.labels, np.array([T, T - 2, 4], np.int32), np.ones(3, np.float32))
     once = jax.jit(evaluate.__wrapped__)(*arguments)
-    monkeypatch.setattr(_lattice, "_KEPT", 1)
+    monkeypatch.setattr(lattice, "_KEPT", 1)
     jax.tree.map(assert_same_bits, jax.jit(evaluate.__wrapped__)(*arguments), once)
 
 
@@ -124,7 +126,7 @@ def test_a_nan_is_seen_in_arrays_of_any_size(V, place):
 def test_sums_see_a_nan_beside_nothing_but_minus_infinity(V):
     acts = np.full((6, 3, V), -np.inf, np.float32)
     acts[2, 1, -1] = np.nan
-    sums = jax.jit(partial(_sums._sums, **parameters()))
+    sums = jax.jit(partial(row_sums._sums, **parameters()))
     top, count, tail, _ = sums(acts, LABELS, LENGTHS)
     assert np.isnan(count).sum() == 1
     assert np.isnan(count[2, 1])

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What can be read off the sources and what a compiler makes of them."""
 
+import ast
 import os
 import re
 import shutil
@@ -118,47 +119,83 @@ def test_kernel_files_only_know_those_that_stand_before_them():
         assert INCLUDES[file] & set(files) <= set(files[:i])
 
 
+# A package stands for the module that it takes its names from.
 IMPORTS = {
-    "_kernels": {"__version__"},
-    "_axes": set(),
+    "_kernels": set(),
+    "_operands": set(),
     "_mesh": set(),
     "_shapes": set(),
     "_values": {"_shapes"},
     "_arguments": {"_mesh", "_shapes", "_values"},
     "_verdict": {"_mesh", "_values"},
-    "_scaled": set(),
-    "_problem": {"_axes"},
-    "_lattice": {"_problem", "_scaled"},
-    "_reference": {"_axes", "_lattice", "_problem"},
-    "_lowering": {"_axes", "_kernels"},
-    "_jet": set(),
-    "_product": {"_jet", "_mesh"},
-    "_define": {"_axes", "_jet", "_lowering", "_mesh"},
-    "_sums": {"_axes", "_define", "_problem", "_product"},
-    "_compact": {"_define", "_mesh", "_product", "_sums"},
-    "_primitives": {"_compact", "_define", "_lowering", "_product", "_reference"},
-    "_vocabulary": {"_arguments", "_compact", "_mesh", "_primitives"},
-    "_check": {"_shapes", "_values", "_verdict", "_vocabulary"},
-    "_loss": {"_arguments", "_primitives", "_shapes", "_vocabulary"},
-    "_export": {"_lowering"},
-    "_occupancy": {"_arguments", "_axes", "_primitives"},
+    "_reference.problem": {"_operands"},
+    "_reference.scaled": set(),
+    "_reference.lattice": {"_reference.problem", "_reference.scaled"},
+    "_reference.ctc": {"_operands", "_reference.lattice", "_reference.problem"},
+    "_primitives.custom_call": {"_kernels", "_mesh", "_operands"},
+    "_primitives.taylor": set(),
+    "_primitives.family": {"_mesh", "_operands", "_primitives.custom_call", "_primitives.taylor"},
+    "_primitives.zero_product": {"_mesh", "_primitives.taylor"},
+    "_primitives.row_sums": {
+        "_mesh",
+        "_operands",
+        "_primitives.family",
+        "_primitives.zero_product",
+        "_reference.problem",
+    },
+    "_primitives.few_classes": {
+        "_mesh",
+        "_primitives.family",
+        "_primitives.row_sums",
+        "_primitives.zero_product",
+    },
+    "_primitives.ctc": {
+        "_mesh",
+        "_primitives.family",
+        "_primitives.few_classes",
+        "_primitives.zero_product",
+        "_reference",
+    },
+    "_split_classes": {"_arguments", "_mesh", "_primitives", "_primitives.few_classes"},
+    "_check": {"_shapes", "_split_classes", "_values", "_verdict"},
+    "_loss": {"_arguments", "_primitives", "_shapes", "_split_classes"},
+    "_export": {"_primitives.custom_call"},
+    "_occupancy": {"_arguments", "_operands", "_primitives"},
 }
+PACKAGES = {"_primitives": "_primitives.ctc", "_reference": "_reference.ctc"}
+
+
+def module_file(module):
+    return (ROOT / "jax_ctc").joinpath(*module.split(".")).with_suffix(".py")
+
+
+def imported_by(module):
+    """Modules of jax_ctc, by their names below it."""
+    found = set()
+    for node in ast.walk(ast.parse(module_file(module).read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level > 0:
+            base = module.split(".")[: -node.level] + (node.module or "").split(".")
+            path = [part for part in base if part]
+            if module_file(".".join(path)).is_file():
+                found.add(".".join(path))
+            else:
+                found |= {".".join([*path, name.name]) for name in node.names}
+    return found - {"__version__"}
 
 
 @pytest.mark.parametrize("module", IMPORTS)
 def test_a_module_knows_only_what_its_room_may_know(module):
-    source = (ROOT / "jax_ctc" / f"{module}.py").read_text()
-    lines = re.findall(r"^ *from \. import (.+)$", source, re.MULTILINE)
-    names = {name.strip() for line in lines for name in line.split(",")}
-    names |= set(re.findall(r"^ *from \.(\w+) import", source, re.MULTILINE))
-    assert names == IMPORTS[module]
+    assert imported_by(module) == IMPORTS[module]
 
 
 def test_modules_only_know_those_that_stand_before_them():
     modules = list(IMPORTS)
-    assert set(modules) == {path.stem for path in (ROOT / "jax_ctc").glob("_[a-z]*.py")}
+    paths = (ROOT / "jax_ctc").rglob("_[a-z]*.py")
+    inner = [path for name in PACKAGES for path in (ROOT / "jax_ctc" / name).glob("[a-z]*.py")]
+    assert {module_file(module) for module in modules} == {*paths, *inner}
     for i, module in enumerate(modules):
-        assert IMPORTS[module] - {"__version__"} <= set(modules[:i])
+        known = {PACKAGES.get(name, name) for name in IMPORTS[module]}
+        assert known <= set(modules[:i])
 
 
 def test_no_flag_breaks_infinities_or_ties_a_build_to_its_machine():

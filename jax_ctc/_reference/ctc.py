@@ -18,14 +18,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from . import _axes, _lattice, _problem
-from ._problem import Problem
+from .. import _operands
+from . import lattice, problem
+from .problem import Problem
 
 
 def _over_batch(f: Callable[..., Any]) -> Callable[..., Any]:
     """`f` knows at most one batch axis. Further ones are mapped over: merged by a reshape, axes
     that are spread over devices would be gathered."""
-    signature = _axes.SIGNATURES[f.__name__]
+    signature = _operands.SIGNATURES[f.__name__]
 
     @functools.wraps(f)
     def mapped(acts: Array, *rest: Array, time_axis: int, **parameters: Any) -> Any:
@@ -34,7 +35,7 @@ def _over_batch(f: Callable[..., Any]) -> Callable[..., Any]:
         inner = max(time_axis - 1, 0)
 
         def axis(kind: str) -> int:
-            return int(kind in _axes.WITH_FRAMES and time_axis == 0)
+            return int(kind in _operands.WITH_FRAMES and time_axis == 0)
 
         outs = [axis(kind) for kind in signature.results]
         return jax.vmap(
@@ -49,15 +50,15 @@ def _over_batch(f: Callable[..., Any]) -> Callable[..., Any]:
 @_over_batch
 def loss(acts: Array, labels: Array, lengths: Array, **parameters: Any) -> Array:
     """Cost per sequence, in nats."""
-    problem = _problem.make(acts, labels, lengths, **parameters)
-    return _lattice.cost(problem).reshape(lengths.shape)
+    p = problem.make(acts, labels, lengths, **parameters)
+    return lattice.cost(p).reshape(lengths.shape)
 
 
 @_over_batch
 def forward(acts: Array, labels: Array, lengths: Array, **parameters: Any) -> list[Array]:
     """Cost, and what the derivatives need: rows (shift, scale) and columns."""
-    problem = _problem.make(acts, labels, lengths, **parameters)
-    cost, rows, columns = _forward(problem)
+    p = problem.make(acts, labels, lengths, **parameters)
+    cost, rows, columns = _forward(p)
     return [cost.reshape(lengths.shape), _unbatched(rows, acts), _unbatched(columns, acts)]
 
 
@@ -72,11 +73,11 @@ def tangent(
     **parameters: Any,
 ) -> Array:
     """Derivative of the cost along `directions`."""
-    problem = _problem.make(acts, labels, lengths, **parameters)
-    unit = _gradient(problem, rows, columns)
+    p = problem.make(acts, labels, lengths, **parameters)
+    unit = _gradient(p, rows, columns)
     along = _batched(directions).astype(unit.dtype)
     change = jnp.where(unit == 0, 0, unit * along)
-    return change.sum(-1).sum(problem.time_axis).reshape(lengths.shape)
+    return change.sum(-1).sum(p.time_axis).reshape(lengths.shape)
 
 
 @_over_batch
@@ -90,9 +91,9 @@ def cotangent(
     **parameters: Any,
 ) -> Array:
     """Gradient of the costs, each times its cotangent; exactly 0 where that is 0."""
-    problem = _problem.make(acts, labels, lengths, **parameters)
-    unit = _gradient(problem, rows, columns)
-    return _unbatched(_with_cotangents(unit, cotangents, problem), acts).astype(acts.dtype)
+    p = problem.make(acts, labels, lengths, **parameters)
+    unit = _gradient(p, rows, columns)
+    return _unbatched(_with_cotangents(unit, cotangents, p), acts).astype(acts.dtype)
 
 
 @_over_batch
@@ -112,23 +113,23 @@ def hvp(
     # A row of the Hessian adds up to 0, so any number may be taken off a frame's directions. Taken
     # off is their mean under the occupancies: what is left is small where the directions are large
     # (1000 + noise: an error of 1e-6 in place of 1).
-    problem = _problem.make(acts, labels, lengths, **parameters)
-    unit = _gradient(problem, rows, columns)
-    used = _problem.swapped(problem.used, problem.time_axis)
+    p = problem.make(acts, labels, lengths, **parameters)
+    unit = _gradient(p, rows, columns)
+    used = problem.swapped(p.used, p.time_axis)
     # Nothing changes with a logit of -inf, in whatever direction.
     alive = used[..., None] & (_batched(acts) != -jnp.inf)
     along = jnp.where(alive, along, 0)
-    occupancy = _softmax(problem, _scale(problem)) - unit
+    occupancy = _softmax(p, _scale(p)) - unit
     along -= lax.stop_gradient((occupancy * along).sum(-1, keepdims=True))
 
     # rows and columns are functions of acts too: the derivative starts from acts alone.
     def unit_gradient(x: Array) -> Array:
-        problem = _problem.make(x, labels, lengths, **parameters)
-        return _gradient(problem, *_forward(problem)[1:])
+        p = problem.make(x, labels, lengths, **parameters)
+        return _gradient(p, *_forward(p)[1:])
 
     _, change = jax.jvp(unit_gradient, (wide,), (_unbatched(along, wide),))
     change = jnp.where(jnp.isnan(unit), jnp.nan, jnp.where(alive, change, 0))
-    return _unbatched(_with_cotangents(change, cotangents, problem), acts).astype(acts.dtype)
+    return _unbatched(_with_cotangents(change, cotangents, p), acts).astype(acts.dtype)
 
 
 # ---- parts of them -----------------------------------------------------------------------------
@@ -146,23 +147,23 @@ def _unbatched(x: Array, acts: Array) -> Array:
 def _forward(p: Problem) -> tuple[Array, Array, Array]:
     """Cost (N,), rows and columns in the order of acts."""
     V, L = p.acts.shape[-1], p.labels.shape[-1]
-    dense = _axes.is_dense(V, L)
-    cost, columns, possible = _lattice.cost_and_columns(p, dense=bool(dense))
+    dense = _operands.is_dense(V, L)
+    cost, columns, possible = lattice.cost_and_columns(p, dense=bool(dense))
 
     def kept(x: Array) -> Array:  # (T, N, K) in the order of acts
         active = (p.used & possible[None])[..., None]
         x = jnp.where(p.broken[..., None], jnp.nan, jnp.where(active, x, 0))
-        return _problem.swapped(x, p.time_axis)
+        return problem.swapped(x, p.time_axis)
 
     rows = kept(jnp.stack([p.rows.shift, 1 / p.rows.total], axis=-1))
     if dense is False:
         return cost, rows, kept(columns)
-    softmax = _problem.swapped(_softmax(p, _scale(p)), p.time_axis)
+    softmax = problem.swapped(_softmax(p, _scale(p)), p.time_axis)
     if dense:
         return cost, rows[..., :0], kept(softmax - columns)
     # Symbolic sizes: both layouts, as wide as the narrower one. At run time one of them is right.
-    count, width = _axes.kept_sizes(V, L)
-    by_class = _narrowed(kept(softmax - _lattice.by_class(p, columns)), width)
+    count, width = _operands.kept_sizes(V, L)
+    by_class = _narrowed(kept(softmax - lattice.by_class(p, columns)), width)
     columns = jnp.where(_is_dense_now(V, L), by_class, _narrowed(kept(columns), width))
     return cost, _narrowed(rows, count), columns
 
@@ -171,14 +172,14 @@ def _gradient(p: Problem, rows: Array, columns: Array) -> Array:
     """Gradient of the costs like acts, from what `_forward` kept (eq. 9)."""
     V, L = p.acts.shape[-1], p.labels.shape[-1]
     rows, columns = _batched(rows), _batched(columns)
-    dense = _axes.is_dense(V, L)
+    dense = _operands.is_dense(V, L)
     if dense:
         return columns
     kept = columns
     if dense is None:
         rows, columns = _widened(rows, 2), _widened(columns, L + 1)
-    softmax = _problem.softmax(p.acts, rows[..., 0], rows[..., 1])
-    gradient = _problem.minus_columns(softmax, p, _problem.swapped(columns, p.time_axis))
+    softmax = problem.softmax(p.acts, rows[..., 0], rows[..., 1])
+    gradient = problem.minus_columns(softmax, p, problem.swapped(columns, p.time_axis))
     return (
         gradient if dense is False else jnp.where(_is_dense_now(V, L), _widened(kept, V), gradient)
     )
@@ -202,8 +203,8 @@ def _scale(p: Problem) -> Array:
 
 
 def _softmax(p: Problem, scale: Array) -> Array:
-    shift, scale = (_problem.swapped(x, p.time_axis) for x in (p.rows.shift, scale))
-    return _problem.softmax(p.acts, shift, scale)
+    shift, scale = (problem.swapped(x, p.time_axis) for x in (p.rows.shift, scale))
+    return problem.softmax(p.acts, shift, scale)
 
 
 def _with_cotangents(unit: Array, cotangents: Array, p: Problem) -> Array:

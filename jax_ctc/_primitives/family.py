@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, xla
 
-from . import _axes, _jet, _lowering, _mesh
+from .. import _mesh, _operands
+from . import custom_call, taylor
 
 RESIDUALS = "ctc_residuals"  # the name under which a remat policy can save them
 
@@ -21,20 +22,14 @@ def define(op: str, pure: Callable[..., Any], batch: Callable[..., Any] | None =
     """The primitive of an op, which `pure` computes where there is no kernel. `batch` sees a call
     under vmap first, and says None where it has nothing better than the usual rule."""
     primitive = Primitive("ctc" if op == "loss" else f"ctc_{op}")
-    primitive.multiple_results = len(_axes.SIGNATURES[op].results) > 1
+    primitive.multiple_results = len(_operands.SIGNATURES[op].results) > 1
     primitive.def_impl(functools.partial(xla.apply_primitive, primitive))
     primitive.def_abstract_eval(functools.partial(_abstract_eval, op))
     batching.primitive_batchers[primitive] = functools.partial(_batch, op, batch)
-    _lowering.register(op, primitive, pure)
-    _jet.register(primitive)
+    custom_call.register(op, primitive, pure)
+    taylor.register(primitive)
     primitives[op] = primitive
     return primitive
-
-
-def spread_over(args: Any, dims: Any) -> tuple[str, ...]:
-    """The mesh axes that the axis of a vmap is spread over by its type (explicit sharding)."""
-    found = [_mesh.spread_over(x, d) for x, d in zip(args, dims, strict=True) if d is not None]
-    return max(found, key=len)
 
 
 def is_zero(tangent: Any) -> bool:
@@ -52,7 +47,7 @@ def sum_or_zero(out: Any, terms: list[Any]) -> Any:
 def _abstract_eval(
     op: str, acts: Any, labels: Any, lengths: Any, *rest: Any, time_axis: int, **_: Any
 ) -> Any:
-    avals = _lowering.result_avals(op, acts, labels, lengths, time_axis=time_axis)
+    avals = custom_call.result_avals(op, acts, labels, lengths, time_axis=time_axis)
     return avals if len(avals) > 1 else avals[0]
 
 
@@ -63,8 +58,8 @@ def _batch(op: str, better: Any, args: Any, dims: Any, **parameters: Any) -> Any
 
 def _batch_acts(op: str, args: Any, dims: Any, *, time_axis: int, **parameters: Any) -> Any:
     """The new axis stays where acts have it: acts are moved only where they are mapped over V."""
-    signature = _axes.SIGNATURES[op]
-    names = spread_over(args, dims)
+    signature = _operands.SIGNATURES[op]
+    names = _mesh.mapped_over(args, dims)
     size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
     at = dims[0]
     if at is None or at > args[0].ndim - 2:
@@ -73,18 +68,18 @@ def _batch_acts(op: str, args: Any, dims: Any, *, time_axis: int, **parameters: 
     batch_at = at if before_time else at - 1
     moved = []
     for x, d, kind in zip(args, dims, signature.operands, strict=True):
-        place = at if kind in _axes.WITH_FRAMES else batch_at
+        place = at if kind in _operands.WITH_FRAMES else batch_at
         if d is None:
             x = jnp.broadcast_to(
                 jnp.expand_dims(x, place), (*x.shape[:place], size, *x.shape[place:])
             )
             if names:
-                entries = [_mesh.spread_over(x, axis) or None for axis in range(x.ndim)]
+                entries = [_mesh.sharded_over(x, axis) or None for axis in range(x.ndim)]
                 entries[place] = names
                 x = jax.sharding.reshard(x, jax.sharding.PartitionSpec(*entries))
         elif d != place:
             x = jnp.moveaxis(x, d, place)
         moved.append(x)
     out = primitives[op].bind(*moved, time_axis=time_axis + before_time, **parameters)
-    places = [at if kind in _axes.WITH_FRAMES else batch_at for kind in signature.results]
+    places = [at if kind in _operands.WITH_FRAMES else batch_at for kind in signature.results]
     return (out, places) if len(places) > 1 else (out, places[0])

@@ -15,7 +15,8 @@ from jax.extend.core import Primitive
 from jax.extend.core import primitives as jax_primitives
 from jax.interpreters import ad, batching, mlir, xla
 
-from . import _jet, _mesh
+from .. import _mesh
+from . import taylor
 
 
 def product(x: Array, y: Array) -> Array:
@@ -56,4 +57,4 @@ batching.primitive_batchers[product_p] = _batch
 ad.primitive_jvps[product_p] = _jvp
 ad.primitive_transposes[product_p] = _transpose
 mlir.register_lowering(product_p, mlir.lower_fun(_product, multiple_results=False))
-_jet.register(product_p)
+taylor.register(product_p)

@@ -15,8 +15,8 @@ both and its own transpose, because a Hessian is symmetric.
 functions of acts, but their own tangents are zero by convention: whoever reads them takes the
 tangent of acts as the total derivative.
 
-Parameters of these and of the sums (_sums.py), all static: `time_axis`, where acts have T among the
-axes before V; `blank`; `threads`, how many a CPU kernel may use at most (0: all there are).
+Parameters of these and of the sums (row_sums.py), all static: `time_axis`, where acts have T among
+the axes before V; `blank`; `threads`, how many a CPU kernel may use at most (0: all there are).
 """
 
 from typing import Any
@@ -27,9 +27,10 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.interpreters import ad
 
-from . import _compact, _lowering, _reference
-from ._define import RESIDUALS, define, is_zero, primitives, spread_over, sum_or_zero, zero_like
-from ._product import product
+from .. import _mesh, _reference
+from . import few_classes
+from .family import RESIDUALS, define, is_zero, primitives, sum_or_zero, zero_like
+from .zero_product import product
 
 _ACTS, _LABELS, _ROWS, _LINEAR = 0, 1, 3, 5  # positions of operands
 
@@ -43,7 +44,7 @@ def _batch_of_one_acts(op: str, args: Any, dims: Any, *, time_axis: int, **param
     It is not copied: costs, and what derivatives need, come from one pass over it and then from few
     classes for each; derivatives one after the other.
     """
-    if dims[_ACTS] is not None or spread_over(args, dims):
+    if dims[_ACTS] is not None or _mesh.mapped_over(args, dims):
         return None  # in the second case each device copies acts for what it has of the others
     mapped = [i for i, d in enumerate(dims) if d is not None]
     if op in _ONCE and mapped == [_LINEAR]:
@@ -77,16 +78,16 @@ def _hypotheses(
     p = {"time_axis": time_axis, "blank": 0, "threads": threads}
 
     def one(labels: Array, lengths: Array) -> Any:
-        symbols, columns = _compact.symbols_of(labels, blank, acts.shape[-1])
-        rows = _compact.rows(acts, symbols, lengths, time_axis, threads)
-        few = _compact.acts_of(rows, symbols, time_axis)
+        symbols, columns = few_classes.symbols_of(labels, blank, acts.shape[-1])
+        rows = few_classes.rows(acts, symbols, lengths, time_axis, threads)
+        few = few_classes.acts_of(rows, symbols, time_axis)
         if op == "loss":
             cost = loss_p.bind(few, columns, lengths, **p)
-            return _compact.cost_of(cost, rows, symbols, lengths, time_axis)
+            return few_classes.cost_of(cost, rows, symbols, lengths, time_axis)
         cost, kept, occupancies = forward_p.bind(few, columns, lengths, **p)
-        usual = jnp.broadcast_to(_compact.softmax_of(rows), kept.shape)
+        usual = jnp.broadcast_to(few_classes.softmax_of(rows), kept.shape)
         kept = jnp.where((kept[..., 1:] == 0) | jnp.isnan(kept[..., 1:]), kept, usual)
-        return [_compact.cost_of(cost, rows, symbols, lengths, time_axis), kept, occupancies]
+        return [few_classes.cost_of(cost, rows, symbols, lengths, time_axis), kept, occupancies]
 
     # The new axis is the last of the batch: symbols of all are then side by side.
     batch_axis = acts.ndim - 2
@@ -231,7 +232,7 @@ def _hvp_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
         def along(d_x: Array, x: Array, *rest: Array) -> Array:
             return jax.jvp(lambda x: _reference.hvp(x, *rest, **p), (x,), (d_x,))[1]
 
-        along = _lowering.with_auto_axes(along, [jax.typeof(out)], several=False)
+        along = _mesh.with_auto_axes(along, [jax.typeof(out)], several=False)
         terms.append(along(d_acts, *primals))
     return out, sum_or_zero(out, terms)
 

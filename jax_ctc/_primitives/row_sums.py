@@ -31,9 +31,10 @@ from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.interpreters import ad
 
-from . import _axes, _problem
-from ._define import RESIDUALS, define, is_zero, primitives, spread_over, sum_or_zero, zero_like
-from ._product import product
+from .. import _mesh, _operands
+from .._reference import problem
+from .family import RESIDUALS, define, is_zero, primitives, sum_or_zero, zero_like
+from .zero_product import product
 
 _SYMBOLS, _LENGTHS, _TOP, _LINEAR = 1, 2, 3, 4  # positions of operands
 
@@ -57,7 +58,7 @@ def _classes(acts: Array, symbols: Array, time_axis: int) -> Array:
 def _scores(acts: Array, symbols: Array, used: Array, time_axis: int) -> Array:
     at = _classes(acts, symbols, time_axis)
     taken = jnp.take_along_axis(acts, jnp.maximum(at, 0), axis=-1)
-    return jnp.where(used & (at >= 0), taken.astype(_axes.cost_dtype(acts.dtype)), 0)
+    return jnp.where(used & (at >= 0), taken.astype(_operands.cost_dtype(acts.dtype)), 0)
 
 
 def _terms(acts: Array, lengths: Array, top: Array, time_axis: int) -> tuple[Array, Array]:
@@ -72,9 +73,9 @@ def _sums(
 ) -> list[Array]:
     del blank, threads
     used = _used(acts, lengths, time_axis)
-    top, has_nan = _problem.largest(acts, used[..., 0])
+    top, has_nan = problem.largest(acts, used[..., 0])
     bad = has_nan | (top == jnp.inf)
-    count, tail = _problem.count_and_tail(acts, used[..., 0], jnp.where(jnp.isfinite(top), top, 0))
+    count, tail = problem.count_and_tail(acts, used[..., 0], jnp.where(jnp.isfinite(top), top, 0))
     return [
         jnp.where(bad, -jnp.inf, top),
         jnp.where(bad, jnp.nan, count),
@@ -179,7 +180,11 @@ def _batch_of_one_acts(
     Frames that are in use for any are read for all; nobody looks at those behind his own length.
     """
     mapped = [i for i, d in enumerate(dims) if d is not None]
-    if op == "sums_cotangent" or not set(mapped) <= {_SYMBOLS, _LENGTHS} or spread_over(args, dims):
+    if (
+        op == "sums_cotangent"
+        or not set(mapped) <= {_SYMBOLS, _LENGTHS}
+        or _mesh.mapped_over(args, dims)
+    ):
         return None
     operands = list(args)
     if _LENGTHS in mapped:

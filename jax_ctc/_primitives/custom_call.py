@@ -13,7 +13,7 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
-from . import _axes, _kernels
+from .. import _kernels, _mesh, _operands
 
 # What a target's name promises is its operands, attributes and their meaning: programs that were
 # exported or cached hold on to it. A change is a new name.
@@ -41,35 +41,16 @@ def _platforms(op: str) -> list[str]:
     return [name for name, targets in _kernels.TARGETS.items() if TARGETS.get(op) in targets]
 
 
-_EXPLICIT = jax.sharding.AxisType.Explicit
-
-
 def _pure_rule(primitive: Primitive, pure: Callable[..., Any]) -> Callable[..., Any]:
     several = primitive.multiple_results
 
     def rule(ctx: Any, *operands: Any, **parameters: Any) -> Any:
-        function = with_auto_axes(functools.partial(pure, **parameters), ctx.avals_out, several)
+        function = _mesh.with_auto_axes(
+            functools.partial(pure, **parameters), ctx.avals_out, several
+        )
         return mlir.lower_fun(function, multiple_results=several)(ctx, *operands)
 
     return rule
-
-
-def with_auto_axes(f: Callable[..., Any], results: Sequence[Any], several: bool) -> Any:
-    """Plain JAX whose arrays inside the partitioner spreads as it likes, in explicit mode too.
-    `results` are the types of what it returns."""
-    shardings: list[Any] = [getattr(aval, "sharding", None) for aval in results]
-    if None in shardings or not shardings[0].mesh.axis_names:
-        return f
-    mesh = shardings[0].mesh
-    axes = tuple(
-        name
-        for name, kind in zip(mesh.axis_names, mesh.axis_types or (), strict=False)
-        if kind == _EXPLICIT
-    )
-    if not axes:
-        return f
-    specs = [s.spec for s in shardings]
-    return jax.sharding.auto_axes(f, axes=axes, out_sharding=specs if several else specs[0])
 
 
 def _kernel_rule(op: str, primitive: Primitive, platform: str) -> Callable[..., Any]:
@@ -81,7 +62,7 @@ def _kernel_rule(op: str, primitive: Primitive, platform: str) -> Callable[..., 
 
     def rule(ctx: Any, *operands: Any, time_axis: int, blank: int, threads: int) -> Any:
         parameters: dict[str, Any] = {"time_axis": time_axis, "blank": blank, "threads": threads}
-        if _unpartitioned(ctx):
+        if _mesh.is_unpartitioned(ctx):
             return _custom_call(op, platform, ctx, operands, **parameters)
         return partitioned(ctx, *operands, **parameters)
 
@@ -141,26 +122,15 @@ def _aliases(op: str, platform: str, ctx: Any, time_moved: bool) -> dict[int, in
         return {}
     acts, labels = ctx.avals_in[:2]
     V, L = acts.shape[-1], labels.shape[-1]
-    dense = _axes.is_dense(V, L)
+    dense = _operands.is_dense(V, L)
     if dense is None:
         return {}
     if not dense:
         fits = isinstance(L, int) and L <= _kernels.most_labels_in_place
         return {0: 0} if platform == "cuda" and fits else {}
-    kept = _axes.SIGNATURES[op].operands.index(_axes.COLUMNS)
+    kept = _operands.SIGNATURES[op].operands.index(_operands.COLUMNS)
     same = ctx.avals_in[kept].dtype == ctx.avals_out[0].dtype
     return {kept: 0} if same else {}
-
-
-def _unpartitioned(ctx: Any) -> bool:
-    """True where no partitioner will look at the module: one device, or all mesh axes manual."""
-    context = getattr(getattr(ctx, "module_context", None), "axis_context", None)
-    if getattr(context, "num_devices", None) == 1:
-        return True
-    manual, mesh = getattr(context, "manual_axes", None), getattr(context, "mesh", None)
-    if manual is None or mesh is None:
-        return False
-    return frozenset(manual) == frozenset(mesh.axis_names)
 
 
 # ---- on many devices ---------------------------------------------------------------------------
@@ -171,13 +141,13 @@ def _unpartitioned(ctx: Any) -> bool:
 
 
 def _with_time_moved(op: str, multiple_results: bool) -> Callable[..., Any]:
-    signature = _axes.SIGNATURES[op]
+    signature = _operands.SIGNATURES[op]
 
     def call(*operands: Any, time_axis: int, **parameters: Any) -> Any:
         batch_rank = operands[0].ndim - 2
 
         def move(x: Any, kind: str, source: int, destination: int) -> Any:
-            return jnp.moveaxis(x, source, destination) if kind in _axes.WITH_FRAMES else x
+            return jnp.moveaxis(x, source, destination) if kind in _operands.WITH_FRAMES else x
 
         moved = [
             move(x, kind, time_axis, batch_rank)
@@ -196,7 +166,7 @@ def _with_time_moved(op: str, multiple_results: bool) -> Callable[..., Any]:
 
 def _define_moved_call(op: str) -> Primitive:
     """The custom call on operands that have T next to V, stored with T at `time_axis`."""
-    signature = _axes.SIGNATURES[op]
+    signature = _operands.SIGNATURES[op]
     primitive = Primitive(f"ctc_{op}_call")
     primitive.multiple_results = len(signature.results) > 1
 
@@ -213,13 +183,13 @@ def _define_moved_call(op: str) -> Primitive:
 
 
 def _moved_call_rule(op: str, platform: str) -> Callable[..., Any]:
-    signature = _axes.SIGNATURES[op]
+    signature = _operands.SIGNATURES[op]
 
     def rule(ctx: Any, *operands: Any, time_axis: int, **parameters: Any) -> Any:
         batch_rank = ctx.avals_in[0].ndim - 2
         layouts = functools.partial(_layout, batch_rank=batch_rank, time_axis=time_axis)
         scratch = _scratch(op, platform, ctx, time_axis, time_moved=True)
-        results = [*signature.results, *[_axes.SCRATCH] * len(scratch)]
+        results = [*signature.results, *[_operands.SCRATCH] * len(scratch)]
         return _custom_call(
             op,
             platform,
@@ -240,8 +210,8 @@ def _moved_call_rule(op: str, platform: str) -> Callable[..., Any]:
 
 def _layout(kind: str, batch_rank: int, time_axis: int) -> tuple[int, ...]:
     """Minor to major axes of an array with T next to V, stored with T at `time_axis`."""
-    stored = _axes.axis_names(kind, batch_rank, time_axis)
-    logical = _axes.axis_names(kind, batch_rank, batch_rank)
+    stored = _operands.axis_names(kind, batch_rank, time_axis)
+    logical = _operands.axis_names(kind, batch_rank, batch_rank)
     return tuple(logical.index(name) for name in reversed(stored))
 
 
@@ -264,7 +234,7 @@ def _partitioning(
     def factors(kinds: Sequence[str], avals: Sequence[Any]) -> str:
         arrays = []
         for kind, aval in zip(kinds, avals, strict=True):
-            names = _axes.axis_names(kind, batch_rank, batch_rank)
+            names = _operands.axis_names(kind, batch_rank, batch_rank)
             for name, size in zip(names, aval.shape, strict=True):
                 letters.setdefault(name, string.ascii_lowercase[8 + len(letters)])
                 sizes[name] = size
@@ -294,17 +264,17 @@ def _partitioning(
 def result_avals(op: str, acts: Any, labels: Any, lengths: Any, *, time_axis: int) -> list[Any]:
     """Shapes, dtypes and shardings of the results; batch axes stay where acts have them."""
     V, L = acts.shape[-1], labels.shape[-1]
-    kinds = _axes.SIGNATURES[op].results
+    kinds = _operands.SIGNATURES[op].results
     # Of symbolic sizes (jax.export) it is asked only where it matters.
-    kept = _axes.kept_sizes(V, L) if _axes.COLUMNS in kinds else (0, 0)
+    kept = _operands.kept_sizes(V, L) if _operands.COLUMNS in kinds else (0, 0)
     frames = acts.shape[:-1]
     shapes = {
-        _axes.ACTS: acts.shape,
-        _axes.ROWS: (*frames, kept[0]),
-        _axes.COLUMNS: (*frames, kept[1]),
-        _axes.FRAMES: frames,
-        _axes.SCORES: (*frames, L),
-        _axes.BATCH: lengths.shape,
+        _operands.ACTS: acts.shape,
+        _operands.ROWS: (*frames, kept[0]),
+        _operands.COLUMNS: (*frames, kept[1]),
+        _operands.FRAMES: frames,
+        _operands.SCORES: (*frames, L),
+        _operands.BATCH: lengths.shape,
     }
     sharding = getattr(acts, "sharding", None)
     spec: list[Any] = [None] * acts.ndim
@@ -319,18 +289,18 @@ def result_avals(op: str, acts: Any, labels: Any, lengths: Any, *, time_axis: in
                 )
     batch_spec = [s for axis, s in enumerate(spec[:-1]) if axis != time_axis]
     specs = {
-        _axes.ACTS: spec,
-        _axes.ROWS: [*spec[:-1], None],
-        _axes.COLUMNS: [*spec[:-1], None],
-        _axes.FRAMES: spec[:-1],
-        _axes.SCORES: [*spec[:-1], None],
-        _axes.BATCH: batch_spec,
+        _operands.ACTS: spec,
+        _operands.ROWS: [*spec[:-1], None],
+        _operands.COLUMNS: [*spec[:-1], None],
+        _operands.FRAMES: spec[:-1],
+        _operands.SCORES: [*spec[:-1], None],
+        _operands.BATCH: batch_spec,
     }
 
     def aval(kind: str) -> Any:
         changes: dict[str, Any] = {
             "shape": shapes[kind],
-            "dtype": acts.dtype if kind == _axes.ACTS else _axes.cost_dtype(acts.dtype),
+            "dtype": acts.dtype if kind == _operands.ACTS else _operands.cost_dtype(acts.dtype),
             "weak_type": False,
         }
         if sharding is not None:

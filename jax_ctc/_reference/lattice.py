@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recursion in plain JAX: alpha and beta of a problem (_problem.py), its cost and occupancies.
+"""The recursion in plain JAX: alpha and beta of a problem (problem.py), its cost and occupancies.
 
-Numbers m * 2^e with an exponent for every state (_scaled.py), as in the kernels. A sum whose order
+Numbers m * 2^e with an exponent for every state (scaled.py), as in the kernels. A sum whose order
 would show in the bits is written out: XLA chooses another order for another batch size.
 """
 
@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from . import _problem, _scaled
-from ._problem import Problem
-from ._scaled import Scaled
+from . import problem, scaled
+from .problem import Problem
+from .scaled import Scaled
 
 # Of so many states a sweep keeps all. Of more it keeps those between blocks of frames, and a block
 # is run again when its states are needed.
@@ -58,8 +58,8 @@ def _of_block(p: Problem, blocks: _Blocks, i: Any) -> tuple[Scaled, Array]:
     """Emissions (size, N, S) and frames in use (size, N)."""
     start = blocks.start(i)
     used, shift = (lax.dynamic_slice_in_dim(x, start, blocks.size) for x in (p.used, p.rows.shift))
-    logits = _problem.logits(p, start, blocks.size)
-    emissions = _scaled.split_exp(logits, jnp.broadcast_to(shift[..., None], logits.shape))
+    logits = problem.logits(p, start, blocks.size)
+    emissions = scaled.split_exp(logits, jnp.broadcast_to(shift[..., None], logits.shape))
     return emissions, used & blocks.is_first_time(i)
 
 
@@ -68,7 +68,7 @@ def _of_block(p: Problem, blocks: _Blocks, i: Any) -> tuple[Scaled, Array]:
 
 def _advance(states: Scaled, may_skip: Array) -> Scaled:
     """Sum over the states one may come from: the state itself, one before, two before (eq. 4)."""
-    none = _scaled.none_like(states.m)
+    none = scaled.none_like(states.m)
 
     def shifted(by: int) -> Scaled:
         moved = (
@@ -79,7 +79,7 @@ def _advance(states: Scaled, may_skip: Array) -> Scaled:
 
     if states.m.shape[-1] == 1:  # no labels
         return states
-    return _scaled.add(states, shifted(1), _scaled.where(may_skip, shifted(2), none))
+    return scaled.add(states, shifted(1), scaled.where(may_skip, shifted(2), none))
 
 
 def _sweep(
@@ -91,8 +91,8 @@ def _sweep(
     def frame(states: Scaled, inputs: Any) -> Any:
         emission, in_use = inputs
         before = _advance(states, may_skip)
-        after = _scaled.times(before, emission)
-        return _scaled.where(in_use[..., None], after, states), keep(before, after)
+        after = scaled.times(before, emission)
+        return scaled.where(in_use[..., None], after, states), keep(before, after)
 
     return lax.scan(frame, start, (emissions, used))
 
@@ -104,7 +104,7 @@ def _nothing(before: Scaled, after: Scaled) -> None:
 def _start(p: Problem, index: Array) -> Scaled:
     """Value 1 in the state `index` (N,)."""
     # Like an operand, so that inside shard_map it varies over the same mesh axes.
-    none = _scaled.none_like(jnp.zeros_like(p.rows.shift, shape=p.states.shape))
+    none = scaled.none_like(jnp.zeros_like(p.rows.shift, shape=p.states.shape))
     here = jnp.arange(p.states.shape[1], dtype=jnp.int32)[None] == index[:, None]
     return Scaled(none.m, jnp.where(here, 0, none.e))
 
@@ -182,10 +182,10 @@ def cost_and_columns(p: Problem, dense: bool) -> tuple[Array, Array, Array]:
 def _occupancies(p: Problem, before: Scaled, after: Scaled) -> Array:
     """(frames, N, 1 + L), from alpha before each frame's emission and beta after it (eq. 8)."""
     e = before.e + after.e
-    gamma = before.m * after.m * _scaled.pow2(e - e.max(-1, keepdims=True), p.dtype)
+    gamma = before.m * after.m * scaled.pow2(e - e.max(-1, keepdims=True), p.dtype)
     blanks, labels = gamma[..., ::2], gamma[..., 1::2]
-    blank = _problem.sum_in_order(blanks)
-    total = blank + _problem.sum_in_order(labels)
+    blank = problem.sum_in_order(blanks)
+    total = blank + problem.sum_in_order(labels)
     labels = jax.vmap(lambda x, i: x.at[:, i].get(mode="promise_in_bounds"), (1, 0), 1)(
         labels, p.position
     )
@@ -207,19 +207,19 @@ def _cost(p: Problem, end: Scaled) -> tuple[Array, Array]:
     """Costs (N,) from alpha after the last frame, and whether there is an alignment."""
     last = end.at(p.last)
     before = end.at(jnp.maximum(p.last - 1, 0))
-    z = _scaled.add(last, _scaled.where(p.last > 0, before, _scaled.none_like(last.m)))  # eq. 6
+    z = scaled.add(last, scaled.where(p.last > 0, before, scaled.none_like(last.m)))  # eq. 6
 
     def add(total: tuple[Array, Array], x: Array) -> Any:
-        return _scaled.add_exactly(total, x), None
+        return scaled.add_exactly(total, x), None
 
     nothing = jnp.zeros_like(z.m)
     T = p.used.shape[0]
     total, _ = lax.scan(
         add, (nothing, nothing), p.rows.log_total, unroll=min(T, 32) if isinstance(T, int) else 1
     )
-    for x in _scaled.log_terms(z):  # eq. 7
-        total = _scaled.add_exactly(total, -x)
+    for x in scaled.log_terms(z):  # eq. 7
+        total = scaled.add_exactly(total, -x)
     costs = jnp.maximum(total[0] + total[1], 0)
-    possible = z.e >= _scaled.NO_PATH
+    possible = z.e >= scaled.NO_PATH
     costs = jnp.where(possible, costs, jnp.inf)
     return jnp.where(p.bad | p.broken.any(0), jnp.nan, costs), possible

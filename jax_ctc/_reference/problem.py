@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from . import _axes
+from .. import _operands
 
 
 class Rows(NamedTuple):
@@ -39,7 +39,7 @@ class Problem(NamedTuple):
 
     @property
     def dtype(self) -> np.dtype:
-        return _axes.cost_dtype(self.acts.dtype)
+        return _operands.cost_dtype(self.acts.dtype)
 
     @property
     def classes(self) -> Array:
@@ -108,7 +108,7 @@ _GROUP = 256
 def _over_classes(f: Any, start: Any, acts: Array, used: Array) -> Any:
     """Folds `f(carry, x, fresh)` over groups of classes: x in the precision of costs, 0 in unused
     frames; `fresh`, which of its classes have not been in another group."""
-    V, dtype = acts.shape[-1], _axes.cost_dtype(acts.dtype)
+    V, dtype = acts.shape[-1], _operands.cost_dtype(acts.dtype)
 
     def masked(x: Array) -> Array:
         return jnp.where(used[..., None], x, 0).astype(dtype)
@@ -139,7 +139,7 @@ def largest(acts: Array, used: Array) -> tuple[Array, Array]:
         del fresh  # a class may be looked at twice
         return jnp.maximum(carry[0], x.max(-1)), carry[1] | jnp.isnan(x).any(-1)
 
-    lowest = jnp.full_like(acts, -jnp.inf, _axes.cost_dtype(acts.dtype), shape=used.shape)
+    lowest = jnp.full_like(acts, -jnp.inf, _operands.cost_dtype(acts.dtype), shape=used.shape)
     return _over_classes(f, (lowest, jnp.zeros_like(used)), lax.stop_gradient(acts), used)
 
 

@@ -6,9 +6,9 @@ among them, and what their softmax leaves out: log of the sum over all classes, 
 few, in each frame (docs/ctc.md, section 6). Sums over slices of V add up, so V can be spread over
 devices; and they are the same for all label sequences tried on the same acts.
 
-Batch axes are as everywhere (_axes.py). What says that a row has no softmax is `ties`, which has no
-derivative. Derivatives are multiplied by `product`: a zero stays a zero, whatever acts, directions
-and cotangents hold.
+Batch axes are as everywhere (_operands.py). What says that a row has no softmax is `ties`, which
+has no derivative. Derivatives are multiplied by `product`: a zero stays a zero, whatever acts,
+directions and cotangents hold.
 """
 
 from functools import partial, wraps
@@ -20,9 +20,10 @@ from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.interpreters import ad
 
-from . import _mesh, _sums
-from ._define import RESIDUALS, define, is_zero, sum_or_zero, zero_like
-from ._product import product
+from .. import _mesh
+from . import row_sums
+from .family import RESIDUALS, define, is_zero, sum_or_zero, zero_like
+from .zero_product import product
 
 
 class Rows(NamedTuple):
@@ -53,7 +54,7 @@ def _by_itself(f: Any) -> Any:
 def rows(acts: Array, symbols: Array, lengths: Array, time_axis: int, threads: int) -> Rows:
     """One pass over V. `symbols` (batch, D): classes of `acts`, -1 where not at hand."""
     p = {"time_axis": time_axis, "blank": 0, "threads": threads}
-    return Rows(*_sums.sums_p.bind(acts, symbols, lengths, **p))
+    return Rows(*row_sums.sums_p.bind(acts, symbols, lengths, **p))
 
 
 def over_slices(part: Rows, names: tuple[str, ...], share: int | None, scatters: bool) -> Rows:
@@ -84,7 +85,7 @@ def _largest(top: Array, names: tuple[str, ...]) -> Array:
 
 @_largest.defjvp
 def _(names: tuple[str, ...], primals: Any, tangents: Any) -> tuple[Array, Array]:
-    """The tangent of `top` may be any (_sums.py). That of the slices which have it is at hand."""
+    """The tangent of `top` may be any (row_sums.py): that of the slices which have it is known."""
     largest = _largest(primals[0], names)
     has_it = primals[0] == largest
     count = lax.psum(has_it.astype(largest.dtype), names)

@@ -2,7 +2,7 @@
 """The loss of acts whose classes are spread over the devices of a mesh axis.
 
 Each device reduces its slice of V to a row of few numbers, these are summed over the axis, and the
-lattice runs on what results (_compact.py). What goes over the wire are (T, B) maxima and (T, B,
+lattice runs on what results (few_classes.py). What goes over the wire are (T, B) maxima and (T, B,
 L + 3) sums, forward; backward nothing but what the split of the batch asks for; V is in none of it.
 """
 
@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
-from . import _arguments, _compact, _mesh, _primitives
+from . import _arguments, _mesh, _primitives
+from ._primitives import few_classes
 
 Names = tuple[str, ...]
 _EXPLICIT = jax.sharding.AxisType.Explicit
@@ -24,7 +25,7 @@ _EXPLICIT = jax.sharding.AxisType.Explicit
 def axes_of(acts: Any, vocab_axis: str | Names | None) -> Names:
     """The mesh axes that V is spread over: those named, else those in the type of acts (explicit
     sharding). Raises TypeError (no name) and ValueError (no such axis, or no mesh)."""
-    typed = _mesh.spread_over(acts, acts.ndim - 1) if acts.ndim else ()
+    typed = _mesh.sharded_over(acts, acts.ndim - 1) if acts.ndim else ()
     if vocab_axis is None:
         return typed
     names = vocab_axis if isinstance(vocab_axis, tuple) else (vocab_axis,)
@@ -83,7 +84,7 @@ def cost(a: _arguments.Arguments, names: Names, threads: int) -> Array:
             f"{_listed(names)}, got V = {V}. Pad the classes with logits of -inf."
         )
     # Where types say how the batch is spread those axes are manual too; all others stay open.
-    spread = [_mesh.spread_over(a.acts, axis) for axis in range(a.acts.ndim - 1)]
+    spread = [_mesh.sharded_over(a.acts, axis) for axis in range(a.acts.ndim - 1)]
     if spread[a.time_axis]:
         raise TypeError(
             f"`acts`: expected its time axis ({a.time_axis}) whole on every device, but its type "
@@ -96,7 +97,7 @@ def cost(a: _arguments.Arguments, names: Names, threads: int) -> Array:
             f"`vocab_axis`: expected axes that spread nothing else, but the type of `acts` has its "
             f"batch over {_listed(tuple(taken))}: {jax.typeof(a.acts)}."
         )
-    if count == 1 and not _mesh.spread_over(a.acts, a.acts.ndim - 1):
+    if count == 1 and not _mesh.sharded_over(a.acts, a.acts.ndim - 1):
         return _primitives.loss_p.bind(
             a.acts, a.labels, a.lengths, time_axis=a.time_axis, blank=a.blank, threads=threads
         )
@@ -152,18 +153,18 @@ def _cost_of_slices(
 ) -> Array:
     """On each device: acts (T, B, V / M), or another order, of the V of all M devices."""
     M, slice_size = lax.psum(1, names), acts.shape[-1]
-    symbols, columns = _compact.symbols_of(labels, blank, M * slice_size)
+    symbols, columns = few_classes.symbols_of(labels, blank, M * slice_size)
     here = symbols - lax.axis_index(names) * slice_size
     here = jnp.where((symbols >= 0) & (here >= 0) & (here < slice_size), here, -1)
     alike = _mesh.vary_alike(acts, here, lengths)
-    part = _compact.rows(alike[0], alike[1], alike[2], time_axis, threads)
+    part = few_classes.rows(alike[0], alike[1], alike[2], time_axis, threads)
     p: dict[str, Any] = {"time_axis": time_axis, "blank": 0, "threads": threads}
 
-    def lattice(rows: _compact.Rows, symbols: Array, columns: Array, lengths: Array) -> Array:
-        few = _compact.acts_of(rows, symbols, time_axis)
+    def lattice(rows: few_classes.Rows, symbols: Array, columns: Array, lengths: Array) -> Array:
+        few = few_classes.acts_of(rows, symbols, time_axis)
         few, columns, lengths = _mesh.vary_alike(few, columns, lengths)
         cost = _primitives.loss_p.bind(few, columns, lengths, **p)
-        return _compact.cost_of(cost, rows, symbols, lengths, time_axis)
+        return few_classes.cost_of(cost, rows, symbols, lengths, time_axis)
 
     # Each device runs the lattice of its share of the batch where there are shares: the bytes are
     # the same, and the work is not done M times. It takes every M-th sequence: over other axes the
@@ -172,7 +173,7 @@ def _cost_of_slices(
     unknown = math.prod(n for name, n in mesh.shape.items() if name not in mesh.manual_axes)
     B = lengths.shape[0] if lengths.ndim == 1 else 0
     if B == 0 or B % (M * unknown):
-        rows = _compact.over_slices(part, names, share=None, scatters=False)
+        rows = few_classes.over_slices(part, names, share=None, scatters=False)
         return lattice(rows, symbols, columns, lengths)
 
     def shares(x: Array, axis: int = 0) -> Array:
@@ -182,9 +183,9 @@ def _cost_of_slices(
         return lax.dynamic_index_in_dim(shares(x), lax.axis_index(names), 1, keepdims=False)
 
     batch_axis = 1 - time_axis
-    shared = _compact.Rows(*(shares(x, batch_axis) for x in part))
+    shared = few_classes.Rows(*(shares(x, batch_axis) for x in part))
     # Where other axes are open XLA scatters only what it has gathered over them.
-    some = _compact.over_slices(shared, names, batch_axis + 1, scatters=unknown == 1)
+    some = few_classes.over_slices(shared, names, batch_axis + 1, scatters=unknown == 1)
     costs = lattice(some, own(symbols), own(columns), own(lengths))
     return _gathered(costs, names)
 

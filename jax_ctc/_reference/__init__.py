@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The primitives in plain JAX: what platforms without kernels run, and what "correct" means."""
+
+from .ctc import cotangent as cotangent
+from .ctc import forward as forward
+from .ctc import hvp as hvp
+from .ctc import loss as loss
+from .ctc import tangent as tangent
