@@ -65,8 +65,9 @@ def test_a_gradient_runs_the_forward_and_the_backward_kernel():
 def test_jacobians_of_one_problem_call_the_backward_kernel_once():
     acts, labels, lengths = problem(COMPACT)
     costs = lambda a: jax_ctc.ctc(a, labels, lengths)  # noqa: E731
-    assert primitives(jax.jacrev(costs), acts) == ["ctc_forward", "ctc_cotangent"]
-    assert primitives(jax.jacfwd(costs), acts) == ["ctc_forward", "ctc_cotangent"]
+    once = ["ctc_forward", "ctc_cotangent", "ctc_product"]  # the last one is plain JAX
+    assert primitives(jax.jacrev(costs), acts) == once
+    assert primitives(jax.jacfwd(costs), acts) == once
 
 
 def test_remat_by_the_name_of_the_residuals_runs_the_forward_kernel_once():
