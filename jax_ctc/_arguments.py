@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What callers hand over, as the primitives take it.
+"""The operands of the primitives, from what callers pass.
 
-`Arguments` is what the primitives take: int32 labels and lengths, in which whatever is wrong with a
-sequence has become a value that the kernels know to be wrong.
+`Arguments` has int32 labels and lengths. An invalid sequence is encoded in the values themselves:
+a label out of range is kept, and a bad label length sets the sequence's length to -1. The kernels
+turn either into a cost of NaN.
 """
 
 from typing import Any, NamedTuple

@@ -105,7 +105,7 @@ for _name, _module in (("cpu", cpu), ("CUDA", cuda)):
     if _module is not None:
         _register(_module, _name)
 
-# Up to so many labels a CUDA kernel can write the gradient in the place of acts.
+# The largest L for which the CUDA gradient kernel can overwrite `acts`.
 most_labels_in_place = cuda.most_labels_in_place if cuda is not None else 0
 
 

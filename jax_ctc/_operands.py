@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which axes the operands and results of each primitive have, and where; and their dtype.
 
-Batch axes come first and in the same order everywhere. An array with frames has T among them, at
-`time_axis`, and at most one axis of its own at the end; it keeps the order its owner gave it, so
-that nothing is ever transposed.
+Batch axes come first and in the same order everywhere. Arrays that have a time axis carry it at
+position `time_axis` among the batch axes, plus at most one trailing axis. The caller's axis order
+is kept, so no array is transposed.
 """
 
 from typing import Any, NamedTuple

@@ -166,9 +166,10 @@ def _cost_of_slices(
         cost = _primitives.loss_p.bind(few, columns, lengths, **p)
         return few_classes.cost_of(cost, rows, symbols, lengths, time_axis)
 
-    # Each device runs the lattice of its share of the batch where there are shares: the bytes are
-    # the same, and the work is not done M times. It takes every M-th sequence: over other axes the
-    # batch may be spread in ways unknown here, and parts of its parts stay where they are.
+    # If M divides the batch, each device runs the recursion for 1/M of the sequences, instead of
+    # all M devices running all of them. The volume communicated is the same. Device m takes
+    # sequences m, m + M, m + 2M, ...: the batch may also be sharded over other mesh axes that are
+    # not visible here, and a strided split leaves that sharding as it is.
     mesh = jax.sharding.get_abstract_mesh()
     unknown = math.prod(n for name, n in mesh.shape.items() if name not in mesh.manual_axes)
     B = lengths.shape[0] if lengths.ndim == 1 else 0

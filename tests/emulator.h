@@ -117,7 +117,7 @@ inline int allowed_shared_memory(const void* kernel, int given = 0) {
   return bytes = given != 0 ? given : bytes;
 }
 
-// ---- threads wait --------------------------------------------------------------------------------------------------
+// ---- threads wait ------------------------------------------------------------------------------
 
 inline void wait(const char* what, std::function<bool()> may_go_on) {
   Fiber& me = *machine().current;
@@ -166,8 +166,7 @@ inline void block_barrier() {
   });
 }
 
-// ---- copies that arrive late
-// -----------------------------------------------------------------------------------------
+// ---- copies that arrive late -------------------------------------------------------------------
 
 inline void carry_out(Fiber& f) {
   const Copy c = f.copies.front();
@@ -196,8 +195,7 @@ inline void copy_wait(int pending) {
   }
 }
 
-// ---- launches
-// --------------------------------------------------------------------------------------------------------
+// ---- launches ----------------------------------------------------------------------------------
 
 inline void run_thread() {
   Machine& m = machine();

@@ -397,7 +397,7 @@ def test_time_that_is_spread_by_its_type_is_an_error():
     ],
     ids=["acts alike", "batch on that axis", "lengths differ"],
 )
-def test_what_must_be_alike_along_the_axis_or_must_not_is_said(specs, message):
+def test_wrong_replication_over_vocab_axis_raises(specs, message):
     (acts, labels, lengths), *_ = problem(24)
     if specs[1] == P():  # so many that each device has one for every sequence
         lengths = np.tile(lengths, 4)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The primitives of CTC and every rule they have. Registrations come last: a missing rule is seen.
+"""The primitives of CTC and all their rules. Registrations come last, so a missing rule is seen.
 
     loss       acts, labels, lengths                               -> cost
     forward    acts, labels, lengths                               -> cost, rows, columns
@@ -11,9 +11,9 @@ Undifferentiated code runs `loss`. Its JVP binds `forward` and `tangent`; the tr
 is `cotangent` and the other way round, so forward mode gives reverse mode; `hvp` is in the JVP of
 both and its own transpose, because a Hessian is symmetric.
 
-`rows` and `columns` are what `forward` keeps for the derivatives (docs/kernels.md). They are
-functions of acts, but their own tangents are zero by convention: whoever reads them takes the
-tangent of acts as the total derivative.
+`rows` and `columns` are the residuals that `forward` keeps for the derivatives (docs/kernels.md).
+They depend on `acts`, but their tangents are defined as zero. The JVP rule of each consumer
+differentiates through them itself, so the tangent of `acts` already accounts for all of it.
 
 Parameters of these and of the sums (row_sums.py), all static: `time_axis`, where acts have T among
 the axes before V; `blank`; `threads`, how many a CPU kernel may use at most (0: all there are).

@@ -135,9 +135,9 @@ def _aliases(op: str, platform: str, ctx: Any, time_moved: bool) -> dict[int, in
 
 # ---- on many devices ---------------------------------------------------------------------------
 #
-# XLA splits an opaque call along leading axes only. So T moves next to V in the logical shape while
-# the layout keeps every byte where it is, and the call says that its leading axes are a batch: to
-# GSPMD by `num_batch_dims`, to Shardy by a rule in which T, V and L ask to be whole.
+# XLA can partition a custom call only along leading axes. So T is transposed next to V logically,
+# and the operand gets a layout that leaves the bytes where they are. `num_batch_dims` (GSPMD) and a
+# rule for Shardy then declare the leading axes as batch, and T, V and L as replicated.
 
 
 def _with_time_moved(op: str, multiple_results: bool) -> Callable[..., Any]:

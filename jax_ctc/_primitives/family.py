@@ -19,8 +19,8 @@ primitives: dict[str, Primitive] = {}
 
 
 def define(op: str, pure: Callable[..., Any], batch: Callable[..., Any] | None = None) -> Primitive:
-    """The primitive of an op, which `pure` computes where there is no kernel. `batch` sees a call
-    under vmap first, and says None where it has nothing better than the usual rule."""
+    """The primitive of an op. `pure` computes it where there is no kernel. `batch`, if given, is
+    tried first under vmap; it returns None to fall back to `_batch_acts`."""
     primitive = Primitive("ctc" if op == "loss" else f"ctc_{op}")
     primitive.multiple_results = len(_operands.SIGNATURES[op].results) > 1
     primitive.def_impl(functools.partial(xla.apply_primitive, primitive))

@@ -58,8 +58,11 @@ def rows(acts: Array, symbols: Array, lengths: Array, time_axis: int, threads: i
 
 
 def over_slices(part: Rows, names: tuple[str, ...], share: int | None, scatters: bool) -> Rows:
-    """The rows of all classes, from those of the slices along mesh axes. With `share` an axis as
-    long as these, each device gets its place on it only: by scattering sums, or out of all."""
+    """The rows of all classes, from those of the slices along mesh axes.
+
+    If `share` is given, it is an axis whose length is the number of devices along `names`, and each
+    device receives only its own index of that axis. With `scatters` this is a reduce-scatter;
+    otherwise every device sums everything and then takes its index."""
     top = _largest(part.top, names)
     ties = jnp.where((part.top == top) | jnp.isnan(part.ties), part.ties, 0)
     tail = _tail(part.top, part.ties, part.tail, top)

@@ -14,8 +14,9 @@ class Executor {
   virtual void schedule(std::function<void()> work) = 0;
 };
 
-// Calls body(0), ..., body(items - 1), each once, in no order, on at most `threads` threads. The caller waits only for
-// items that somebody is at work on, so it never waits for a thread that does not come.
+// Calls body(0), ..., body(items - 1), each once, in no order, on at most `threads` threads. The caller takes items
+// too. It waits only for items that another thread has started, so it cannot deadlock if the pool never runs the
+// helpers.
 //
 // If a body throws, items that nobody has started yet are skipped. When no thread is at work any more, the caller gets
 // the first exception.

@@ -66,8 +66,8 @@ CTC_DEVICE void load_shared(unsigned address, Dual<double>& v) {
                : "=d"(v.m), "=l"(v.e), "=d"(v.d)
                : "r"(address));
 }
-// An array in shared memory that is read where the program says so: left to itself, the compiler reads as much ahead as
-// registers can hold, and more.
+// An array in shared memory, read through volatile assembly so that loads stay where they are written. Otherwise the
+// compiler hoists so many loads that registers spill.
 template <class Value> struct SharedArray {
   unsigned address;
   explicit CTC_DEVICE SharedArray(const Cell<Value>* p) : address(shared_address(p)) {}
@@ -192,8 +192,7 @@ template <class Arguments> cudaError_t start(void (*kernel)(Arguments), unsigned
 
 #endif
 
-// ---- launches
-// ----------------------------------------------------------------------------------------------------------
+// ---- launches ----------------------------------------------------------------------------------
 
 constexpr size_t kSharedMemoryUnasked = 48 << 10;  // bytes that any kernel may have
 
@@ -239,8 +238,7 @@ template <class T> CTC_DEVICE void copy_async(T* to, const T* from) {
     copy_async<kAtOnce>(reinterpret_cast<char*>(to) + i, reinterpret_cast<const char*>(from) + i);
 }
 
-// ---- numbers
-// ----------------------------------------------------------------------------------------------------------
+// ---- numbers -----------------------------------------------------------------------------------
 
 template <class F> constexpr F kLowest = sizeof(F) == 4 ? F(-FLT_MAX) : F(-DBL_MAX);
 template <class F> CTC_DEVICE F not_a_number() { return F(NAN); }
@@ -283,8 +281,7 @@ template <class A, int n = 16 / int(sizeof(A))> struct alignas(n * sizeof(A)) Pi
   A at[n];
 };
 
-// ---- warps
-// -------------------------------------------------------------------------------------------------------------
+// ---- warps -------------------------------------------------------------------------------------
 
 CTC_DEVICE int lane_index() { return threadIdx.x % kWarp; }
 CTC_DEVICE int warp_index() { return threadIdx.x / kWarp; }

@@ -7,8 +7,9 @@
 namespace jax_ctc {
 namespace cuda {
 
-// rows.cu: acts -> softmax of each row, emissions of the blank and the labels; labels -> without padding. Where kept:
-// rows whole; columns all 0, or, where dense, the softmax.
+// rows.cu: computes each row's softmax normaliser and the emissions of the blank and the labels, and removes padding
+// from the labels. When training it also fills `rows`, and initialises `columns` to 0 (compact) or to the softmax
+// (dense); lattice.cu completes them.
 const char* launch_rows(const Problem& problem, Kept kept, void* scratch);
 
 // lattice.cu: emissions -> cost; where kept: occupancies into columns, and the rows of sequences without a gradient.

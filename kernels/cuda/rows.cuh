@@ -194,8 +194,7 @@ template <int G, class A> CTC_DEVICE void fill(A* out, int64_t V, A value) {
   for (int64_t i = thread_of_group<G>(); i < cut.loose; i += G) out[cut.at_loose(i)] = value;
 }
 
-// ---- the softmax
-// -------------------------------------------------------------------------------------------------------
+// ---- the softmax -------------------------------------------------------------------------------
 
 // Sum of exp(x - top) over some of a row. Entries equal to top are counted, not added to the others: where one class
 // has nearly all of the probability, what is left keeps its digits.

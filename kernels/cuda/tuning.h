@@ -29,9 +29,9 @@ struct LatticeShape {
 template <class F> LatticeShape lattice_shape(int64_t L, size_t warp_bytes, bool training, size_t shared_limit) {
   const int64_t wanted = (L + 1 + 31) / 32, fitting = int64_t((shared_limit - kVerdictBytes) / (2 * warp_bytes));
   const int64_t warps = std::max<int64_t>(1, std::min<int64_t>({kMostLatticeWarps<F>, wanted, fitting}));
-  // One warp more adds up the rows' normalisers meanwhile; where all are at work the last does it afterwards. Training
-  // ends with the products of all frames, which more warps can share: 8, so that a multiprocessor has registers for two
-  // blocks, or 16 where the sweeps alone need more.
+  // If a warp is left over, it sums the rows' log-normalisers during the sweep; otherwise the last sweeping warp does
+  // so afterwards. Training ends with a pass that multiplies alpha and beta at every frame, and any number of warps can
+  // share it: 8, so that two blocks fit a multiprocessor's registers, or 16 if the sweeps need more than 8.
   const int64_t at_the_end = training ? (2 * warps + 1 <= 8 ? 8 : 16) : 0;
   const int threads = int(std::min<int64_t>(kLatticeThreads<F>, 32 * std::max(2 * warps + 1, at_the_end)));
   return {int(warps), threads, kVerdictBytes + 2 * size_t(warps) * warp_bytes};

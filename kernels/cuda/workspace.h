@@ -25,8 +25,8 @@ struct Labels {
 
 // What a product needs of a row and of the direction there.
 template <class F> struct Along {
-  F shift, scale;  // of the softmax; 0 or NaN: all of the row's result is that
-  F centre, mean;  // of the direction under the occupancies; under the softmax, less the centre
+  F shift, scale;  // softmax(x) = scale * exp(x - shift); scale 0 or NaN: every result in this row is 0 or NaN
+  F centre, mean;  // means of the direction: under the occupancies; under the softmax, minus `centre`
 };
 
 // The arrays of one sequence; a product's lattice is of Duals, the others' of Scaled. Label k is the k-th that is not

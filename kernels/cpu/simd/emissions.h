@@ -58,8 +58,10 @@ template <class V> class Frames {
       for (int64_t i = 0; i < pairs + N; ++i) raw[i] = -F(__builtin_inf());
   }
 
-  // Frames [begin, end) of one block. The first time their sums go into `product`, strictly from the last frame to the
-  // first, so that blocks do not show in its bits; then false: a row without a softmax. Later without.
+  // Computes the emissions of frames [begin, end), which must lie in one block. In the first pass `product` is not
+  // null, and the softmax sum of each frame is multiplied into it, always from the last frame to the first, so the
+  // result has the same bits for every block length. Returns false if a row has no softmax. The second pass has no
+  // product.
   bool read(int64_t begin, int64_t end, Product* product) {
     if constexpr (N >= kFrames) {
       if (by_table) {

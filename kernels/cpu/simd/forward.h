@@ -27,8 +27,7 @@ template <class F> class SequenceRun {
     frames.initialise(), lattice.initialise();
     if (!lattice.sweep_beta()) return Verdict::kUndefined;
     if (!lattice.has_path()) return Verdict::kImpossible;
-    // -log p(labels) = sum over frames of log sum exp(x - shift), less log Z of the emissions relative to shift (eq.
-    // 7).
+    // eq. 7: -log p(labels) = sum over frames of log sum exp(x - shift), less log Z of the emissions relative to shift.
     const double ln2 = 0.69314718055994530942;
     const Product& sums = lattice.row_sums;
     const Scaled<F> z = lattice.z;

@@ -9,7 +9,7 @@
 namespace jax_ctc {
 namespace {
 
-// Where half-precision rows are worked on, a vector-sized piece behind the other.
+// Scratch for `rows` rows of V halves as floats. Null if the dtype needs no conversion.
 template <class F> F* row_buffer(Dtype dtype, int64_t V, int64_t rows, Scratch& scratch) {
   return is_half(dtype) ? reinterpret_cast<F*>(scratch.reserve(rows * V * sizeof(F))) : nullptr;
 }

@@ -42,9 +42,9 @@ template <class F> struct Residuals {
   F* columns = nullptr;  // dense: the gradient; else occupancies, of the blank and by label position
   int64_t columns_stride = 0;
   int64_t width = 0;                  // columns of a row
-  const int32_t* slot = nullptr;      // the column of each label, where not dense: equal labels share the first one's
-  bool padded = false;                // there is padding before the last label: columns of first ones need not be 1 + i
-  const int32_t* repeated = nullptr;  // else the labels that share the column of an earlier one
+  const int32_t* slot = nullptr;      // compact: the column of each label; equal labels share the first one's
+  bool padded = false;                // padding stands between the labels, so label i is not always in column 1 + i
+  const int32_t* repeated = nullptr;  // used if not padded: indices of labels that share an earlier label's column
   int64_t repeats = 0;
   bool dense = false;
 };

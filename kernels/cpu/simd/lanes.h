@@ -61,8 +61,9 @@ template <int... K> struct Count<0, K...> {
 template <class V> constexpr int kCount = sizeof(V) / sizeof(V{}[0]);
 
 template <class V, int... K> CTC_FN Integer<V> number_lanes(Indices<K...>) { return Integer<V>{K...}; }
-// The last n < kLanes of V entries, in the upper lanes where there are that many entries in all, `rest` in the others.
-// A copy of n bytes would be read back before it is written: some 20 cycles.
+// Loads the last n < kLanes of `size` entries and fills the other lanes with `rest`. If size >= kLanes, one unaligned
+// load reaches back over entries that were processed already, and these lanes are masked; the n entries are then in the
+// upper lanes. A memcpy of n bytes would wait for its own store before it is loaded again: about 20 cycles.
 template <class V, class F> CTC_FN V load_last(const F* from, int64_t size, int64_t n, F rest) {
   constexpr int N = kLanes<F>;
   if (size < N) return load_first<V>(from, size, rest);

@@ -101,10 +101,10 @@ template <class Value> struct Emissions {
 
 enum Direction { kAlpha, kBeta };
 
-// The slots of a frame that lie on an alignment, in whole vectors: of t + 1 frames no more labels can have come, and L
-// minus the frames that are left must have. A third of the lattice at T = 2 L. A step marks what is next to its window
-// as not reached, which is all that the steps before and after it, whose windows are one slot further, see of the
-// outside.
+// The states that any alignment can occupy at frame t, rounded outward to whole vectors. After t + 1 frames at most
+// t + 1 labels have been emitted, and at least L - (T - t) must have been. At T = 2 L this leaves out half of the
+// lattice, at T = 4 L a quarter. Each step also writes "not reached" into the vector on either side of its window. That
+// is enough, because the window of the neighbouring frame extends by at most one slot.
 struct Window {
   int64_t begin, end;
 };

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // The lattice of one sequence, swept once for the total over all alignments and once more for the posterior.
 //
-// Beta sweeps from the last frame to the first and gives the total. For a posterior it leaves its states behind, and
-// alpha sweeps forward and multiplies. Where the states of all frames would not stay in cache, beta leaves a checkpoint
-// every `block` frames and each block is computed again when alpha reaches it. The total alone is the first half of
-// that, so it has the same bits.
+// Beta sweeps from the last frame to the first and gives the total. For a posterior beta stores its states, and alpha
+// sweeps forward and multiplies. If the states of all frames do not fit the cache, beta stores a checkpoint every
+// `block` frames, and each block is computed again when alpha reaches it. The total alone is the first half of that, so
+// it has the same bits.
 //
-// Where emissions come from is the source's business: `Value`, their type; read(begin, end, product), which makes those
-// of a block, the first time with the product of the row sums; emissions(t) of the block read last; frame_bytes().
+// `Source` supplies the emissions. It must define: `Value`, the value type; `read(begin, end, product)`, which computes
+// one block (and, in the first pass, multiplies the row sums into `product`); `emissions(t)`, valid for the block read
+// last; `frame_bytes()`.
 #pragma once
 
 #include "emissions.h"
@@ -97,10 +98,10 @@ template <class Source> class Lattice {
   static constexpr int kParts = sizeof(Occupancy<Value>) / sizeof(F);
   static constexpr int64_t kLargeCheckpoints = 256 << 20;  // bytes
 
-  // All frames while it takes longer to compute their states again than to fetch them from the third-level cache, else
-  // blocks of a quarter of the second-level one. Where the checkpoints of so short blocks are large, blocks are as long
-  // as makes both together small: of some sqrt(T) frames. For the total alone only the emissions are kept. A multiple
-  // of kFrames, or all.
+  // Keeps every frame's states while they fit 3 MB, because fetching them from the third-level cache is cheaper than
+  // computing them again. Beyond that, blocks have 256 KB, a quarter of the second-level cache. If the checkpoints of
+  // such blocks are large, blocks have about sqrt(T) frames, which makes blocks and checkpoints together small. For the
+  // total alone one block of emissions is kept. The result is a multiple of kFrames, or T.
   int64_t block_length() const {
 #if defined(JAX_CTC_TEST)
     if (tested::block_length > 0) return tested::block_length;
