@@ -48,11 +48,11 @@ def ctc(
       zero_infinity: a sequence that has no alignment costs 0 instead of +inf.
       num_threads: at most this many threads for a CPU kernel; None for all that JAX has. The result
         is the same to the last bit.
-      vocab_axis: the mesh axis (or axes) over which V is spread: inside ``jax.shard_map`` over it,
+      vocab_axis: the mesh axis (or axes) over which V is sharded: inside ``jax.shard_map`` over it,
         where `acts` is this device's slice (T, B, V / M) and all else the same on every device of
         the axis, or under ``jit`` with a mesh set by ``jax.set_mesh``. Labels and `blank` are
         classes of the whole. Not needed where the type of `acts` says so (explicit sharding).
-        Sums of (T, B, L) numbers go over the wire, never acts (docs/scaling.md).
+        Devices communicate sums of (T, B, L) numbers, never acts (docs/scaling.md).
 
     Returns:
       (B,) or () costs in nats, never below 0: float64 for float64 acts, else float32.
@@ -91,7 +91,7 @@ def ctc(
     threads = _shapes.threads_of(num_threads)
     zero_infinity = _shapes.switch("zero_infinity", zero_infinity)
     acts = _shapes.activations(acts, labels)
-    spread = _split_classes.axes_of(acts, vocab_axis)
+    vocab_axes = _split_classes.axes_of(acts, vocab_axis)
     a = _arguments.prepare(
         acts,
         labels,
@@ -99,10 +99,10 @@ def ctc(
         label_lengths,
         blank=blank,
         time_major=time_major,
-        slices=_split_classes.slices_at_hand(spread),
+        slices=_split_classes.local_slices(vocab_axes),
     )
-    if spread:
-        return _with_zeros(_split_classes.cost(a, spread, threads), zero_infinity)
+    if vocab_axes:
+        return _with_zeros(_split_classes.cost(a, vocab_axes, threads), zero_infinity)
     return _cost(
         a.acts,
         a.labels,

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loss of acts whose classes are spread over the devices of a mesh axis.
+"""The loss of acts whose classes are sharded over the devices of a mesh axis.
 
 Each device reduces its slice of V to a row of few numbers, these are summed over the axis, and the
-lattice runs on what results (few_classes.py). What goes over the wire are (T, B) maxima and (T, B,
-L + 3) sums, forward; backward nothing but what the split of the batch asks for; V is in none of it.
+lattice runs on what results (few_classes.py). The forward pass communicates (T, B) maxima and
+(T, B, L + 3) sums. The backward pass communicates only what a divided lattice needs. No message
+has a size that depends on V.
 """
 
 import math
@@ -23,7 +24,7 @@ _EXPLICIT = jax.sharding.AxisType.Explicit
 
 
 def axes_of(acts: Any, vocab_axis: str | Names | None) -> Names:
-    """The mesh axes that V is spread over: those named, else those in the type of acts (explicit
+    """The mesh axes over which V is sharded: those named, else those in the type of acts (explicit
     sharding). Raises TypeError (no name) and ValueError (no such axis, or no mesh)."""
     typed = _mesh.sharded_over(acts, acts.ndim - 1) if acts.ndim else ()
     if vocab_axis is None:
@@ -52,7 +53,7 @@ def axes_of(acts: Any, vocab_axis: str | Names | None) -> Names:
     return names
 
 
-def slices_at_hand(names: Names) -> int | None:
+def local_slices(names: Names) -> int | None:
     """In how many slices V is split where this device sees only its own: inside a shard_map over
     these axes; None elsewhere."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -70,7 +71,7 @@ def cost(a: _arguments.Arguments, names: Names, threads: int) -> Array:
     slices = partial(
         _cost_of_slices, time_axis=a.time_axis, blank=a.blank, names=names, threads=threads
     )
-    if slices_at_hand(names) is not None:
+    if local_slices(names) is not None:
         _check_who_differs(a, names)
         return slices(a.acts, a.labels, a.lengths)
     mesh = jax.sharding.get_abstract_mesh()
@@ -83,25 +84,25 @@ def cost(a: _arguments.Arguments, names: Names, threads: int) -> Array:
             f"`acts`: expected V to be a multiple of the {count} devices along mesh axis "
             f"{_listed(names)}, got V = {V}. Pad the classes with logits of -inf."
         )
-    # Where types say how the batch is spread those axes are manual too; all others stay open.
-    spread = [_mesh.sharded_over(a.acts, axis) for axis in range(a.acts.ndim - 1)]
-    if spread[a.time_axis]:
+    # Axes over which types shard the batch are manual too; all others stay open.
+    sharded = [_mesh.sharded_over(a.acts, axis) for axis in range(a.acts.ndim - 1)]
+    if sharded[a.time_axis]:
         raise TypeError(
             f"`acts`: expected its time axis ({a.time_axis}) whole on every device, but its type "
-            f"has it sharded over {spread[a.time_axis]}. Reshard it first (jax.sharding.reshard)."
+            f"has it sharded over {sharded[a.time_axis]}. Reshard it first (jax.sharding.reshard)."
         )
-    batch = [axes for axis, axes in enumerate(spread) if axis != a.time_axis]
+    batch = [axes for axis, axes in enumerate(sharded) if axis != a.time_axis]
     taken = [name for axes in batch for name in axes if name in names]
     if taken:
         raise ValueError(
-            f"`vocab_axis`: expected axes that spread nothing else, but the type of `acts` has its "
+            f"`vocab_axis`: expected axes that shard nothing else, but the type of `acts` has its "
             f"batch over {_listed(tuple(taken))}: {jax.typeof(a.acts)}."
         )
     if count == 1 and not _mesh.sharded_over(a.acts, a.acts.ndim - 1):
         return _primitives.loss_p.bind(
             a.acts, a.labels, a.lengths, time_axis=a.time_axis, blank=a.blank, threads=threads
         )
-    specs = P(*(axes or None for axes in spread), names), *[P(*(x or None for x in batch))] * 2
+    specs = P(*(axes or None for axes in sharded), names), *[P(*(x or None for x in batch))] * 2
     arguments = (a.acts, a.labels, a.lengths)
     if _EXPLICIT in (mesh.axis_types or ()):  # elsewhere shard_map does this by itself
         shardings = tuple(jax.sharding.NamedSharding(mesh, spec) for spec in specs)
@@ -132,7 +133,7 @@ def _check_who_differs(a: _arguments.Arguments, names: Names) -> None:
         if different:
             raise ValueError(
                 f"`{what}`: expected the same on every device of mesh axis {_listed(names)}, over "
-                f"which the classes are spread, but it differs along "
+                f"which the classes are sharded, but it differs along "
                 f"{_listed(tuple(sorted(different)))}. Its in_spec must not name that axis."
             )
 

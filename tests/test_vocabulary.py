@@ -413,7 +413,7 @@ def test_wrong_replication_over_vocab_axis_raises(specs, message):
     ("spec", "vocab_axis", "message"),
     [
         (P(None, None, "model"), "data", "expected 'model', over which the type of `acts`"),
-        (P(None, "model"), "model", "expected axes that spread nothing else.*batch over 'model'"),
+        (P(None, "model"), "model", "expected axes that shard nothing else.*batch over 'model'"),
         (P(), ("model", "model"), "expected every axis once"),
     ],
     ids=["another axis", "the batch's axis", "twice"],

@@ -73,7 +73,7 @@ def _is_more_than(size: Any, other: Any) -> bool:
 def _hypotheses(
     op: str, args: Any, dims: Any, *, time_axis: int, blank: int, threads: int
 ) -> tuple[Any, Any]:
-    """Each label sequence on the few classes that it asks for; `sums` reads acts once for all."""
+    """Each label sequence on its own few classes; `sums` reads acts once for all sequences."""
     acts, labels, lengths = args
     p = {"time_axis": time_axis, "blank": 0, "threads": threads}
 

@@ -3,7 +3,7 @@
 
 The lattice looks at the blank and the labels only. So the cost of (T, V) is that of the (T, L + 1)
 among them, and what their softmax leaves out: log of the sum over all classes, less that over the
-few, in each frame (docs/ctc.md, section 6). Sums over slices of V add up, so V can be spread over
+few, in each frame (docs/ctc.md, section 6). Sums over slices of V add up, so V can be sharded over
 devices; and they are the same for all label sequences tried on the same acts.
 
 Batch axes are as everywhere (_operands.py). What says that a row has no softmax is `ties`, which
@@ -27,7 +27,7 @@ from .zero_product import product
 
 
 class Rows(NamedTuple):
-    """Of the classes at hand, per frame: the largest logit, how many are equal to it, the sum of
+    """Of the local classes, per frame: the largest logit, how many are equal to it, the sum of
     exp(acts - top) of all others, and the logits of some symbols.
 
     A row without a softmax has `ties` NaN (a NaN or +inf in it), or `top` -inf; a frame that is not
@@ -37,7 +37,7 @@ class Rows(NamedTuple):
     top: Array  # batch with T
     ties: Array
     tail: Array
-    scores: Array  # batch with T, D; 0 where the symbol is not at hand
+    scores: Array  # batch with T, D; 0 where the symbol is not local
 
 
 def _by_itself(f: Any) -> Any:
@@ -52,7 +52,7 @@ def _by_itself(f: Any) -> Any:
 
 
 def rows(acts: Array, symbols: Array, lengths: Array, time_axis: int, threads: int) -> Rows:
-    """One pass over V. `symbols` (batch, D): classes of `acts`, -1 where not at hand."""
+    """One pass over V. `symbols` (batch, D): classes of `acts`, -1 where not local."""
     p = {"time_axis": time_axis, "blank": 0, "threads": threads}
     return Rows(*row_sums.sums_p.bind(acts, symbols, lengths, **p))
 
@@ -128,7 +128,7 @@ def symbols_of(labels: Array, blank: int, V: int) -> tuple[Array, Array]:
     bad = (labels == blank) | (labels >= V)
     first = jnp.argmax(labels[..., :, None] == labels[..., None, :], axis=-1) if L else labels
     first = first.astype(jnp.int32)
-    position = jnp.cumsum(jnp.ones_like(first), axis=-1) - 1  # spread over devices as labels are
+    position = jnp.cumsum(jnp.ones_like(first), axis=-1) - 1  # sharded as labels are
     one_before = [(0, 0)] * (labels.ndim - 1) + [(1, 0)]
     own = (first == position) & (labels >= 0) & ~bad
     symbols = jnp.pad(jnp.where(own, labels, -1), one_before, constant_values=blank)

@@ -25,7 +25,7 @@ from .problem import Problem
 
 def _over_batch(f: Callable[..., Any]) -> Callable[..., Any]:
     """`f` knows at most one batch axis. Further ones are mapped over: merged by a reshape, axes
-    that are spread over devices would be gathered."""
+    that are sharded over devices would be gathered."""
     signature = _operands.SIGNATURES[f.__name__]
 
     @functools.wraps(f)

@@ -92,7 +92,7 @@ ffi::Error hvp_handler(CTC_OPERANDS, Buffer rows, Buffer columns, Buffer cotange
   });
 }
 
-// Symbols are picked from rows without another look: what is no class of acts must not be asked for.
+// Kernels pick symbols from rows without a check, so every symbol must be a class of acts, or below 0.
 bool symbols_in_range(const Problem& p) {
   const int64_t n = p.shape.sequences() * p.shape.L;
   return std::all_of(p.labels, p.labels + n, [&](int32_t symbol) { return symbol < p.shape.V; });

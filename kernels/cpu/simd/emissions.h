@@ -115,7 +115,7 @@ template <class V> class Frames {
   int64_t frame_size() const { return Parts<Value>::count * width(); }
   static int64_t whole_groups(int64_t frames) { return (frames + kFrames - 1) / kFrames * kFrames; }
 
-  // What is read after frame t, to be asked for in time; halves are widened from where they are.
+  // What is read after frame t, to be prefetched. Halves are widened from where they are.
   const F* row_ahead(int64_t t) const { return is_half(in.dtype) ? wide : row(t > 0 ? t - 1 : 0); }
 
   bool keep(int64_t t, Normaliser<F> n, Product* product) {
@@ -137,7 +137,7 @@ template <class V> class Frames {
     for (int k = 0; k < kFrames; ++k) {  // after the last frame, the last frame again
       rows[k] = row(min_of(begin + k, end - 1), k);
       at[k] = emissions(begin), at[k].parts += k * frame_size();
-      if (begin > 0 && in.acts_stride > in.V) ask_for(acts_at(begin - kFrames + k), row_bytes());
+      if (begin > 0 && in.acts_stride > in.V) prefetch(acts_at(begin - kFrames + k), row_bytes());
     }
     table.read(rows, in.V);
     for (int64_t t = end - 1; t >= begin; --t)

@@ -127,8 +127,8 @@ template <class F> class Directed {
       rows[k] = direction(min_of(begin + k, end - 1), k);
       to[k] = emissions(begin).changes() + k * frames.frame_bytes() / int64_t(sizeof(F));
       if (begin == 0) continue;
-      ask_for(direction_at(begin - kFrames + k), frames.row_bytes());
-      if (first && along.rows == nullptr) ask_for(columns_at(begin - kFrames + k), in.V * sizeof(F));
+      prefetch(direction_at(begin - kFrames + k), frames.row_bytes());
+      if (first && along.rows == nullptr) prefetch(columns_at(begin - kFrames + k), in.V * sizeof(F));
     }
     tabulate(rows, in.V, F(0), table);
     if (first) find_means_of_group(begin, end, rows);
@@ -215,9 +215,9 @@ template <class F> class ProductRun {
     if (t % kFrames < kFrames - 1 && t < in.length - 1) return;
     const int64_t begin = t / kFrames * kFrames, classes = directed.frames.classes;
     for (int64_t k = t + 1; k < min_of(t + 1 + kFrames, in.length); ++k) {
-      ask_for(directed.frames.acts_at(k), directed.frames.row_bytes());
-      ask_for(directed.direction_at(k), directed.frames.row_bytes());
-      ask_for<true>(out_at(k), directed.frames.row_bytes());
+      prefetch(directed.frames.acts_at(k), directed.frames.row_bytes());
+      prefetch(directed.direction_at(k), directed.frames.row_bytes());
+      prefetch<true>(out_at(k), directed.frames.row_bytes());
     }
     F* sums = by_class.gather(lattice.occupancies(begin, 1), directed.frames.labels, pairs, classes);
     for (int64_t k = begin; k <= t; ++k) write(k, sums + k % kFrames * classes);

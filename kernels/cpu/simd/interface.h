@@ -75,7 +75,7 @@ template <class F> struct Along {
   void* out;  // like acts
 };
 
-// A row of V classes, all of them or a slice, and the symbols among them that somebody asks for; below 0: not here.
+// A row of V classes, all of them or a slice, and the symbols to pick from it; a symbol below 0 is not in this row.
 template <class F> struct Slice {
   Dtype dtype;
   const void* acts;
@@ -89,7 +89,7 @@ template <class F> struct Slice {
 enum class Verdict { kFine, kImpossible, kUndefined };  // a cost; +inf: no alignment; NaN: a row without a softmax
 
 template <class F> struct Kernels {
-  // Cost in nats, and the residuals of the frames in use where asked for and where the verdict is kFine.
+  // Cost in nats, and the residuals of the frames in use, if wanted and if the verdict is kFine.
   Verdict (*cost)(const Sequence<F>&, const Residuals<F>&, F* cost);
   // out = cotangent * Hessian * direction, the frames in use; where the verdict is kFine.
   Verdict (*product)(const Sequence<F>&, const Along<F>&);

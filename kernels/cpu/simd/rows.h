@@ -25,8 +25,8 @@ template <class F> double dot_of_nonzero(const F* unit, int64_t n, const F* alon
   return sum;
 }
 
-// Asks for a row before its turn comes: rows of a sequence in a batch lie too far apart for the machine to guess.
-template <bool kToWrite = false> CTC_FN void ask_for(const void* row, int64_t bytes) {
+// Prefetches a row. The hardware does not, because rows of a sequence in a batch lie too far apart.
+template <bool kToWrite = false> CTC_FN void prefetch(const void* row, int64_t bytes) {
   const uintptr_t begin = reinterpret_cast<uintptr_t>(row), end = begin + bytes;
   for (uintptr_t line = begin / 64 * 64; line < end; line += 64)
     __builtin_prefetch(reinterpret_cast<const void*>(line), kToWrite);
@@ -102,8 +102,9 @@ template <class F> struct RowSums {
   double count, tail;
 };
 
-// A row in pieces that stay in the first-level cache between the two looks at them; the piece after is asked for
-// meanwhile, since rows of a sequence lie too far apart for the machine to guess. `next` is the row that comes next.
+// Reads a row in pieces. A piece stays in the first-level cache between its two passes, and the next piece is
+// prefetched meanwhile, because rows of a sequence lie too far apart for the hardware to do it. `next` is the row that
+// comes next.
 template <class F> RowSums<F> sum_row(const F* x, int64_t V, const F* next) {
   constexpr int64_t kPiece = 4096 / sizeof(F);
   constexpr int64_t kLine = 64 / sizeof(F);
