@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where in time each class is, given the labels."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -36,19 +38,25 @@ def ctc_occupancy(
     Raises: as `ctc`.
     """
     a = _arguments.prepare(acts, labels, lengths, label_lengths, blank=blank, time_major=time_major)
-    exact = a.acts.astype(_operands.cost_dtype(a.acts.dtype))
-    parameters = {"time_axis": a.time_axis, "blank": a.blank, "threads": 0}
-    cost, *residuals = _primitives.forward_p.bind(exact, a.labels, a.lengths, **parameters)
+    return _occupancy(a.acts, a.labels, a.lengths, time_axis=a.time_axis, blank=a.blank)
+
+
+@functools.partial(jax.jit, inline=True, static_argnames=("time_axis", "blank"))
+def _occupancy(acts: Array, labels: Array, lengths: Array, *, time_axis: int, blank: int) -> Array:
+    """One program in an eager call too, so that jax.debug_infs sees no cost of +inf."""
+    exact = acts.astype(_operands.cost_dtype(acts.dtype))
+    parameters = {"time_axis": time_axis, "blank": blank, "threads": 0}
+    cost, *residuals = _primitives.forward_p.bind(exact, labels, lengths, **parameters)
     gradient = _primitives.cotangent_p.bind(
-        exact, a.labels, a.lengths, *residuals, jnp.ones_like(cost), **parameters
+        exact, labels, lengths, *residuals, jnp.ones_like(cost), **parameters
     )
-    frame = jax.lax.broadcasted_iota(jnp.int32, exact.shape, a.time_axis)
+    frame = jax.lax.broadcasted_iota(jnp.int32, exact.shape, time_axis)
 
     def per_frame(x: Array) -> Array:  # (batch) as (batch with T, V)
-        return jnp.expand_dims(x, (a.time_axis, x.ndim + 1))
+        return jnp.expand_dims(x, (time_axis, x.ndim + 1))
 
-    # The gradient is softmax less occupancy. Where it is 0 for want of an alignment, so is this.
-    none = (frame >= per_frame(a.lengths)) | per_frame(jnp.isposinf(cost))
+    # The gradient is softmax less occupancy. If it is 0 because there is no alignment, so is this.
+    none = (frame >= per_frame(lengths)) | per_frame(jnp.isposinf(cost))
     none = none | (per_frame(jnp.isnan(cost)) & ~jnp.isnan(gradient))
     softmax = jax.nn.softmax(jnp.where(none, 0, exact), axis=-1)
     occupancy = softmax - gradient

@@ -205,6 +205,12 @@ def test_an_infinite_cost_is_one(debugged):
         jax_ctc.ctc(ACTS, GOOD, np.array([2, 4, 6, 6]), time_major=False)
 
 
+def test_the_occupancy_of_a_sequence_without_alignment_is_zero(debugged):
+    lengths = np.array([2, 4, 6, 6])  # two frames are too few for the first sequence
+    occupancy = jax_ctc.ctc_occupancy(ACTS, GOOD, lengths, time_major=False)
+    assert not np.asarray(occupancy)[0].any()
+
+
 def test_hypotheses_of_many_classes_have_no_infinity_that_debugging_sees(debugged):
     acts = np.random.default_rng(0).normal(size=(B, T, 40)).astype(np.float32)
     costs = jax.vmap(lambda y: jax_ctc.ctc(acts, y, LENGTHS, time_major=False))
