@@ -29,7 +29,7 @@ def tool(name):
 
 
 NVCC, DISASSEMBLER, CMAKE = tool("nvcc"), tool("nvdisasm"), shutil.which("cmake")
-FILES = ["rows", "lattice", "gradient", "product"]
+FILES = ["rows", "lattice", "gradient", "hvp"]
 ARCHITECTURES = [80, 90, 100, 120]
 # A frame in the lattice's loop: of the loss, of training, of a product; 2 more than there are.
 INSTRUCTIONS = {80: (39, 42, 55), 90: (31, 34, 52), 100: (30, 35, 50), 120: (37, 42, 57)}
@@ -67,7 +67,7 @@ def kernels_of(report):
 @pytest.mark.parametrize("file", FILES)
 def test_no_kernel_spills_or_takes_more_registers_than_planned(file, architecture, tmp_path):
     kernels = kernels_of(compiled(file, architecture, "cubin", tmp_path / "cubin"))
-    assert len(kernels) >= {"rows": 12, "lattice": 6, "gradient": 26, "product": 24}[file]
+    assert len(kernels) >= {"rows": 12, "lattice": 6, "gradient": 26, "hvp": 24}[file]
     for name, (stack, stored, loaded, registers) in kernels.items():
         assert (stack, stored, loaded) == (0, 0, 0), name
         kind = "lattice" if file == "lattice" else "rows"
