@@ -12,6 +12,11 @@ import jax
 import numpy as np
 from jax import core
 
+# JAX 0.7 has it in jax.core, later releases in jax.errors.
+_INCONCLUSIVE: Any = getattr(jax.errors, "InconclusiveDimensionOperation", None) or getattr(
+    core, "InconclusiveDimensionOperation", None
+)
+
 ACTS = "acts"  # batch with T, V
 ROWS = "rows"  # batch with T, 2 (0 where dense): shift and scale of the softmax
 COLUMNS = "columns"  # batch with T, min(L + 1, V)
@@ -62,7 +67,7 @@ def is_dense(V: Any, L: Any) -> bool | None:
     where sizes are symbolic (jax.export) and it may be either."""
     try:
         return bool(V <= L + 1)
-    except jax.errors.InconclusiveDimensionOperation:
+    except _INCONCLUSIVE:
         return None
 
 

@@ -65,7 +65,7 @@ def over_slices(part: Rows, names: tuple[str, ...], share: int | None, scatters:
     otherwise every device sums everything and then takes its index."""
     top = _largest(part.top, names)
     ties = jnp.where((part.top == top) | jnp.isnan(part.ties), part.ties, 0)
-    tail = _tail(part.top, part.ties, part.tail, top)
+    tail = _tail(part.top, _with_tangent(part.ties, part.tail), part.tail, top)
     sums = jnp.concatenate([part.scores, ties[..., None], tail[..., None]], axis=-1)
 
     def own(x: Array) -> Array:
@@ -95,8 +95,14 @@ def _(names: tuple[str, ...], primals: Any, tangents: Any) -> tuple[Array, Array
     return largest, lax.psum(jnp.where(has_it, tangents[0], 0), names) / count
 
 
+def _with_tangent(x: Array, like: Array) -> Array:
+    """x, with zeros as its tangent where `like` has one: inside shard_map JAX 0.7 cannot make the
+    zeros that a custom_jvp function is given for an argument without a tangent."""
+    return jnp.where(jnp.zeros_like(x, bool), like, x)
+
+
 @jax.custom_jvp
-@jax.jit
+@partial(jax.jit, inline=True)
 @_by_itself
 def _tail(top: Array, ties: Array, tail: Array, new_top: Array) -> Array:
     """The tail of a slice when `top` becomes that of all: its largest are in it where they are
@@ -183,7 +189,9 @@ def _left_out_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
         inverse = jnp.where(some, 1 / jnp.where(some, ties + tail, 1), 0)
         terms.append(product(inverse, d_tail))
     if not is_zero(d_scores):
-        terms.append(-product(_softmax(scores, ties), d_scores).sum(-1))
+        terms.append(
+            -product(_softmax(scores, _with_tangent(ties, scores[..., 0])), d_scores).sum(-1)
+        )
     if not terms:
         return out, zero_like(out)
     return out, _over_frames(sum_or_zero(out, terms), lengths, p["time_axis"])
