@@ -102,10 +102,12 @@ def _lower(*_: Any, **parameters: Any) -> Any:
     )
 
 
-def _checkify(error: Any, enabled_errors: Any, *operands: Any, **parameters: Any) -> Any:
-    """As checkify treats a jitted function that makes the check."""
-    (call,) = _traced(*operands, **parameters).eqns
-    return _RULES[call.primitive](error, enabled_errors, *operands, **call.params)
+def _checkify(*arguments: Any, **parameters: Any) -> Any:
+    """As checkify treats a jitted function that makes the check. What checkify passes before the
+    operands is its own: an error and the errors to look for, from JAX 0.12 on a context too."""
+    *context, bad, values = arguments
+    (call,) = _traced(bad, values, **parameters).eqns
+    return _RULES[call.primitive](*context, bad, values, **call.params)
 
 
 batching.primitive_batchers[verdict_p] = _batch

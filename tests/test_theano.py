@@ -84,8 +84,7 @@ def test_whatever_is_false_switches_off(off):
     op = theano.ConnectionistTemporalClassification(compute_grad=off, openmp=off)
     assert repr(op) == "ConnectionistTemporalClassification(compute_grad=False, openmp=False)"
     acts, labels, lengths, _ = DENSE.arguments()
-    threads = jax.make_jaxpr(op)(acts, labels, lengths).eqns[-1].params["threads"]
-    assert threads == 1
+    assert "threads=1 " in str(jax.make_jaxpr(op)(acts, labels, lengths))
     with pytest.raises(Exception, match="compute_grad"):
         jax.grad(lambda acts: op(acts, labels, lengths).sum())(acts)
 
