@@ -7,8 +7,6 @@ from typing import Any
 import jax
 from jax import Array, lax
 
-_EXPLICIT = jax.sharding.AxisType.Explicit
-
 
 def sharded_over(x: Any, axis: int) -> tuple[str, ...]:
     """The mesh axes over which the type of x shards one of its axes (explicit sharding)."""
@@ -47,18 +45,19 @@ def mapped_over(args: Any, dims: Any) -> tuple[str, ...]:
     return max(found, key=len)
 
 
+def explicit_axes(mesh: Any) -> tuple[str, ...]:
+    """The axes of a mesh over which types say how values are sharded."""
+    kinds = zip(mesh.axis_names, mesh.axis_types or (), strict=False)
+    return tuple(name for name, kind in kinds if kind == jax.sharding.AxisType.Explicit)
+
+
 def with_auto_axes(f: Callable[..., Any], results: Sequence[Any], several: bool) -> Any:
     """Plain JAX whose intermediate arrays the partitioner shards as it chooses, in explicit mode
     too. `results` are the types of what it returns."""
     shardings: list[Any] = [getattr(aval, "sharding", None) for aval in results]
     if None in shardings or not shardings[0].mesh.axis_names:
         return f
-    mesh = shardings[0].mesh
-    axes = tuple(
-        name
-        for name, kind in zip(mesh.axis_names, mesh.axis_types or (), strict=False)
-        if kind == _EXPLICIT
-    )
+    axes = explicit_axes(shardings[0].mesh)
     if not axes:
         return f
     specs = [s.spec for s in shardings]

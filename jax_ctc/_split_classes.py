@@ -20,7 +20,6 @@ from . import _arguments, _mesh, _primitives
 from ._primitives import few_classes
 
 Names = tuple[str, ...]
-_EXPLICIT = jax.sharding.AxisType.Explicit
 
 
 def axes_of(acts: Any, vocab_axis: str | Names | None) -> Names:
@@ -104,7 +103,7 @@ def cost(a: _arguments.Arguments, names: Names, threads: int) -> Array:
         )
     specs = P(*(axes or None for axes in sharded), names), *[P(*(x or None for x in batch))] * 2
     arguments = (a.acts, a.labels, a.lengths)
-    if _EXPLICIT in (mesh.axis_types or ()):  # elsewhere shard_map does this by itself
+    if _mesh.explicit_axes(mesh):  # elsewhere shard_map does this by itself
         shardings = tuple(jax.sharding.NamedSharding(mesh, spec) for spec in specs)
         arguments = jax.sharding.reshard(arguments, shardings)
     return jax.shard_map(
