@@ -105,6 +105,7 @@ pybind11_add_module(_cuda
   kernels/cuda/ctc.cpp
   kernels/cuda/rows.cu
   kernels/cuda/lattice.cu
+  kernels/cuda/occupancy.cu
   kernels/cuda/gradient.cu
   kernels/cuda/hvp.cu)
 jax_ctc_module(_cuda)

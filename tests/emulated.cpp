@@ -4,6 +4,7 @@
 #include "../kernels/cuda/gradient.cu"
 #include "../kernels/cuda/hvp.cu"
 #include "../kernels/cuda/lattice.cu"
+#include "../kernels/cuda/occupancy.cu"
 #include "../kernels/cuda/rows.cu"
 #include "emulator.h"
 

@@ -166,6 +166,14 @@ inline void block_barrier() {
   });
 }
 
+// Adds 1 for the block, and tells all of its threads what was there before.
+inline int32_t block_adds(int32_t* to, int32_t* before) {
+  block_barrier();
+  if (thread() == 0) *before = (*to)++;
+  block_barrier();
+  return *before;
+}
+
 // ---- copies that arrive late -------------------------------------------------------------------
 
 inline void carry_out(Fiber& f) {

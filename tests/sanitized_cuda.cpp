@@ -26,8 +26,8 @@ void forbid(const void* end) { ASAN_POISON_MEMORY_REGION(static_cast<const char*
 template <class Value> void forbid_gaps(void* base, const Shape& s, bool training) {
   const cuda::Workspace<Value> ws(base, s.T, s.L, training);
   for (const void* after : std::initializer_list<const void*>{
-           ws.ends, ws.states, ws.value, ws.column, ws.next, ws.is_first, ws.edges, ws.emissions, ws.log_sums, ws.along,
-           ws.changes, static_cast<char*>(base) + ws.bytes})
+           ws.outcome, ws.ends, ws.states, ws.value, ws.column, ws.next, ws.is_first, ws.edges, ws.emissions, ws.sums,
+           ws.along, ws.changes, static_cast<char*>(base) + ws.bytes})
     forbid(after);
 }
 

@@ -29,11 +29,14 @@ def tool(name):
 
 
 NVCC, DISASSEMBLER, CMAKE = tool("nvcc"), tool("nvdisasm"), shutil.which("cmake")
-FILES = ["rows", "lattice", "gradient", "hvp"]
+FILES = ["rows", "lattice", "occupancy", "gradient", "hvp"]
 ARCHITECTURES = [80, 90, 100, 120]
 # A frame in the lattice's loop: of the loss, of training, of a product; 2 more than there are.
 INSTRUCTIONS = {80: (39, 42, 55), 90: (31, 34, 52), 100: (30, 35, 50), 120: (37, 42, 57)}
-LOOPS = {"ScaledIfEELb0E": 2, "ScaledIfEELb1E": 2, "DualIfEELb1E": 3}  # shuffles of a frame
+LOOPS = {  # shuffles of a frame; with two pairs a lane and with one
+    "ScaledIfEELi2ELb0E": 2, "ScaledIfEELi2ELb1E": 2,
+    "ScaledIfEELi1ELb0E": 2, "ScaledIfEELi1ELb1E": 2, "DualIfEELi1ELb1E": 3,
+}  # fmt: skip
 MOST_REGISTERS = {"lattice f": 128, "lattice d": 255, "rows d": 128, "rows f": 64}
 
 pytestmark = pytest.mark.skipif(not CUDA.is_dir(), reason="not in a source tree")
@@ -67,7 +70,9 @@ def kernels_of(report):
 @pytest.mark.parametrize("file", FILES)
 def test_no_kernel_spills_or_takes_more_registers_than_planned(file, architecture, tmp_path):
     kernels = kernels_of(compiled(file, architecture, "cubin", tmp_path / "cubin"))
-    assert len(kernels) >= {"rows": 12, "lattice": 6, "gradient": 26, "hvp": 24}[file]
+    assert (
+        len(kernels) >= {"rows": 12, "lattice": 8, "occupancy": 4, "gradient": 26, "hvp": 24}[file]
+    )
     for name, (stack, stored, loaded, registers) in kernels.items():
         assert (stack, stored, loaded) == (0, 0, 0), name
         kind = "lattice" if file == "lattice" else "rows"
@@ -78,9 +83,10 @@ def test_no_kernel_spills_or_takes_more_registers_than_planned(file, architectur
 @needs_nvcc
 @pytest.mark.parametrize("file", FILES)
 def test_no_sum_depends_on_the_order_of_threads(file, tmp_path):
-    """No atomic operation at all, of floats or others."""
+    """No atomic operation on floats; one on integers counts which of two blocks ends last."""
     compiled(file, 90, "ptx", tmp_path / "ptx")
-    assert re.findall(r"\b(?:atom|red)\.\S+", (tmp_path / "ptx").read_text()) == []
+    atomics = re.findall(r"\b(?:atom|red)\.\S+", (tmp_path / "ptx").read_text())
+    assert set(atomics) <= ({"atom.global.add.u32", "atom.add.u32"} if file == "lattice" else set())
 
 
 def functions(assembly):

@@ -84,13 +84,14 @@ INCLUDES = {
     "cuda/ctc.cpp": {"cuda/ctc.h", "cuda/launchers.h", "cuda/workspace.h"},
     "cuda/device.cuh": {"cuda/cell.h", "emulator.h"},
     "cuda/ffi.cpp": {"common/ffi_decode.h", "cuda/ctc.h", "cuda/ffi.h"},
-    "cuda/rows.cuh": {"common/batch.h", "common/emission.h", "cuda/device.cuh"},
+    "cuda/rows.cuh": {"common/batch.h", "common/emission.h", "cuda/device.cuh", "cuda/workspace.h"},
     "cuda/gradient.cu": {"cuda/launchers.h", "cuda/rows.cuh"},
     "cuda/labels.cuh": {"cuda/device.cuh", "cuda/workspace.h"},
     "cuda/hvp.cu": {"cuda/labels.cuh", "cuda/launchers.h", "cuda/rows.cuh"},
     "cuda/sweep.cuh": {"cuda/device.cuh", "cuda/workspace.h"},
     "cuda/tuning.h": set(),
     "cuda/lattice.cu": {"cuda/launchers.h", "cuda/sweep.cuh", "cuda/tuning.h"},
+    "cuda/occupancy.cu": {"cuda/launchers.h", "cuda/rows.cuh"},
     "cuda/rows.cu": {"cuda/labels.cuh", "cuda/launchers.h", "cuda/rows.cuh"},
 }
 

@@ -24,8 +24,10 @@ int64_t scratch_stride(Operation operation, Dtype dtype, int64_t T, int64_t L) {
 const char* loss(const Problem& p, void* cost, void* scratch) { return forward(p, cost, {nullptr, nullptr}, scratch); }
 
 const char* forward(const Problem& p, void* cost, Kept kept, void* scratch) {
+  const bool training = kept.columns != nullptr;
   const char* wrong = launch_rows(p, kept, scratch);
-  return wrong != nullptr ? wrong : launch_lattice(p, cost, kept, scratch);
+  if (wrong == nullptr) wrong = launch_lattice(p, training, cost, scratch);
+  return wrong != nullptr || !training ? wrong : launch_occupancies(p, kept, scratch);
 }
 
 const char* tangent(const Problem& p, Kept kept, const void* directions, void* tangents, void* scratch) {
@@ -41,6 +43,7 @@ const char* product(const Problem& p, Kept kept, const void* cotangents, const v
                     void* scratch) {
   const char* wrong = launch_product_rows(p, kept, directions, scratch);
   if (wrong == nullptr) wrong = launch_product_lattice(p, scratch);
+  if (wrong == nullptr) wrong = launch_product_occupancies(p, scratch);
   return wrong != nullptr ? wrong : launch_product(p, cotangents, directions, out, scratch);
 }
 

@@ -43,7 +43,7 @@ CTC_DEVICE void compact_row(const GradientArguments<A>& a, int64_t r, int64_t se
     for_each_column([&](int64_t c, int32_t v) { waiting[c] = corrected(c, v); });
     group_barrier<G>();
   }
-  transform<G, 2>(x, out, s.V, [&](A logit) { return Narrow<A, F>::of(scaled(softmax(logit))); });
+  transform<G>(x, out, s.V, [&](A logit) { return Narrow<A, F>::of(scaled(softmax(logit))); });
   group_barrier<G>();
   for_each_column([&](int64_t c, int32_t v) { out[v] = Narrow<A, F>::of(in_place ? waiting[c] : corrected(c, v)); });
 }
@@ -62,7 +62,7 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
   if (s.dense()) {
     const F* const unit = in.columns + r * s.V;
     if (cotangent == 1 && static_cast<const void*>(unit) == out) return;  // it is there
-    return transform<G, 2>(unit, out, s.V, [&](F g) { return Narrow<A, F>::of(times_cotangent(g, cotangent)); });
+    return transform<G>(unit, out, s.V, [&](F g) { return Narrow<A, F>::of(times_cotangent(g, cotangent)); });
   }
   const F scale = in.rows[2 * r + 1];
   if (scale == 0 || scale != scale) return fill<G>(out, s.V, Narrow<A, F>::of(scale));

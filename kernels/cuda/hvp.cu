@@ -61,7 +61,7 @@ template <class A, int G> CTC_DEVICE Along<Computed<A>> along_row(const ProductA
   Along<F> along = {0, 0, base, 0};
   if (dense) {
     Softmax<F> softmax;
-    for_each<G, 2>(row.x, s.V, [&](const auto& x) { softmax.use(x); });
+    for_each<G>(row.x, s.V, [&](const auto& x) { softmax.use(x); });
     softmax = of_group<G>(softmax);
     along.shift = softmax.top, along.scale = softmax.scale();
   } else {
@@ -112,7 +112,7 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
   }
   if (thread_of_group<G>() == 0) {
     ws.along[t] = along;
-    ws.log_sums[t] = along.scale != along.scale ? double(along.scale) : 0;
+    ws.sums[t] = {along.scale != along.scale ? along.scale : F(1), F(0)};
   }
 }
 

@@ -52,6 +52,7 @@ template <class Value> CTC_DEVICE void prepare_labels(const int32_t* row, const 
     if (lane == 0) {
       const bool feasible = good && int64_t(n) + repeats <= length;
       *ws.labels = Labels{good ? n : 0, good, feasible, length_is_good ? length : 0};
+      ws.outcome->blocks = 0;
       *count = n;
     }
   }

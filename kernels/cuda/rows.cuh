@@ -7,13 +7,15 @@
 #include "../common/batch.h"
 #include "../common/emission.h"
 #include "device.cuh"
+#include "workspace.h"
 
 namespace jax_ctc {
 namespace cuda {
 
-// Threads to a row, and to a block. A warp a row while 512 classes keep it busy for a few loads; a block beyond.
+// Threads to a row, and to a block: as few as have some 8 loads of 16 bytes each, because what a row costs beside its
+// loads each warp pays.
 constexpr int kBlockOfRows = 256;
-constexpr int threads_per_row(int64_t V) { return V <= 512 ? 32 : V <= 4096 ? 128 : 256; }
+constexpr int threads_per_row(int64_t V) { return V <= 2048 ? 32 : V <= 8192 ? 128 : 256; }
 template <int G> constexpr int kRowsOfBlock = G == kWarp ? kBlockOfRows / kWarp : 1;
 template <int G> constexpr int kThreadsOfBlock = G == kWarp ? kBlockOfRows : G;
 // Blocks that a multiprocessor must find registers for: 1024 threads, 64 each (512 and 128 for double).
@@ -121,16 +123,19 @@ template <int n, class A> CTC_DEVICE Piece<A> load_piece(const A* from) {
 }
 template <class A> CTC_DEVICE void store_piece(A* to, Piece<A> piece) { *reinterpret_cast<Piece<A>*>(to) = piece; }
 
-// Calls use(piece, i) for each piece i that falls to this thread; kAhead pieces are loaded before any is used.
-template <int G, int kAhead, int n, class A, class Use>
-CTC_DEVICE void for_each_piece(const A* first, int64_t pieces, Use use) {
-  for (int64_t i = thread_of_group<G>(); i < pieces; i += G * kAhead) {
-    Piece<A> piece[kAhead];
+// Pieces that are loaded before any is used: with more, 16-bit elements, twice as many of them, do not fit the
+// registers.
+template <class A> constexpr int kAhead = sizeof(A) == 2 ? 2 : 4;
+
+// Calls use(piece, i) for each piece i that falls to this thread.
+template <int G, int n, class A, class Use> CTC_DEVICE void for_each_piece(const A* first, int64_t pieces, Use use) {
+  for (int64_t i = thread_of_group<G>(); i < pieces; i += G * kAhead<A>) {
+    Piece<A> piece[kAhead<A>];
 #pragma unroll
-    for (int u = 0; u < kAhead; ++u)
+    for (int u = 0; u < kAhead<A>; ++u)
       if (i + u * G < pieces) piece[u] = load_piece<n>(first + (i + u * G) * Piece<A>::size);
 #pragma unroll
-    for (int u = 0; u < kAhead; ++u)
+    for (int u = 0; u < kAhead<A>; ++u)
       if (i + u * G < pieces) use(piece[u], i + u * G);
   }
 }
@@ -138,17 +143,17 @@ CTC_DEVICE void for_each_piece(const A* first, int64_t pieces, Use use) {
 // Calls use(x) for all that falls to this thread of a row: pieces, then elements. Elements are dealt by their number,
 // not by their address, because sums depend on it and an address depends on the batch. A row that does not begin at a
 // multiple of 16 bytes is read in smaller steps.
-template <int G, int kAhead, class A, class Use> CTC_DEVICE void for_each(const A* row, int64_t V, Use use) {
+template <int G, class A, class Use> CTC_DEVICE void for_each(const A* row, int64_t V, Use use) {
   constexpr int kWhole = Piece<A>::size, kPart = sizeof(A) == 2 ? 2 : 1;
   const int64_t pieces = V / kWhole;
   const auto use_piece = [&](const Piece<A>& piece, int64_t) { use(piece); };
   const auto aligned_to = [row](size_t bytes) { return reinterpret_cast<uintptr_t>(row) % bytes == 0; };
   if (aligned_to(16))
-    for_each_piece<G, kAhead, kWhole>(row, pieces, use_piece);
+    for_each_piece<G, kWhole>(row, pieces, use_piece);
   else if (kPart > 1 && aligned_to(kPart * sizeof(A)))
-    for_each_piece<G, kAhead, kPart>(row, pieces, use_piece);
+    for_each_piece<G, kPart>(row, pieces, use_piece);
   else
-    for_each_piece<G, kAhead, 1>(row, pieces, use_piece);
+    for_each_piece<G, 1>(row, pieces, use_piece);
   for (int64_t v = pieces * kWhole + thread_of_group<G>(); v < V; v += G) use(row[v]);
 }
 
@@ -166,12 +171,12 @@ template <class A> struct Cut {
 };
 
 // out[v] = f(x[v]); out may be x. By pieces where both are cut alike, as whole arrays of XLA are.
-template <int G, int kAhead, class X, class A, class Function>
+template <int G, class X, class A, class Function>
 CTC_DEVICE void transform(const X* x, A* out, int64_t V, Function f) {
   if constexpr (sizeof(X) == sizeof(A)) {
     if (((reinterpret_cast<uintptr_t>(x) ^ reinterpret_cast<uintptr_t>(out)) & 15) == 0) {
       const Cut<A> cut(out, V);
-      for_each_piece<G, kAhead, Piece<X>::size>(x + cut.head, cut.pieces, [&](const Piece<X>& given, int64_t i) {
+      for_each_piece<G, Piece<X>::size>(x + cut.head, cut.pieces, [&](const Piece<X>& given, int64_t i) {
         Piece<A> result;
 #pragma unroll
         for (int k = 0; k < Piece<A>::size; ++k) result.at[k] = f(given.at[k]);
@@ -221,41 +226,36 @@ template <class F> struct Softmax {
 #pragma unroll
     for (int k = 0; k < Piece<A>::size; ++k) add(widen(piece.at[k]));
   }
-  CTC_DEVICE void merge(Softmax other) {
-    const F to = max_of(top, other.top);
-    rise(to), other.rise(to);
-    count += other.count, tail += other.tail;
-  }
-
   // NaN, +inf or nothing but -inf: no softmax.
   CTC_DEVICE bool defined() const { return top < infinity<F>() && count + tail > 0; }
-  CTC_DEVICE F log_sum() const {  // log sum exp(x - top)
-    return defined() ? log_of(count) + log_of_1_and(tail / count) : not_a_number<F>();
-  }
+  CTC_DEVICE Sum<F> sum() const { return {defined() ? count : not_a_number<F>(), tail}; }
   CTC_DEVICE F scale() const { return defined() ? 1 / (count + tail) : not_a_number<F>(); }
 };
 
+// Of `kLanes` lanes side by side, in each of them: the same bits. All rise to the largest top at once, so that each
+// needs one exp and not one for each step.
+template <int kLanes = kWarp, class F> CTC_DEVICE Softmax<F> of_lanes(Softmax<F> mine) {
+  F top = mine.top;
+#pragma unroll
+  for (int distance = kLanes / 2; distance > 0; distance /= 2)
+    top = max_of(top, __shfl_xor_sync(kAllLanes, top, distance));
+  mine.rise(top);
+#pragma unroll
+  for (int distance = kLanes / 2; distance > 0; distance /= 2) {
+    mine.count += __shfl_xor_sync(kAllLanes, mine.count, distance);
+    mine.tail += __shfl_xor_sync(kAllLanes, mine.tail, distance);
+  }
+  return mine;
+}
+
 // Of the whole row, in every thread of the group: the same bits.
 template <int G, class F> CTC_DEVICE Softmax<F> of_group(Softmax<F> mine) {
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-    Softmax<F> other;
-    other.top = __shfl_down_sync(kAllLanes, mine.top, distance);
-    other.count = __shfl_down_sync(kAllLanes, mine.count, distance);
-    other.tail = __shfl_down_sync(kAllLanes, mine.tail, distance);
-    mine.merge(other);
-  }
-  Softmax<F>* parts = reinterpret_cast<Softmax<F>*>(shared_memory());
-  if (G > kWarp) {
-    if (lane_index() == 0) parts[warp_index()] = mine;
-    __syncthreads();
-    mine = parts[0];
-    for (int i = 1; i < G / kWarp; ++i) mine.merge(parts[i]);
-    return mine;
-  }
-  mine.top = __shfl_sync(kAllLanes, mine.top, 0);
-  mine.count = __shfl_sync(kAllLanes, mine.count, 0);
-  mine.tail = __shfl_sync(kAllLanes, mine.tail, 0);
-  return mine;
+  mine = of_lanes(mine);
+  if constexpr (G == kWarp) return mine;
+  Softmax<F>* const parts = reinterpret_cast<Softmax<F>*>(shared_memory());
+  if (lane_index() == 0) parts[warp_index()] = mine;
+  __syncthreads();
+  return of_lanes<G / kWarp>(parts[lane_index() % (G / kWarp)]);
 }
 
 // exp(x - shift) as a value of the lattice. The difference is taken exactly, as a pair.
@@ -267,6 +267,21 @@ template <class F> CTC_DEVICE Scaled<F> emission(F x, F shift) {
   }
   if (d > F(-kFurthest)) return far_emission<F>(double(x) - double(shift));
   return {F(1), Integer<F>(kDead)};  // -inf, or a row without a softmax
+}
+
+// The same of several: without a branch for each.
+template <int n, class F> CTC_DEVICE void emissions(const F (&x)[n], F shift, Scaled<F> (&out)[n]) {
+  bool near = true;
+#pragma unroll
+  for (int i = 0; i < n; ++i) {
+    const F d = x[i] - shift, back = d - x[i], rest = (x[i] - (d - back)) + (-shift - back);
+    const Split<F> y = split_exp<F>(d, rest);
+    out[i] = {y.p, y.q};
+    near &= d > F(-kNear<F>);
+  }
+  if (near) return;
+#pragma unroll
+  for (int i = 0; i < n; ++i) out[i] = emission(x[i], shift);
 }
 
 }  // namespace cuda

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// The recursion over the frames of one sequence, in one direction, by some warps of a block: a pair of states a lane.
+// The recursion over the frames of one sequence, in one direction, by some warps of a block: kPairs pairs of states a
+// lane.
 //
 // Beta is alpha on reversed frames and reversed labels: "own" pair k is then (blank count - k, label count - 1 - k),
 // and one piece of code serves both. States depend on their left neighbours only, so warp w works one tile of kTile
 // frames behind warp w - 1, which leaves its last label of every frame for it in shared memory; once a tile they meet
-// at a barrier. Sequences with more pairs than lanes are swept in strips, one after another; what a strip passes on to
-// the next goes through global memory. Emissions come in by asynchronous copies, a tile ahead: nothing in the chain of
-// dependent instructions waits for global memory.
+// at a barrier. Sequences with more pairs than lanes have are swept in strips, one after another; what a strip passes
+// on to the next goes through global memory. Emissions come in by asynchronous copies, a tile ahead: nothing in the
+// chain of dependent instructions waits for global memory. (Copies started between the operations of a frame, and not
+// all of a tile's together, made the chain 15 % longer.)
 #pragma once
 
 #include "device.cuh"
@@ -15,62 +17,73 @@
 namespace jax_ctc {
 namespace cuda {
 
-// Shared memory of one warp; two tiles, by turns.
-template <class Value, int kTile> struct WarpMemory {
-  Cell<Value> label[2][kTile][kWarp];  // emissions
-  Cell<Value> blank[2][kTile];
-  Cell<Value> edge[2][kTile];  // the label left of the warp's first pair, before each frame
-};
-
-template <class Value> struct Sweep {
+template <class Value, int kPairs> struct Sweep {
   using F = typename Workspace<Value>::F;
   using State = Pair<Value>;
-  // Values twice as large come in tiles of half as many frames: the same shared memory.
-  static constexpr int kTile = kFoldEvery * int(sizeof(Scaled<F>)) / int(sizeof(Cell<Value>));
-  using Memory = WarpMemory<Value, kTile>;
+  // Longer tiles cost less a frame, shorter ones less where warps wait for each other. On an H200 16 frames take 15 %
+  // less than 8 with a lone warp, and 20 % more with 13 warps.
+  static constexpr int kTile = kPairs == 1 ? 16 : 8, kSlots = 2;
+  static constexpr int kPairsOfWarp = kPairs * kWarp;
+  static_assert(kTile <= kFoldEvery, "mantissas are folded once a tile");
+
+  // What all lanes of a warp need of a frame: the blank's emission; the label left of the warp's first pair, before it.
+  struct Common {
+    Cell<Value> blank, edge;
+  };
+  struct Memory {                                    // shared, of one warp
+    Cell<Value> label[kSlots][kTile][kPairsOfWarp];  // emissions
+    Common common[kSlots][kTile];
+  };
 
   Direction direction;
   const Workspace<Value>& ws;
-  Memory* memory;         // of the warps of this direction
-  int warps, warp;        // how many there are; this one
+  Memory* memory;         // of all warps
+  int warps, warp;        // how many sweep; this one
   int32_t count, frames;  // labels and frames in use
 
-  // The pairs [base + 32 * warp, ...) of the strip from `base` on, through frames [begin, end) as this direction counts
-  // them. Starts and ends with the states in ws.ends.
-  template <bool kStore> CTC_DEVICE void strip(int32_t base, int32_t begin, int32_t end) const {
+  // The pairs of the strip from `base` on, through the first `end` frames as this direction counts them. Leaves the
+  // last states in ws.ends.
+  template <bool kStore> CTC_DEVICE void strip(int32_t base, int32_t end) const {
     const int lane = lane_index();
-    const int active = min_of<int>(warps, (count + 1 - base + kWarp - 1) / kWarp);  // warps with a pair in use
+    const int active = min_of<int>(warps, (count + 1 - base + kPairsOfWarp - 1) / kPairsOfWarp);  // with a pair in use
     if (warp >= active) return;
-    const int32_t k = base + warp * kWarp + lane;
-    const bool used = k <= count, more = base + warps * kWarp <= count;
+    const int32_t k = base + warp * kPairsOfWarp + lane * kPairs;  // the lane's first pair
+    const bool more = base + warps * kPairsOfWarp <= count;
     Memory& mine = memory[warp];
 
-    State at = {Value::none(), Value::none()};
-    Pair<Cell<Value>>* const end_state = ws.ends_of(direction) + k;
-    if (used && begin > 0) at = {load(&end_state->blank), load(&end_state->label)};
-    if (k == 0 && begin == 0) at.blank.e = 0;  // before the first frame: all weight on the first blank
-    const Integer<F> skip = k < count && skips_to(k) ? -1 : 0;
-    // A lane without a label takes the blank's emission: what it computes flows nowhere.
-    const int32_t column = k < count ? ws.column[natural(k)] : 0;
+    State at[kPairs];
+    Integer<F> skip[kPairs];
+    int32_t column[kPairs];
+    bool used[kPairs];
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+      at[i] = {Value::none(), Value::none()};
+      if (k + i == 0) at[i].blank.e = 0;  // before the first frame: all weight on the first blank
+      used[i] = k + i <= count;
+      skip[i] = k + i < count && skips_to(k + i) ? -1 : 0;
+      // A pair without a label takes the blank's emission: what is computed of it flows nowhere.
+      column[i] = k + i < count ? ws.column[natural(k + i)] : 0;
+    }
     if (warp == 0 && base == 0)
-      for (int i = lane; i < 2 * kTile; i += kWarp) store(&mine.edge[i / kTile][i % kTile], Value::none());
+      for (int i = lane; i < kSlots * kTile; i += kWarp) store(&mine.common[i / kTile][i % kTile].edge, Value::none());
 
-    const int32_t tiles = (end - begin + kTile - 1) / kTile;
+    const int32_t tiles = (end + kTile - 1) / kTile;
+    if (tiles > 0) fetch(mine, column, base > 0, end, 0, 0);
+    copy_commit();
+    int slot = 0;  // of tile j
 #pragma unroll 1
-    for (int32_t turn = -1; turn < tiles + active - 1; ++turn) {
+    for (int32_t turn = 0; turn < tiles + active - 1; ++turn) {
       const int32_t j = turn - warp;
-      if (j + 1 >= 0 && j + 1 < tiles) fetch(mine, column, base > 0, begin, end, j + 1);
-      copy_commit();
       if (j >= 0 && j < tiles) {
+        if (j + 1 < tiles) fetch(mine, column, base > 0, end, j + 1, 1 - slot);  // where tile j - 1 was
+        copy_commit();
         copy_wait<1>();  // all but those just started
         __syncwarp();
-        const int32_t first = begin + j * kTile;
-        const bool last_lane = lane == kWarp - 1;
-        const Tile tile = {SharedArray<Value>(&mine.label[j & 1][0][lane]),
-                           SharedArray<Value>(mine.blank[j & 1]),
-                           SharedArray<Value>(mine.edge[j & 1]),
-                           edge_out(j, first, active),
-                           last_lane && (warp + 1 < active || more),
+        const int32_t first = j * kTile;
+        const Tile tile = {SharedArray<Value>(&mine.label[slot][0][lane * kPairs]),
+                           SharedArray<Value>(&mine.common[slot][0].blank),
+                           edge_out(slot, first, active),
+                           lane == kWarp - 1 && (warp + 1 < active || more),
                            states_at(first, k),
                            state_step(),
                            used};
@@ -78,27 +91,36 @@ template <class Value> struct Sweep {
           whole<kStore>(at, skip, tile);
         else
           part<kStore>(at, skip, tile, end - first);
-        at = {fold(at.blank), fold(at.label)};
+#pragma unroll
+        for (int i = 0; i < kPairs; ++i) at[i] = {fold(at[i].blank), fold(at[i].label)};
+        slot = 1 - slot;
       }
       if (active == 1)
         __syncwarp();
+      else if (direction == kAlpha)
+        barrier<1>(active * kWarp);
       else
-        barrier(1 + direction, active * kWarp);
+        barrier<2>(active * kWarp);
     }
-    if (used) store(&end_state->blank, at.blank), store(&end_state->label, at.label);
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i)
+      if (used[i]) {
+        Pair<Cell<Value>>* const end_state = ws.ends_of(direction) + k + i;
+        store(&end_state->blank, at[i].blank), store(&end_state->label, at[i].label);
+      }
   }
 
  private:
   struct Tile {
-    SharedArray<Value> label, blank, edge;  // this lane's are kWarp apart
-    Cell<Value>* edge_out;                  // where the warp's last label goes
-    bool goes_out;                          // if this lane has it, and anybody needs it
-    Pair<Cell<Value>>* state;               // of the first frame
+    SharedArray<Value> label, common;  // of frame d: at d * kPairsOfWarp; the blank at 2 * d, the edge after it
+    Cell<Value>* edge_out;             // where the warp's last label goes, frame d at 2 * d
+    bool goes_out;                     // if this lane has it, and anybody needs it
+    Pair<Cell<Value>>* state;          // of the first frame
     int64_t state_step;
-    bool used;
+    const bool (&used)[kPairs];
   };
   struct Frame {
-    Value label, blank, edge;
+    Value blank, edge, label[kPairs];
   };
 
   CTC_DEVICE int32_t natural(int32_t own_label) const {
@@ -114,41 +136,68 @@ template <class Value> struct Sweep {
   CTC_DEVICE int64_t state_step() const { return direction == kAlpha ? ws.columns : -ws.columns; }
 
   // The label at the right edge goes to the next warp, or by way of global memory to the next strip's first.
-  CTC_DEVICE Cell<Value>* edge_out(int32_t j, int32_t first, int active) const {
-    return warp + 1 < active ? memory[warp + 1].edge[j & 1] : ws.edges_of(direction) + first;
+  CTC_DEVICE Cell<Value>* edge_out(int slot, int32_t first, int active) const {
+    return warp + 1 < active ? &memory[warp + 1].common[slot][0].edge : ws.edges_of(direction) + 2 * first;
   }
 
   // Starts copying what tile j needs.
-  CTC_DEVICE void fetch(Memory& mine, int32_t column, bool strip_before, int32_t begin, int32_t end, int32_t j) const {
-    const int lane = lane_index(), slot = j & 1;
-    const int32_t first = begin + j * kTile, n = min_of<int32_t>(kTile, end - first);
+  CTC_DEVICE void fetch(Memory& mine, const int32_t (&column)[kPairs], bool strip_before, int32_t end, int32_t j,
+                        int slot) const {
+    const int lane = lane_index();
+    const int32_t first = j * kTile, n = min_of<int32_t>(kTile, end - first);
     const Cell<Value>* const row = ws.emissions + frame(first) * ws.columns;
     const int64_t step = state_step();
-    const Cell<Value>* from = row + column;
-#pragma unroll 4
-    for (int d = 0; d < n; ++d, from += step) copy_async(&mine.label[slot][d][lane], from);
+    const auto copy_frame = [&](int d) {
+#pragma unroll
+      for (int i = 0; i < kPairs; ++i) copy_async(&mine.label[slot][d][lane * kPairs + i], row + d * step + column[i]);
+    };
+    if (n == kTile) {
+#pragma unroll
+      for (int d = 0; d < kTile; ++d) copy_frame(d);
+    } else {
+#pragma unroll 1
+      for (int d = 0; d < n; ++d) copy_frame(d);
+    }
     if (lane >= n) return;
-    copy_async(&mine.blank[slot][lane], row + lane * step);
-    if (warp == 0 && strip_before) copy_async(&mine.edge[slot][lane], ws.edges_of(direction) + first + lane);
+    copy_async(&mine.common[slot][lane].blank, row + lane * step);
+    if (warp == 0 && strip_before)
+      copy_async(&mine.common[slot][lane].edge, ws.edges_of(direction) + 2 * (first + lane));
   }
 
-  CTC_DEVICE Frame read(const Tile& tile, int d) const { return {tile.label[d * kWarp], tile.blank[d], tile.edge[d]}; }
+  CTC_DEVICE Frame read(const Tile& tile, int d) const {
+    Frame now;
+    tile.common.read(2 * d, now.blank, now.edge);
+    if constexpr (kPairs == 2)
+      tile.label.read(d * kPairsOfWarp, now.label[0], now.label[1]);
+    else
+      now.label[0] = tile.label[d * kPairsOfWarp];
+    return now;
+  }
 
-  template <bool kStore> CTC_DEVICE void one(State& at, Integer<F> skip, const Frame& now, const Tile& tile, int d,
-                                             Pair<Cell<Value>>*& state) const {
+  template <bool kStore> CTC_DEVICE void one(State (&at)[kPairs], const Integer<F> (&skip)[kPairs], const Frame& now,
+                                             const Tile& tile, int d, Pair<Cell<Value>>*& state) const {
     const int lane = lane_index();
-    store_if(tile.goes_out, tile.edge_out + d, at.label);
-    const Value below = from_lane_below(at.label);
-    const State before = advance_left_last(at, lane == 0 ? now.edge : below, skip);
-    at = emit(before, now.blank, now.label);
-    if (kStore) {
-      store_pair_if(tile.used && direction == kAlpha, state, before.blank, before.label);
-      store_pair_if(tile.used && direction == kBeta, state, at.blank, at.label);
-      state += tile.state_step;
+    store_if(tile.goes_out, tile.edge_out + 2 * d, at[kPairs - 1].label);
+    const Value below = from_lane_below(at[kPairs - 1].label);
+    State before[kPairs];
+#pragma unroll
+    for (int i = kPairs - 1; i >= 0; --i) {
+      const Value left = i > 0 ? at[i > 0 ? i - 1 : 0].label : lane == 0 ? now.edge : below;
+      before[i] = advance_left_last(at[i], left, skip[i]);
     }
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+      at[i] = emit(before[i], now.blank, now.label[i]);
+      if (kStore) {
+        store_pair_if(tile.used[i] && direction == kAlpha, state + i, before[i].blank, before[i].label);
+        store_pair_if(tile.used[i] && direction == kBeta, state + i, at[i].blank, at[i].label);
+      }
+    }
+    if (kStore) state += tile.state_step;
   }
   // A tile's frames, each read while the one before is worked on.
-  template <bool kStore> CTC_DEVICE void whole(State& at, Integer<F> skip, const Tile& tile) const {
+  template <bool kStore>
+  CTC_DEVICE void whole(State (&at)[kPairs], const Integer<F> (&skip)[kPairs], const Tile& tile) const {
     Frame next = read(tile, 0);
     Pair<Cell<Value>>* state = tile.state;
 #pragma unroll 8  // 16 would need more registers than there are
@@ -158,7 +207,8 @@ template <class Value> struct Sweep {
       one<kStore>(at, skip, now, tile, d, state);
     }
   }
-  template <bool kStore> CTC_DEVICE void part(State& at, Integer<F> skip, const Tile& tile, int n) const {
+  template <bool kStore>
+  CTC_DEVICE void part(State (&at)[kPairs], const Integer<F> (&skip)[kPairs], const Tile& tile, int n) const {
     Pair<Cell<Value>>* state = tile.state;
 #pragma unroll 1
     for (int d = 0; d < n; ++d) one<kStore>(at, skip, read(tile, d), tile, d, state);

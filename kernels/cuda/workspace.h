@@ -23,10 +23,24 @@ struct Labels {
   int32_t frames;    // in use
 };
 
+// What the sweeps of a sequence came to. Written by the block that ends last.
+struct alignas(16) Outcome {
+  double log_sums;    // of all rows
+  int32_t reference;  // exponent of the total over all alignments
+  int32_t has_gradient;
+  int32_t blocks;  // that have ended
+};
+
 // What a product needs of a row and of the direction there.
 template <class F> struct Along {
   F shift, scale;  // softmax(x) = scale * exp(x - shift); scale 0 or NaN: every result in this row is 0 or NaN
   F centre, mean;  // means of the direction: under the occupancies; under the softmax, minus `centre`
+};
+
+// The sum over a row of exp(x - top), kept apart: how many entries are equal to top, and the others. Where the count is
+// NaN the row has no softmax.
+template <class F> struct Sum {
+  F count, tail;
 };
 
 // The arrays of one sequence; a product's lattice is of Duals, the others' of Scaled. Label k is the k-th that is not
@@ -39,13 +53,14 @@ template <class Value> struct Workspace {
 
   int64_t T, columns;
   Labels* labels;
-  Pair<Cell<Value>>* ends;    // (2, columns): where each direction stands between two sweeps
+  Outcome* outcome;
+  Pair<Cell<Value>>* ends;    // (2, columns): where each direction's sweep ends
   Pair<Cell<Value>>* states;  // training: (2, frames, columns): alpha before the frame's emission, beta after it
   int32_t *value, *column;    // (columns) of label k: its class; its column in labels + 1
   int32_t *next, *is_first;   // (columns) of label k: the next one equal to it or -1; whether none before is
-  Cell<Value>* edges;         // (2, frames): the label at the right edge of a strip, before each frame
+  Cell<Value>* edges;         // (frames, 2): the label at the right edge of a strip, before each frame
   Cell<Value>* emissions;     // (frames, columns): of the blank and of each label position
-  double* log_sums;           // (frames): log sum exp(x - shift) in nats; NaN: the row has no softmax
+  Sum<F>* sums;               // (frames)
   Along<F>* along;            // product: (frames)
   F* changes;                 // product: (frames, columns): of the occupancies, in the first column of each class
   int64_t bytes;
@@ -53,20 +68,20 @@ template <class Value> struct Workspace {
   CTC_INLINE Workspace(void* base, int64_t frames, int64_t L, bool training) : T(frames), columns(L + 1) {
     char* const begin = static_cast<char*>(base);  // no integer: the compiler must see that it points to global memory
     char* at = begin;
-    take(labels, 4, at);  // 64 bytes
+    take(labels, 2, at), take(outcome, 1, at);  // 64 bytes
     take(ends, 2 * columns, at);
     take(states, training ? 2 * T * columns : 0, at);
     take(value, columns, at), take(column, columns, at), take(next, columns, at), take(is_first, columns, at);
     take(edges, 2 * T, at);
     take(emissions, T * columns, at);
-    take(log_sums, T, at);
+    take(sums, T, at);
     take(along, kProduct ? T : 0, at);
     take(changes, kProduct ? T * columns : 0, at);
     bytes = at - begin;
   }
   CTC_INLINE Pair<Cell<Value>>* ends_of(Direction d) const { return ends + d * columns; }
   CTC_INLINE Pair<Cell<Value>>* states_of(Direction d) const { return states + d * T * columns; }
-  CTC_INLINE Cell<Value>* edges_of(Direction d) const { return edges + d * T; }
+  CTC_INLINE Cell<Value>* edges_of(Direction d) const { return edges + d; }  // every other one
 
  private:
   template <class A> static CTC_INLINE void take(A*& array, int64_t n, char*& at) {
