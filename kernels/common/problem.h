@@ -4,18 +4,15 @@
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define CTC_INLINE __host__ __device__ __forceinline__
-#else
-#define CTC_INLINE inline __attribute__((always_inline))
-#endif
-// Internal linkage: every instruction set compiles its own copy, and the linker must not pick one for all.
-#define CTC_FN static CTC_INLINE
+#include "platform.h"
 
 namespace jax_ctc {
 
 // What acts are made of. Costs and all that is kept are double for kF64, else float.
 enum class Dtype { kF32, kF64, kBF16, kF16 };
+
+CTC_FN bool is_half(Dtype dtype) { return dtype == Dtype::kBF16 || dtype == Dtype::kF16; }
+CTC_FN int64_t element_size(Dtype dtype) { return is_half(dtype) ? 2 : dtype == Dtype::kF32 ? 4 : 8; }
 
 // acts seen as (N, T, B, V), row-major: batch axes before T are folded into N, those after it into B.
 struct Shape {

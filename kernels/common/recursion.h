@@ -5,6 +5,7 @@
 // reversed frames and reversed labels, beta (docs/ctc.md, eq. 4 and 5). V is any value type with add, times, select.
 #pragma once
 
+#include "problem.h"
 #include "scaled.h"
 
 namespace jax_ctc {

@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "problem.h"
+#include "platform.h"
 
 namespace jax_ctc {
 

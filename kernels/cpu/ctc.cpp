@@ -74,8 +74,6 @@ template <class F> const Kernels<F>& kernels();
 template <> const Kernels<float>& kernels() { return instruction_set().f32; }
 template <> const Kernels<double>& kernels() { return instruction_set().f64; }
 
-int64_t element_size(Dtype dtype) { return dtype == Dtype::kF64 ? 8 : dtype == Dtype::kF32 ? 4 : 2; }
-
 template <class P> P* at(P* base, int64_t element, Dtype dtype) {
   using Byte = std::conditional_t<std::is_const_v<P>, const char, char>;
   return static_cast<Byte*>(base) + element * element_size(dtype);

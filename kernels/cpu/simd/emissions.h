@@ -88,9 +88,9 @@ template <class V> class Frames {
   // A row of acts; one of halves only until the next one.
   const F* row(int64_t t, int64_t place = 0) const { return widened(in.dtype, acts_at(t), in.V, wide + place * in.V); }
 
-  int64_t row_bytes() const { return in.V * size_of(in.dtype); }
+  int64_t row_bytes() const { return in.V * element_size(in.dtype); }
   const void* acts_at(int64_t t) const {
-    return static_cast<const char*>(in.acts) + t * in.acts_stride * size_of(in.dtype);
+    return static_cast<const char*>(in.acts) + t * in.acts_stride * element_size(in.dtype);
   }
 
   bool all_rows_defined() const {

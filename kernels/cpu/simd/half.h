@@ -47,9 +47,6 @@ inline void narrow(Dtype dtype, const float* from, int64_t n, uint16_t* to) {
     for (int64_t i = 0; i < n; ++i) to[i] = to_f16(from[i]);
 }
 
-CTC_FN bool is_half(Dtype dtype) { return dtype == Dtype::kBF16 || dtype == Dtype::kF16; }
-CTC_FN int64_t size_of(Dtype dtype) { return is_half(dtype) ? 2 : dtype == Dtype::kF32 ? 4 : 8; }
-
 // V elements of a row as F: the row itself, or a copy of it in `buffer`.
 template <class F> const F* widened(Dtype dtype, const void* row, int64_t V, F* buffer) {
   if constexpr (sizeof(F) == 4) {

@@ -59,7 +59,7 @@ template <class F> class Directed {
   }
 
   const void* direction_at(int64_t t) const {
-    return static_cast<const char*>(along.directions) + t * in.acts_stride * size_of(in.dtype);
+    return static_cast<const char*>(along.directions) + t * in.acts_stride * element_size(in.dtype);
   }
 
  private:
@@ -223,7 +223,7 @@ template <class F> class ProductRun {
     for (int64_t k = begin; k <= t; ++k) write(k, sums + k % kFrames * classes);
   }
 
-  char* out_at(int64_t t) const { return static_cast<char*>(along.out) + t * in.acts_stride * size_of(in.dtype); }
+  char* out_at(int64_t t) const { return static_cast<char*>(along.out) + t * in.acts_stride * element_size(in.dtype); }
 
   // Row t of the result; `by_class`, if not null, are the changes of the labels' occupancies.
   void write(int64_t t, const F* by_class) {
