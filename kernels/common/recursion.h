@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// One frame of the CTC recursion for one pair of states. Writes no memory.
+// One frame of the CTC recursion for one pair of states. Writes no memory. Host and device.
 //
 // Pair i is (blank i, label i): blank 0, label 0, blank 1, ..., label L-1, blank L. The same step serves alpha and, on
 // reversed frames and reversed labels, beta (docs/ctc.md, eq. 4 and 5). V is any value type with add, times, select.

@@ -44,12 +44,11 @@ template <class F> class SequenceRun {
     if (training) by_class.lay_out(arena, frames.classes);
   }
 
-  // The residuals of frame t. Occupancies are normalised by the frame's own total: what rounding did to alpha and beta
-  // along the way cancels (4e-6 at T = 10,000 by the total of the sequence, 5e-7 so).
+  // The residuals of frame t.
   void keep(int64_t t, F blank, F of_labels) {
-    const F unit = 1 / (blank + of_labels);
-    if (!out.dense) return keep_compact(t, lattice.occupancies(t), blank, unit);
-    blanks[t % kFrames] = blank, units[t % kFrames] = unit;
+    const Share<F> share(blank + of_labels);
+    if (!out.dense) return keep_compact(t, lattice.occupancies(t), blank, share);
+    blanks[t % kFrames] = blank, scales[t % kFrames] = share.scale;
     if (t % kFrames == kFrames - 1 || t == T - 1) keep_dense(t / kFrames * kFrames, t + 1);
   }
 
@@ -64,19 +63,19 @@ template <class F> class SequenceRun {
         for (int64_t i = 0; i < L; ++i) taken[in.labels[i]] += lattice.occupancies(t)[i];
       }
       taken[in.blank] = blanks[t % kFrames];
-      softmax_less(frames.row(t), in.V, frames.shift[t], frames.scale[t], taken, units[t % kFrames],
+      softmax_less(frames.row(t), in.V, frames.shift[t], frames.scale[t], taken, scales[t % kFrames],
                    out.columns + t * out.columns_stride);
     }
   }
 
-  void keep_compact(int64_t t, const F* of_labels, F blank, F unit) {
+  void keep_compact(int64_t t, const F* of_labels, F blank, Share<F> share) {
     F* columns = out.columns + t * out.columns_stride;
-    columns[0] = blank * unit;
+    columns[0] = share(blank);
     if (out.padded) {
       for (int64_t i = 1; i < out.width; ++i) columns[i] = 0;
-      for (int64_t i = 0; i < L; ++i) columns[out.slot[i]] += of_labels[i] * unit;
+      for (int64_t i = 0; i < L; ++i) columns[out.slot[i]] += share(of_labels[i]);
     } else {
-      for (int64_t i = 0; i < L; ++i) columns[1 + i] = of_labels[i] * unit;
+      for (int64_t i = 0; i < L; ++i) columns[1 + i] = share(of_labels[i]);
       for (int64_t i = 1 + L; i < out.width; ++i) columns[i] = 0;
       for (int64_t r = 0; r < out.repeats; ++r) {
         const int64_t i = out.repeated[r];
@@ -95,7 +94,7 @@ template <class F> class SequenceRun {
   Frames<Scaled<F>> frames;
   Lattice<Frames<Scaled<F>>> lattice;
   ByClass<F> by_class;
-  F blanks[kFrames], units[kFrames];  // occupancies of the blank, and what normalises the frame's
+  F blanks[kFrames], scales[kFrames];  // products of the blank, and the scale of the frame's Share
 };
 
 template <class F> Verdict sequence_cost(const Sequence<F>& sequence, const Residuals<F>& residuals, F* cost) {

@@ -201,16 +201,15 @@ template <class F> class ProductRun {
     arena.take(buffer, is_half(in.dtype) ? in.V : 0);
   }
 
-  // Occupancies change by (gamma' - gamma * sum of gamma') / sum of gamma, so their changes add up to 0.
   void keep(int64_t t, Number<F> blank, Number<F> of_labels) {
     using V = Lanes<F>;
-    const F unit = 1 / (blank.value + of_labels.value), mean = (blank.change + of_labels.change) * unit;
+    const Share<Number<F>> share(blank + of_labels);
     const F* gamma = lattice.occupancies(t);
     F* changes = lattice.occupancies(t, 1);
     for (int64_t i = 0; i < pairs; i += kLanes<F>)
-      store(changes + i, (load<V>(changes + i) - load<V>(gamma + i) * mean) * unit);
-    of_blank[t % kFrames] = (blank.change - blank.value * mean) * unit;
-    finite[t % kFrames] = is_finite(mean);
+      store(changes + i, share(Number<V>{load<V>(gamma + i), load<V>(changes + i)}));
+    of_blank[t % kFrames] = share(blank);
+    finite[t % kFrames] = is_finite(share.mean);
     if (!directed.frames.by_table) return write(t, nullptr);
     if (t % kFrames < kFrames - 1 && t < in.length - 1) return;
     const int64_t begin = t / kFrames * kFrames, classes = directed.frames.classes;

@@ -6,7 +6,7 @@
 // label i.
 #pragma once
 
-#include "../../common/dual.h"
+#include "../../common/occupancy.h"
 #include "../../common/recursion.h"
 #include "lanes.h"
 
@@ -128,9 +128,6 @@ template <class V> CTC_FN Dual<V> shift_down(Dual<V> v, Dual<V> above) {
   return {shift_down(v.m, above.m), shift_down(v.e, above.e), shift_down(v.d, above.d)};
 }
 
-// What an occupancy is, before it is normalised: a number, of a Dual with its derivative.
-template <class Value> using Occupancy = decltype(product(Value{}, Value{}, Integer<typename Parts<Value>::F>{}));
-
 template <class V> CTC_FN auto sum_of_lanes(Number<V> v) {
   using F = typename ElementOf<V>::type;
   return Number<F>{sum_of_lanes(v.value), sum_of_lanes(v.change)};
@@ -143,7 +140,7 @@ template <class F, class V> CTC_FN void store_parts(F* at, int64_t pitch, Number
 // Where occupancies go: those of the labels as they stand, and their sums over the vector lanes.
 template <class Value> struct Posterior {
   using F = typename Parts<Value>::F;
-  using Sum = Occupancy<InLanes<Value>>;
+  using Sum = StateProduct<InLanes<Value>>;
   States<Value> beta;    // the other direction at this frame, its emission included
   Integer<F> reference;  // exponent of the total
   F* labels;             // `pairs` entries a part; 0 before and after the window

@@ -95,7 +95,7 @@ template <class Source> class Lattice {
   F* occupancies(int64_t t, int part = 0) const { return gamma + (part * kFrames + t % kFrames) * pairs; }
 
  private:
-  static constexpr int kParts = sizeof(Occupancy<Value>) / sizeof(F);
+  static constexpr int kParts = sizeof(StateProduct<Value>) / sizeof(F);
   static constexpr int64_t kLargeCheckpoints = 256 << 20;  // bytes
 
   // Keeps every frame's states while they fit 3 MB, because fetching them from the third-level cache is cheaper than
