@@ -9,11 +9,6 @@
 namespace jax_ctc {
 namespace {
 
-// Scratch for `rows` rows of V halves as floats. Null if the dtype needs no conversion.
-template <class F> F* row_buffer(Dtype dtype, int64_t V, int64_t rows, Scratch& scratch) {
-  return is_half(dtype) ? reinterpret_cast<F*>(scratch.reserve(rows * V * sizeof(F))) : nullptr;
-}
-
 // y = cotangent * (softmax(x) - occupancy); y may be x.
 template <class F> void softmax_less_occupancy(const Row<F>& r, const F* x, F cotangent, F* y) {
   scaled_softmax(x, r.V, r.shift, r.scale * cotangent, y);
@@ -56,32 +51,6 @@ template <class F> double tangent_row(const Row<F>& r, const void* direction) {
     if (!is_padding(r.labels[i])) sum -= double(r.occupancy[1 + i]) * d[r.labels[i]];
   // Not finite: the row has no value, or a direction that is not finite may stand where the gradient is 0.
   return is_finite(sum) || r.scale != r.scale ? sum : tangent_of_nonzero(r, direction);
-}
-
-template <class F> void slice_sums(const Slice<F>& r, const void* next, F* top, F* count, F* tail, F* scores) {
-  F* buffer = row_buffer<F>(r.dtype, r.V, 1, *r.scratch);
-  const F* x = widened(r.dtype, r.acts, r.V, buffer);
-  const RowSums<F> sums = sum_row(x, r.V, buffer ? buffer : static_cast<const F*>(next));
-  // A NaN or +inf is said by the count, which is multiplied with nothing.
-  const bool bad = sums.count + sums.tail != sums.count + sums.tail;
-  *top = bad ? -F(__builtin_inf()) : sums.top;
-  *count = bad ? F(__builtin_nan("")) : F(sums.count), *tail = bad ? F(0) : F(sums.tail);
-  for (int64_t i = 0; i < r.D; ++i) scores[i] = r.symbols[i] < 0 ? F(0) : x[r.symbols[i]];
-}
-
-template <class F> void slice_cotangent(const Slice<F>& r, F top, F ct_tail, const F* ct_scores, void* out) {
-  F* buffer = row_buffer<F>(r.dtype, r.V, 1, *r.scratch);
-  F* y = buffer ? buffer : static_cast<F*>(out);
-  const bool is_nan = ct_tail != ct_tail, is_infinite = !is_nan && !is_finite(ct_tail);
-  if (ct_tail == 0 || top == -F(__builtin_inf()))
-    for (int64_t v = 0; v < r.V; ++v) y[v] = is_infinite ? F(0) : ct_tail * F(0);  // NaN stays NaN
-  else
-    scaled_softmax(widened(r.dtype, r.acts, r.V, buffer), r.V, top, is_infinite ? F(1) : ct_tail, y);
-  if (is_infinite) multiply(y, r.V, ct_tail, y);
-  for (int64_t i = 0; i < r.D; ++i)
-    if (r.symbols[i] >= 0) y[r.symbols[i]] += ct_scores[i];
-  if constexpr (sizeof(F) == 4)
-    if (buffer) narrow(r.dtype, y, r.V, static_cast<uint16_t*>(out));
 }
 
 template <class F> void scale_row(const F* unit, int64_t V, F cotangent, Dtype dtype, void* out) {

@@ -58,5 +58,10 @@ template <class F> const F* widened(Dtype dtype, const void* row, int64_t V, F* 
   return static_cast<const F*>(row);
 }
 
+// Scratch for `rows` rows of V halves as floats. Null if the dtype needs no conversion.
+template <class F> F* row_buffer(Dtype dtype, int64_t V, int64_t rows, Scratch& scratch) {
+  return is_half(dtype) ? reinterpret_cast<F*>(scratch.reserve(rows * V * sizeof(F))) : nullptr;
+}
+
 }  // namespace
 }  // namespace jax_ctc

@@ -4,6 +4,7 @@
 
 #include "forward.h"
 #include "hvp.h"
+#include "slice_sums.h"
 
 namespace jax_ctc {
 namespace {

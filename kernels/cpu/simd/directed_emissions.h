@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the lattice of a Hessian-vector product needs of acts and of a direction (docs/ctc.md, eq. 12).
+#pragma once
+
+#include "emissions.h"
+
+namespace jax_ctc {
+namespace {
+
+// Emissions together with their derivative along the direction. From each frame's direction its mean under the
+// occupancies is subtracted first. This does not change the result, because the cost does not change when a frame's
+// logits are shifted. It keeps float32 accurate: with a direction of 1000 + noise the noise would be lost to rounding.
+template <class F> class Directed {
+ public:
+  using Value = Dual<F>;
+  static constexpr int N = kLanes<F>;
+
+  Directed(const Sequence<F>& in, const Along<F>& along, int64_t pairs)
+      : frames(in, pairs), in(in), along(along), pairs(pairs) {}
+
+  Frames<Value> frames;
+  F *centre, *mean;  // of the direction, [T]: under the occupancies; under the softmax, less the former
+
+  int64_t frame_bytes() const { return frames.frame_bytes(); }
+
+  void lay_out(Arena& arena, int64_t block) {
+    frames.lay_out(arena, block);
+    arena.take(centre, in.length), arena.take(mean, in.length);
+    arena.take(wide, is_half(in.dtype) ? kFrames * in.V : 0);
+    arena.take(table, frames.by_table ? kFrames * frames.classes : 0);
+  }
+
+  void initialise() { frames.initialise(); }
+
+  bool read(int64_t begin, int64_t end, Product* product) {
+    const bool first = product != nullptr;
+    if (along.rows != nullptr) product = nullptr;  // the normalisers were kept
+    if constexpr (N >= kFrames) {
+      if (frames.by_table) {
+        for (int64_t t = (end - 1) / kFrames * kFrames; t >= begin; t -= kFrames) {
+          const int64_t after = min_of(t + kFrames, end);
+          if (!frames.read(t, after, product)) return false;
+          change_group(t, after, first);
+        }
+        return true;
+      }
+    }
+    if (!frames.read(begin, end, product)) return false;
+    for (int64_t t = begin; t < end; ++t) change(t, first);
+    return true;
+  }
+
+  Emissions<Value> emissions(int64_t t) const { return frames.emissions(t); }
+
+  // A row of directions; one of halves only until the next one in its place.
+  const F* direction(int64_t t, int64_t place = 0) const {
+    return widened(in.dtype, direction_at(t), in.V, wide + place * in.V);
+  }
+
+  const void* direction_at(int64_t t) const {
+    return static_cast<const char*>(along.directions) + t * in.acts_stride * element_size(in.dtype);
+  }
+
+ private:
+  // How the emission p * 2^q changes where its logit changes by u; a dead one does not.
+  template <class V> static CTC_INLINE V change_of(V p, Integer<V> q, V u) { return q == kDead ? V{} : p * u; }
+
+  const F* columns_at(int64_t t) const { return along.columns + t * along.columns_stride; }
+
+  // Means are taken relative to the blank's direction, so that 1000 + noise keeps the digits of the noise here too.
+  static F base_of(F blank) { return is_finite(blank) ? blank : F(0); }
+
+  void find_means(int64_t t, const F* u, F base, double of_softmax) {
+    const F* columns = columns_at(t);
+    double of_occupancy;
+    if (along.rows == nullptr) {  // what was kept is softmax less occupancy
+      const F of_columns = dot(columns, u, base, in.V);
+      of_occupancy = of_softmax - double(of_columns);
+    } else {
+      of_occupancy = term(columns[0], u[in.blank], base);
+      for (int64_t i = 0; i < in.L; ++i) of_occupancy += term(columns[along.position[i]], u[in.labels[i]], base);
+    }
+    centre[t] = F(double(base) + of_occupancy);
+    mean[t] = F(of_softmax - (double(centre[t]) - double(base)));
+  }
+
+  static double term(F occupancy, F u, F base) {
+    return occupancy == 0 ? 0 : double(occupancy) * (double(u) - double(base));
+  }
+
+  // Sum of g[v] * (u[v] - base); V is less than the number of labels.
+  static F dot(const F* g, const F* u, F base, int64_t V) {
+    using Vec = Lanes<F>;
+    Vec sum = {};
+    const auto term = [base](Vec a, Vec b) {
+      return a == Vec{} ? Vec{} : a * (b - base);
+    };  // no gradient: u may be inf
+    int64_t v = 0;
+    for (; v + N <= V; v += N) sum += term(load<Vec>(g + v), load<Vec>(u + v));
+    if (v < V) sum += term(load_last<Vec>(g, V, V - v, F(0)), load_last<Vec>(u, V, V - v, F(0)));
+    return sum_of_lanes(sum);
+  }
+
+  // The changes of the emissions that frames.read has left, the first time with the means they are relative to.
+  void change(int64_t t, bool first) {
+    const F* u = direction(t);
+    if (first) {
+      const F base = base_of(u[in.blank]);
+      find_means(t, u, base, softmax_dot(frames.row(t), in.V, frames.shift[t], frames.scale[t], u, base));
+    }
+    const Emissions<Value> y = emissions(t);
+    const auto of = [&](int64_t i, int32_t label) {
+      return change_of(y.mantissas()[i], y.exponents()[i], u[label] - centre[t]);
+    };
+    for (int64_t i = 0; i < in.L; ++i) y.changes()[i] = of(i, in.labels[i]);
+    for (int64_t i = in.L; i < pairs; ++i) y.changes()[i] = 0;
+    store(y.changes() + y.last, splat<Lanes<F>>(of(y.last, in.blank)));
+  }
+
+  // The same of a group of frames, whose table is still there.
+  void change_group(int64_t begin, int64_t end, bool first) {
+    using V = Lanes<F>;
+    const F* rows[kFrames];
+    F* to[kFrames];
+    for (int k = 0; k < kFrames; ++k) {
+      rows[k] = direction(min_of(begin + k, end - 1), k);
+      to[k] = emissions(begin).changes() + k * frames.frame_bytes() / int64_t(sizeof(F));
+      if (begin == 0) continue;
+      prefetch(direction_at(begin - kFrames + k), frames.row_bytes());
+      if (first && along.rows == nullptr) prefetch(columns_at(begin - kFrames + k), in.V * sizeof(F));
+    }
+    tabulate(rows, in.V, F(0), table);
+    if (first) find_means_of_group(begin, end, rows);
+    Quad<F> centres;
+    for (int k = 0; k < kFrames; ++k) centres[k] = centre[min_of(begin + k, end - 1)];
+    const V c = repeated<F>(centres);
+    for (int64_t i = 0; i < kFrames * frames.classes; i += N) {
+      const V p = load<V>(frames.table.p + i);
+      store(table + i, change_of(p, load<Integer<V>>(frames.table.q + i), load<V>(table + i) - c));
+    }
+    gather(table, frames.labels, pairs, to);
+    for (int k = 0; k < kFrames; ++k) store(to[k] + pairs, splat<V>(table[kFrames * int64_t(in.blank) + k]));
+  }
+
+  void find_means_of_group(int64_t begin, int64_t end, const F* const (&rows)[kFrames]) {
+    using V = Lanes<F>;
+    Quad<F> bases;
+    for (int k = 0; k < kFrames; ++k) bases[k] = base_of(rows[k][in.blank]);
+    const V base = repeated<F>(bases);
+    V sum = {};
+    for (int64_t i = 0; i < kFrames * frames.classes; i += N) {
+      const V y = load<V>(frames.table.p + i) * pow2<V>(load<Integer<V>>(frames.table.q + i));
+      sum += y == V{} ? V{} : y * (load<V>(table + i) - base);
+    }
+    sum = sum_over<kFrames, N>(sum);
+    for (int64_t k = 0; k < end - begin; ++k)
+      find_means(begin + k, rows[k], bases[k], double(sum[k]) * double(frames.scale[begin + k]));
+  }
+
+  const Sequence<F>& in;
+  const Along<F>& along;
+  const int64_t pairs;
+  F* wide;   // rows of halves as floats
+  F* table;  // [class][frame]
+};
+
+}  // namespace
+}  // namespace jax_ctc

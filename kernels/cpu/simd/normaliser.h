@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+// The normaliser of a row of V logits: its largest entry and the sum of exp relative to it.
+#pragma once
+
+#include "lanes.h"
+
+namespace jax_ctc {
+namespace {
+
+// softmax(x)[v] = exp(x[v] - shift) / sum, with shift the largest of the row: sum >= 1, and it keeps its digits when
+// one class has nearly all of the probability, because the largest entries are counted, not added.
+template <class F> struct Normaliser {
+  F shift;
+  double sum;
+  // No softmax: a NaN, a +inf, or nothing but -inf in the row.
+  bool defined() const { return sum >= 1; }
+};
+
+template <class F> F largest(const F* x, int64_t V) {
+  using Vec = Lanes<F>;
+  constexpr int N = kLanes<F>;
+  const F none = -__builtin_inf();
+  Vec a = splat<Vec>(none), b = a, c = a, d = a;
+  int64_t v = 0;
+  for (; v + 4 * N <= V; v += 4 * N) {  // four chains hide the latency
+    a = max_of(load<Vec>(x + v), a), b = max_of(load<Vec>(x + v + N), b);
+    c = max_of(load<Vec>(x + v + 2 * N), c), d = max_of(load<Vec>(x + v + 3 * N), d);
+  }
+  for (; v + N <= V; v += N) a = max_of(load<Vec>(x + v), a);
+  if (v < V) b = max_of(load_last<Vec>(x, V, V - v, none), b);
+  return max_of_lanes(max_of(max_of(a, b), max_of(c, d)));
+}
+
+// Adds exp(x - shift) of the entries below shift, and counts those equal to it.
+template <class F> struct TailSum {
+  using Vec = Lanes<F>;
+  Vec sum = {};
+  Integer<Vec> count = {};
+  CTC_INLINE void add(Vec x, F shift) {
+    const Integer<Vec> top = x == shift;
+    const Vec e = exp_of_nonpositive<F>(x - shift);
+    sum += top ? Vec{} : e;
+    count -= top;
+  }
+};
+
+// The sum of exp(x - shift) over n entries: how many are equal to shift, and the rest.
+struct PartSum {
+  double count, tail;
+};
+template <class F> PartSum sum_part(const F* x, int64_t n, F shift) {
+  using Vec = Lanes<F>;
+  constexpr int N = kLanes<F>;
+  constexpr int64_t kPart = 64 * N;  // 16 additions a lane before the sum goes on in double: one float sum over V = 1e5
+                                     // would cost the gradient 2e-5
+  PartSum sum = {0, 0};
+  for (int64_t begin = 0; begin < n; begin += kPart) {
+    const int64_t end = min_of(begin + kPart, n);
+    TailSum<F> a, b, c, d;
+    int64_t v = begin;
+    for (; v + 4 * N <= end; v += 4 * N) {
+      a.add(load<Vec>(x + v), shift), b.add(load<Vec>(x + v + N), shift);
+      c.add(load<Vec>(x + v + 2 * N), shift), d.add(load<Vec>(x + v + 3 * N), shift);
+    }
+    for (; v + N <= end; v += N) a.add(load<Vec>(x + v), shift);
+    if (v < end) b.add(load_last<Vec>(x, n, end - v, F(-__builtin_inf())), shift);
+    sum.count += double(sum_of_lanes((a.count + b.count) + (c.count + d.count)));
+    sum.tail += double(sum_of_lanes((a.sum + b.sum) + (c.sum + d.sum)));
+  }
+  return sum;
+}
+
+// Over a row or a slice of one: the largest entry, how many are equal to it, and the sum of exp(x - top) of the others.
+// Nothing but -inf: (-inf, 0, 0). Where there is a NaN or +inf the sums are NaN.
+template <class F> struct RowSums {
+  F top;
+  double count, tail;
+};
+
+// Reads a row in pieces. A piece stays in the first-level cache between its two passes, and the next piece is
+// prefetched meanwhile, because rows of a sequence lie too far apart for the hardware to do it. `next` is the row that
+// comes next.
+template <class F> RowSums<F> sum_row(const F* x, int64_t V, const F* next) {
+  constexpr int64_t kPiece = 4096 / sizeof(F);
+  constexpr int64_t kLine = 64 / sizeof(F);
+  const F infinity = __builtin_inf();
+  const double nan = __builtin_nan("");
+  F top = -infinity;
+  double count = 0, tail = 0;
+  for (int64_t begin = 0; begin < V; begin += kPiece) {
+    const int64_t end = min_of(begin + kPiece, V);
+    const bool last = end == V;
+    const F* ahead = last ? next : x + end;
+    const int64_t n = min_of(kPiece, last ? V : V - end);
+    for (int64_t v = 0; v < n; v += kLine) __builtin_prefetch(ahead + v);
+    const F here = largest(x + begin, end - begin);
+    if (here > top) {
+      if (count > 0) tail = (count + tail) * __builtin_exp(double(top) - double(here)), count = 0;
+      top = here;
+    }
+    if (!(top < infinity)) return {top, nan, nan};
+    if (top == -infinity) {  // so far; a NaN is not found by comparing
+      for (int64_t v = begin; v < end; ++v)
+        if (x[v] != x[v]) return {top, nan, nan};
+      continue;
+    }
+    const PartSum part = sum_part(x + begin, end - begin, top);
+    count += part.count, tail += part.tail;
+  }
+  return {top, count, tail};
+}
+
+template <class F> Normaliser<F> normalise(const F* x, int64_t V, const F* next) {
+  const RowSums<F> sums = sum_row(x, V, next);
+  return {sums.top, sums.count > 0 ? sums.count + sums.tail : __builtin_nan("")};
+}
+
+// The product of many numbers >= 1 without overflow: one log at the end instead of one each.
+struct Product {
+  double m = 1;
+  int64_t e = 0;
+  CTC_INLINE void multiply(double x) {
+    m *= x;
+    const int64_t pattern = bits<int64_t>(m), exponent = (pattern >> 52) - 1023;
+    m = bits<double>(pattern - exponent * (int64_t(1) << 52));
+    e += exponent;
+  }
+};
+
+}  // namespace
+}  // namespace jax_ctc
