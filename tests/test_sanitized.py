@@ -39,7 +39,7 @@ def compile_to(output, *arguments):
     return output
 
 
-PARTS = [KERNELS / "cpu" / f"{name}.cpp" for name in ("ctc", "parallel", "dispatch")]
+PARTS = [KERNELS / "cpu" / f"{name}.cpp" for name in ("ctc", "slice_sums", "parallel", "dispatch")]
 PARTS += [KERNELS / "cpu" / "simd" / f"{name}.cpp" for name in ("baseline", "avx2", "avx512")]
 
 

@@ -29,4 +29,9 @@ struct Kept {
   void* columns;
 };
 
+// run(F()): F is the type of costs and residuals.
+template <class Run> auto with_result_type(Dtype dtype, Run run) {
+  return dtype == Dtype::kF64 ? run(double()) : run(float());
+}
+
 }  // namespace jax_ctc

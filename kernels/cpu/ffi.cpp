@@ -58,13 +58,13 @@ ffi::Error forward_handler(CTC_OPERANDS, Result cost, Result rows, Result column
   return guarded([&] { forward(p, cost->untyped_data(), {rows->untyped_data(), columns->untyped_data()}, executor); });
 }
 
-ffi::Error tangent_handler(CTC_OPERANDS, Buffer rows, Buffer columns, Buffer directions, Result tangents,
+ffi::Error tangent_handler(CTC_OPERANDS, Buffer rows, Buffer columns, Buffer direction, Result tangents,
                            CTC_ATTRIBUTES) {
   CTC_DECODE;
-  if (!residuals(p, rows, columns) || !like_acts(p, acts, directions) || !computed(p, *tangents, p.shape.sequences()))
+  if (!residuals(p, rows, columns) || !like_acts(p, acts, direction) || !computed(p, *tangents, p.shape.sequences()))
     return mismatch("jax_ctc_tangent");
   return guarded([&] {
-    tangent(p, {rows.untyped_data(), columns.untyped_data()}, directions.untyped_data(), tangents->untyped_data(),
+    tangent(p, {rows.untyped_data(), columns.untyped_data()}, direction.untyped_data(), tangents->untyped_data(),
             executor);
   });
 }
@@ -80,15 +80,15 @@ ffi::Error cotangent_handler(CTC_OPERANDS, Buffer rows, Buffer columns, Buffer c
   });
 }
 
-ffi::Error hvp_handler(CTC_OPERANDS, Buffer rows, Buffer columns, Buffer cotangents, Buffer directions, Result products,
+ffi::Error hvp_handler(CTC_OPERANDS, Buffer rows, Buffer columns, Buffer cotangents, Buffer direction, Result out,
                        CTC_ATTRIBUTES) {
   CTC_DECODE;
-  if (!residuals(p, rows, columns) || !computed(p, cotangents, p.shape.sequences()) ||
-      !like_acts(p, acts, directions) || !like_acts(p, acts, *products))
+  if (!residuals(p, rows, columns) || !computed(p, cotangents, p.shape.sequences()) || !like_acts(p, acts, direction) ||
+      !like_acts(p, acts, *out))
     return mismatch("jax_ctc_hvp");
   return guarded([&] {
-    product(p, {rows.untyped_data(), columns.untyped_data()}, cotangents.untyped_data(), directions.untyped_data(),
-            products->untyped_data(), executor);
+    hvp(p, {rows.untyped_data(), columns.untyped_data()}, cotangents.untyped_data(), direction.untyped_data(),
+        out->untyped_data(), executor);
   });
 }
 
@@ -102,15 +102,15 @@ ffi::Error bad_symbol(const char* target) {
                                      " is no class of acts: expected entries below V");
 }
 
-ffi::Error sums_handler(CTC_OPERANDS, Result top, Result count, Result tail, Result scores, CTC_ATTRIBUTES) {
+ffi::Error sums_handler(CTC_OPERANDS, Result top, Result ties, Result tail, Result scores, CTC_ATTRIBUTES) {
   CTC_DECODE;
   const int64_t rows = p.shape.rows();
-  if (!computed(p, *top, rows) || !computed(p, *count, rows) || !computed(p, *tail, rows) ||
+  if (!computed(p, *top, rows) || !computed(p, *ties, rows) || !computed(p, *tail, rows) ||
       !computed(p, *scores, rows * p.shape.L))
     return mismatch("jax_ctc_sums");
   if (!symbols_in_range(p)) return bad_symbol("jax_ctc_sums");
   return guarded([&] {
-    sums(p, {top->untyped_data(), count->untyped_data(), tail->untyped_data(), scores->untyped_data()}, executor);
+    sums(p, {top->untyped_data(), ties->untyped_data(), tail->untyped_data(), scores->untyped_data()}, executor);
   });
 }
 
@@ -137,7 +137,7 @@ XLA_FFI_DEFINE_HANDLER(kTangent, tangent_handler,
                        with_attributes(operands()
                                            .Arg<Buffer>()     // rows
                                            .Arg<Buffer>()     // columns
-                                           .Arg<Buffer>()     // directions
+                                           .Arg<Buffer>()     // direction
                                            .Ret<Buffer>()));  // tangents
 XLA_FFI_DEFINE_HANDLER(kCotangent, cotangent_handler,
                        with_attributes(operands()
@@ -150,13 +150,13 @@ XLA_FFI_DEFINE_HANDLER(kHvp, hvp_handler,
                                            .Arg<Buffer>()     // rows
                                            .Arg<Buffer>()     // columns
                                            .Arg<Buffer>()     // cotangents
-                                           .Arg<Buffer>()     // directions
-                                           .Ret<Buffer>()));  // products
+                                           .Arg<Buffer>()     // direction
+                                           .Ret<Buffer>()));  // out
 
 XLA_FFI_DEFINE_HANDLER(kSums, sums_handler,
                        with_attributes(operands()
                                            .Ret<Buffer>()     // top
-                                           .Ret<Buffer>()     // count
+                                           .Ret<Buffer>()     // ties
                                            .Ret<Buffer>()     // tail
                                            .Ret<Buffer>()));  // scores
 XLA_FFI_DEFINE_HANDLER(kSumsCotangent, sums_cotangent_handler,

@@ -7,7 +7,7 @@
 namespace jax_ctc {
 namespace {
 
-// Emissions together with their derivative along the direction. From each frame's direction its mean under the
+// Emissions together with their derivative arguments the direction. From each frame's direction its mean under the
 // occupancies is subtracted first. This does not change the result, because the cost does not change when a frame's
 // logits are shifted. It keeps float32 accurate: with a direction of 1000 + noise the noise would be lost to rounding.
 template <class F> class Directed {
@@ -15,8 +15,8 @@ template <class F> class Directed {
   using Value = Dual<F>;
   static constexpr int N = kLanes<F>;
 
-  Directed(const Sequence<F>& in, const Along<F>& along, int64_t pairs)
-      : frames(in, pairs), in(in), along(along), pairs(pairs) {}
+  Directed(const Sequence<F>& in, const HvpArguments<F>& arguments, int64_t pairs)
+      : frames(in, pairs), in(in), arguments(arguments), pairs(pairs) {}
 
   Frames<Value> frames;
   F *centre, *mean;  // of the direction, [T]: under the occupancies; under the softmax, less the former
@@ -34,7 +34,7 @@ template <class F> class Directed {
 
   bool read(int64_t begin, int64_t end, Product* product) {
     const bool first = product != nullptr;
-    if (along.rows != nullptr) product = nullptr;  // the normalisers were kept
+    if (arguments.rows != nullptr) product = nullptr;  // the normalisers were kept
     if constexpr (N >= kFrames) {
       if (frames.by_table) {
         for (int64_t t = (end - 1) / kFrames * kFrames; t >= begin; t -= kFrames) {
@@ -52,20 +52,20 @@ template <class F> class Directed {
 
   Emissions<Value> emissions(int64_t t) const { return frames.emissions(t); }
 
-  // A row of directions; one of halves only until the next one in its place.
+  // A row of direction; one of halves only until the next one in its place.
   const F* direction(int64_t t, int64_t place = 0) const {
     return widened(in.dtype, direction_at(t), in.V, wide + place * in.V);
   }
 
   const void* direction_at(int64_t t) const {
-    return static_cast<const char*>(along.directions) + t * in.acts_stride * element_size(in.dtype);
+    return static_cast<const char*>(arguments.direction) + t * in.acts_stride * element_size(in.dtype);
   }
 
  private:
   // How the emission p * 2^q changes where its logit changes by u; a dead one does not.
   template <class V> static CTC_INLINE V change_of(V p, Integer<V> q, V u) { return q == kDead ? V{} : p * u; }
 
-  const F* columns_at(int64_t t) const { return along.columns + t * along.columns_stride; }
+  const F* columns_at(int64_t t) const { return arguments.columns + t * arguments.columns_stride; }
 
   // Means are taken relative to the blank's direction, so that 1000 + noise keeps the digits of the noise here too.
   static F base_of(F blank) { return is_finite(blank) ? blank : F(0); }
@@ -73,12 +73,12 @@ template <class F> class Directed {
   void find_means(int64_t t, const F* u, F base, double of_softmax) {
     const F* columns = columns_at(t);
     double of_occupancy;
-    if (along.rows == nullptr) {  // what was kept is softmax less occupancy
+    if (arguments.rows == nullptr) {  // what was kept is softmax less occupancy
       const F of_columns = dot(columns, u, base, in.V);
       of_occupancy = of_softmax - double(of_columns);
     } else {
       of_occupancy = term(columns[0], u[in.blank], base);
-      for (int64_t i = 0; i < in.L; ++i) of_occupancy += term(columns[along.position[i]], u[in.labels[i]], base);
+      for (int64_t i = 0; i < in.L; ++i) of_occupancy += term(columns[arguments.position[i]], u[in.labels[i]], base);
     }
     centre[t] = F(double(base) + of_occupancy);
     mean[t] = F(of_softmax - (double(centre[t]) - double(base)));
@@ -127,7 +127,7 @@ template <class F> class Directed {
       to[k] = emissions(begin).changes() + k * frames.frame_bytes() / int64_t(sizeof(F));
       if (begin == 0) continue;
       prefetch(direction_at(begin - kFrames + k), frames.row_bytes());
-      if (first && along.rows == nullptr) prefetch(columns_at(begin - kFrames + k), in.V * sizeof(F));
+      if (first && arguments.rows == nullptr) prefetch(columns_at(begin - kFrames + k), in.V * sizeof(F));
     }
     tabulate(rows, in.V, F(0), table);
     if (first) find_means_of_group(begin, end, rows);
@@ -158,7 +158,7 @@ template <class F> class Directed {
   }
 
   const Sequence<F>& in;
-  const Along<F>& along;
+  const HvpArguments<F>& arguments;
   const int64_t pairs;
   F* wide;   // rows of halves as floats
   F* table;  // [class][frame]

@@ -10,7 +10,7 @@ namespace {
 
 template <class F> class SequenceRun {
  public:
-  SequenceRun(const Sequence<F>& sequence, const Residuals<F>& residuals)
+  SequenceRun(const Sequence<F>& sequence, const SequenceResiduals<F>& residuals)
       : in(sequence),
         out(residuals),
         T(in.length),
@@ -22,11 +22,11 @@ template <class F> class SequenceRun {
     take_from(*in.scratch, [this](Arena& arena) { lay_out(arena); });
   }
 
-  Verdict run(F* cost) {
-    if (!in.feasible) return frames.all_rows_defined() ? Verdict::kImpossible : Verdict::kUndefined;
+  Outcome run(F* cost) {
+    if (!in.feasible) return frames.all_rows_defined() ? Outcome::kNoAlignment : Outcome::kNoSoftmax;
     frames.initialise(), lattice.initialise();
-    if (!lattice.sweep_beta()) return Verdict::kUndefined;
-    if (!lattice.has_path()) return Verdict::kImpossible;
+    if (!lattice.sweep_beta()) return Outcome::kNoSoftmax;
+    if (!lattice.has_path()) return Outcome::kNoAlignment;
     // eq. 7: -log p(labels) = sum over frames of log sum exp(x - shift), less log Z of the emissions relative to shift.
     const double ln2 = 0.69314718055994530942;
     const Product& sums = lattice.row_sums;
@@ -34,7 +34,7 @@ template <class F> class SequenceRun {
     const double nats = (__builtin_log(sums.m) - __builtin_log(double(z.m))) + double(sums.e - z.e) * ln2;
     *cost = F(nats > 0 ? nats : 0);
     if (training) lattice.sweep_alpha([this](int64_t t, F blank, F of_labels) { keep(t, blank, of_labels); });
-    return Verdict::kFine;
+    return Outcome::kFinite;
   }
 
  private:
@@ -71,15 +71,15 @@ template <class F> class SequenceRun {
   void keep_compact(int64_t t, const F* of_labels, F blank, Share<F> share) {
     F* columns = out.columns + t * out.columns_stride;
     columns[0] = share(blank);
-    if (out.padded) {
+    if (out.has_gaps) {
       for (int64_t i = 1; i < out.width; ++i) columns[i] = 0;
-      for (int64_t i = 0; i < L; ++i) columns[out.slot[i]] += share(of_labels[i]);
+      for (int64_t i = 0; i < L; ++i) columns[out.column_of_label[i]] += share(of_labels[i]);
     } else {
       for (int64_t i = 0; i < L; ++i) columns[1 + i] = share(of_labels[i]);
       for (int64_t i = 1 + L; i < out.width; ++i) columns[i] = 0;
       for (int64_t r = 0; r < out.repeats; ++r) {
         const int64_t i = out.repeated[r];
-        columns[out.slot[i]] += columns[1 + i];
+        columns[out.column_of_label[i]] += columns[1 + i];
         columns[1 + i] = 0;
       }
     }
@@ -88,7 +88,7 @@ template <class F> class SequenceRun {
   }
 
   const Sequence<F>& in;
-  const Residuals<F>& out;
+  const SequenceResiduals<F>& out;
   const int64_t T, L, pairs;
   const bool training;
   Frames<Scaled<F>> frames;
@@ -97,7 +97,7 @@ template <class F> class SequenceRun {
   F blanks[kFrames], scales[kFrames];  // products of the blank, and the scale of the frame's Share
 };
 
-template <class F> Verdict sequence_cost(const Sequence<F>& sequence, const Residuals<F>& residuals, F* cost) {
+template <class F> Outcome sequence_cost(const Sequence<F>& sequence, const SequenceResiduals<F>& residuals, F* cost) {
   return SequenceRun<F>(sequence, residuals).run(cost);
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A Hessian-vector product of one sequence: softmax (u - softmax.u) less the change of the occupancies along u, which
-// is the lattice once more with a derivative beside every number (docs/ctc.md, eq. 11 to 13).
+// A Hessian-vector product of one sequence: softmax (u - softmax.u) less the change of the occupancies arguments u,
+// which is the lattice once more with a derivative beside every number (docs/ctc.md, eq. 11 to 13).
 #pragma once
 
 #include "directed_emissions.h"
@@ -9,32 +9,32 @@
 namespace jax_ctc {
 namespace {
 
-template <class F> class ProductRun {
+template <class F> class HvpRun {
  public:
-  ProductRun(const Sequence<F>& sequence, const Along<F>& along)
+  HvpRun(const Sequence<F>& sequence, const HvpArguments<F>& arguments)
       : in(sequence),
-        along(along),
+        arguments(arguments),
         pairs(padded<F>(in.L + 1)),
-        directed(in, along, pairs),
+        directed(in, arguments, pairs),
         lattice(in, directed, true) {
     take_from(*in.scratch, [this](Arena& arena) { lay_out(arena); });
   }
 
-  Verdict run() {
-    if (along.rows != nullptr) {
+  Outcome run() {
+    if (arguments.rows != nullptr) {
       for (int64_t t = 0; t < in.length; ++t) {
-        const F* row = along.rows + t * along.rows_stride;
-        if (row[1] != row[1]) return Verdict::kUndefined;
-        if (row[1] == 0) return Verdict::kImpossible;
+        const F* row = arguments.rows + t * arguments.rows_stride;
+        if (row[1] != row[1]) return Outcome::kNoSoftmax;
+        if (row[1] == 0) return Outcome::kNoAlignment;
         directed.frames.shift[t] = row[0], directed.frames.scale[t] = row[1];
       }
     }
-    if (!in.feasible) return directed.frames.all_rows_defined() ? Verdict::kImpossible : Verdict::kUndefined;
+    if (!in.feasible) return directed.frames.all_rows_defined() ? Outcome::kNoAlignment : Outcome::kNoSoftmax;
     directed.initialise(), lattice.initialise();
-    if (!lattice.sweep_beta()) return Verdict::kUndefined;
-    if (!lattice.has_path()) return Verdict::kImpossible;
+    if (!lattice.sweep_beta()) return Outcome::kNoSoftmax;
+    if (!lattice.has_path()) return Outcome::kNoAlignment;
     lattice.sweep_alpha([this](int64_t t, Number<F> blank, Number<F> of_labels) { keep(t, blank, of_labels); });
-    return Verdict::kFine;
+    return Outcome::kFinite;
   }
 
  private:
@@ -66,14 +66,16 @@ template <class F> class ProductRun {
     for (int64_t k = begin; k <= t; ++k) write(k, sums + k % kFrames * classes);
   }
 
-  char* out_at(int64_t t) const { return static_cast<char*>(along.out) + t * in.acts_stride * element_size(in.dtype); }
+  char* out_at(int64_t t) const {
+    return static_cast<char*>(arguments.out) + t * in.acts_stride * element_size(in.dtype);
+  }
 
   // Row t of the result; `by_class`, if not null, are the changes of the labels' occupancies.
   void write(int64_t t, const F* by_class) {
     const Frames<Dual<F>>& frames = directed.frames;
-    const bool ordinary = is_finite(along.cotangent) && finite[t % kFrames] && is_finite(directed.centre[t]) &&
+    const bool ordinary = is_finite(arguments.cotangent) && finite[t % kFrames] && is_finite(directed.centre[t]) &&
                           is_finite(directed.mean[t]);
-    const F factor = ordinary ? along.cotangent : F(1);
+    const F factor = ordinary ? arguments.cotangent : F(1);
     char* out = out_at(t);
     F* y = is_half(in.dtype) ? buffer : reinterpret_cast<F*>(out);
     softmax_change(frames.row(t), in.V, frames.shift[t], frames.scale[t], directed.direction(t), directed.centre[t],
@@ -88,14 +90,14 @@ template <class F> class ProductRun {
       const F* x = frames.row(t);
       for (int64_t v = 0; v < in.V; ++v)
         if (x[v] == -F(__builtin_inf())) y[v] = 0;
-      multiply(y, in.V, along.cotangent, y);
+      multiply(y, in.V, arguments.cotangent, y);
     }
     if constexpr (sizeof(F) == 4)
       if (is_half(in.dtype)) narrow(in.dtype, y, in.V, reinterpret_cast<uint16_t*>(out));
   }
 
   const Sequence<F>& in;
-  const Along<F>& along;
+  const HvpArguments<F>& arguments;
   const int64_t pairs;
   Directed<F> directed;
   Lattice<Directed<F>> lattice;
@@ -105,8 +107,8 @@ template <class F> class ProductRun {
   F* buffer;             // a row of the result, for halves
 };
 
-template <class F> Verdict sequence_product(const Sequence<F>& sequence, const Along<F>& along) {
-  return ProductRun<F>(sequence, along).run();
+template <class F> Outcome sequence_hvp(const Sequence<F>& sequence, const HvpArguments<F>& arguments) {
+  return HvpRun<F>(sequence, arguments).run();
 }
 
 }  // namespace

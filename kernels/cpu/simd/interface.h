@@ -36,14 +36,14 @@ template <class F> struct Sequence {
 };
 
 // What training keeps of one sequence, a row per frame. All null for the loss alone.
-template <class F> struct Residuals {
+template <class F> struct SequenceResiduals {
   F* rows = nullptr;  // (shift, scale) of the softmax: p = scale * exp(x - shift); absent (null) where dense
   int64_t rows_stride = 0;
   F* columns = nullptr;  // dense: the gradient; else occupancies, of the blank and by label position
   int64_t columns_stride = 0;
-  int64_t width = 0;                  // columns of a row
-  const int32_t* slot = nullptr;      // compact: the column of each label; equal labels share the first one's
-  bool padded = false;                // padding stands between the labels, so label i is not always in column 1 + i
+  int64_t width = 0;                         // columns of a row
+  const int32_t* column_of_label = nullptr;  // compact: the column of each label; equal labels share the first one's
+  bool has_gaps = false;              // padding stands between the labels, so label i is not always in column 1 + i
   const int32_t* repeated = nullptr;  // used if not padded: indices of labels that share an earlier label's column
   int64_t repeats = 0;
   bool dense = false;
@@ -64,9 +64,9 @@ template <class F> struct Row {
 };
 
 // A Hessian-vector product of one sequence: a row per frame of everything.
-template <class F> struct Along {
-  const void* directions;  // like acts, with their stride
-  const F* rows;           // as in Residuals; null where dense
+template <class F> struct HvpArguments {
+  const void* direction;  // like acts, with their stride
+  const F* rows;          // as in SequenceResiduals; null where dense
   int64_t rows_stride;
   const F* columns;
   int64_t columns_stride;
@@ -86,13 +86,13 @@ template <class F> struct Slice {
 };
 
 // What a sequence turned out to be.
-enum class Verdict { kFine, kImpossible, kUndefined };  // a cost; +inf: no alignment; NaN: a row without a softmax
+enum class Outcome { kFinite, kNoAlignment, kNoSoftmax };  // a cost; +inf: no alignment; NaN: a row without a softmax
 
 template <class F> struct Kernels {
-  // Cost in nats, and the residuals of the frames in use, if wanted and if the verdict is kFine.
-  Verdict (*cost)(const Sequence<F>&, const Residuals<F>&, F* cost);
-  // out = cotangent * Hessian * direction, the frames in use; where the verdict is kFine.
-  Verdict (*product)(const Sequence<F>&, const Along<F>&);
+  // Cost in nats, and the residuals of the frames in use, if wanted and if the verdict is kFinite.
+  Outcome (*cost)(const Sequence<F>&, const SequenceResiduals<F>&, F* cost);
+  // out = cotangent * Hessian * direction, the frames in use; where the verdict is kFinite.
+  Outcome (*hvp)(const Sequence<F>&, const HvpArguments<F>&);
   // out = cotangent * (softmax - occupancy), V elements of the dtype of acts; out may be acts. Here and below, what is
   // exactly 0 stays 0 where the other factor is inf or NaN.
   void (*gradient)(const Row<F>&, F cotangent, void* out);
@@ -100,7 +100,7 @@ template <class F> struct Kernels {
   double (*tangent)(const Row<F>&, const void* direction);
   // The largest entry, how many are equal to it, the sum of exp(acts - top) of the others (-inf, NaN and 0 where one is
   // NaN or +inf); and acts at the symbols, 0 for those that are not here. `next`: acts of the row that comes next.
-  void (*sums)(const Slice<F>&, const void* next, F* top, F* count, F* tail, F* scores);
+  void (*sums)(const Slice<F>&, const void* next, F* top, F* ties, F* tail, F* scores);
   // out = ct_tail * exp(acts - top), plus ct_scores at the symbols.
   void (*sums_cotangent)(const Slice<F>&, F top, F ct_tail, const F* ct_scores, void* out);
   // gradient and tangent from the unit gradient kept by the forward pass: V elements each; out may be unit.

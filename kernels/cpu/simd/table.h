@@ -9,8 +9,8 @@
 namespace jax_ctc {
 namespace {
 
-template <class F> constexpr Kernels<F> kKernels = {sequence_cost<F>, sequence_product<F>, gradient_row<F>,
-                                                    tangent_row<F>,   slice_sums<F>,       slice_cotangent<F>,
+template <class F> constexpr Kernels<F> kKernels = {sequence_cost<F>, sequence_hvp<F>, gradient_row<F>,
+                                                    tangent_row<F>,   slice_sums<F>,   slice_cotangent<F>,
                                                     scale_row<F>,     dot_row<F>};
 
 }  // namespace
