@@ -31,7 +31,7 @@ inline std::optional<Dtype> dtype_of(ffi::DataType type) {
 }
 
 // Whether no product of these sizes, in bytes or in elements, leaves an int64. An empty array may have huge sides.
-inline bool countable(const Shape& s) {
+inline bool is_countable(const Shape& s) {
   int64_t n = 16;
   for (const int64_t size : {s.N, s.T, s.B, std::max(s.V, s.L + 1)})
     if (__builtin_mul_overflow(n, std::max<int64_t>(size, 1), &n)) return false;
@@ -60,7 +60,7 @@ inline ffi::ErrorOr<Shape> shape_of(Buffer acts, Ints labels, int64_t time_axis,
     int64_t& size = axis++ < time_axis ? s.N : s.B;
     counted = counted && dims[k] >= 0 && !__builtin_mul_overflow(size, dims[k], &size);
   }
-  if (!counted || !countable(s))
+  if (!counted || !is_countable(s))
     return ffi::Unexpected(
         ffi::Error::InvalidArgument("jax_ctc: acts and labels have more elements than an int64 counts"));
   return s;
@@ -85,29 +85,22 @@ inline ffi::ErrorOr<Batch> decode(Buffer acts, Ints labels, Ints lengths, const 
   return Batch{*dtype, *s, acts.untyped_data(), labels.typed_data(), lengths.typed_data(), int32_t(attributes.blank)};
 }
 
-// Whether an array has the shape and dtype of acts; or `count` elements of the dtype that results have.
-inline bool like_acts(const Batch& p, Buffer acts, Buffer array) {
-  return array.element_type() == acts.element_type() && int64_t(array.element_count()) == p.shape.rows() * p.shape.V;
-}
-inline bool computed(const Batch& p, Buffer array, int64_t count) {
-  return array.element_type() == (p.dtype == Dtype::kF64 ? ffi::F64 : ffi::F32) &&
-         int64_t(array.element_count()) == count;
-}
-inline bool residuals(const Batch& p, Buffer rows, Buffer columns) {
-  return computed(p, rows, p.shape.dense() ? 0 : p.shape.rows() * 2) &&
-         computed(p, columns, p.shape.rows() * p.shape.columns());
-}
-inline ffi::Error mismatch(const char* target) {
-  return ffi::Error::InvalidArgument(std::string("jax_ctc: an operand or result of ") + target +
-                                     " has a shape or dtype that does not go with acts");
+// Whether an array has the dtype and the number of elements of acts.
+inline bool is_like_acts(const Batch& p, Buffer array) {
+  return dtype_of(array.element_type()) == p.dtype && int64_t(array.element_count()) == p.shape.rows() * p.shape.V;
 }
 
-template <class Binding> auto with_attributes(Binding binding) {
-  return std::move(binding)
-      .template Attr<int64_t>("time_axis")
-      .template Attr<bool>("time_moved")
-      .template Attr<int64_t>("blank")
-      .template Attr<int64_t>("threads");
+// Whether an array has the dtype of costs and residuals, and one element a sequence, or `width` elements a row.
+inline bool has_elements(const Batch& p, Buffer array, int64_t elements) {
+  return array.element_type() == (p.dtype == Dtype::kF64 ? ffi::F64 : ffi::F32) &&
+         int64_t(array.element_count()) == elements;
+}
+inline bool is_per_sequence(const Batch& p, Buffer array) { return has_elements(p, array, p.shape.sequences()); }
+inline bool is_per_row(const Batch& p, Buffer array, int64_t width) {
+  return has_elements(p, array, p.shape.rows() * width);
+}
+inline bool are_residuals(const Batch& p, Buffer rows, Buffer columns) {
+  return is_per_row(p, rows, p.shape.dense() ? 0 : 2) && is_per_row(p, columns, p.shape.columns());
 }
 
 }  // namespace
