@@ -10,6 +10,8 @@
 
 namespace jax_ctc {
 
+enum Recursion { kAlpha, kBeta };
+
 template <class V> struct Pair {
   V blank, label;
 };

@@ -25,11 +25,11 @@ template <class F> CTC_FN Quad<F> load_quad(const F* from) {
 }
 template <class F> CTC_FN void store_quad(F* to, Quad<F> v) { __builtin_memcpy(to, &v, sizeof v); }
 
-template <class F, int... K> CTC_FN Lanes<F> repeated(Quad<F> v, Indices<K...>) {
+template <class F, int... K> CTC_FN Lanes<F> tiled(Quad<F> v, Indices<K...>) {
   return __builtin_shufflevector(v, v, (K % kFrames)...);
 }
 // The four numbers over and over.
-template <class F> CTC_FN Lanes<F> repeated(Quad<F> v) { return repeated<F>(v, typename Count<kLanes<F>>::type{}); }
+template <class F> CTC_FN Lanes<F> tiled(Quad<F> v) { return tiled<F>(v, typename Count<kLanes<F>>::type{}); }
 
 // to[k][j] = from[j][k] for 4 x 4 entries.
 template <class F> CTC_FN void transpose(const F* const (&from)[4], F* const (&to)[4]) {
@@ -77,23 +77,23 @@ template <class F> struct Table {
     for (int64_t i = N; i < n; i += N) top = max_of(load<Vec>(x + i), top);
     top = max_over<kFrames, N>(top);
     Vec sums[2] = {};
-    Mask count = {}, far = {}, nan = {};
+    Mask ties = {}, far = {}, nan = {};
     for (int64_t i = 0; i < n; i += N) {
       const Vec v = load<Vec>(x + i);
       const Emission<F> y = split_emission<F>(v, top);
       const Mask at_top = v == top;
       sums[i / N % 2] += at_top ? Vec{} : y.p * pow2<Vec>(y.q);
-      count -= at_top;
+      ties -= at_top;
       far |= y.far;
       nan |= v != v;
       store(p + i, y.p), store(q + i, y.q);
     }
     const Vec tails = sum_over<kFrames, N>(sums[0] + sums[1]);
-    const Mask counts = sum_over<kFrames, N>(count), nans = sum_over<kFrames, N>(nan);
+    const Mask all_ties = sum_over<kFrames, N>(ties), any_nan = sum_over<kFrames, N>(nan);
     for (int k = 0; k < kFrames; ++k) {
       shift[k] = top[k];
-      const bool defined = shift[k] > -F(__builtin_inf()) && shift[k] < F(__builtin_inf()) && nans[k] == 0;
-      sum[k] = defined ? double(counts[k]) + double(tails[k]) : __builtin_nan("");
+      const bool defined = shift[k] > -F(__builtin_inf()) && shift[k] < F(__builtin_inf()) && any_nan[k] == 0;
+      sum[k] = defined ? double(all_ties[k]) + double(tails[k]) : __builtin_nan("");
     }
     if (sum_of_lanes(far) != 0)
       for (int64_t i = 0; i < n; ++i) split_far_emissions(x + i, 1, shift[i % kFrames], p + i, q + i);

@@ -10,47 +10,47 @@ namespace {
 // Emissions together with their derivative arguments the direction. From each frame's direction its mean under the
 // occupancies is subtracted first. This does not change the result, because the cost does not change when a frame's
 // logits are shifted. It keeps float32 accurate: with a direction of 1000 + noise the noise would be lost to rounding.
-template <class F> class Directed {
+template <class F> class DirectedSource {
  public:
   using Value = Dual<F>;
   static constexpr int N = kLanes<F>;
 
-  Directed(const Sequence<F>& in, const HvpArguments<F>& arguments, int64_t pairs)
-      : frames(in, pairs), in(in), arguments(arguments), pairs(pairs) {}
+  DirectedSource(const Sequence<F>& in, const HvpArguments<F>& arguments, int64_t pairs)
+      : source(in, pairs), in(in), arguments(arguments), pairs(pairs) {}
 
-  Frames<Value> frames;
+  EmissionSource<Value> source;
   F *centre, *mean;  // of the direction, [T]: under the occupancies; under the softmax, less the former
 
-  int64_t frame_bytes() const { return frames.frame_bytes(); }
+  int64_t frame_bytes() const { return source.frame_bytes(); }
 
   void lay_out(Arena& arena, int64_t block) {
-    frames.lay_out(arena, block);
+    source.lay_out(arena, block);
     arena.take(centre, in.length), arena.take(mean, in.length);
     arena.take(wide, is_half(in.dtype) ? kFrames * in.V : 0);
-    arena.take(table, frames.by_table ? kFrames * frames.classes : 0);
+    arena.take(table, source.by_table ? kFrames * source.classes : 0);
   }
 
-  void initialise() { frames.initialise(); }
+  void initialise() { source.initialise(); }
 
-  bool read(int64_t begin, int64_t end, Product* product) {
+  bool read(int64_t begin, int64_t end, RunningProduct* product) {
     const bool first = product != nullptr;
     if (arguments.rows != nullptr) product = nullptr;  // the normalisers were kept
     if constexpr (N >= kFrames) {
-      if (frames.by_table) {
+      if (source.by_table) {
         for (int64_t t = (end - 1) / kFrames * kFrames; t >= begin; t -= kFrames) {
           const int64_t after = min_of(t + kFrames, end);
-          if (!frames.read(t, after, product)) return false;
+          if (!source.read(t, after, product)) return false;
           change_group(t, after, first);
         }
         return true;
       }
     }
-    if (!frames.read(begin, end, product)) return false;
+    if (!source.read(begin, end, product)) return false;
     for (int64_t t = begin; t < end; ++t) change(t, first);
     return true;
   }
 
-  Emissions<Value> emissions(int64_t t) const { return frames.emissions(t); }
+  Emissions<Value> emissions(int64_t t) const { return source.emissions(t); }
 
   // A row of direction; one of halves only until the next one in its place.
   const F* direction(int64_t t, int64_t place = 0) const {
@@ -101,12 +101,12 @@ template <class F> class Directed {
     return sum_of_lanes(sum);
   }
 
-  // The changes of the emissions that frames.read has left, the first time with the means they are relative to.
+  // The changes of the emissions that source.read has left, the first time with the means they are relative to.
   void change(int64_t t, bool first) {
     const F* u = direction(t);
     if (first) {
       const F base = base_of(u[in.blank]);
-      find_means(t, u, base, softmax_dot(frames.row(t), in.V, frames.shift[t], frames.scale[t], u, base));
+      find_means(t, u, base, softmax_dot(source.row(t), in.V, source.shift[t], source.scale[t], u, base));
     }
     const Emissions<Value> y = emissions(t);
     const auto of = [&](int64_t i, int32_t label) {
@@ -124,21 +124,21 @@ template <class F> class Directed {
     F* to[kFrames];
     for (int k = 0; k < kFrames; ++k) {
       rows[k] = direction(min_of(begin + k, end - 1), k);
-      to[k] = emissions(begin).changes() + k * frames.frame_bytes() / int64_t(sizeof(F));
+      to[k] = emissions(begin).changes() + k * source.frame_bytes() / int64_t(sizeof(F));
       if (begin == 0) continue;
-      prefetch(direction_at(begin - kFrames + k), frames.row_bytes());
+      prefetch(direction_at(begin - kFrames + k), source.row_bytes());
       if (first && arguments.rows == nullptr) prefetch(columns_at(begin - kFrames + k), in.V * sizeof(F));
     }
     tabulate(rows, in.V, F(0), table);
     if (first) find_means_of_group(begin, end, rows);
     Quad<F> centres;
     for (int k = 0; k < kFrames; ++k) centres[k] = centre[min_of(begin + k, end - 1)];
-    const V c = repeated<F>(centres);
-    for (int64_t i = 0; i < kFrames * frames.classes; i += N) {
-      const V p = load<V>(frames.table.p + i);
-      store(table + i, change_of(p, load<Integer<V>>(frames.table.q + i), load<V>(table + i) - c));
+    const V c = tiled<F>(centres);
+    for (int64_t i = 0; i < kFrames * source.classes; i += N) {
+      const V p = load<V>(source.table.p + i);
+      store(table + i, change_of(p, load<Integer<V>>(source.table.q + i), load<V>(table + i) - c));
     }
-    gather(table, frames.labels, pairs, to);
+    gather(table, source.labels, pairs, to);
     for (int k = 0; k < kFrames; ++k) store(to[k] + pairs, splat<V>(table[kFrames * int64_t(in.blank) + k]));
   }
 
@@ -146,15 +146,15 @@ template <class F> class Directed {
     using V = Lanes<F>;
     Quad<F> bases;
     for (int k = 0; k < kFrames; ++k) bases[k] = base_of(rows[k][in.blank]);
-    const V base = repeated<F>(bases);
+    const V base = tiled<F>(bases);
     V sum = {};
-    for (int64_t i = 0; i < kFrames * frames.classes; i += N) {
-      const V y = load<V>(frames.table.p + i) * pow2<V>(load<Integer<V>>(frames.table.q + i));
+    for (int64_t i = 0; i < kFrames * source.classes; i += N) {
+      const V y = load<V>(source.table.p + i) * pow2<V>(load<Integer<V>>(source.table.q + i));
       sum += y == V{} ? V{} : y * (load<V>(table + i) - base);
     }
     sum = sum_over<kFrames, N>(sum);
     for (int64_t k = 0; k < end - begin; ++k)
-      find_means(begin + k, rows[k], bases[k], double(sum[k]) * double(frames.scale[begin + k]));
+      find_means(begin + k, rows[k], bases[k], double(sum[k]) * double(source.scale[begin + k]));
   }
 
   const Sequence<F>& in;

@@ -12,7 +12,7 @@
 namespace jax_ctc {
 namespace {
 
-template <class V> class Frames {
+template <class V> class EmissionSource {
  public:
   using Value = V;
 
@@ -23,7 +23,7 @@ template <class V> class Frames {
   static constexpr int64_t kMostClasses = 256, kClassesPerLabel = 8;
 
  public:
-  Frames(const Sequence<F>& sequence, int64_t pairs)
+  EmissionSource(const Sequence<F>& sequence, int64_t pairs)
       : in(sequence),
         pairs(pairs),
         by_table(N >= kFrames && in.V <= kMostClasses && in.V <= kClassesPerLabel * in.L),
@@ -62,7 +62,7 @@ template <class V> class Frames {
   // null, and the softmax sum of each frame is multiplied into it, always from the last frame to the first, so the
   // result has the same bits for every block length. Returns false if a row has no softmax. The second pass has no
   // product.
-  bool read(int64_t begin, int64_t end, Product* product) {
+  bool read(int64_t begin, int64_t end, RunningProduct* product) {
     if constexpr (N >= kFrames) {
       if (by_table) {
         for (int64_t t = (end - 1) / kFrames * kFrames; t >= begin; t -= kFrames)
@@ -118,7 +118,7 @@ template <class V> class Frames {
   // What is read after frame t, to be prefetched. Halves are widened from where they are.
   const F* row_ahead(int64_t t) const { return is_half(in.dtype) ? wide : row(t > 0 ? t - 1 : 0); }
 
-  bool keep(int64_t t, Normaliser<F> n, Product* product) {
+  bool keep(int64_t t, Normaliser<F> n, RunningProduct* product) {
     if (!n.defined()) return false;
     product->multiply(n.sum);
     shift[t] = n.shift, scale[t] = F(1 / n.sum);
@@ -131,7 +131,7 @@ template <class V> class Frames {
     for (int64_t i = 0; i < pairs + N; ++i) raw[i] = min_of(raw[i], most);
   }
 
-  bool read_group(int64_t begin, int64_t end, Product* product) {
+  bool read_group(int64_t begin, int64_t end, RunningProduct* product) {
     const F* rows[kFrames];
     Emissions<Value> at[kFrames];
     for (int k = 0; k < kFrames; ++k) {  // after the last frame, the last frame again

@@ -8,28 +8,28 @@
 namespace jax_ctc {
 namespace {
 
-template <class F> class SequenceRun {
+template <class F> class ForwardRun {
  public:
-  SequenceRun(const Sequence<F>& sequence, const SequenceResiduals<F>& residuals)
+  ForwardRun(const Sequence<F>& sequence, const SequenceResiduals<F>& residuals)
       : in(sequence),
         out(residuals),
         T(in.length),
         L(in.L),
         pairs(padded<F>(L + 1)),
         training(out.columns != nullptr),
-        frames(in, pairs),
-        lattice(in, frames, training) {
+        source(in, pairs),
+        lattice(in, source, training) {
     take_from(*in.scratch, [this](Arena& arena) { lay_out(arena); });
   }
 
   Outcome run(F* cost) {
-    if (!in.feasible) return frames.all_rows_defined() ? Outcome::kNoAlignment : Outcome::kNoSoftmax;
-    frames.initialise(), lattice.initialise();
+    if (!in.feasible) return source.all_rows_defined() ? Outcome::kNoAlignment : Outcome::kNoSoftmax;
+    source.initialise(), lattice.initialise();
     if (!lattice.sweep_beta()) return Outcome::kNoSoftmax;
     if (!lattice.has_path()) return Outcome::kNoAlignment;
     // eq. 7: -log p(labels) = sum over frames of log sum exp(x - shift), less log Z of the emissions relative to shift.
     const double ln2 = 0.69314718055994530942;
-    const Product& sums = lattice.row_sums;
+    const RunningProduct& sums = lattice.row_sums;
     const Scaled<F> z = lattice.z;
     const double nats = (__builtin_log(sums.m) - __builtin_log(double(z.m))) + double(sums.e - z.e) * ln2;
     *cost = F(nats > 0 ? nats : 0);
@@ -39,9 +39,9 @@ template <class F> class SequenceRun {
 
  private:
   void lay_out(Arena& arena) {
-    frames.lay_out(arena, lattice.block);
+    source.lay_out(arena, lattice.block);
     lattice.lay_out(arena);
-    if (training) by_class.lay_out(arena, frames.classes);
+    if (training) by_class.lay_out(arena, source.classes);
   }
 
   // The residuals of frame t.
@@ -53,17 +53,17 @@ template <class F> class SequenceRun {
   }
 
   void keep_dense(int64_t begin, int64_t end) {
-    const int64_t classes = frames.classes;
+    const int64_t classes = source.classes;
     F* sums = by_class.room();
-    if (frames.by_table) by_class.gather(lattice.occupancies(begin), frames.labels, pairs, classes);
+    if (source.by_table) by_class.gather(lattice.occupancies(begin), source.labels, pairs, classes);
     for (int64_t t = begin; t < end; ++t) {
       F* taken = sums + t % kFrames * classes;
-      if (!frames.by_table) {
+      if (!source.by_table) {
         for (int64_t v = 0; v < classes; ++v) taken[v] = 0;
         for (int64_t i = 0; i < L; ++i) taken[in.labels[i]] += lattice.occupancies(t)[i];
       }
       taken[in.blank] = blanks[t % kFrames];
-      softmax_less(frames.row(t), in.V, frames.shift[t], frames.scale[t], taken, scales[t % kFrames],
+      softmax_less(source.row(t), in.V, source.shift[t], source.scale[t], taken, scales[t % kFrames],
                    out.columns + t * out.columns_stride);
     }
   }
@@ -83,22 +83,22 @@ template <class F> class SequenceRun {
         columns[1 + i] = 0;
       }
     }
-    out.rows[t * out.rows_stride] = frames.shift[t];
-    out.rows[t * out.rows_stride + 1] = frames.scale[t];
+    out.rows[t * out.rows_stride] = source.shift[t];
+    out.rows[t * out.rows_stride + 1] = source.scale[t];
   }
 
   const Sequence<F>& in;
   const SequenceResiduals<F>& out;
   const int64_t T, L, pairs;
   const bool training;
-  Frames<Scaled<F>> frames;
-  Lattice<Frames<Scaled<F>>> lattice;
+  EmissionSource<Scaled<F>> source;
+  Lattice<EmissionSource<Scaled<F>>> lattice;
   ByClass<F> by_class;
   F blanks[kFrames], scales[kFrames];  // products of the blank, and the scale of the frame's Share
 };
 
 template <class F> Outcome sequence_cost(const Sequence<F>& sequence, const SequenceResiduals<F>& residuals, F* cost) {
-  return SequenceRun<F>(sequence, residuals).run(cost);
+  return ForwardRun<F>(sequence, residuals).run(cost);
 }
 
 }  // namespace

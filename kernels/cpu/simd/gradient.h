@@ -45,10 +45,10 @@ template <class F> double tangent_of_nonzero(const Row<F>& r, const void* direct
 template <class F> double tangent_row(const Row<F>& r, const void* direction) {
   F* buffer = row_buffer<F>(r.dtype, r.V, 2, *r.scratch);
   const F* x = widened(r.dtype, r.acts, r.V, buffer);
-  const F* d = widened(r.dtype, direction, r.V, buffer + (buffer ? r.V : 0));
-  double sum = softmax_dot(x, r.V, r.shift, r.scale, d, F(0)) - double(r.occupancy[0]) * d[r.blank];
+  const F* u = widened(r.dtype, direction, r.V, buffer + (buffer ? r.V : 0));
+  double sum = softmax_dot(x, r.V, r.shift, r.scale, u, F(0)) - double(r.occupancy[0]) * u[r.blank];
   for (int64_t i = 0; i < r.L; ++i)
-    if (!is_padding(r.labels[i])) sum -= double(r.occupancy[1 + i]) * d[r.labels[i]];
+    if (!is_padding(r.labels[i])) sum -= double(r.occupancy[1 + i]) * u[r.labels[i]];
   // Not finite: the row has no value, or a direction that is not finite may stand where the gradient is 0.
   return is_finite(sum) || r.scale != r.scale ? sum : tangent_of_nonzero(r, direction);
 }

@@ -26,10 +26,10 @@ template <class F> class HvpRun {
         const F* row = arguments.rows + t * arguments.rows_stride;
         if (row[1] != row[1]) return Outcome::kNoSoftmax;
         if (row[1] == 0) return Outcome::kNoAlignment;
-        directed.frames.shift[t] = row[0], directed.frames.scale[t] = row[1];
+        directed.source.shift[t] = row[0], directed.source.scale[t] = row[1];
       }
     }
-    if (!in.feasible) return directed.frames.all_rows_defined() ? Outcome::kNoAlignment : Outcome::kNoSoftmax;
+    if (!in.feasible) return directed.source.all_rows_defined() ? Outcome::kNoAlignment : Outcome::kNoSoftmax;
     directed.initialise(), lattice.initialise();
     if (!lattice.sweep_beta()) return Outcome::kNoSoftmax;
     if (!lattice.has_path()) return Outcome::kNoAlignment;
@@ -41,7 +41,7 @@ template <class F> class HvpRun {
   void lay_out(Arena& arena) {
     directed.lay_out(arena, lattice.block);
     lattice.lay_out(arena);
-    if (directed.frames.by_table) by_class.lay_out(arena, directed.frames.classes);
+    if (directed.source.by_table) by_class.lay_out(arena, directed.source.classes);
     arena.take(buffer, is_half(in.dtype) ? in.V : 0);
   }
 
@@ -54,15 +54,15 @@ template <class F> class HvpRun {
       store(changes + i, share(Number<V>{load<V>(gamma + i), load<V>(changes + i)}));
     of_blank[t % kFrames] = share(blank);
     finite[t % kFrames] = is_finite(share.mean);
-    if (!directed.frames.by_table) return write(t, nullptr);
+    if (!directed.source.by_table) return write(t, nullptr);
     if (t % kFrames < kFrames - 1 && t < in.length - 1) return;
-    const int64_t begin = t / kFrames * kFrames, classes = directed.frames.classes;
+    const int64_t begin = t / kFrames * kFrames, classes = directed.source.classes;
     for (int64_t k = t + 1; k < min_of(t + 1 + kFrames, in.length); ++k) {
-      prefetch(directed.frames.acts_at(k), directed.frames.row_bytes());
-      prefetch(directed.direction_at(k), directed.frames.row_bytes());
-      prefetch<true>(out_at(k), directed.frames.row_bytes());
+      prefetch(directed.source.acts_at(k), directed.source.row_bytes());
+      prefetch(directed.direction_at(k), directed.source.row_bytes());
+      prefetch<true>(out_at(k), directed.source.row_bytes());
     }
-    F* sums = by_class.gather(lattice.occupancies(begin, 1), directed.frames.labels, pairs, classes);
+    F* sums = by_class.gather(lattice.occupancies(begin, 1), directed.source.labels, pairs, classes);
     for (int64_t k = begin; k <= t; ++k) write(k, sums + k % kFrames * classes);
   }
 
@@ -72,13 +72,13 @@ template <class F> class HvpRun {
 
   // Row t of the result; `by_class`, if not null, are the changes of the labels' occupancies.
   void write(int64_t t, const F* by_class) {
-    const Frames<Dual<F>>& frames = directed.frames;
+    const EmissionSource<Dual<F>>& source = directed.source;
     const bool ordinary = is_finite(arguments.cotangent) && finite[t % kFrames] && is_finite(directed.centre[t]) &&
                           is_finite(directed.mean[t]);
     const F factor = ordinary ? arguments.cotangent : F(1);
     char* out = out_at(t);
     F* y = is_half(in.dtype) ? buffer : reinterpret_cast<F*>(out);
-    softmax_change(frames.row(t), in.V, frames.shift[t], frames.scale[t], directed.direction(t), directed.centre[t],
+    softmax_change(source.row(t), in.V, source.shift[t], source.scale[t], directed.direction(t), directed.centre[t],
                    directed.mean[t], factor, by_class, y);
     if (by_class == nullptr) {
       const F* changes = lattice.occupancies(t, 1);
@@ -87,7 +87,7 @@ template <class F> class HvpRun {
     y[in.blank] -= factor * of_blank[t % kFrames];
     if (!ordinary) {
       // Nothing changes with a logit of -inf. Its 0, like any other one, stays 0 whatever it is multiplied with.
-      const F* x = frames.row(t);
+      const F* x = source.row(t);
       for (int64_t v = 0; v < in.V; ++v)
         if (x[v] == -F(__builtin_inf())) y[v] = 0;
       multiply(y, in.V, arguments.cotangent, y);
@@ -99,8 +99,8 @@ template <class F> class HvpRun {
   const Sequence<F>& in;
   const HvpArguments<F>& arguments;
   const int64_t pairs;
-  Directed<F> directed;
-  Lattice<Directed<F>> lattice;
+  DirectedSource<F> directed;
+  Lattice<DirectedSource<F>> lattice;
   ByClass<F> by_class;
   F of_blank[kFrames];   // changes of the blank's occupancy
   bool finite[kFrames];  // whether the changes of the frame's occupancies are

@@ -35,18 +35,18 @@ template <class F> F largest(const F* x, int64_t V) {
 template <class F> struct TailSum {
   using Vec = Lanes<F>;
   Vec sum = {};
-  Integer<Vec> count = {};
+  Integer<Vec> ties = {};
   CTC_INLINE void add(Vec x, F shift) {
     const Integer<Vec> top = x == shift;
     const Vec e = exp_of_nonpositive<F>(x - shift);
     sum += top ? Vec{} : e;
-    count -= top;
+    ties -= top;
   }
 };
 
 // The sum of exp(x - shift) over n entries: how many are equal to shift, and the rest.
 struct PartSum {
-  double count, tail;
+  double ties, tail;
 };
 template <class F> PartSum sum_part(const F* x, int64_t n, F shift) {
   using Vec = Lanes<F>;
@@ -64,7 +64,7 @@ template <class F> PartSum sum_part(const F* x, int64_t n, F shift) {
     }
     for (; v + N <= end; v += N) a.add(load<Vec>(x + v), shift);
     if (v < end) b.add(load_last<Vec>(x, n, end - v, F(-__builtin_inf())), shift);
-    sum.count += double(sum_of_lanes((a.count + b.count) + (c.count + d.count)));
+    sum.ties += double(sum_of_lanes((a.ties + b.ties) + (c.ties + d.ties)));
     sum.tail += double(sum_of_lanes((a.sum + b.sum) + (c.sum + d.sum)));
   }
   return sum;
@@ -74,7 +74,7 @@ template <class F> PartSum sum_part(const F* x, int64_t n, F shift) {
 // Nothing but -inf: (-inf, 0, 0). Where there is a NaN or +inf the sums are NaN.
 template <class F> struct RowSums {
   F top;
-  double count, tail;
+  double ties, tail;
 };
 
 // Reads a row in pieces. A piece stays in the first-level cache between its two passes, and the next piece is
@@ -86,7 +86,7 @@ template <class F> RowSums<F> sum_row(const F* x, int64_t V, const F* next) {
   const F infinity = __builtin_inf();
   const double nan = __builtin_nan("");
   F top = -infinity;
-  double count = 0, tail = 0;
+  double ties = 0, tail = 0;
   for (int64_t begin = 0; begin < V; begin += kPiece) {
     const int64_t end = min_of(begin + kPiece, V);
     const bool last = end == V;
@@ -95,7 +95,7 @@ template <class F> RowSums<F> sum_row(const F* x, int64_t V, const F* next) {
     for (int64_t v = 0; v < n; v += kLine) __builtin_prefetch(ahead + v);
     const F here = largest(x + begin, end - begin);
     if (here > top) {
-      if (count > 0) tail = (count + tail) * __builtin_exp(double(top) - double(here)), count = 0;
+      if (ties > 0) tail = (ties + tail) * __builtin_exp(double(top) - double(here)), ties = 0;
       top = here;
     }
     if (!(top < infinity)) return {top, nan, nan};
@@ -105,18 +105,18 @@ template <class F> RowSums<F> sum_row(const F* x, int64_t V, const F* next) {
       continue;
     }
     const PartSum part = sum_part(x + begin, end - begin, top);
-    count += part.count, tail += part.tail;
+    ties += part.ties, tail += part.tail;
   }
-  return {top, count, tail};
+  return {top, ties, tail};
 }
 
 template <class F> Normaliser<F> normalise(const F* x, int64_t V, const F* next) {
   const RowSums<F> sums = sum_row(x, V, next);
-  return {sums.top, sums.count > 0 ? sums.count + sums.tail : __builtin_nan("")};
+  return {sums.top, sums.ties > 0 ? sums.ties + sums.tail : __builtin_nan("")};
 }
 
 // The product of many numbers >= 1 without overflow: one log at the end instead of one each.
-struct Product {
+struct RunningProduct {
   double m = 1;
   int64_t e = 0;
   CTC_INLINE void multiply(double x) {

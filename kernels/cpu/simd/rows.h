@@ -18,10 +18,10 @@ template <class F> void multiply(const F* unit, int64_t n, F factor, F* to) {
     for (int64_t i = 0; i < n; ++i) to[i] = unit[i] == 0 ? F(0) : unit[i] * factor;
 }
 
-// Sum of unit * along, where unit is not 0.
-template <class F> double dot_of_nonzero(const F* unit, int64_t n, const F* along) {
+// Sum of unit * u, where unit is not 0.
+template <class F> double dot_of_nonzero(const F* unit, int64_t n, const F* u) {
   double sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += unit[i] == 0 ? 0 : double(unit[i]) * double(along[i]);
+  for (int64_t i = 0; i < n; ++i) sum += unit[i] == 0 ? 0 : double(unit[i]) * double(u[i]);
   return sum;
 }
 
@@ -81,49 +81,49 @@ template <class F> void scaled_softmax(const F* x, int64_t V, F shift, F scale, 
   store(out + V - N, last);
 }
 
-// out = scale * exp(x - shift) - unit * taken.
-template <class F> void softmax_less(const F* x, int64_t V, F shift, F scale, const F* taken, F unit, F* out) {
+// out = scale * exp(x - shift) - factor * taken.
+template <class F> void softmax_less(const F* x, int64_t V, F shift, F scale, const F* taken, F factor, F* out) {
   using Vec = Lanes<F>;
   constexpr int N = kLanes<F>;
   const auto at = [&](int64_t v, int64_t n) {
     const Vec y = exp_of_nonpositive<F>(load_first<Vec>(x + v, n, shift) - shift) * scale;
-    return y - load_first<Vec>(taken + v, n, F(0)) * unit;
+    return y - load_first<Vec>(taken + v, n, F(0)) * factor;
   };
   if (V < N) return store_first(out, at(0, V), V);
   for (int64_t v = 0; v + N <= V; v += N) store(out + v, at(v, N));
   if (V % N > 0) store(out + V - N, at(V - N, N));
 }
 
-// Sum over v of softmax(x)[v] * (d[v] - base); classes of probability 0 are left out, whatever d is there.
-template <class F> double softmax_dot(const F* x, int64_t V, F shift, F scale, const F* d, F base) {
+// Sum over v of softmax(x)[v] * (u[v] - base); classes of probability 0 are left out, whatever d is there.
+template <class F> double softmax_dot(const F* x, int64_t V, F shift, F scale, const F* u, F base) {
   using Vec = Lanes<F>;
   constexpr int N = kLanes<F>;
   constexpr int64_t kChunk = 16 * N;
-  const auto term = [&](Vec at, Vec along) {
+  const auto term = [&](Vec at, Vec direction) {
     const Vec y = exp_of_nonpositive<F>(at - shift);
-    return y == Vec{} ? Vec{} : y * (along - base);
+    return y == Vec{} ? Vec{} : y * (direction - base);
   };
   double sum = 0;
   for (int64_t begin = 0; begin < V; begin += kChunk) {
     const int64_t end = min_of(begin + kChunk, V);
     Vec part = {};
     int64_t v = begin;
-    for (; v + N <= end; v += N) part += term(load<Vec>(x + v), load<Vec>(d + v));
-    if (v < end) part += term(load_last<Vec>(x, V, end - v, -F(__builtin_inf())), load_last<Vec>(d, V, end - v, F(0)));
+    for (; v + N <= end; v += N) part += term(load<Vec>(x + v), load<Vec>(u + v));
+    if (v < end) part += term(load_last<Vec>(x, V, end - v, -F(__builtin_inf())), load_last<Vec>(u, V, end - v, F(0)));
     sum += double(sum_of_lanes(part));
   }
   return sum * double(scale);
 }
 
-// out = factor * (softmax(x) * (d - centre - mean) - less), the first term 0 where the probability is; `less` may be
+// out = factor * (softmax(x) * (u - centre - mean) - less), the first term 0 where the probability is; `less` may be
 // null for nothing.
-template <class F> void softmax_change(const F* x, int64_t V, F shift, F scale, const F* d, F centre, F mean, F factor,
+template <class F> void softmax_change(const F* x, int64_t V, F shift, F scale, const F* u, F centre, F mean, F factor,
                                        const F* less, F* out) {
   using Vec = Lanes<F>;
   constexpr int N = kLanes<F>;
   const auto at = [&](int64_t v, int64_t n) {
     const Vec y = exp_of_nonpositive<F>(load_first<Vec>(x + v, n, shift) - shift);
-    const Vec change = y == Vec{} ? Vec{} : y * scale * ((load_first<Vec>(d + v, n, F(0)) - centre) - mean);
+    const Vec change = y == Vec{} ? Vec{} : y * scale * ((load_first<Vec>(u + v, n, F(0)) - centre) - mean);
     return (less == nullptr ? change : change - load_first<Vec>(less + v, n, F(0))) * factor;
   };
   if (V < N) return store_first(out, at(0, V), V);

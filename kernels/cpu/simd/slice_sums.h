@@ -8,14 +8,14 @@
 namespace jax_ctc {
 namespace {
 
-template <class F> void slice_sums(const Slice<F>& r, const void* next, F* top, F* count, F* tail, F* scores) {
+template <class F> void slice_sums(const Slice<F>& r, const void* next, F* top, F* ties, F* tail, F* scores) {
   F* buffer = row_buffer<F>(r.dtype, r.V, 1, *r.scratch);
   const F* x = widened(r.dtype, r.acts, r.V, buffer);
   const RowSums<F> sums = sum_row(x, r.V, buffer ? buffer : static_cast<const F*>(next));
-  // A NaN or +inf is said by the count, which is multiplied with nothing.
-  const bool bad = sums.count + sums.tail != sums.count + sums.tail;
+  // A NaN or +inf is said by the ties, which is multiplied with nothing.
+  const bool bad = sums.ties + sums.tail != sums.ties + sums.tail;
   *top = bad ? -F(__builtin_inf()) : sums.top;
-  *count = bad ? F(__builtin_nan("")) : F(sums.count), *tail = bad ? F(0) : F(sums.tail);
+  *ties = bad ? F(__builtin_nan("")) : F(sums.ties), *tail = bad ? F(0) : F(sums.tail);
   for (int64_t i = 0; i < r.D; ++i) scores[i] = r.symbols[i] < 0 ? F(0) : x[r.symbols[i]];
 }
 

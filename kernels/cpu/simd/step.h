@@ -99,8 +99,6 @@ template <class Value> struct Emissions {
   F* changes() const { return parts + 2 * pitch; }  // of a Dual
 };
 
-enum Direction { kAlpha, kBeta };
-
 // The states that any alignment can occupy at frame t, rounded outward to whole vectors. After t + 1 frames at most
 // t + 1 labels have been emitted, and at least L - (T - t) must have been. At T = 2 L this leaves out half of the
 // lattice, at T = 4 L a quarter. Each step also writes "not reached" into the vector on either side of its window. That
@@ -150,14 +148,14 @@ template <class Value> struct Posterior {
 
 // One frame: `to` from `from`. With a posterior, also what alpha holds before the emission times what beta holds after
 // it (eq. 8).
-template <Direction kDirection, bool kFold, bool kOccupancy, class Value>
+template <Recursion kRecursion, bool kFold, bool kOccupancy, class Value>
 CTC_FN void step(Window window, const Integer<typename Parts<Value>::F>* skip, Emissions<Value> y, States<Value> from,
                  States<Value> to, Posterior<Value>* posterior) {
   using F = typename Parts<Value>::F;
   using V = InLanes<Value>;
   using Z = Integer<Lanes<F>>;
   constexpr int N = kLanes<F>;
-  constexpr bool kRight = kDirection == kBeta;  // where the neighbour is
+  constexpr bool kRight = kRecursion == kBeta;  // where the neighbour is
   const V blank = y.blank();
   const int64_t begin = window.begin, end = window.end;
   V label_at = from.labels(begin);
@@ -192,13 +190,13 @@ CTC_FN void step(Window window, const Integer<typename Parts<Value>::F>* skip, E
 }
 
 // Mantissas are folded at frames fixed by their number, so that a frame computed again has the same bits.
-template <Direction kDirection, bool kOccupancy, class Value>
+template <Recursion kRecursion, bool kOccupancy, class Value>
 void step_at(int64_t t, Window window, const Integer<typename Parts<Value>::F>* skip, Emissions<Value> y,
              States<Value> from, States<Value> to, Posterior<Value>* posterior) {
   if (t % kFoldEvery == 0)
-    step<kDirection, true, kOccupancy>(window, skip, y, from, to, posterior);
+    step<kRecursion, true, kOccupancy>(window, skip, y, from, to, posterior);
   else
-    step<kDirection, false, kOccupancy>(window, skip, y, from, to, posterior);
+    step<kRecursion, false, kOccupancy>(window, skip, y, from, to, posterior);
 }
 
 // The total over all alignments, from beta's states at the first frame (after the last: T = 0).

@@ -27,7 +27,7 @@ template <class Source> class Lattice {
   }
 
   int64_t block;  // frames whose states are kept at once
-  Product row_sums;
+  RunningProduct row_sums;
   Scaled<F> z = {};  // the total
 
   void lay_out(Arena& arena) {
