@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// XLA's buffers and attributes -> a batch. Included by the ffi.cpp of each backend, which alone know XLA's types.
+// XLA's buffers and attributes -> a batch. Only the ffi.cpp of each backend includes this, because no other file knows
+// XLA's types.
 //
-// Python has checked the caller before it ever gets here; the checks below are for programs that bypass it.
+// Python has checked its caller before. The checks below are for programs that bypass Python.
 #pragma once
 
 #include <algorithm>
@@ -30,7 +31,7 @@ inline std::optional<Dtype> dtype_of(ffi::DataType type) {
   }
 }
 
-// Whether no product of these sizes, in bytes or in elements, leaves an int64. An empty array may have huge sides.
+// Whether every product of these sizes, in bytes or in elements, fits an int64. An empty array may have huge sides.
 inline bool is_countable(const Shape& s) {
   int64_t n = 16;
   for (const int64_t size : {s.N, s.T, s.B, std::max(s.V, s.L + 1)})
@@ -38,8 +39,8 @@ inline bool is_countable(const Shape& s) {
   return true;
 }
 
-// acts are row-major with T at time_axis among the axes before V. `time_moved`: the logical shape has T next to V, as
-// the partitioner wants it, and only the layout keeps it at time_axis.
+// In memory acts are row-major, with T at `time_axis` among the axes before V. If `time_moved`, the logical shape has T
+// next to V, because XLA's partitioner needs that, and only the layout keeps T at `time_axis`.
 inline ffi::ErrorOr<Shape> shape_of(Buffer acts, Ints labels, int64_t time_axis, bool time_moved) {
   const auto dims = acts.dimensions();
   const auto label_dims = labels.dimensions();
@@ -49,11 +50,11 @@ inline ffi::ErrorOr<Shape> shape_of(Buffer acts, Ints labels, int64_t time_axis,
                                                        " do not go with time_axis " + std::to_string(time_axis) +
                                                        " and labels of rank " + std::to_string(label_dims.size())));
   Shape s = {1, dims[time_moved ? rank - 2 : time_axis], 1, dims[rank - 1], label_dims[rank - 2]};
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();  // of classes and of label positions
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();  // classes, and label positions
   if (s.T < 0 || s.V < 0 || s.L < 0 || s.V > kMost || s.L >= kMost)
     return ffi::Unexpected(
         ffi::Error::InvalidArgument("jax_ctc: T, V and L must not be negative, and V and L fit an int32"));
-  int64_t axis = 0;  // of the batch
+  int64_t axis = 0;  // number of the batch axis
   bool counted = true;
   for (int64_t k = 0; k < rank - 1; ++k) {
     if (k == (time_moved ? rank - 2 : time_axis)) continue;
@@ -70,7 +71,7 @@ struct Attributes {
   int64_t time_axis;
   bool time_moved;
   int64_t blank;
-  int64_t threads;  // of a CPU kernel; 0: as many as there are
+  int64_t threads;  // the most that a CPU kernel may use, or 0 for no limit
 };
 
 inline ffi::ErrorOr<Batch> decode(Buffer acts, Ints labels, Ints lengths, const Attributes& attributes) {
@@ -90,7 +91,7 @@ inline bool is_like_acts(const Batch& p, Buffer array) {
   return dtype_of(array.element_type()) == p.dtype && int64_t(array.element_count()) == p.shape.rows() * p.shape.V;
 }
 
-// Whether an array has the dtype of costs and residuals, and one element a sequence, or `width` elements a row.
+// Whether an array has the dtype of costs and residuals, and this many elements.
 inline bool has_elements(const Batch& p, Buffer array, int64_t elements) {
   return array.element_type() == (p.dtype == Dtype::kF64 ? ffi::F64 : ffi::F32) &&
          int64_t(array.element_count()) == elements;

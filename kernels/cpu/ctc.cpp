@@ -14,7 +14,7 @@
 namespace jax_ctc {
 namespace {
 
-// The kept rows of frames [begin, end) of a sequence, all `value`.
+// Sets the residuals of frames [begin, end) of a sequence to `value`.
 template <class F>
 void fill_residuals(const Shape& s, Kept kept, int64_t sequence, int64_t begin, int64_t end, F value) {
   for (int64_t t = begin; t < end; ++t) {
@@ -96,13 +96,13 @@ template <class F> Row<F> row_at(const Problem& p, Kept kept, int64_t row) {
           &thread_scratch()};
 }
 
-// Cotangent times the gradient of one row of a sequence with valid arguments.
+// Writes cotangent * gradient of one row. Its sequence has valid arguments.
 template <class F> void write_gradient_row(const Problem& p, Kept kept, int64_t row, F cotangent, void* out) {
   const Shape& s = p.shape;
   if (cotangent == 0 || s.frame_of_row(row) >= p.lengths[s.sequence_of_row(row)]) {
     std::memset(out, 0, s.V * element_size(p.dtype));
   } else if (s.dense()) {
-    kernels<F>().scale(row_of<F>(kept.columns, row, s.V), s.V, cotangent, p.dtype, out);
+    kernels<F>().dense_gradient(row_of<F>(kept.columns, row, s.V), s.V, cotangent, p.dtype, out);
   } else {
     const Row<F> r = row_at<F>(p, kept, row);
     if (r.scale == 0)
@@ -115,7 +115,7 @@ template <class F> void write_gradient_row(const Problem& p, Kept kept, int64_t 
 template <class F>
 void run_cotangent(const Problem& p, Kept kept, const F* cotangents, void* gradient, Executor& executor) {
   const Shape& s = p.shape;
-  // The gradient itself was kept, in the place where the result goes: nothing to do for a plain sum of costs.
+  // `columns` is the gradient, and the result overwrites it. So there is nothing to do if all cotangents are 1.
   if (s.dense() && gradient == kept.columns &&
       std::all_of(cotangents, cotangents + s.sequences(), [](F c) { return c == 1; }))
     return;
@@ -130,7 +130,8 @@ void run_cotangent(const Problem& p, Kept kept, const F* cotangents, void* gradi
 
 template <class F> double tangent_of_row(const Problem& p, Kept kept, int64_t row, const void* direction) {
   const Shape& s = p.shape;
-  if (s.dense()) return kernels<F>().dot(row_of<F>(kept.columns, row, s.V), s.V, p.dtype, direction, &thread_scratch());
+  if (s.dense())
+    return kernels<F>().dense_tangent(row_of<F>(kept.columns, row, s.V), s.V, p.dtype, direction, &thread_scratch());
   const Row<F> r = row_at<F>(p, kept, row);
   return r.scale == 0 ? 0 : kernels<F>().tangent(r, direction);
 }
@@ -149,11 +150,11 @@ void run_tangent(const Problem& p, Kept kept, const void* direction, F* tangents
   });
 }
 
-// Frames [begin, end) of a result like acts, all 0 or all NaN.
+// Sets frames [begin, end) of a result like acts to 0 or to NaN.
 void fill_like_acts(const Problem& p, void* out, int64_t sequence, int64_t begin, int64_t end, bool nan) {
   const Shape& s = p.shape;
   for (int64_t t = begin; t < end; ++t) {
-    // All bits set are a NaN in every dtype.
+    // All bits set is a NaN in every dtype.
     void* row = at(out, (s.first_row(sequence) + t * s.B) * s.V, p.dtype);
     std::memset(row, nan ? 0xff : 0, s.V * element_size(p.dtype));
   }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The operations on a batch, as plain functions over pointers. F below is double for f64 acts and float for the others.
+// The operations on a batch, as plain functions of pointers. Elements are double for f64 acts, and float for all
+// others, unless an array is like acts.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +12,7 @@
 namespace jax_ctc {
 
 struct Problem : Batch {
-  int64_t threads;  // at most this many
+  int64_t threads;  // the most that an operation may use
 };
 
 void loss(const Problem& problem, void* cost, Executor& executor);  // cost (N*B,)

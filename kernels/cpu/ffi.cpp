@@ -23,7 +23,7 @@ class PoolExecutor final : public Executor {
   ffi::ThreadPool pool_;
 };
 
-// No exception enters XLA: it would end the process. Results of a call that failed are not used.
+// No exception may reach XLA, because it would end the process. XLA does not use the results of a call that failed.
 template <class Run> ffi::Error guarded(Run run) {
   try {
     run();
@@ -86,7 +86,7 @@ ffi::Error hvp_handler(ffi::ThreadPool pool, CTC_OPERANDS, Buffer rows, Buffer c
   });
 }
 
-// Kernels pick symbols from rows without a check, so every symbol must be a class of acts, or below 0.
+// Every symbol must be a class of acts, or below 0, because kernels read rows at the symbols without a check.
 bool symbols_in_range(const Problem& p) {
   const int64_t n = p.shape.sequences() * p.shape.L;
   return std::all_of(p.labels, p.labels + n, [&](int32_t symbol) { return symbol < p.shape.V; });

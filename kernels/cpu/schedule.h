@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How a batch is divided among threads: by sequences or by rows, and from which amount of work on.
+// Divides a batch among threads, by sequences or by rows. A small amount of work stays on one thread.
 #pragma once
 
 #include <algorithm>

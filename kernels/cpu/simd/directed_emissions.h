@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the lattice of a Hessian-vector product needs of acts and of a direction (docs/ctc.md, eq. 12).
+// What the lattice of a Hessian-vector product needs of acts and of the direction (docs/ctc.md, eq. 12).
 #pragma once
 
 #include "emissions.h"
@@ -7,9 +7,9 @@
 namespace jax_ctc {
 namespace {
 
-// Emissions together with their derivative arguments the direction. From each frame's direction its mean under the
-// occupancies is subtracted first. This does not change the result, because the cost does not change when a frame's
-// logits are shifted. It keeps float32 accurate: with a direction of 1000 + noise the noise would be lost to rounding.
+// Emissions together with their derivative along the direction. First the direction's mean under the occupancies is
+// subtracted at each frame. This does not change the result, because the cost does not change when all logits of a
+// frame change by the same number. Without it float32 would lose the noise of a direction of 1000 + noise to rounding.
 template <class F> class DirectedSource {
  public:
   using Value = Dual<F>;
@@ -19,7 +19,8 @@ template <class F> class DirectedSource {
       : source(in, pairs), in(in), arguments(arguments), pairs(pairs) {}
 
   EmissionSource<Value> source;
-  F *centre, *mean;  // of the direction, [T]: under the occupancies; under the softmax, less the former
+  F* centre;  // [T] mean of the direction under the occupancies
+  F* mean;    // [T] mean of the direction under the softmax, minus `centre`
 
   int64_t frame_bytes() const { return source.frame_bytes(); }
 
@@ -34,7 +35,7 @@ template <class F> class DirectedSource {
 
   bool read(int64_t begin, int64_t end, RunningProduct* product) {
     const bool first = product != nullptr;
-    if (arguments.rows != nullptr) product = nullptr;  // the normalisers were kept
+    if (arguments.rows != nullptr) product = nullptr;  // the residuals have the normalisers
     if constexpr (N >= kFrames) {
       if (source.by_table) {
         for (int64_t t = (end - 1) / kFrames * kFrames; t >= begin; t -= kFrames) {
@@ -52,7 +53,7 @@ template <class F> class DirectedSource {
 
   Emissions<Value> emissions(int64_t t) const { return source.emissions(t); }
 
-  // A row of direction; one of halves only until the next one in its place.
+  // A row of the direction as F. A row of halves is valid until the next call with the same `place`.
   const F* direction(int64_t t, int64_t place = 0) const {
     return widened(in.dtype, direction_at(t), in.V, wide + place * in.V);
   }
@@ -62,23 +63,23 @@ template <class F> class DirectedSource {
   }
 
  private:
-  // How the emission p * 2^q changes where its logit changes by u; a dead one does not.
+  // The derivative of the emission p * 2^q if that of its logit is u. A dead emission has derivative 0.
   template <class V> static CTC_INLINE V change_of(V p, Integer<V> q, V u) { return q == kDead ? V{} : p * u; }
 
   const F* columns_at(int64_t t) const { return arguments.columns + t * arguments.columns_stride; }
 
-  // Means are taken relative to the blank's direction, so that 1000 + noise keeps the digits of the noise here too.
+  // Means are computed relative to the direction at the blank, so that they too keep the noise of 1000 + noise.
   static F base_of(F blank) { return is_finite(blank) ? blank : F(0); }
 
   void find_means(int64_t t, const F* u, F base, double of_softmax) {
     const F* columns = columns_at(t);
     double of_occupancy;
-    if (arguments.rows == nullptr) {  // what was kept is softmax less occupancy
+    if (arguments.rows == nullptr) {  // dense: the columns are softmax - occupancy
       const F of_columns = dot(columns, u, base, in.V);
       of_occupancy = of_softmax - double(of_columns);
     } else {
       of_occupancy = term(columns[0], u[in.blank], base);
-      for (int64_t i = 0; i < in.L; ++i) of_occupancy += term(columns[arguments.position[i]], u[in.labels[i]], base);
+      for (int64_t i = 0; i < in.L; ++i) of_occupancy += term(columns[arguments.own_column[i]], u[in.labels[i]], base);
     }
     centre[t] = F(double(base) + of_occupancy);
     mean[t] = F(of_softmax - (double(centre[t]) - double(base)));
@@ -88,20 +89,20 @@ template <class F> class DirectedSource {
     return occupancy == 0 ? 0 : double(occupancy) * (double(u) - double(base));
   }
 
-  // Sum of g[v] * (u[v] - base); V is less than the number of labels.
+  // The sum of g[v] * (u[v] - base). One float sum is enough, because V is less than the number of labels.
   static F dot(const F* g, const F* u, F base, int64_t V) {
     using Vec = Lanes<F>;
     Vec sum = {};
     const auto term = [base](Vec a, Vec b) {
-      return a == Vec{} ? Vec{} : a * (b - base);
-    };  // no gradient: u may be inf
+      return a == Vec{} ? Vec{} : a * (b - base);  // where g is 0, u may be inf
+    };
     int64_t v = 0;
     for (; v + N <= V; v += N) sum += term(load<Vec>(g + v), load<Vec>(u + v));
     if (v < V) sum += term(load_last<Vec>(g, V, V - v, F(0)), load_last<Vec>(u, V, V - v, F(0)));
     return sum_of_lanes(sum);
   }
 
-  // The changes of the emissions that source.read has left, the first time with the means they are relative to.
+  // Writes the derivatives of the emissions that source.read has computed. In the first pass it finds the means before.
   void change(int64_t t, bool first) {
     const F* u = direction(t);
     if (first) {
@@ -117,7 +118,7 @@ template <class F> class DirectedSource {
     store(y.changes() + y.last, splat<Lanes<F>>(of(y.last, in.blank)));
   }
 
-  // The same of a group of frames, whose table is still there.
+  // Does the same for a group of frames, whose table is still there.
   void change_group(int64_t begin, int64_t end, bool first) {
     using V = Lanes<F>;
     const F* rows[kFrames];

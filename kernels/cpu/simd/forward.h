@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// One sequence: rows -> lattice -> cost and, for training, residuals (docs/kernels.md has the drawing).
+// One sequence: acts -> its cost and, for training, its residuals. docs/kernels.md has a drawing.
 #pragma once
 
 #include "gradient.h"
@@ -27,7 +27,7 @@ template <class F> class ForwardRun {
     source.initialise(), lattice.initialise();
     if (!lattice.sweep_beta()) return Outcome::kNoSoftmax;
     if (!lattice.has_path()) return Outcome::kNoAlignment;
-    // eq. 7: -log p(labels) = sum over frames of log sum exp(x - shift), less log Z of the emissions relative to shift.
+    // eq. 7: -log p(labels) = (sum over frames of log sum exp(x - shift)) - log Z, with emissions relative to shift.
     const double ln2 = 0.69314718055994530942;
     const RunningProduct& sums = lattice.row_sums;
     const Scaled<F> z = lattice.z;
@@ -44,10 +44,10 @@ template <class F> class ForwardRun {
     if (training) by_class.lay_out(arena, source.classes);
   }
 
-  // The residuals of frame t.
+  // Writes the residuals of frame t.
   void keep(int64_t t, F blank, F of_labels) {
     const Share<F> share(blank + of_labels);
-    if (!out.dense) return keep_compact(t, lattice.occupancies(t), blank, share);
+    if (!out.dense) return keep_compact(t, lattice.products(t), blank, share);
     blanks[t % kFrames] = blank, scales[t % kFrames] = share.scale;
     if (t % kFrames == kFrames - 1 || t == T - 1) keep_dense(t / kFrames * kFrames, t + 1);
   }
@@ -55,12 +55,12 @@ template <class F> class ForwardRun {
   void keep_dense(int64_t begin, int64_t end) {
     const int64_t classes = source.classes;
     F* sums = by_class.room();
-    if (source.by_table) by_class.gather(lattice.occupancies(begin), source.labels, pairs, classes);
+    if (source.by_table) by_class.gather(lattice.products(begin), source.labels, pairs, classes);
     for (int64_t t = begin; t < end; ++t) {
       F* taken = sums + t % kFrames * classes;
       if (!source.by_table) {
         for (int64_t v = 0; v < classes; ++v) taken[v] = 0;
-        for (int64_t i = 0; i < L; ++i) taken[in.labels[i]] += lattice.occupancies(t)[i];
+        for (int64_t i = 0; i < L; ++i) taken[in.labels[i]] += lattice.products(t)[i];
       }
       taken[in.blank] = blanks[t % kFrames];
       softmax_less(source.row(t), in.V, source.shift[t], source.scale[t], taken, scales[t % kFrames],
@@ -94,7 +94,7 @@ template <class F> class ForwardRun {
   EmissionSource<Scaled<F>> source;
   Lattice<EmissionSource<Scaled<F>>> lattice;
   ByClass<F> by_class;
-  F blanks[kFrames], scales[kFrames];  // products of the blank, and the scale of the frame's Share
+  F blanks[kFrames], scales[kFrames];  // of each frame: the blank's alpha * beta, and the scale of Share
 };
 
 template <class F> Outcome sequence_cost(const Sequence<F>& sequence, const SequenceResiduals<F>& residuals, F* cost) {

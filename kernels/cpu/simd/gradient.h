@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The backward pass and forward mode, a row at a time, from what the forward pass kept (docs/ctc.md, eq. 9 and 10).
+// One row of the gradient, or of its product with a direction, from residuals (docs/ctc.md, eq. 9 and 10).
 #pragma once
 
 #include "arena.h"
@@ -9,11 +9,11 @@
 namespace jax_ctc {
 namespace {
 
-// y = cotangent * (softmax(x) - occupancy); y may be x.
+// y = cotangent * (softmax(x) - occupancy). y may be x.
 template <class F> void softmax_less_occupancy(const Row<F>& r, const F* x, F cotangent, F* y) {
   scaled_softmax(x, r.V, r.shift, r.scale * cotangent, y);
   y[r.blank] -= cotangent * r.occupancy[0];
-  for (int64_t i = 0; i < r.L; ++i)  // in label order: the same bits on every call
+  for (int64_t i = 0; i < r.L; ++i)  // in label order, so that the bits are the same on every call
     if (!is_padding(r.labels[i])) y[r.labels[i]] -= cotangent * r.occupancy[1 + i];
 }
 
@@ -31,7 +31,7 @@ template <class F> void gradient_row(const Row<F>& r, F cotangent, void* out) {
     if (buffer) narrow(r.dtype, y, r.V, static_cast<uint16_t*>(out));
 }
 
-// The same as below from the gradient itself: entries of the direction count where the gradient is not 0.
+// The result of tangent_row, from the gradient itself. Only entries where the gradient is not 0 count.
 template <class F> double tangent_of_nonzero(const Row<F>& r, const void* direction) {
   F *wide_acts, *wide_direction, *unit;
   const int64_t wide = is_half(r.dtype) ? r.V : 0;
@@ -49,11 +49,11 @@ template <class F> double tangent_row(const Row<F>& r, const void* direction) {
   double sum = softmax_dot(x, r.V, r.shift, r.scale, u, F(0)) - double(r.occupancy[0]) * u[r.blank];
   for (int64_t i = 0; i < r.L; ++i)
     if (!is_padding(r.labels[i])) sum -= double(r.occupancy[1 + i]) * u[r.labels[i]];
-  // Not finite: the row has no value, or a direction that is not finite may stand where the gradient is 0.
+  // If the sum is not finite, the direction may have an inf or a NaN where the gradient is 0. Or the residuals are NaN.
   return is_finite(sum) || r.scale != r.scale ? sum : tangent_of_nonzero(r, direction);
 }
 
-template <class F> void scale_row(const F* unit, int64_t V, F cotangent, Dtype dtype, void* out) {
+template <class F> void dense_gradient_row(const F* unit, int64_t V, F cotangent, Dtype dtype, void* out) {
   if constexpr (sizeof(F) == 4) {
     if (is_half(dtype)) {
       F piece[256];
@@ -68,7 +68,8 @@ template <class F> void scale_row(const F* unit, int64_t V, F cotangent, Dtype d
   multiply(unit, V, cotangent, static_cast<F*>(out));
 }
 
-template <class F> double dot_row(const F* unit, int64_t V, Dtype dtype, const void* direction, Scratch* scratch) {
+template <class F>
+double dense_tangent_row(const F* unit, int64_t V, Dtype dtype, const void* direction, Scratch* scratch) {
   return dot_of_nonzero(unit, V, widened(dtype, direction, V, row_buffer<F>(dtype, V, 1, *scratch)));
 }
 

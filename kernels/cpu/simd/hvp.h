@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A Hessian-vector product of one sequence: softmax (u - softmax.u) less the change of the occupancies arguments u,
-// which is the lattice once more with a derivative beside every number (docs/ctc.md, eq. 11 to 13).
+// A Hessian-vector product of one sequence: softmax * (u - softmax . u), minus the derivative of the occupancies along
+// u. The lattice computes that derivative when its values are Duals (docs/ctc.md, eq. 11 to 13).
 #pragma once
 
 #include "directed_emissions.h"
@@ -48,8 +48,8 @@ template <class F> class HvpRun {
   void keep(int64_t t, Number<F> blank, Number<F> of_labels) {
     using V = Lanes<F>;
     const Share<Number<F>> share(blank + of_labels);
-    const F* gamma = lattice.occupancies(t);
-    F* changes = lattice.occupancies(t, 1);
+    const F* gamma = lattice.products(t);
+    F* changes = lattice.products(t, 1);
     for (int64_t i = 0; i < pairs; i += kLanes<F>)
       store(changes + i, share(Number<V>{load<V>(gamma + i), load<V>(changes + i)}));
     of_blank[t % kFrames] = share(blank);
@@ -62,7 +62,7 @@ template <class F> class HvpRun {
       prefetch(directed.direction_at(k), directed.source.row_bytes());
       prefetch<true>(out_at(k), directed.source.row_bytes());
     }
-    F* sums = by_class.gather(lattice.occupancies(begin, 1), directed.source.labels, pairs, classes);
+    F* sums = by_class.gather(lattice.products(begin, 1), directed.source.labels, pairs, classes);
     for (int64_t k = begin; k <= t; ++k) write(k, sums + k % kFrames * classes);
   }
 
@@ -70,7 +70,7 @@ template <class F> class HvpRun {
     return static_cast<char*>(arguments.out) + t * in.acts_stride * element_size(in.dtype);
   }
 
-  // Row t of the result; `by_class`, if not null, are the changes of the labels' occupancies.
+  // Writes row t of the result. `by_class`, if not null, has the changes of the labels' occupancies by class.
   void write(int64_t t, const F* by_class) {
     const EmissionSource<Dual<F>>& source = directed.source;
     const bool ordinary = is_finite(arguments.cotangent) && finite[t % kFrames] && is_finite(directed.centre[t]) &&
@@ -81,12 +81,13 @@ template <class F> class HvpRun {
     softmax_change(source.row(t), in.V, source.shift[t], source.scale[t], directed.direction(t), directed.centre[t],
                    directed.mean[t], factor, by_class, y);
     if (by_class == nullptr) {
-      const F* changes = lattice.occupancies(t, 1);
+      const F* changes = lattice.products(t, 1);
       for (int64_t i = 0; i < in.L; ++i) y[in.labels[i]] -= factor * changes[i];
     }
     y[in.blank] -= factor * of_blank[t % kFrames];
     if (!ordinary) {
-      // Nothing changes with a logit of -inf. Its 0, like any other one, stays 0 whatever it is multiplied with.
+      // The result is 0 at a logit of -inf, because nothing changes with it. Like any 0 it stays 0 whatever the
+      // cotangent.
       const F* x = source.row(t);
       for (int64_t v = 0; v < in.V; ++v)
         if (x[v] == -F(__builtin_inf())) y[v] = 0;
@@ -103,7 +104,7 @@ template <class F> class HvpRun {
   Lattice<DirectedSource<F>> lattice;
   ByClass<F> by_class;
   F of_blank[kFrames];   // changes of the blank's occupancy
-  bool finite[kFrames];  // whether the changes of the frame's occupancies are
+  bool finite[kFrames];  // whether the changes of the frame's occupancies are finite
   F* buffer;             // a row of the result, for halves
 };
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The normaliser of a row of V logits: its largest entry and the sum of exp relative to it.
+// The normaliser of a row of V logits: the largest entry, and the sum of exp relative to it.
 #pragma once
 
 #include "lanes.h"
@@ -7,12 +7,13 @@
 namespace jax_ctc {
 namespace {
 
-// softmax(x)[v] = exp(x[v] - shift) / sum, with shift the largest of the row: sum >= 1, and it keeps its digits when
-// one class has nearly all of the probability, because the largest entries are counted, not added.
+// softmax(x)[v] = exp(x[v] - shift) / sum, where shift is the largest entry of the row. So sum >= 1. The entries equal
+// to shift are counted and the others are added. So `sum` keeps its digits when one class has nearly all of the
+// probability.
 template <class F> struct Normaliser {
   F shift;
   double sum;
-  // No softmax: a NaN, a +inf, or nothing but -inf in the row.
+  // A row has no softmax if it has a NaN or a +inf, or if all entries are -inf.
   bool defined() const { return sum >= 1; }
 };
 
@@ -31,7 +32,7 @@ template <class F> F largest(const F* x, int64_t V) {
   return max_of_lanes(max_of(max_of(a, b), max_of(c, d)));
 }
 
-// Adds exp(x - shift) of the entries below shift, and counts those equal to it.
+// Adds exp(x - shift) of the entries below shift, and counts the entries equal to it.
 template <class F> struct TailSum {
   using Vec = Lanes<F>;
   Vec sum = {};
@@ -44,15 +45,17 @@ template <class F> struct TailSum {
   }
 };
 
-// The sum of exp(x - shift) over n entries: how many are equal to shift, and the rest.
+// The sum of exp(x - shift) over n entries, in two parts: the number of entries equal to shift, and the sum of the
+// others.
 struct PartSum {
   double ties, tail;
 };
 template <class F> PartSum sum_part(const F* x, int64_t n, F shift) {
   using Vec = Lanes<F>;
   constexpr int N = kLanes<F>;
-  constexpr int64_t kPart = 64 * N;  // 16 additions a lane before the sum goes on in double: one float sum over V = 1e5
-                                     // would cost the gradient 2e-5
+  // A lane makes 16 additions. Then the sum goes on in double, because one float sum over V = 1e5 would give the
+  // gradient an error of 2e-5.
+  constexpr int64_t kPart = 64 * N;
   PartSum sum = {0, 0};
   for (int64_t begin = 0; begin < n; begin += kPart) {
     const int64_t end = min_of(begin + kPart, n);
@@ -70,16 +73,16 @@ template <class F> PartSum sum_part(const F* x, int64_t n, F shift) {
   return sum;
 }
 
-// Over a row or a slice of one: the largest entry, how many are equal to it, and the sum of exp(x - top) of the others.
-// Nothing but -inf: (-inf, 0, 0). Where there is a NaN or +inf the sums are NaN.
+// Of a row, or of a slice of one: the largest entry, the number of entries equal to it, and the sum of exp(x - top) of
+// the others. If all entries are -inf these are (-inf, 0, 0). If there is a NaN or a +inf, `ties` and `tail` are NaN.
 template <class F> struct RowSums {
   F top;
   double ties, tail;
 };
 
-// Reads a row in pieces. A piece stays in the first-level cache between its two passes, and the next piece is
-// prefetched meanwhile, because rows of a sequence lie too far apart for the hardware to do it. `next` is the row that
-// comes next.
+// Reads a row in pieces, each twice. A piece stays in the first-level cache between its two passes. The next piece is
+// prefetched meanwhile, because the rows of a sequence lie too far apart for the hardware to do it. `next` is the row
+// that is read next.
 template <class F> RowSums<F> sum_row(const F* x, int64_t V, const F* next) {
   constexpr int64_t kPiece = 4096 / sizeof(F);
   constexpr int64_t kLine = 64 / sizeof(F);
@@ -99,7 +102,7 @@ template <class F> RowSums<F> sum_row(const F* x, int64_t V, const F* next) {
       top = here;
     }
     if (!(top < infinity)) return {top, nan, nan};
-    if (top == -infinity) {  // so far; a NaN is not found by comparing
+    if (top == -infinity) {  // up to here. Comparisons do not find a NaN
       for (int64_t v = begin; v < end; ++v)
         if (x[v] != x[v]) return {top, nan, nan};
       continue;
@@ -115,7 +118,7 @@ template <class F> Normaliser<F> normalise(const F* x, int64_t V, const F* next)
   return {sums.top, sums.ties > 0 ? sums.ties + sums.tail : __builtin_nan("")};
 }
 
-// The product of many numbers >= 1 without overflow: one log at the end instead of one each.
+// The product of many numbers >= 1 without overflow. One log of it at the end takes the place of one log for each.
 struct RunningProduct {
   double m = 1;
   int64_t e = 0;

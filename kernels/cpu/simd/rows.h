@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is done to one row of V activations: its softmax normaliser, the emissions of a few classes, its gradient.
-// V is the only size these functions know; the lattice (step.h) never sees it.
+// Functions of one row of V logits: the emissions of some classes, the softmax, and products with it. V is the only
+// size that these functions know. The lattice (step.h) does not know V.
 #pragma once
 
 #include "normaliser.h"
@@ -10,7 +10,7 @@ namespace {
 
 template <class F> CTC_FN bool is_finite(F x) { return x - x == 0; }
 
-// to = unit * factor, and 0 where unit is, whatever the factor is. `to` may be unit.
+// to = unit * factor. Where unit is 0 the result is 0, even if the factor is inf or NaN. `to` may be `unit`.
 template <class F> void multiply(const F* unit, int64_t n, F factor, F* to) {
   if (is_finite(factor))
     for (int64_t i = 0; i < n; ++i) to[i] = unit[i] * factor;
@@ -18,21 +18,21 @@ template <class F> void multiply(const F* unit, int64_t n, F factor, F* to) {
     for (int64_t i = 0; i < n; ++i) to[i] = unit[i] == 0 ? F(0) : unit[i] * factor;
 }
 
-// Sum of unit * u, where unit is not 0.
+// The sum of unit * u over the entries where unit is not 0.
 template <class F> double dot_of_nonzero(const F* unit, int64_t n, const F* u) {
   double sum = 0;
   for (int64_t i = 0; i < n; ++i) sum += unit[i] == 0 ? 0 : double(unit[i]) * double(u[i]);
   return sum;
 }
 
-// Prefetches a row. The hardware does not, because rows of a sequence in a batch lie too far apart.
+// Prefetches a row. The hardware does not, because the rows of a sequence lie too far apart in a batch.
 template <bool kToWrite = false> CTC_FN void prefetch(const void* row, int64_t bytes) {
   const uintptr_t begin = reinterpret_cast<uintptr_t>(row), end = begin + bytes;
   for (uintptr_t line = begin / 64 * 64; line < end; line += 64)
     __builtin_prefetch(reinterpret_cast<const void*>(line), kToWrite);
 }
 
-// The emissions between kNear and kFurthest, which hardly ever are.
+// Computes the emissions of logits between kNear and kFurthest below shift. These are very rare.
 template <class F> void split_far_emissions(const F* x, int64_t n, F shift, F* p, Integer<F>* q) {
   for (int64_t i = 0; i < n; ++i) {
     const double d = double(x[i]) - double(shift);
@@ -42,8 +42,8 @@ template <class F> void split_far_emissions(const F* x, int64_t n, F shift, F* p
   }
 }
 
-// exp(x - shift) = p * 2^q. The difference is taken exactly (as a pair), so that logits far from each other keep their
-// digits too. `far` marks the ones that split_far_emissions has to look at.
+// exp(x - shift) = p * 2^q. The difference is exact, as the sum of two numbers, so that logits that are far apart keep
+// their digits. `far` is the mask of the lanes that split_far_emissions must compute.
 template <class F> struct Emission {
   Lanes<F> p;
   Integer<Lanes<F>> q, far;
@@ -59,7 +59,7 @@ template <class F> CTC_FN Emission<F> split_emission(Lanes<F> x, Lanes<F> shift)
   return {near ? y.p : splat<Vec>(F(1)), near ? y.q : splat<Integer<Vec>>(kDead), far};
 }
 
-// The same of n entries, n a multiple of the lane count.
+// Computes n emissions. n is a multiple of the number of lanes.
 template <class F> void split_emissions(const F* x, int64_t n, F shift, F* p, Integer<F>* q) {
   using Vec = Lanes<F>;
   Integer<Vec> far = {};
@@ -71,12 +71,12 @@ template <class F> void split_emissions(const F* x, int64_t n, F shift, F* p, In
   if (sum_of_lanes(far) != 0) split_far_emissions(x, n, shift, p, q);
 }
 
-// out = scale * exp(x - shift); out may be x.
+// out = scale * exp(x - shift). `out` may be x.
 template <class F> void scaled_softmax(const F* x, int64_t V, F shift, F scale, F* out) {
   using Vec = Lanes<F>;
   constexpr int N = kLanes<F>;
   if (V < N) return store_first(out, exp_of_nonpositive<F>(load_first<Vec>(x, V, shift) - shift) * scale, V);
-  const Vec last = exp_of_nonpositive<F>(load<Vec>(x + V - N) - shift) * scale;  // before out takes the place of x
+  const Vec last = exp_of_nonpositive<F>(load<Vec>(x + V - N) - shift) * scale;  // before out overwrites x
   for (int64_t v = 0; v + N <= V; v += N) store(out + v, exp_of_nonpositive<F>(load<Vec>(x + v) - shift) * scale);
   store(out + V - N, last);
 }
@@ -94,7 +94,8 @@ template <class F> void softmax_less(const F* x, int64_t V, F shift, F scale, co
   if (V % N > 0) store(out + V - N, at(V - N, N));
 }
 
-// Sum over v of softmax(x)[v] * (u[v] - base); classes of probability 0 are left out, whatever d is there.
+// The sum over v of softmax(x)[v] * (u[v] - base). Classes of probability 0 are left out, because u may be inf or NaN
+// there.
 template <class F> double softmax_dot(const F* x, int64_t V, F shift, F scale, const F* u, F base) {
   using Vec = Lanes<F>;
   constexpr int N = kLanes<F>;
@@ -115,8 +116,8 @@ template <class F> double softmax_dot(const F* x, int64_t V, F shift, F scale, c
   return sum * double(scale);
 }
 
-// out = factor * (softmax(x) * (u - centre - mean) - less), the first term 0 where the probability is; `less` may be
-// null for nothing.
+// out = factor * (softmax(x) * (u - centre - mean) - less). The first term is 0 where the softmax is 0. If `less` is
+// null nothing is subtracted.
 template <class F> void softmax_change(const F* x, int64_t V, F shift, F scale, const F* u, F centre, F mean, F factor,
                                        const F* less, F* out) {
   using Vec = Lanes<F>;

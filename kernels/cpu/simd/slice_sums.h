@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sums over the classes of a slice of V, a row at a time, and their cotangents (docs/ctc.md, section 6).
+// The sums over one row of a slice of V classes, and their cotangents (docs/ctc.md, section 6).
 #pragma once
 
 #include "half.h"
@@ -12,7 +12,7 @@ template <class F> void slice_sums(const Slice<F>& r, const void* next, F* top, 
   F* buffer = row_buffer<F>(r.dtype, r.V, 1, *r.scratch);
   const F* x = widened(r.dtype, r.acts, r.V, buffer);
   const RowSums<F> sums = sum_row(x, r.V, buffer ? buffer : static_cast<const F*>(next));
-  // A NaN or +inf is said by the ties, which is multiplied with nothing.
+  // `ties` alone marks a row with a NaN or a +inf, because nothing is ever multiplied with it.
   const bool bad = sums.ties + sums.tail != sums.ties + sums.tail;
   *top = bad ? -F(__builtin_inf()) : sums.top;
   *ties = bad ? F(__builtin_nan("")) : F(sums.ties), *tail = bad ? F(0) : F(sums.tail);
