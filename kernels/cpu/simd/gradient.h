@@ -33,13 +33,13 @@ template <class F> void gradient_row(const Row<F>& r, F cotangent, void* out) {
 
 // The result of tangent_row, from the gradient itself. Only entries where the gradient is not 0 count.
 template <class F> double tangent_of_nonzero(const Row<F>& r, const void* direction) {
-  F *wide_acts, *wide_direction, *unit;
+  F *wide_acts, *wide_direction, *gradient;
   const int64_t wide = is_half(r.dtype) ? r.V : 0;
   take_from(*r.scratch, [&](Arena& arena) {
-    arena.take(wide_acts, wide), arena.take(wide_direction, wide), arena.take(unit, r.V);
+    arena.take(wide_acts, wide), arena.take(wide_direction, wide), arena.take(gradient, r.V);
   });
-  softmax_less_occupancy(r, widened(r.dtype, r.acts, r.V, wide_acts), F(1), unit);
-  return dot_of_nonzero(unit, r.V, widened(r.dtype, direction, r.V, wide_direction));
+  softmax_less_occupancy(r, widened(r.dtype, r.acts, r.V, wide_acts), F(1), gradient);
+  return dot_of_nonzero(gradient, r.V, widened(r.dtype, direction, r.V, wide_direction));
 }
 
 template <class F> double tangent_row(const Row<F>& r, const void* direction) {
@@ -53,24 +53,24 @@ template <class F> double tangent_row(const Row<F>& r, const void* direction) {
   return is_finite(sum) || r.scale != r.scale ? sum : tangent_of_nonzero(r, direction);
 }
 
-template <class F> void dense_gradient_row(const F* unit, int64_t V, F cotangent, Dtype dtype, void* out) {
+template <class F> void dense_gradient_row(const F* gradient, int64_t V, F cotangent, Dtype dtype, void* out) {
   if constexpr (sizeof(F) == 4) {
     if (is_half(dtype)) {
       F piece[256];
       for (int64_t v = 0; v < V; v += 256) {
         const int64_t n = min_of<int64_t>(256, V - v);
-        multiply(unit + v, n, cotangent, piece);
+        multiply(gradient + v, n, cotangent, piece);
         narrow(dtype, piece, n, static_cast<uint16_t*>(out) + v);
       }
       return;
     }
   }
-  multiply(unit, V, cotangent, static_cast<F*>(out));
+  multiply(gradient, V, cotangent, static_cast<F*>(out));
 }
 
 template <class F>
-double dense_tangent_row(const F* unit, int64_t V, Dtype dtype, const void* direction, Scratch* scratch) {
-  return dot_of_nonzero(unit, V, widened(dtype, direction, V, row_buffer<F>(dtype, V, 1, *scratch)));
+double dense_tangent_row(const F* gradient, int64_t V, Dtype dtype, const void* direction, Scratch* scratch) {
+  return dot_of_nonzero(gradient, V, widened(dtype, direction, V, row_buffer<F>(dtype, V, 1, *scratch)));
 }
 
 }  // namespace

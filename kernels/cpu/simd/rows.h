@@ -10,18 +10,18 @@ namespace {
 
 template <class F> CTC_FN bool is_finite(F x) { return x - x == 0; }
 
-// to = unit * factor. Where unit is 0 the result is 0, even if the factor is inf or NaN. `to` may be `unit`.
-template <class F> void multiply(const F* unit, int64_t n, F factor, F* to) {
+// to = from * factor. Where `from` is 0 the result is 0, even if the factor is inf or NaN. `to` may be `from`.
+template <class F> void multiply(const F* from, int64_t n, F factor, F* to) {
   if (is_finite(factor))
-    for (int64_t i = 0; i < n; ++i) to[i] = unit[i] * factor;
+    for (int64_t i = 0; i < n; ++i) to[i] = from[i] * factor;
   else
-    for (int64_t i = 0; i < n; ++i) to[i] = unit[i] == 0 ? F(0) : unit[i] * factor;
+    for (int64_t i = 0; i < n; ++i) to[i] = from[i] == 0 ? F(0) : from[i] * factor;
 }
 
-// The sum of unit * u over the entries where unit is not 0.
-template <class F> double dot_of_nonzero(const F* unit, int64_t n, const F* u) {
+// The sum of gradient * u over the entries where gradient is not 0.
+template <class F> double dot_of_nonzero(const F* gradient, int64_t n, const F* u) {
   double sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += unit[i] == 0 ? 0 : double(unit[i]) * double(u[i]);
+  for (int64_t i = 0; i < n; ++i) sum += gradient[i] == 0 ? 0 : double(gradient[i]) * double(u[i]);
   return sum;
 }
 
