@@ -97,7 +97,6 @@ enum class Outcome {
   kNoSoftmax,    // the cost is NaN, because a row has no softmax
 };
 
-// In every result below, a factor that is exactly 0 gives 0, even if the other factor is inf or NaN.
 template <class F> struct Kernels {
   // Writes the cost in nats and, if `residuals` has pointers, the residuals of the frames in use. Writes nothing useful
   // unless it returns kFinite.
@@ -105,6 +104,7 @@ template <class F> struct Kernels {
   // out = cotangent * Hessian * direction at the frames in use, if it returns kFinite.
   Outcome (*hvp)(const Sequence<F>&, const HvpArguments<F>&);
 
+  // In the products below, a factor that is exactly 0 gives 0, even if the other factor is inf or NaN.
   // Compact: out = cotangent * (softmax - occupancy), V elements of the dtype of acts. `out` may be acts.
   void (*gradient)(const Row<F>&, F cotangent, void* out);
   // Compact: the sum over v of (softmax - occupancy)[v] * direction[v].
