@@ -21,7 +21,7 @@ template <class Stream> struct CtxDecoding<NoStream<Stream>> {
 
 // The handler of a target, or null.
 extern "C" void* handler(const char* target) {
-  for (const auto& [name, function] : jax_ctc::cuda_handlers())
+  for (const auto& [name, function] : jax_ctc::handlers())
     if (std::strcmp(name, target) == 0) return reinterpret_cast<void*>(function);
   return nullptr;
 }

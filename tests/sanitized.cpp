@@ -53,7 +53,7 @@ template <class F> struct Results {
     Threads threads;
     const F* cotangents = pointer(random.cotangents);
     tangent(p, kept(), random.directions(), pointer(tangents), threads);
-    product(p, kept(), cotangents, random.directions(), pointer(products), threads);
+    hvp(p, kept(), cotangents, random.directions(), pointer(products), threads);
     cotangent(p, kept(), cotangents, pointer(gradient), threads);
   }
   bool operator==(const Results& other) const {

@@ -209,7 +209,7 @@ template <class F> class Trial {
     const F* const cotangents = random_.cotangents.data.get();
     auto scratch = scratch_for<F>(cuda::Operation::kProduct, batch_);
     cuda::product(on_cuda(), kept(), cotangents, random_.directions(), data(products), data(scratch));
-    product(on_cpu(), kept(), cotangents, random_.directions(), data(cpu_products), executor_);
+    hvp(on_cpu(), kept(), cotangents, random_.directions(), data(cpu_products), executor_);
     alike(products, cpu_products, 5 * largest_, "element of a product, and the CPU kernel's");
   }
 

@@ -39,7 +39,7 @@ def compile_to(output, *arguments):
     return output
 
 
-PARTS = [KERNELS / "cpu" / f"{name}.cpp" for name in ("ctc", "parallel", "dispatch")]
+PARTS = [KERNELS / "cpu" / f"{name}.cpp" for name in ("ctc", "slice_sums", "parallel", "dispatch")]
 PARTS += [KERNELS / "cpu" / "simd" / f"{name}.cpp" for name in ("baseline", "avx2", "avx512")]
 
 
@@ -119,7 +119,7 @@ PLANTED = {
         "i < kFrames * classes; ++i) sums",
         "i <= kFrames * classes; ++i) sums",
     ),
-    "means of a direction": ("hvp.h", "    mean[t] = F(", "    mean[t + 1] = F("),
+    "means of a direction": ("directed_emissions.h", "    mean[t] = F(", "    mean[t + 1] = F("),
     "a kept shift": ("emissions.h", "if (product == nullptr) stay_below(shift[t]);", ""),
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A batch as every backend gets it. F below is double for f64 acts and float for the others.
+// A batch as every backend receives it, and the residuals. F below is double for f64 acts, and float for all others.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,8 @@
 
 namespace jax_ctc {
 
-// Row-major arrays. Labels and lengths may hold anything: a bad value makes the cost of its own sequence NaN.
+// All arrays are row-major. Labels and lengths may hold any values. An invalid one makes the cost of its own sequence
+// NaN, and no other.
 struct Batch {
   Dtype dtype;
   Shape shape;
@@ -18,15 +19,24 @@ struct Batch {
   int32_t blank;
 };
 
-// What the forward pass keeps for the derivatives, F per element, one row per frame. A row that has no gradient (after
-// the length, or of a sequence without one) is zero, one that has no value (a NaN in the sequence) is NaN.
-//   dense, V <= L + 1:  rows is absent;     columns (N, T, B, V)      the gradient of the cost
-//   compact:            rows (N, T, B, 2)   shift and scale of the softmax, p = scale * exp(x - shift)
-//                       columns (N, T, B, 1 + L)  occupancies: of the blank, and of each label position; equal labels
-//                       share the first one's column, the others and the padding are 0
+// The residuals: what the forward pass keeps for the derivatives. Elements are F, and every frame has a row.
+//   dense, V <= L + 1:  rows is absent
+//                       columns (N, T, B, V)      the gradient of the cost
+//   compact:            rows (N, T, B, 2)         shift and scale of the softmax, p = scale * exp(x - shift)
+//                       columns (N, T, B, 1 + L)  occupancies of the blank and of each label position
+// In the compact layout equal labels share the column of their first occurrence. The columns of the others, and of
+// padding, are 0.
+//
+// A row of zeros means a zero gradient: the frame is beyond the length, or its sequence has no alignment or an invalid
+// argument. A row of NaN means a NaN gradient: the frame is in use, and its sequence has a row without a softmax.
 struct Kept {
   void* rows;
   void* columns;
 };
+
+// Calls run(F()). F is the type of costs and residuals.
+template <class Run> auto with_result_type(Dtype dtype, Run run) {
+  return dtype == Dtype::kF64 ? run(double()) : run(float());
+}
 
 }  // namespace jax_ctc

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The value type of second order: a scaled number with its derivative along a direction, (m, d) * 2^e (docs/ctc.md,
-// section 4). The derivative shares the exponent and the weights of its value: no shift, no maximum more.
+// The value type of second derivatives: a scaled number and its derivative along a direction, (m, d) * 2^e
+// (docs/ctc.md, section 4). The derivative shares the exponent of its value, so it needs no maximum and no shift of its
+// own.
 #pragma once
 
 #include "scaled.h"
@@ -31,7 +32,7 @@ template <class R> CTC_FN Dual<R> add(Dual<R> a, Dual<R> b) {
   return {a.m * x + b.m * y, e, a.d * x + b.d * y};
 }
 
-// The same of three; see scaled.h.
+// The sum of three values. See scaled.h.
 template <class R> CTC_FN Dual<R> add(Dual<R> a, Dual<R> b, Dual<R> late) {
   const Integer<R> e = max_of(max_of(a.e, b.e), late.e);
   const R x = pow2<R>(a.e - e), y = pow2<R>(b.e - e), z = pow2<R>(late.e - e);
@@ -56,7 +57,8 @@ template <class R> CTC_FN Dual<R> fold(Dual<R> a) {
   return {folded.m, folded.e, a.d * pow2_any<R>(-x)};
 }
 
-// a * b / 2^reference. In this order nothing overflows on the way: both mantissas may be as large as 2^41.
+// a * b / 2^reference. Both mantissas may be as large as 2^41. In this order of operations no intermediate result
+// overflows.
 template <class R> CTC_FN Number<R> product(Dual<R> a, Dual<R> b, Integer<R> reference) {
   const R scale = pow2_any<R>(a.e + b.e - reference), m = a.m * scale;
   return {m * b.m, a.d * scale * b.m + m * b.d};

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// XLA's buffers and attributes -> a batch. Included by the ffi.cpp of each backend, which alone know XLA's types.
+// XLA's buffers and attributes -> a batch. Only the ffi.cpp of each backend includes this, because no other file knows
+// XLA's types.
 //
-// Python has checked the caller before it ever gets here; the checks below are for programs that bypass it.
+// Python has checked its caller before. The checks below are for programs that bypass Python.
 #pragma once
 
 #include <algorithm>
@@ -30,16 +31,16 @@ inline std::optional<Dtype> dtype_of(ffi::DataType type) {
   }
 }
 
-// Whether no product of these sizes, in bytes or in elements, leaves an int64. An empty array may have huge sides.
-inline bool countable(const Shape& s) {
+// Whether every product of these sizes, in bytes or in elements, fits an int64. An empty array may have huge sides.
+inline bool is_countable(const Shape& s) {
   int64_t n = 16;
   for (const int64_t size : {s.N, s.T, s.B, std::max(s.V, s.L + 1)})
     if (__builtin_mul_overflow(n, std::max<int64_t>(size, 1), &n)) return false;
   return true;
 }
 
-// acts are row-major with T at time_axis among the axes before V. `time_moved`: the logical shape has T next to V, as
-// the partitioner wants it, and only the layout keeps it at time_axis.
+// In memory acts are row-major, with T at `time_axis` among the axes before V. If `time_moved`, the logical shape has T
+// next to V, because XLA's partitioner needs that, and only the layout keeps T at `time_axis`.
 inline ffi::ErrorOr<Shape> shape_of(Buffer acts, Ints labels, int64_t time_axis, bool time_moved) {
   const auto dims = acts.dimensions();
   const auto label_dims = labels.dimensions();
@@ -49,18 +50,18 @@ inline ffi::ErrorOr<Shape> shape_of(Buffer acts, Ints labels, int64_t time_axis,
                                                        " do not go with time_axis " + std::to_string(time_axis) +
                                                        " and labels of rank " + std::to_string(label_dims.size())));
   Shape s = {1, dims[time_moved ? rank - 2 : time_axis], 1, dims[rank - 1], label_dims[rank - 2]};
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();  // of classes and of label positions
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();  // classes, and label positions
   if (s.T < 0 || s.V < 0 || s.L < 0 || s.V > kMost || s.L >= kMost)
     return ffi::Unexpected(
         ffi::Error::InvalidArgument("jax_ctc: T, V and L must not be negative, and V and L fit an int32"));
-  int64_t axis = 0;  // of the batch
+  int64_t axis = 0;  // number of the batch axis
   bool counted = true;
   for (int64_t k = 0; k < rank - 1; ++k) {
     if (k == (time_moved ? rank - 2 : time_axis)) continue;
     int64_t& size = axis++ < time_axis ? s.N : s.B;
     counted = counted && dims[k] >= 0 && !__builtin_mul_overflow(size, dims[k], &size);
   }
-  if (!counted || !countable(s))
+  if (!counted || !is_countable(s))
     return ffi::Unexpected(
         ffi::Error::InvalidArgument("jax_ctc: acts and labels have more elements than an int64 counts"));
   return s;
@@ -70,7 +71,7 @@ struct Attributes {
   int64_t time_axis;
   bool time_moved;
   int64_t blank;
-  int64_t threads;  // of a CPU kernel; 0: as many as there are
+  int64_t threads;  // the most that a CPU kernel may use, or 0 for no limit
 };
 
 inline ffi::ErrorOr<Batch> decode(Buffer acts, Ints labels, Ints lengths, const Attributes& attributes) {
@@ -85,29 +86,22 @@ inline ffi::ErrorOr<Batch> decode(Buffer acts, Ints labels, Ints lengths, const 
   return Batch{*dtype, *s, acts.untyped_data(), labels.typed_data(), lengths.typed_data(), int32_t(attributes.blank)};
 }
 
-// Whether an array has the shape and dtype of acts; or `count` elements of the dtype that results have.
-inline bool like_acts(const Batch& p, Buffer acts, Buffer array) {
-  return array.element_type() == acts.element_type() && int64_t(array.element_count()) == p.shape.rows() * p.shape.V;
-}
-inline bool computed(const Batch& p, Buffer array, int64_t count) {
-  return array.element_type() == (p.dtype == Dtype::kF64 ? ffi::F64 : ffi::F32) &&
-         int64_t(array.element_count()) == count;
-}
-inline bool residuals(const Batch& p, Buffer rows, Buffer columns) {
-  return computed(p, rows, p.shape.dense() ? 0 : p.shape.rows() * 2) &&
-         computed(p, columns, p.shape.rows() * p.shape.columns());
-}
-inline ffi::Error mismatch(const char* target) {
-  return ffi::Error::InvalidArgument(std::string("jax_ctc: an operand or result of ") + target +
-                                     " has a shape or dtype that does not go with acts");
+// Whether an array has the dtype and the number of elements of acts.
+inline bool is_like_acts(const Batch& p, Buffer array) {
+  return dtype_of(array.element_type()) == p.dtype && int64_t(array.element_count()) == p.shape.rows() * p.shape.V;
 }
 
-template <class Binding> auto with_attributes(Binding binding) {
-  return std::move(binding)
-      .template Attr<int64_t>("time_axis")
-      .template Attr<bool>("time_moved")
-      .template Attr<int64_t>("blank")
-      .template Attr<int64_t>("threads");
+// Whether an array has the dtype of costs and residuals, and this many elements.
+inline bool has_elements(const Batch& p, Buffer array, int64_t elements) {
+  return array.element_type() == (p.dtype == Dtype::kF64 ? ffi::F64 : ffi::F32) &&
+         int64_t(array.element_count()) == elements;
+}
+inline bool is_per_sequence(const Batch& p, Buffer array) { return has_elements(p, array, p.shape.sequences()); }
+inline bool is_per_row(const Batch& p, Buffer array, int64_t width) {
+  return has_elements(p, array, p.shape.rows() * width);
+}
+inline bool are_residuals(const Batch& p, Buffer rows, Buffer columns) {
+  return is_per_row(p, rows, p.shape.dense() ? 0 : 2) && is_per_row(p, columns, p.shape.columns());
 }
 
 }  // namespace

@@ -1,24 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
-// The value type of the lattice: a mantissa and an exponent of its own, m * 2^e (docs/ctc.md, section 3).
+// The value type of the lattice: m * 2^e, where every value has an exponent of its own (docs/ctc.md, section 3).
 //
-// R is a float, a double, or a vector of them; Z the integers of the same shape. Sums and products need no exp, no log
-// and no branch, and nothing that matters can underflow. There is no real zero: a value that was never reached has the
-// exponent kNone and contributes exactly 0 to every sum with a value that was.
+// R is a float, a double, or a vector of them. Z is the integers of the same shape. Sums and products need no exp, no
+// log and no branch, and nothing that matters can underflow. There is no zero: the value of a state that was not
+// reached has the exponent kNone. It contributes exactly 0 to every sum with the value of a state that was reached.
 #pragma once
 
 #include <cstdint>
 #include <type_traits>
 
-#include "problem.h"
+#include "platform.h"
 
 namespace jax_ctc {
 
 constexpr int32_t kNone = -(1 << 28);                // exponent of a state that was not reached
 constexpr int32_t kDead = -(1 << 26);                // exponent of the emission of a class with probability 0
-constexpr int32_t kNoPath = -(1 << 26) + (1 << 22);  // a total below this has a dead emission in it: no alignment
-constexpr int kFoldEvery = 16;                       // frames; a mantissa grows by less than 2^2.2 a frame
+constexpr int32_t kNoPath = -(1 << 26) + (1 << 22);  // a total below it has a dead emission: there is no alignment
+constexpr int kFoldEvery = 16;                       // frames. A mantissa grows by less than 2^2.2 a frame
 
-// The IEEE layout of R. Specialised for scalars here and for vectors where they are defined.
+// The IEEE layout of R. Here for scalars. The file that defines a vector type specialises it for that.
 template <class R> struct Layout;
 template <> struct Layout<float> {
   using Integer = int32_t;
@@ -39,7 +39,7 @@ template <class To, class From> CTC_FN To bits(From from) {
 template <class T> CTC_FN T max_of(T a, T b) { return a > b ? a : b; }
 template <class T> CTC_FN T min_of(T a, T b) { return a < b ? a : b; }
 
-// x in T, or in every lane of T where that is a vector.
+// x as a T, or in every lane of T if T is a vector.
 template <class T, class = void> struct ElementOf {
   using type = T;
 };
@@ -53,7 +53,7 @@ template <class R> CTC_FN R pow2(Integer<R> d) {
   using Z = Integer<R>;
   return bits<R>((max_of(d, splat<Z>(-Layout<R>::bias)) + Layout<R>::bias) << Layout<R>::mantissa);
 }
-// The same for d of either sign, up to 2^bias.
+// 2^d for d of either sign, and 2^bias from d = bias up.
 template <class R> CTC_FN R pow2_any(Integer<R> d) { return pow2<R>(min_of(d, splat<Integer<R>>(Layout<R>::bias))); }
 
 template <class R> struct Scaled {
@@ -68,28 +68,28 @@ template <class R> CTC_FN Scaled<R> add(Scaled<R> a, Scaled<R> b) {
   return {a.m * pow2<R>(a.e - e) + b.m * pow2<R>(b.e - e), e};
 }
 
-// The same of three. What comes `late` is waited for by two operations only.
+// The sum of three values. Only two operations wait for `late`.
 template <class R> CTC_FN Scaled<R> add(Scaled<R> a, Scaled<R> b, Scaled<R> late) {
   const Integer<R> e = max_of(max_of(a.e, b.e), late.e);
   return {a.m * pow2<R>(a.e - e) + b.m * pow2<R>(b.e - e) + late.m * pow2<R>(late.e - e), e};
 }
 
-// The exponent never falls below kNone: whatever is added later stays inside an int32.
+// The exponent never falls below kNone, so that sums of exponents stay inside an int32.
 template <class R> CTC_FN Scaled<R> times(Scaled<R> a, Scaled<R> b) {
   return {a.m * b.m, max_of(a.e + b.e, splat<Integer<R>>(kNone))};
 }
 
-// a where mask, b elsewhere; mask is all ones or all zeros (one integer for a scalar, one per lane for a vector).
+// a where `mask` is set, else b. A mask is all ones or all zeros. A vector has one for each lane.
 template <class R> CTC_FN Scaled<R> select(Integer<R> mask, Scaled<R> a, Scaled<R> b) {
   return {mask ? a.m : b.m, mask ? a.e : b.e};
 }
 
-// a where mask, else a value that adds 0 to anything that was reached.
+// a where `mask` is set, else a value that adds 0 to the value of any state that was reached.
 template <class R> CTC_FN Scaled<R> only_if(Integer<R> mask, Scaled<R> a) {
   return {a.m, mask ? a.e : splat<Integer<R>>(kNone)};
 }
 
-// The same value with its mantissa in [1, 2).
+// The same value, with the mantissa in [1, 2).
 template <class R> CTC_FN Scaled<R> fold(Scaled<R> a) {
   using Z = Integer<R>;
   const Z x = (bits<Z>(a.m) >> Layout<R>::mantissa) - Layout<R>::bias;

@@ -1,21 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Hands the compiled handlers to Python as capsules, and says what was compiled. Nothing else.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+// Hands the handlers to Python, and says which instruction sets there are. Nothing else.
+#include "../common/bindings.h"
 
 #include "dispatch.h"
-#include "ffi.h"
-
-namespace py = pybind11;
 
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "Compiled CPU kernels of jax_ctc.";
-  m.def("targets", [] {
-    py::dict targets;
-    for (const auto& [name, handler] : jax_ctc::cpu_handlers())
-      targets[name] = py::capsule(reinterpret_cast<void*>(handler));
-    return targets;
-  });
+  jax_ctc::define_handlers(m);
   m.def("instruction_set", [] { return jax_ctc::instruction_set().name; });
   m.def("instruction_sets", [] {
     std::vector<std::string> names;
@@ -23,5 +14,4 @@ PYBIND11_MODULE(_cpu, m) {
     return names;
   });
   m.def("isa_complaint", &jax_ctc::isa_complaint);
-  m.attr("ffi_api_version") = jax_ctc::ffi_api_version();
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The operations on a batch, as plain functions over pointers. F below is double for f64 acts and float for the others.
+// The operations on a batch, as plain functions of pointers. Elements are double for f64 acts, and float for all
+// others, unless an array is like acts.
 #pragma once
 
 #include <cstdint>
@@ -11,24 +12,26 @@
 namespace jax_ctc {
 
 struct Problem : Batch {
-  int64_t threads;  // at most this many
+  int64_t threads;  // the most that an operation may use
 };
 
 void loss(const Problem& problem, void* cost, Executor& executor);  // cost (N*B,)
 void forward(const Problem& problem, void* cost, Kept kept, Executor& executor);
-// directions and gradient like acts; tangents and cotangents like cost. A zero cotangent gives a zero gradient,
-// whatever was kept. The gradient may take the place of acts, or, where dense, of columns.
-void tangent(const Problem& problem, Kept kept, const void* directions, void* tangents, Executor& executor);
-void cotangent(const Problem& problem, Kept kept, const void* cotangents, void* gradient, Executor& executor);
-// Cotangents times Hessians times directions.
-void product(const Problem& problem, Kept kept, const void* cotangents, const void* directions, void* out,
-             Executor& executor);
 
-// What the lattice needs of V classes, or of a slice of them: `labels` are symbols here, L of them, classes of acts or
-// below 0. Frames that are not in use get (0, 0, 0) and scores of 0.
+// direction and gradient are like acts, tangents and cotangents like cost. A zero cotangent gives a zero gradient,
+// whatever the residuals hold. The gradient may overwrite acts or, if dense, columns.
+void tangent(const Problem& problem, Kept kept, const void* direction, void* tangents, Executor& executor);
+void cotangent(const Problem& problem, Kept kept, const void* cotangents, void* gradient, Executor& executor);
+
+// Hessian-vector products: out = cotangent * Hessian * direction for each sequence, like acts.
+void hvp(const Problem& problem, Kept kept, const void* cotangents, const void* direction, void* out,
+         Executor& executor);
+
+// What the lattice needs of V classes, or of a slice of them. Here `labels` are L symbols: classes of acts, or below 0.
+// Frames that are not in use get (0, 0, 0) and scores of 0.
 struct Sums {
-  void *top, *count, *tail;  // (N, T, B)
-  void* scores;              // (N, T, B, L)
+  void *top, *ties, *tail;  // (N, T, B)
+  void* scores;             // (N, T, B, L)
 };
 void sums(const Problem& problem, Sums out, Executor& executor);
 void sums_cotangent(const Problem& problem, const void* top, const void* ct_tail, const void* ct_scores, void* out,

@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // XLA's calls -> ctc.h. The only CPU file that knows XLA's types.
-#include "ffi.h"
-
 #include <algorithm>
 #include <exception>
 #include <limits>
 #include <new>
 #include <string>
 
-#include "../common/ffi_decode.h"
+#include "../common/ffi_targets.h"
+#include "../common/handlers.h"
 #include "ctc.h"
 
 namespace jax_ctc {
@@ -24,7 +23,7 @@ class PoolExecutor final : public Executor {
   ffi::ThreadPool pool_;
 };
 
-// No exception enters XLA: it would end the process. Results of a call that failed are not used.
+// No exception may reach XLA, because it would end the process. XLA does not use the results of a call that failed.
 template <class Run> ffi::Error guarded(Run run) {
   try {
     run();
@@ -38,61 +37,56 @@ template <class Run> ffi::Error guarded(Run run) {
   }
 }
 
-#define CTC_OPERANDS ffi::ThreadPool pool, Buffer acts, Ints labels, Ints lengths
-#define CTC_ATTRIBUTES int64_t time_axis, bool time_moved, int64_t blank, int64_t threads
 #define CTC_DECODE                                                                                          \
   const ffi::ErrorOr<Batch> batch = decode(acts, labels, lengths, {time_axis, time_moved, blank, threads}); \
   if (!batch.has_value()) return batch.error();                                                             \
   const Problem p = {*batch, threads > 0 ? threads : std::numeric_limits<int64_t>::max()};                  \
   PoolExecutor executor(pool)
 
-ffi::Error loss_handler(CTC_OPERANDS, Result cost, CTC_ATTRIBUTES) {
+ffi::Error loss_handler(ffi::ThreadPool pool, CTC_OPERANDS, Result cost, CTC_ATTRIBUTES) {
   CTC_DECODE;
-  if (!computed(p, *cost, p.shape.sequences())) return mismatch("jax_ctc_loss");
+  if (!LossTarget::fits(p, *cost)) return mismatch(LossTarget::name);
   return guarded([&] { loss(p, cost->untyped_data(), executor); });
 }
 
-ffi::Error forward_handler(CTC_OPERANDS, Result cost, Result rows, Result columns, CTC_ATTRIBUTES) {
+ffi::Error forward_handler(ffi::ThreadPool pool, CTC_OPERANDS, Result cost, Result rows, Result columns,
+                           CTC_ATTRIBUTES) {
   CTC_DECODE;
-  if (!computed(p, *cost, p.shape.sequences()) || !residuals(p, *rows, *columns)) return mismatch("jax_ctc_forward");
+  if (!ForwardTarget::fits(p, *cost, *rows, *columns)) return mismatch(ForwardTarget::name);
   return guarded([&] { forward(p, cost->untyped_data(), {rows->untyped_data(), columns->untyped_data()}, executor); });
 }
 
-ffi::Error tangent_handler(CTC_OPERANDS, Buffer rows, Buffer columns, Buffer directions, Result tangents,
-                           CTC_ATTRIBUTES) {
+ffi::Error tangent_handler(ffi::ThreadPool pool, CTC_OPERANDS, Buffer rows, Buffer columns, Buffer direction,
+                           Result tangents, CTC_ATTRIBUTES) {
   CTC_DECODE;
-  if (!residuals(p, rows, columns) || !like_acts(p, acts, directions) || !computed(p, *tangents, p.shape.sequences()))
-    return mismatch("jax_ctc_tangent");
+  if (!TangentTarget::fits(p, rows, columns, direction, *tangents)) return mismatch(TangentTarget::name);
   return guarded([&] {
-    tangent(p, {rows.untyped_data(), columns.untyped_data()}, directions.untyped_data(), tangents->untyped_data(),
+    tangent(p, {rows.untyped_data(), columns.untyped_data()}, direction.untyped_data(), tangents->untyped_data(),
             executor);
   });
 }
 
-ffi::Error cotangent_handler(CTC_OPERANDS, Buffer rows, Buffer columns, Buffer cotangents, Result gradient,
-                             CTC_ATTRIBUTES) {
+ffi::Error cotangent_handler(ffi::ThreadPool pool, CTC_OPERANDS, Buffer rows, Buffer columns, Buffer cotangents,
+                             Result gradient, CTC_ATTRIBUTES) {
   CTC_DECODE;
-  if (!residuals(p, rows, columns) || !computed(p, cotangents, p.shape.sequences()) || !like_acts(p, acts, *gradient))
-    return mismatch("jax_ctc_cotangent");
+  if (!CotangentTarget::fits(p, rows, columns, cotangents, *gradient)) return mismatch(CotangentTarget::name);
   return guarded([&] {
     cotangent(p, {rows.untyped_data(), columns.untyped_data()}, cotangents.untyped_data(), gradient->untyped_data(),
               executor);
   });
 }
 
-ffi::Error hvp_handler(CTC_OPERANDS, Buffer rows, Buffer columns, Buffer cotangents, Buffer directions, Result products,
-                       CTC_ATTRIBUTES) {
+ffi::Error hvp_handler(ffi::ThreadPool pool, CTC_OPERANDS, Buffer rows, Buffer columns, Buffer cotangents,
+                       Buffer direction, Result out, CTC_ATTRIBUTES) {
   CTC_DECODE;
-  if (!residuals(p, rows, columns) || !computed(p, cotangents, p.shape.sequences()) ||
-      !like_acts(p, acts, directions) || !like_acts(p, acts, *products))
-    return mismatch("jax_ctc_hvp");
+  if (!HvpTarget::fits(p, rows, columns, cotangents, direction, *out)) return mismatch(HvpTarget::name);
   return guarded([&] {
-    product(p, {rows.untyped_data(), columns.untyped_data()}, cotangents.untyped_data(), directions.untyped_data(),
-            products->untyped_data(), executor);
+    hvp(p, {rows.untyped_data(), columns.untyped_data()}, cotangents.untyped_data(), direction.untyped_data(),
+        out->untyped_data(), executor);
   });
 }
 
-// Kernels pick symbols from rows without a check, so every symbol must be a class of acts, or below 0.
+// Every symbol must be a class of acts, or below 0, because kernels read rows at the symbols without a check.
 bool symbols_in_range(const Problem& p) {
   const int64_t n = p.shape.sequences() * p.shape.L;
   return std::all_of(p.labels, p.labels + n, [&](int32_t symbol) { return symbol < p.shape.V; });
@@ -102,80 +96,48 @@ ffi::Error bad_symbol(const char* target) {
                                      " is no class of acts: expected entries below V");
 }
 
-ffi::Error sums_handler(CTC_OPERANDS, Result top, Result count, Result tail, Result scores, CTC_ATTRIBUTES) {
+ffi::Error sums_handler(ffi::ThreadPool pool, CTC_OPERANDS, Result top, Result ties, Result tail, Result scores,
+                        CTC_ATTRIBUTES) {
   CTC_DECODE;
-  const int64_t rows = p.shape.rows();
-  if (!computed(p, *top, rows) || !computed(p, *count, rows) || !computed(p, *tail, rows) ||
-      !computed(p, *scores, rows * p.shape.L))
-    return mismatch("jax_ctc_sums");
-  if (!symbols_in_range(p)) return bad_symbol("jax_ctc_sums");
+  if (!SumsTarget::fits(p, *top, *ties, *tail, *scores)) return mismatch(SumsTarget::name);
+  if (!symbols_in_range(p)) return bad_symbol(SumsTarget::name);
   return guarded([&] {
-    sums(p, {top->untyped_data(), count->untyped_data(), tail->untyped_data(), scores->untyped_data()}, executor);
+    sums(p, {top->untyped_data(), ties->untyped_data(), tail->untyped_data(), scores->untyped_data()}, executor);
   });
 }
 
-ffi::Error sums_cotangent_handler(CTC_OPERANDS, Buffer top, Buffer ct_tail, Buffer ct_scores, Result out,
-                                  CTC_ATTRIBUTES) {
+ffi::Error sums_cotangent_handler(ffi::ThreadPool pool, CTC_OPERANDS, Buffer top, Buffer ct_tail, Buffer ct_scores,
+                                  Result out, CTC_ATTRIBUTES) {
   CTC_DECODE;
-  const int64_t rows = p.shape.rows();
-  if (!computed(p, top, rows) || !computed(p, ct_tail, rows) || !computed(p, ct_scores, rows * p.shape.L) ||
-      !like_acts(p, acts, *out))
-    return mismatch("jax_ctc_sums_cotangent");
-  if (!symbols_in_range(p)) return bad_symbol("jax_ctc_sums_cotangent");
+  if (!SumsCotangentTarget::fits(p, top, ct_tail, ct_scores, *out)) return mismatch(SumsCotangentTarget::name);
+  if (!symbols_in_range(p)) return bad_symbol(SumsCotangentTarget::name);
   return guarded([&] {
     sums_cotangent(p, top.untyped_data(), ct_tail.untyped_data(), ct_scores.untyped_data(), out->untyped_data(),
                    executor);
   });
 }
 
-// acts, labels, lengths; then per target.
-auto operands() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Buffer>().Arg<Ints>().Arg<Ints>(); }
-XLA_FFI_DEFINE_HANDLER(kLoss, loss_handler, with_attributes(operands().Ret<Buffer>()));  // cost
-XLA_FFI_DEFINE_HANDLER(kForward, forward_handler,
-                       with_attributes(operands().Ret<Buffer>().Ret<Buffer>().Ret<Buffer>()));  // cost, rows, columns
-XLA_FFI_DEFINE_HANDLER(kTangent, tangent_handler,
-                       with_attributes(operands()
-                                           .Arg<Buffer>()     // rows
-                                           .Arg<Buffer>()     // columns
-                                           .Arg<Buffer>()     // directions
-                                           .Ret<Buffer>()));  // tangents
-XLA_FFI_DEFINE_HANDLER(kCotangent, cotangent_handler,
-                       with_attributes(operands()
-                                           .Arg<Buffer>()     // rows
-                                           .Arg<Buffer>()     // columns
-                                           .Arg<Buffer>()     // cotangents
-                                           .Ret<Buffer>()));  // gradient
-XLA_FFI_DEFINE_HANDLER(kHvp, hvp_handler,
-                       with_attributes(operands()
-                                           .Arg<Buffer>()     // rows
-                                           .Arg<Buffer>()     // columns
-                                           .Arg<Buffer>()     // cotangents
-                                           .Arg<Buffer>()     // directions
-                                           .Ret<Buffer>()));  // products
-
-XLA_FFI_DEFINE_HANDLER(kSums, sums_handler,
-                       with_attributes(operands()
-                                           .Ret<Buffer>()     // top
-                                           .Ret<Buffer>()     // count
-                                           .Ret<Buffer>()     // tail
-                                           .Ret<Buffer>()));  // scores
-XLA_FFI_DEFINE_HANDLER(kSumsCotangent, sums_cotangent_handler,
-                       with_attributes(operands()
-                                           .Arg<Buffer>()     // top
-                                           .Arg<Buffer>()     // cotangent of tail
-                                           .Arg<Buffer>()     // cotangent of scores
-                                           .Ret<Buffer>()));  // that of acts
+template <class Target> auto binding() {
+  return with_attributes(Target::bind(with_operands(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>())));
+}
+XLA_FFI_DEFINE_HANDLER(kLoss, loss_handler, binding<LossTarget>());
+XLA_FFI_DEFINE_HANDLER(kForward, forward_handler, binding<ForwardTarget>());
+XLA_FFI_DEFINE_HANDLER(kTangent, tangent_handler, binding<TangentTarget>());
+XLA_FFI_DEFINE_HANDLER(kCotangent, cotangent_handler, binding<CotangentTarget>());
+XLA_FFI_DEFINE_HANDLER(kHvp, hvp_handler, binding<HvpTarget>());
+XLA_FFI_DEFINE_HANDLER(kSums, sums_handler, binding<SumsTarget>());
+XLA_FFI_DEFINE_HANDLER(kSumsCotangent, sums_cotangent_handler, binding<SumsCotangentTarget>());
 
 }  // namespace
 
-std::vector<std::pair<const char*, Handler*>> cpu_handlers() {
-  return {{"jax_ctc_loss_v1", kLoss},
-          {"jax_ctc_forward_v1", kForward},
-          {"jax_ctc_tangent_v1", kTangent},
-          {"jax_ctc_cotangent_v1", kCotangent},
-          {"jax_ctc_hvp_v1", kHvp},
-          {"jax_ctc_sums_v1", kSums},
-          {"jax_ctc_sums_cotangent_v1", kSumsCotangent}};
+std::vector<std::pair<const char*, Handler*>> handlers() {
+  return {{LossTarget::name, kLoss},
+          {ForwardTarget::name, kForward},
+          {TangentTarget::name, kTangent},
+          {CotangentTarget::name, kCotangent},
+          {HvpTarget::name, kHvp},
+          {SumsTarget::name, kSums},
+          {SumsCotangentTarget::name, kSumsCotangent}};
 }
 
 std::pair<int, int> ffi_api_version() { return {XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR}; }

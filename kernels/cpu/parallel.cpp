@@ -12,8 +12,8 @@
 namespace jax_ctc {
 namespace {
 
-// A helper may start after the caller has returned: all it touches then is this, which it owns a share of. `body` is
-// looked at only while an item is claimed, that is, while the caller still waits.
+// A helper may start after the caller has returned. Then it touches nothing but its Job, and it shares the ownership of
+// that. `body` is used only while an item is claimed, and until then the caller waits.
 struct Job {
   const std::function<void(int64_t)>* body;
   int64_t items;
@@ -21,9 +21,9 @@ struct Job {
   std::mutex mutex;
   std::condition_variable finished;
   std::atomic<bool> failed{false};
-  std::exception_ptr failure;  // the first one
+  std::exception_ptr failure;  // the first exception
 
-  // No exception leaves a helper: it would end the process.
+  // No exception may leave a helper, because it would end the process.
   void work() noexcept {
     for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < items;) {
       if (!failed.load(std::memory_order_relaxed)) run(i);
@@ -59,7 +59,8 @@ void parallel_for(Executor& executor, int64_t threads, int64_t items, const std:
   try {
     for (int64_t k = 0; k < helpers; ++k) executor.schedule([job] { job->work(); });
   } catch (...) {
-    // No memory for another helper. The caller does the items itself, and must not leave before the other helpers do.
+    // There is no memory for another helper. The caller takes the items itself. It still waits for the helpers that
+    // were scheduled.
   }
   job->work();
   std::unique_lock<std::mutex> lock(job->mutex);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the test programs of tests/ switch on in the kernels with -DJAX_CTC_TEST. Every other build has none of it.
+// What the programs in tests/ switch on in the kernels with -DJAX_CTC_TEST. No other build has any of it.
 #pragma once
 
 #include <cstddef>
@@ -13,15 +13,15 @@ namespace jax_ctc {
 namespace tested {
 
 #if defined(JAX_CTC_TEST)
-// Frames whose states the lattice keeps at once, in place of its own choice; 0: its own choice. A multiple of 4.
+// The number of frames whose states the lattice stores at once, a multiple of 4. 0 leaves the choice to the lattice.
 inline int64_t block_length = 0;
-// Work in nanoseconds from which on other threads help.
+// The least work, in nanoseconds, for which other threads help.
 constexpr double kForkNanoseconds = 0;
-// Bytes after each array of the scratch memory that nobody may touch.
+// The bytes after each array of the scratch memory that no kernel may touch.
 constexpr size_t kGap = 256;
 #endif
 
-// An access to poisoned memory ends a program that was built with the address sanitizer.
+// In a program that was built with the address sanitizer, an access to poisoned memory ends the program.
 static inline void poison(const void* memory, size_t bytes) {
 #if defined(JAX_CTC_TEST) && defined(__SANITIZE_ADDRESS__)
   __asan_poison_memory_region(memory, bytes);

@@ -1,23 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Hands the handlers for CUDA devices to Python as capsules, and says what was compiled. Nothing else: it imports on a
 // machine without a device or a driver.
+#include "../common/bindings.h"
+
 #include <cuda_runtime_api.h>
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
 #include "ctc.h"
-#include "ffi.h"
-
-namespace py = pybind11;
 
 PYBIND11_MODULE(_cuda, m) {
   using namespace jax_ctc;
   m.doc() = "Compiled CUDA kernels of jax_ctc.";
-  m.def("targets", [] {
-    py::dict targets;
-    for (const auto& [name, handler] : cuda_handlers()) targets[name] = py::capsule(reinterpret_cast<void*>(handler));
-    return targets;
-  });
+  define_handlers(m);
   // Bytes of the extra result of each target, for one sequence, before they are rounded up to a multiple of 16.
   m.def("scratch_bytes", [](const std::string& operation, bool is_double, int64_t T, int64_t L) {
     const Dtype dtype = is_double ? Dtype::kF64 : Dtype::kF32;
@@ -30,5 +23,4 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("most_labels_in_place") = cuda::kMostLabelsInPlace;
   m.attr("architectures") = JAX_CTC_CUDA_ARCHITECTURES;
   m.attr("runtime_version") = CUDART_VERSION;
-  m.attr("ffi_api_version") = ffi_api_version();
 }

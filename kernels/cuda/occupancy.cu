@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The states of both directions -> occupancies; or, of Duals, how occupancies change. A warp a frame.
+#include "../common/occupancy.h"
 #include "launchers.h"
 #include "rows.cuh"
 
@@ -17,19 +18,6 @@ template <class F> struct OccupancyArguments {
   bool in_shared;         // whether FrameMemory is used
   char* scratch;
   int64_t stride;
-};
-
-// A state's part of a frame: its product as a share of the sum of all; of Duals how that share changes, so that the
-// changes of a frame add up to 0 (eq. 8 and 13).
-template <class F> struct Share {
-  F scale;
-  explicit CTC_DEVICE Share(F sum) : scale(1 / sum) {}
-  CTC_DEVICE F operator()(F product) const { return product * scale; }
-};
-template <class F> struct Share<Number<F>> {
-  F scale, mean;
-  explicit CTC_DEVICE Share(Number<F> sum) : scale(1 / sum.value), mean(sum.change * scale) {}
-  CTC_DEVICE F operator()(Number<F> product) const { return (product.change - product.value * mean) * scale; }
 };
 
 // Shared memory of a block. For very many labels there is too little: what is here is then read again from global
@@ -55,7 +43,7 @@ template <class Product, class F> struct FrameMemory {
 // A sequence whose sweeps are done, and what a warp makes of its frames.
 template <class Value, class F = decltype(Value::m)> struct Occupancies {
   static constexpr bool kProduct = Workspace<Value>::kProduct;
-  using Product = decltype(product(Value(), Value(), Integer<F>()));
+  using Product = StateProduct<Value>;
   using Memory = FrameMemory<Product, F>;
 
   const OccupancyArguments<F>& a;

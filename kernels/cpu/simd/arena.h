@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The arrays of one sequence, one after the other in the scratch memory of a thread.
+// Lays out the arrays of one sequence, one after the other, in the scratch memory of a thread.
 #pragma once
 
 #include "interface.h"
@@ -7,13 +7,13 @@
 namespace jax_ctc {
 namespace {
 
-// Hands out memory. Without memory it only measures.
+// Hands out memory. An arena without memory only measures how much is needed.
 class Arena {
  public:
   Arena() = default;
   explicit Arena(char* memory) : memory_(memory) {}
 
-  // n elements, aligned to 64 bytes.
+  // Gives `array` n elements, aligned to 64 bytes.
   template <class A> void take(A*& array, int64_t n) {
     array = reinterpret_cast<A*>(memory_ == nullptr ? nullptr : memory_ + size_);
     size_t bytes = 0;
@@ -25,7 +25,7 @@ class Arena {
   size_t size() const { return size_; }
 
  private:
-  // More than any machine has: an allocation of this size fails, and no sum of two such sizes overflows.
+  // More bytes than any machine has. An allocation of this size fails, and the sum of two such sizes does not overflow.
   static constexpr size_t kTooMuch = SIZE_MAX / 4;
 #if defined(JAX_CTC_TEST)
   static constexpr size_t kGap = tested::kGap;
@@ -36,7 +36,7 @@ class Arena {
   size_t size_ = 0;
 };
 
-// `lay_out(arena)` takes the same arrays each time that it is called.
+// Calls lay_out(arena) twice, first to measure and then to hand out. It must take the same arrays both times.
 template <class LayOut> void take_from(Scratch& scratch, LayOut lay_out) {
   Arena measure;
   lay_out(measure);

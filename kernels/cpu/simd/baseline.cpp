@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What every machine of the architecture has: SSE2 or NEON, 4 floats.
+// The instruction set that every machine of the architecture has: SSE2 or NEON, 4 floats.
 #define CTC_VECTOR_BYTES 16
 #include "table.h"
 #include "target.h"

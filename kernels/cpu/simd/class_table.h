@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Few classes, many labels: softmax, emissions and occupancies of four frames at once, by class.
+// For small V: softmax, emissions and occupancies of four frames at once, from a table of all classes.
 //
-// In a table the four frames of a class stand side by side. Sums over classes then need no step across lanes, exp is
-// taken once a class in place of once a label, and a label's emission is one load for four frames.
+// In a table the numbers of a class at four frames stand side by side. So a sum over classes needs no step across
+// lanes, exp is computed once for each class and not once for each label, and one load gives a label's emissions at
+// four frames.
 #pragma once
 
 #include "rows.h"
@@ -25,11 +26,11 @@ template <class F> CTC_FN Quad<F> load_quad(const F* from) {
 }
 template <class F> CTC_FN void store_quad(F* to, Quad<F> v) { __builtin_memcpy(to, &v, sizeof v); }
 
-template <class F, int... K> CTC_FN Lanes<F> repeated(Quad<F> v, Indices<K...>) {
+template <class F, int... K> CTC_FN Lanes<F> tiled(Quad<F> v, Indices<K...>) {
   return __builtin_shufflevector(v, v, (K % kFrames)...);
 }
-// The four numbers over and over.
-template <class F> CTC_FN Lanes<F> repeated(Quad<F> v) { return repeated<F>(v, typename Count<kLanes<F>>::type{}); }
+// The four numbers, repeated over all lanes.
+template <class F> CTC_FN Lanes<F> tiled(Quad<F> v) { return tiled<F>(v, typename Count<kLanes<F>>::type{}); }
 
 // to[k][j] = from[j][k] for 4 x 4 entries.
 template <class F> CTC_FN void transpose(const F* const (&from)[4], F* const (&to)[4]) {
@@ -42,10 +43,10 @@ template <class F> CTC_FN void transpose(const F* const (&from)[4], F* const (&t
   store_quad(to[3], __builtin_shufflevector(AB, CD, 2, 3, 6, 7));
 }
 
-// Classes of a table: V, then at least one of probability 0, which stands for no label.
+// The number of classes of a table: V, and at least one more of probability 0, which entries without a label point to.
 inline int64_t table_classes(int64_t V) { return V / 4 * 4 + 4; }
 
-// table[class][frame] = rows[frame][class], `none` for the classes beyond V.
+// table[class][frame] = rows[frame][class]. Classes beyond V get `none`.
 template <class F> void tabulate(const F* const (&rows)[kFrames], int64_t V, F none, F* table) {
   int64_t v = 0;
   for (; v + 4 <= V; v += 4)
@@ -55,10 +56,10 @@ template <class F> void tabulate(const F* const (&rows)[kFrames], int64_t V, F n
     for (int k = 0; k < kFrames; ++k) table[4 * v + k] = v < V ? rows[k][v] : none;
 }
 
-// Emissions of all classes at four frames, p * 2^q, and the normalisers of the frames.
+// The emissions p * 2^q of all classes at four frames, and the normalisers of these frames.
 template <class F> struct Table {
-  F* x;  // the logits
-  F* p;  // [class][frame], all three
+  F* x;  // logits. x, p and q are [class][frame]
+  F* p;
   Integer<F>* q;
   F shift[kFrames];
   double sum[kFrames];  // as in Normaliser
@@ -77,23 +78,23 @@ template <class F> struct Table {
     for (int64_t i = N; i < n; i += N) top = max_of(load<Vec>(x + i), top);
     top = max_over<kFrames, N>(top);
     Vec sums[2] = {};
-    Mask count = {}, far = {}, nan = {};
+    Mask ties = {}, far = {}, nan = {};
     for (int64_t i = 0; i < n; i += N) {
       const Vec v = load<Vec>(x + i);
       const Emission<F> y = split_emission<F>(v, top);
       const Mask at_top = v == top;
       sums[i / N % 2] += at_top ? Vec{} : y.p * pow2<Vec>(y.q);
-      count -= at_top;
+      ties -= at_top;
       far |= y.far;
       nan |= v != v;
       store(p + i, y.p), store(q + i, y.q);
     }
     const Vec tails = sum_over<kFrames, N>(sums[0] + sums[1]);
-    const Mask counts = sum_over<kFrames, N>(count), nans = sum_over<kFrames, N>(nan);
+    const Mask all_ties = sum_over<kFrames, N>(ties), any_nan = sum_over<kFrames, N>(nan);
     for (int k = 0; k < kFrames; ++k) {
       shift[k] = top[k];
-      const bool defined = shift[k] > -F(__builtin_inf()) && shift[k] < F(__builtin_inf()) && nans[k] == 0;
-      sum[k] = defined ? double(counts[k]) + double(tails[k]) : __builtin_nan("");
+      const bool defined = shift[k] > -F(__builtin_inf()) && shift[k] < F(__builtin_inf()) && any_nan[k] == 0;
+      sum[k] = defined ? double(all_ties[k]) + double(tails[k]) : __builtin_nan("");
     }
     if (sum_of_lanes(far) != 0)
       for (int64_t i = 0; i < n; ++i) split_far_emissions(x + i, 1, shift[i % kFrames], p + i, q + i);
@@ -108,10 +109,10 @@ template <class F> void gather(const F* table, const int32_t* labels, int64_t pa
         {to[0] + i, to[1] + i, to[2] + i, to[3] + i});
 }
 
-// The emissions of `pairs` labels, V in the place of those that are none, and of the blank.
+// Writes the emissions of `pairs` labels and of the blank. Entries without a label are V.
 template <class Value, class F> void gather(const Table<F>& table, const int32_t* labels, int64_t pairs, int32_t blank,
                                             const Emissions<Value> (&y)[kFrames]) {
-  const F* q = reinterpret_cast<const F*>(table.q);  // moved, not looked at
+  const F* q = reinterpret_cast<const F*>(table.q);  // only moved, so any type will do
   F *p_to[kFrames], *q_to[kFrames];
   for (int k = 0; k < kFrames; ++k) p_to[k] = y[k].mantissas(), q_to[k] = p_to[k] + y[k].pitch;
   for (int64_t i = 0; i < pairs; i += 4) {
@@ -126,8 +127,8 @@ template <class Value, class F> void gather(const Table<F>& table, const int32_t
   }
 }
 
-// Sums by class of what stands at `pairs` labels of four frames, `pitch` from a frame to the next; in label order.
-// `sums` is a table's worth of room; the result is [frame][class].
+// Adds up by class, in label order, the numbers that stand at `pairs` labels of four frames. They are `pitch` elements
+// from one frame to the next. `sums` has room for a table. The result is by_class[frame][class].
 template <class F> void scatter(const F* gamma, int64_t pitch, const int32_t* labels, int64_t pairs, int64_t classes,
                                 F* sums, F* by_class) {
   for (int64_t i = 0; i < kFrames * classes; ++i) sums[i] = 0;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the lattice needs of acts: the normalisers of all frames, and the emissions of a block of them.
+// What the lattice needs of acts: the normalisers of all frames, and the emissions of a block of frames.
 //
-// Wide rows are taken one by one, each streamed for its normaliser before its labels are picked from it while it is in
-// cache. Narrow ones (few classes for the labels there are) go four by four through a table of their classes.
+// Wide rows are read one by one. Each is streamed for its normaliser, and then the logits of its labels are read while
+// the row is in cache. Narrow rows, which have few classes and many labels, are read four at a time through a table.
 #pragma once
 
 #include "arena.h"
@@ -12,24 +12,24 @@
 namespace jax_ctc {
 namespace {
 
-template <class V> class Frames {
+template <class V> class EmissionSource {
  public:
   using Value = V;
 
  private:
   using F = typename Parts<Value>::F;
   static constexpr int N = kLanes<F>;
-  // Rows of a table are added up in one float a lane, which does for this many.
+  // The largest V that goes through a table. One float a lane adds up the row, and is accurate enough for so many.
   static constexpr int64_t kMostClasses = 256, kClassesPerLabel = 8;
 
  public:
-  Frames(const Sequence<F>& sequence, int64_t pairs)
+  EmissionSource(const Sequence<F>& sequence, int64_t pairs)
       : in(sequence),
         pairs(pairs),
         by_table(N >= kFrames && in.V <= kMostClasses && in.V <= kClassesPerLabel * in.L),
         classes(table_classes(in.V)) {}
 
-  // Bytes of the emissions of one frame.
+  // The bytes of the emissions of one frame.
   int64_t frame_bytes() const { return frame_size() * sizeof(F); }
 
   void lay_out(Arena& arena, int64_t block_length) {
@@ -51,7 +51,7 @@ template <class V> class Frames {
     const int64_t kept = whole_groups(min_of(block, in.length));
     InLanes<Value> dead = InLanes<Value>::none();
     dead.e = splat<Integer<Lanes<F>>>(kDead);
-    for (int64_t k = 0; k < kept; ++k) store_parts(y + k * frame_size(), width(), dead);  // the margins
+    for (int64_t k = 0; k < kept; ++k) store_parts(y + k * frame_size(), width(), dead);  // sets the margins
     if (by_table)
       for (int64_t i = 0; i < pairs; ++i) labels[i] = i < in.L ? in.labels[i] : int32_t(in.V);
     else
@@ -59,10 +59,10 @@ template <class V> class Frames {
   }
 
   // Computes the emissions of frames [begin, end), which must lie in one block. In the first pass `product` is not
-  // null, and the softmax sum of each frame is multiplied into it, always from the last frame to the first, so the
-  // result has the same bits for every block length. Returns false if a row has no softmax. The second pass has no
-  // product.
-  bool read(int64_t begin, int64_t end, Product* product) {
+  // null, and the softmax sum of each frame is multiplied into it, always from the last frame to the first. So the
+  // product has the same bits for every block length. The first pass returns false if a row has no softmax. In the
+  // second pass `product` is null.
+  bool read(int64_t begin, int64_t end, RunningProduct* product) {
     if constexpr (N >= kFrames) {
       if (by_table) {
         for (int64_t t = (end - 1) / kFrames * kFrames; t >= begin; t -= kFrames)
@@ -82,15 +82,15 @@ template <class V> class Frames {
     return true;
   }
 
-  // Of a frame in the block read last.
+  // The emissions of a frame in the block that was read last.
   Emissions<Value> emissions(int64_t t) const { return {y + t % block * frame_size() + N, width(), pairs}; }
 
-  // A row of acts; one of halves only until the next one.
+  // A row of acts as F. A row of halves is valid until the next call with the same `place`.
   const F* row(int64_t t, int64_t place = 0) const { return widened(in.dtype, acts_at(t), in.V, wide + place * in.V); }
 
-  int64_t row_bytes() const { return in.V * size_of(in.dtype); }
+  int64_t row_bytes() const { return in.V * element_size(in.dtype); }
   const void* acts_at(int64_t t) const {
-    return static_cast<const char*>(in.acts) + t * in.acts_stride * size_of(in.dtype);
+    return static_cast<const char*>(in.acts) + t * in.acts_stride * element_size(in.dtype);
   }
 
   bool all_rows_defined() const {
@@ -106,7 +106,7 @@ template <class V> class Frames {
  public:
   const bool by_table;
   const int64_t classes;  // of the table
-  int32_t* labels;        // `pairs` of them, V where there is none
+  int32_t* labels;        // `pairs` entries. Those beyond the labels are V
   F *shift, *scale;       // of the softmax, [T]
   Table<F> table;
 
@@ -115,26 +115,26 @@ template <class V> class Frames {
   int64_t frame_size() const { return Parts<Value>::count * width(); }
   static int64_t whole_groups(int64_t frames) { return (frames + kFrames - 1) / kFrames * kFrames; }
 
-  // What is read after frame t, to be prefetched. Halves are widened from where they are.
+  // The row that is read after row t, to be prefetched. Halves are not prefetched here.
   const F* row_ahead(int64_t t) const { return is_half(in.dtype) ? wide : row(t > 0 ? t - 1 : 0); }
 
-  bool keep(int64_t t, Normaliser<F> n, Product* product) {
+  bool keep(int64_t t, Normaliser<F> n, RunningProduct* product) {
     if (!n.defined()) return false;
     product->multiply(n.sum);
     shift[t] = n.shift, scale[t] = F(1 / n.sum);
     return true;
   }
 
-  // A shift that was kept is the largest logit of its frame. Whatever else a program hands in as one: no emission is
-  // more than 1, and sums of exponents stay inside an int32.
+  // A shift in the residuals is the largest logit of its frame, but a program may pass in any number. With this bound
+  // no emission is more than 1, and sums of exponents stay inside an int32.
   void stay_below(F most) {
     for (int64_t i = 0; i < pairs + N; ++i) raw[i] = min_of(raw[i], most);
   }
 
-  bool read_group(int64_t begin, int64_t end, Product* product) {
+  bool read_group(int64_t begin, int64_t end, RunningProduct* product) {
     const F* rows[kFrames];
     Emissions<Value> at[kFrames];
-    for (int k = 0; k < kFrames; ++k) {  // after the last frame, the last frame again
+    for (int k = 0; k < kFrames; ++k) {  // beyond the last frame, the last frame again
       rows[k] = row(min_of(begin + k, end - 1), k);
       at[k] = emissions(begin), at[k].parts += k * frame_size();
       if (begin > 0 && in.acts_stride > in.V) prefetch(acts_at(begin - kFrames + k), row_bytes());
@@ -148,7 +148,7 @@ template <class V> class Frames {
 
   int64_t block = 1;
   F* y;     // emissions of a block of frames, [frame][part][Emissions::width]
-  F* raw;   // one frame's logits of the labels, then a vector of the blank's; -inf elsewhere
+  F* raw;   // one frame: logits of the labels, -inf up to `pairs`, then a vector of the blank's logit
   F* wide;  // rows of halves as floats
 };
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// One sequence: rows -> lattice -> cost and, for training, residuals (docs/kernels.md has the drawing).
+// One sequence: acts -> its cost and, for training, its residuals. docs/kernels.md has a drawing.
 #pragma once
 
 #include "gradient.h"
@@ -8,98 +8,97 @@
 namespace jax_ctc {
 namespace {
 
-template <class F> class SequenceRun {
+template <class F> class ForwardRun {
  public:
-  SequenceRun(const Sequence<F>& sequence, const Residuals<F>& residuals)
+  ForwardRun(const Sequence<F>& sequence, const SequenceResiduals<F>& residuals)
       : in(sequence),
         out(residuals),
         T(in.length),
         L(in.L),
         pairs(padded<F>(L + 1)),
         training(out.columns != nullptr),
-        frames(in, pairs),
-        lattice(in, frames, training) {
+        source(in, pairs),
+        lattice(in, source, training) {
     take_from(*in.scratch, [this](Arena& arena) { lay_out(arena); });
   }
 
-  Verdict run(F* cost) {
-    if (!in.feasible) return frames.all_rows_defined() ? Verdict::kImpossible : Verdict::kUndefined;
-    frames.initialise(), lattice.initialise();
-    if (!lattice.sweep_beta()) return Verdict::kUndefined;
-    if (!lattice.has_path()) return Verdict::kImpossible;
-    // eq. 7: -log p(labels) = sum over frames of log sum exp(x - shift), less log Z of the emissions relative to shift.
+  Outcome run(F* cost) {
+    if (!in.feasible) return source.all_rows_defined() ? Outcome::kNoAlignment : Outcome::kNoSoftmax;
+    source.initialise(), lattice.initialise();
+    if (!lattice.sweep_beta()) return Outcome::kNoSoftmax;
+    if (!lattice.has_path()) return Outcome::kNoAlignment;
+    // eq. 7: -log p(labels) = (sum over frames of log sum exp(x - shift)) - log Z, with emissions relative to shift.
     const double ln2 = 0.69314718055994530942;
-    const Product& sums = lattice.row_sums;
+    const RunningProduct& sums = lattice.row_sums;
     const Scaled<F> z = lattice.z;
     const double nats = (__builtin_log(sums.m) - __builtin_log(double(z.m))) + double(sums.e - z.e) * ln2;
     *cost = F(nats > 0 ? nats : 0);
     if (training) lattice.sweep_alpha([this](int64_t t, F blank, F of_labels) { keep(t, blank, of_labels); });
-    return Verdict::kFine;
+    return Outcome::kFinite;
   }
 
  private:
   void lay_out(Arena& arena) {
-    frames.lay_out(arena, lattice.block);
+    source.lay_out(arena, lattice.block);
     lattice.lay_out(arena);
-    if (training) by_class.lay_out(arena, frames.classes);
+    if (training) by_class.lay_out(arena, source.classes);
   }
 
-  // The residuals of frame t. Occupancies are normalised by the frame's own total: what rounding did to alpha and beta
-  // along the way cancels (4e-6 at T = 10,000 by the total of the sequence, 5e-7 so).
+  // Writes the residuals of frame t.
   void keep(int64_t t, F blank, F of_labels) {
-    const F unit = 1 / (blank + of_labels);
-    if (!out.dense) return keep_compact(t, lattice.occupancies(t), blank, unit);
-    blanks[t % kFrames] = blank, units[t % kFrames] = unit;
+    const Share<F> share(blank + of_labels);
+    if (!out.dense) return keep_compact(t, lattice.products(t), blank, share);
+    blanks[t % kFrames] = blank, scales[t % kFrames] = share.scale;
     if (t % kFrames == kFrames - 1 || t == T - 1) keep_dense(t / kFrames * kFrames, t + 1);
   }
 
   void keep_dense(int64_t begin, int64_t end) {
-    const int64_t classes = frames.classes;
+    const int64_t classes = source.classes;
     F* sums = by_class.room();
-    if (frames.by_table) by_class.gather(lattice.occupancies(begin), frames.labels, pairs, classes);
+    if (source.by_table) by_class.gather(lattice.products(begin), source.labels, pairs, classes);
     for (int64_t t = begin; t < end; ++t) {
       F* taken = sums + t % kFrames * classes;
-      if (!frames.by_table) {
+      if (!source.by_table) {
         for (int64_t v = 0; v < classes; ++v) taken[v] = 0;
-        for (int64_t i = 0; i < L; ++i) taken[in.labels[i]] += lattice.occupancies(t)[i];
+        for (int64_t i = 0; i < L; ++i) taken[in.labels[i]] += lattice.products(t)[i];
       }
       taken[in.blank] = blanks[t % kFrames];
-      softmax_less(frames.row(t), in.V, frames.shift[t], frames.scale[t], taken, units[t % kFrames],
+      softmax_less(source.row(t), in.V, source.shift[t], source.scale[t], taken, scales[t % kFrames],
                    out.columns + t * out.columns_stride);
     }
   }
 
-  void keep_compact(int64_t t, const F* of_labels, F blank, F unit) {
+  void keep_compact(int64_t t, const F* of_labels, F blank, Share<F> share) {
     F* columns = out.columns + t * out.columns_stride;
-    columns[0] = blank * unit;
-    if (out.padded) {
+    columns[0] = share(blank);
+    if (out.has_gaps) {
       for (int64_t i = 1; i < out.width; ++i) columns[i] = 0;
-      for (int64_t i = 0; i < L; ++i) columns[out.slot[i]] += of_labels[i] * unit;
+      for (int64_t i = 0; i < L; ++i) columns[out.column_of_label[i]] += share(of_labels[i]);
     } else {
-      for (int64_t i = 0; i < L; ++i) columns[1 + i] = of_labels[i] * unit;
+      for (int64_t i = 0; i < L; ++i) columns[1 + i] = share(of_labels[i]);
       for (int64_t i = 1 + L; i < out.width; ++i) columns[i] = 0;
       for (int64_t r = 0; r < out.repeats; ++r) {
         const int64_t i = out.repeated[r];
-        columns[out.slot[i]] += columns[1 + i];
+        columns[out.column_of_label[i]] += columns[1 + i];
         columns[1 + i] = 0;
       }
     }
-    out.rows[t * out.rows_stride] = frames.shift[t];
-    out.rows[t * out.rows_stride + 1] = frames.scale[t];
+    out.rows[t * out.rows_stride] = source.shift[t];
+    out.rows[t * out.rows_stride + 1] = source.scale[t];
   }
 
   const Sequence<F>& in;
-  const Residuals<F>& out;
+  const SequenceResiduals<F>& out;
   const int64_t T, L, pairs;
   const bool training;
-  Frames<Scaled<F>> frames;
-  Lattice<Frames<Scaled<F>>> lattice;
+  EmissionSource<Scaled<F>> source;
+  Lattice<EmissionSource<Scaled<F>>> lattice;
   ByClass<F> by_class;
-  F blanks[kFrames], units[kFrames];  // occupancies of the blank, and what normalises the frame's
+  F blanks[kFrames], scales[kFrames];  // of each frame: the blank's alpha * beta, and the scale of Share
 };
 
-template <class F> Verdict sequence_cost(const Sequence<F>& sequence, const Residuals<F>& residuals, F* cost) {
-  return SequenceRun<F>(sequence, residuals).run(cost);
+template <class F> Outcome sequence_cost(const Sequence<F>& sequence, const SequenceResiduals<F>& residuals, F* cost) {
+  return ForwardRun<F>(sequence, residuals).run(cost);
 }
 
 }  // namespace

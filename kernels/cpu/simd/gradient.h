@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The backward pass and forward mode, a row at a time, from what the forward pass kept (docs/ctc.md, eq. 9 and 10).
+// One row of the gradient, or of its product with a direction, from residuals (docs/ctc.md, eq. 9 and 10).
 #pragma once
 
 #include "arena.h"
@@ -9,16 +9,11 @@
 namespace jax_ctc {
 namespace {
 
-// Scratch for `rows` rows of V halves as floats. Null if the dtype needs no conversion.
-template <class F> F* row_buffer(Dtype dtype, int64_t V, int64_t rows, Scratch& scratch) {
-  return is_half(dtype) ? reinterpret_cast<F*>(scratch.reserve(rows * V * sizeof(F))) : nullptr;
-}
-
-// y = cotangent * (softmax(x) - occupancy); y may be x.
+// y = cotangent * (softmax(x) - occupancy). y may be x.
 template <class F> void softmax_less_occupancy(const Row<F>& r, const F* x, F cotangent, F* y) {
   scaled_softmax(x, r.V, r.shift, r.scale * cotangent, y);
   y[r.blank] -= cotangent * r.occupancy[0];
-  for (int64_t i = 0; i < r.L; ++i)  // in label order: the same bits on every call
+  for (int64_t i = 0; i < r.L; ++i)  // in label order, so that the bits are the same on every call
     if (!is_padding(r.labels[i])) y[r.labels[i]] -= cotangent * r.occupancy[1 + i];
 }
 
@@ -36,71 +31,46 @@ template <class F> void gradient_row(const Row<F>& r, F cotangent, void* out) {
     if (buffer) narrow(r.dtype, y, r.V, static_cast<uint16_t*>(out));
 }
 
-// The same as below from the gradient itself: entries of the direction count where the gradient is not 0.
+// The result of tangent_row, from the gradient itself. Only entries where the gradient is not 0 count.
 template <class F> double tangent_of_nonzero(const Row<F>& r, const void* direction) {
-  F *wide_acts, *wide_direction, *unit;
+  F *wide_acts, *wide_direction, *gradient;
   const int64_t wide = is_half(r.dtype) ? r.V : 0;
   take_from(*r.scratch, [&](Arena& arena) {
-    arena.take(wide_acts, wide), arena.take(wide_direction, wide), arena.take(unit, r.V);
+    arena.take(wide_acts, wide), arena.take(wide_direction, wide), arena.take(gradient, r.V);
   });
-  softmax_less_occupancy(r, widened(r.dtype, r.acts, r.V, wide_acts), F(1), unit);
-  return dot_of_nonzero(unit, r.V, widened(r.dtype, direction, r.V, wide_direction));
+  softmax_less_occupancy(r, widened(r.dtype, r.acts, r.V, wide_acts), F(1), gradient);
+  return dot_of_nonzero(gradient, r.V, widened(r.dtype, direction, r.V, wide_direction));
 }
 
 template <class F> double tangent_row(const Row<F>& r, const void* direction) {
   F* buffer = row_buffer<F>(r.dtype, r.V, 2, *r.scratch);
   const F* x = widened(r.dtype, r.acts, r.V, buffer);
-  const F* d = widened(r.dtype, direction, r.V, buffer + (buffer ? r.V : 0));
-  double sum = softmax_dot(x, r.V, r.shift, r.scale, d, F(0)) - double(r.occupancy[0]) * d[r.blank];
+  const F* u = widened(r.dtype, direction, r.V, buffer + (buffer ? r.V : 0));
+  double sum = softmax_dot(x, r.V, r.shift, r.scale, u, F(0)) - double(r.occupancy[0]) * u[r.blank];
   for (int64_t i = 0; i < r.L; ++i)
-    if (!is_padding(r.labels[i])) sum -= double(r.occupancy[1 + i]) * d[r.labels[i]];
-  // Not finite: the row has no value, or a direction that is not finite may stand where the gradient is 0.
+    if (!is_padding(r.labels[i])) sum -= double(r.occupancy[1 + i]) * u[r.labels[i]];
+  // If the sum is not finite, the direction may have an inf or a NaN where the gradient is 0. Or the residuals are NaN.
   return is_finite(sum) || r.scale != r.scale ? sum : tangent_of_nonzero(r, direction);
 }
 
-template <class F> void slice_sums(const Slice<F>& r, const void* next, F* top, F* count, F* tail, F* scores) {
-  F* buffer = row_buffer<F>(r.dtype, r.V, 1, *r.scratch);
-  const F* x = widened(r.dtype, r.acts, r.V, buffer);
-  const RowSums<F> sums = sum_row(x, r.V, buffer ? buffer : static_cast<const F*>(next));
-  // A NaN or +inf is said by the count, which is multiplied with nothing.
-  const bool bad = sums.count + sums.tail != sums.count + sums.tail;
-  *top = bad ? -F(__builtin_inf()) : sums.top;
-  *count = bad ? F(__builtin_nan("")) : F(sums.count), *tail = bad ? F(0) : F(sums.tail);
-  for (int64_t i = 0; i < r.D; ++i) scores[i] = r.symbols[i] < 0 ? F(0) : x[r.symbols[i]];
-}
-
-template <class F> void slice_cotangent(const Slice<F>& r, F top, F ct_tail, const F* ct_scores, void* out) {
-  F* buffer = row_buffer<F>(r.dtype, r.V, 1, *r.scratch);
-  F* y = buffer ? buffer : static_cast<F*>(out);
-  const bool is_nan = ct_tail != ct_tail, is_infinite = !is_nan && !is_finite(ct_tail);
-  if (ct_tail == 0 || top == -F(__builtin_inf()))
-    for (int64_t v = 0; v < r.V; ++v) y[v] = is_infinite ? F(0) : ct_tail * F(0);  // NaN stays NaN
-  else
-    scaled_softmax(widened(r.dtype, r.acts, r.V, buffer), r.V, top, is_infinite ? F(1) : ct_tail, y);
-  if (is_infinite) multiply(y, r.V, ct_tail, y);
-  for (int64_t i = 0; i < r.D; ++i)
-    if (r.symbols[i] >= 0) y[r.symbols[i]] += ct_scores[i];
-  if constexpr (sizeof(F) == 4)
-    if (buffer) narrow(r.dtype, y, r.V, static_cast<uint16_t*>(out));
-}
-
-template <class F> void scale_row(const F* unit, int64_t V, F cotangent, Dtype dtype, void* out) {
+template <class F> void dense_gradient_row(const F* gradient, int64_t V, F cotangent, Dtype dtype, void* out) {
   if constexpr (sizeof(F) == 4) {
     if (is_half(dtype)) {
       F piece[256];
       for (int64_t v = 0; v < V; v += 256) {
         const int64_t n = min_of<int64_t>(256, V - v);
-        multiply(unit + v, n, cotangent, piece);
+        multiply(gradient + v, n, cotangent, piece);
         narrow(dtype, piece, n, static_cast<uint16_t*>(out) + v);
       }
       return;
     }
   }
-  multiply(unit, V, cotangent, static_cast<F*>(out));
+  multiply(gradient, V, cotangent, static_cast<F*>(out));
 }
 
-template <class F> double dot_row(const F* unit, int64_t V, Dtype dtype, const void* direction, Scratch* scratch) {
-  return dot_of_nonzero(unit, V, widened(dtype, direction, V, row_buffer<F>(dtype, V, 1, *scratch)));
+template <class F>
+double dense_tangent_row(const F* gradient, int64_t V, Dtype dtype, const void* direction, Scratch* scratch) {
+  return dot_of_nonzero(gradient, V, widened(dtype, direction, V, row_buffer<F>(dtype, V, 1, *scratch)));
 }
 
 }  // namespace

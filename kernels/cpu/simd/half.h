@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// bfloat16 and float16 to float and back, rounded to nearest even. Integer arithmetic throughout, because the caller
-// may have told the machine to flush denormal numbers. The plain loops vectorise.
+// bfloat16 and float16 to float, and back with rounding to nearest even. All arithmetic on halves is integer
+// arithmetic, because the caller may have told the machine to flush denormal numbers. Compilers vectorise the plain
+// loops.
 #pragma once
 
 #include "../../common/scaled.h"
@@ -27,7 +28,8 @@ CTC_FN uint16_t to_f16(float x) {
   const uint32_t u = bits<uint32_t>(x), sign = u >> 16 & 0x8000, magnitude = u & 0x7fffffff;
   const uint32_t shifted = magnitude - ((127u - 15) << 23);
   const uint32_t normal = (shifted + 0xfff + (shifted >> 13 & 1)) >> 13;
-  const uint32_t denormal = bits<uint32_t>(bits<float>(magnitude) + 0.5f) - bits<uint32_t>(0.5f);  // ulp of 1/2: 2^-24
+  const uint32_t denormal =
+      bits<uint32_t>(bits<float>(magnitude) + 0.5f) - bits<uint32_t>(0.5f);  // the ulp of 1/2 is 2^-24
   const uint32_t finite = magnitude < 0x38800000 ? denormal : normal;
   const uint32_t bounded = magnitude >= 0x477ff000 ? 0x7c00 : finite;  // 65520 and above round to infinity
   return sign | (magnitude > 0x7f800000 ? 0x7e00 : bounded);
@@ -47,10 +49,7 @@ inline void narrow(Dtype dtype, const float* from, int64_t n, uint16_t* to) {
     for (int64_t i = 0; i < n; ++i) to[i] = to_f16(from[i]);
 }
 
-CTC_FN bool is_half(Dtype dtype) { return dtype == Dtype::kBF16 || dtype == Dtype::kF16; }
-CTC_FN int64_t size_of(Dtype dtype) { return is_half(dtype) ? 2 : dtype == Dtype::kF32 ? 4 : 8; }
-
-// V elements of a row as F: the row itself, or a copy of it in `buffer`.
+// A row of V elements as F. If the elements are halves, this is a copy in `buffer`, else the row itself.
 template <class F> const F* widened(Dtype dtype, const void* row, int64_t V, F* buffer) {
   if constexpr (sizeof(F) == 4) {
     if (is_half(dtype)) {
@@ -59,6 +58,11 @@ template <class F> const F* widened(Dtype dtype, const void* row, int64_t V, F* 
     }
   }
   return static_cast<const F*>(row);
+}
+
+// Scratch memory for `rows` rows of V halves as floats. Null if the dtype needs no conversion.
+template <class F> F* row_buffer(Dtype dtype, int64_t V, int64_t rows, Scratch& scratch) {
+  return is_half(dtype) ? reinterpret_cast<F*>(scratch.reserve(rows * V * sizeof(F))) : nullptr;
 }
 
 }  // namespace

@@ -1,269 +1,115 @@
 // SPDX-License-Identifier: Apache-2.0
-// A Hessian-vector product of one sequence: softmax (u - softmax.u) less the change of the occupancies along u, which
-// is the lattice once more with a derivative beside every number (docs/ctc.md, eq. 11 to 13).
+// A Hessian-vector product of one sequence: softmax * (u - softmax . u), minus the derivative of the occupancies along
+// u. The lattice computes that derivative when its values are Duals (docs/ctc.md, eq. 11 to 13).
 #pragma once
 
+#include "directed_emissions.h"
 #include "sweep.h"
 
 namespace jax_ctc {
 namespace {
 
-// Emissions together with their derivative along the direction. From each frame's direction its mean under the
-// occupancies is subtracted first. This does not change the result, because the cost does not change when a frame's
-// logits are shifted. It keeps float32 accurate: with a direction of 1000 + noise the noise would be lost to rounding.
-template <class F> class Directed {
+template <class F> class HvpRun {
  public:
-  using Value = Dual<F>;
-  static constexpr int N = kLanes<F>;
-
-  Directed(const Sequence<F>& in, const Along<F>& along, int64_t pairs)
-      : frames(in, pairs), in(in), along(along), pairs(pairs) {}
-
-  Frames<Value> frames;
-  F *centre, *mean;  // of the direction, [T]: under the occupancies; under the softmax, less the former
-
-  int64_t frame_bytes() const { return frames.frame_bytes(); }
-
-  void lay_out(Arena& arena, int64_t block) {
-    frames.lay_out(arena, block);
-    arena.take(centre, in.length), arena.take(mean, in.length);
-    arena.take(wide, is_half(in.dtype) ? kFrames * in.V : 0);
-    arena.take(table, frames.by_table ? kFrames * frames.classes : 0);
-  }
-
-  void initialise() { frames.initialise(); }
-
-  bool read(int64_t begin, int64_t end, Product* product) {
-    const bool first = product != nullptr;
-    if (along.rows != nullptr) product = nullptr;  // the normalisers were kept
-    if constexpr (N >= kFrames) {
-      if (frames.by_table) {
-        for (int64_t t = (end - 1) / kFrames * kFrames; t >= begin; t -= kFrames) {
-          const int64_t after = min_of(t + kFrames, end);
-          if (!frames.read(t, after, product)) return false;
-          change_group(t, after, first);
-        }
-        return true;
-      }
-    }
-    if (!frames.read(begin, end, product)) return false;
-    for (int64_t t = begin; t < end; ++t) change(t, first);
-    return true;
-  }
-
-  Emissions<Value> emissions(int64_t t) const { return frames.emissions(t); }
-
-  // A row of directions; one of halves only until the next one in its place.
-  const F* direction(int64_t t, int64_t place = 0) const {
-    return widened(in.dtype, direction_at(t), in.V, wide + place * in.V);
-  }
-
-  const void* direction_at(int64_t t) const {
-    return static_cast<const char*>(along.directions) + t * in.acts_stride * size_of(in.dtype);
-  }
-
- private:
-  // How the emission p * 2^q changes where its logit changes by u; a dead one does not.
-  template <class V> static CTC_INLINE V change_of(V p, Integer<V> q, V u) { return q == kDead ? V{} : p * u; }
-
-  const F* columns_at(int64_t t) const { return along.columns + t * along.columns_stride; }
-
-  // Means are taken relative to the blank's direction, so that 1000 + noise keeps the digits of the noise here too.
-  static F base_of(F blank) { return is_finite(blank) ? blank : F(0); }
-
-  void find_means(int64_t t, const F* u, F base, double of_softmax) {
-    const F* columns = columns_at(t);
-    double of_occupancy;
-    if (along.rows == nullptr) {  // what was kept is softmax less occupancy
-      const F of_columns = dot(columns, u, base, in.V);
-      of_occupancy = of_softmax - double(of_columns);
-    } else {
-      of_occupancy = term(columns[0], u[in.blank], base);
-      for (int64_t i = 0; i < in.L; ++i) of_occupancy += term(columns[along.position[i]], u[in.labels[i]], base);
-    }
-    centre[t] = F(double(base) + of_occupancy);
-    mean[t] = F(of_softmax - (double(centre[t]) - double(base)));
-  }
-
-  static double term(F occupancy, F u, F base) {
-    return occupancy == 0 ? 0 : double(occupancy) * (double(u) - double(base));
-  }
-
-  // Sum of g[v] * (u[v] - base); V is less than the number of labels.
-  static F dot(const F* g, const F* u, F base, int64_t V) {
-    using Vec = Lanes<F>;
-    Vec sum = {};
-    const auto term = [base](Vec a, Vec b) {
-      return a == Vec{} ? Vec{} : a * (b - base);
-    };  // no gradient: u may be inf
-    int64_t v = 0;
-    for (; v + N <= V; v += N) sum += term(load<Vec>(g + v), load<Vec>(u + v));
-    if (v < V) sum += term(load_last<Vec>(g, V, V - v, F(0)), load_last<Vec>(u, V, V - v, F(0)));
-    return sum_of_lanes(sum);
-  }
-
-  // The changes of the emissions that frames.read has left, the first time with the means they are relative to.
-  void change(int64_t t, bool first) {
-    const F* u = direction(t);
-    if (first) {
-      const F base = base_of(u[in.blank]);
-      find_means(t, u, base, softmax_dot(frames.row(t), in.V, frames.shift[t], frames.scale[t], u, base));
-    }
-    const Emissions<Value> y = emissions(t);
-    const auto of = [&](int64_t i, int32_t label) {
-      return change_of(y.mantissas()[i], y.exponents()[i], u[label] - centre[t]);
-    };
-    for (int64_t i = 0; i < in.L; ++i) y.changes()[i] = of(i, in.labels[i]);
-    for (int64_t i = in.L; i < pairs; ++i) y.changes()[i] = 0;
-    store(y.changes() + y.last, splat<Lanes<F>>(of(y.last, in.blank)));
-  }
-
-  // The same of a group of frames, whose table is still there.
-  void change_group(int64_t begin, int64_t end, bool first) {
-    using V = Lanes<F>;
-    const F* rows[kFrames];
-    F* to[kFrames];
-    for (int k = 0; k < kFrames; ++k) {
-      rows[k] = direction(min_of(begin + k, end - 1), k);
-      to[k] = emissions(begin).changes() + k * frames.frame_bytes() / int64_t(sizeof(F));
-      if (begin == 0) continue;
-      prefetch(direction_at(begin - kFrames + k), frames.row_bytes());
-      if (first && along.rows == nullptr) prefetch(columns_at(begin - kFrames + k), in.V * sizeof(F));
-    }
-    tabulate(rows, in.V, F(0), table);
-    if (first) find_means_of_group(begin, end, rows);
-    Quad<F> centres;
-    for (int k = 0; k < kFrames; ++k) centres[k] = centre[min_of(begin + k, end - 1)];
-    const V c = repeated<F>(centres);
-    for (int64_t i = 0; i < kFrames * frames.classes; i += N) {
-      const V p = load<V>(frames.table.p + i);
-      store(table + i, change_of(p, load<Integer<V>>(frames.table.q + i), load<V>(table + i) - c));
-    }
-    gather(table, frames.labels, pairs, to);
-    for (int k = 0; k < kFrames; ++k) store(to[k] + pairs, splat<V>(table[kFrames * int64_t(in.blank) + k]));
-  }
-
-  void find_means_of_group(int64_t begin, int64_t end, const F* const (&rows)[kFrames]) {
-    using V = Lanes<F>;
-    Quad<F> bases;
-    for (int k = 0; k < kFrames; ++k) bases[k] = base_of(rows[k][in.blank]);
-    const V base = repeated<F>(bases);
-    V sum = {};
-    for (int64_t i = 0; i < kFrames * frames.classes; i += N) {
-      const V y = load<V>(frames.table.p + i) * pow2<V>(load<Integer<V>>(frames.table.q + i));
-      sum += y == V{} ? V{} : y * (load<V>(table + i) - base);
-    }
-    sum = sum_over<kFrames, N>(sum);
-    for (int64_t k = 0; k < end - begin; ++k)
-      find_means(begin + k, rows[k], bases[k], double(sum[k]) * double(frames.scale[begin + k]));
-  }
-
-  const Sequence<F>& in;
-  const Along<F>& along;
-  const int64_t pairs;
-  F* wide;   // rows of halves as floats
-  F* table;  // [class][frame]
-};
-
-template <class F> class ProductRun {
- public:
-  ProductRun(const Sequence<F>& sequence, const Along<F>& along)
+  HvpRun(const Sequence<F>& sequence, const HvpArguments<F>& arguments)
       : in(sequence),
-        along(along),
+        arguments(arguments),
         pairs(padded<F>(in.L + 1)),
-        directed(in, along, pairs),
+        directed(in, arguments, pairs),
         lattice(in, directed, true) {
     take_from(*in.scratch, [this](Arena& arena) { lay_out(arena); });
   }
 
-  Verdict run() {
-    if (along.rows != nullptr) {
+  Outcome run() {
+    if (arguments.rows != nullptr) {
       for (int64_t t = 0; t < in.length; ++t) {
-        const F* row = along.rows + t * along.rows_stride;
-        if (row[1] != row[1]) return Verdict::kUndefined;
-        if (row[1] == 0) return Verdict::kImpossible;
-        directed.frames.shift[t] = row[0], directed.frames.scale[t] = row[1];
+        const F* row = arguments.rows + t * arguments.rows_stride;
+        if (row[1] != row[1]) return Outcome::kNoSoftmax;
+        if (row[1] == 0) return Outcome::kNoAlignment;
+        directed.source.shift[t] = row[0], directed.source.scale[t] = row[1];
       }
     }
-    if (!in.feasible) return directed.frames.all_rows_defined() ? Verdict::kImpossible : Verdict::kUndefined;
+    if (!in.feasible) return directed.source.all_rows_defined() ? Outcome::kNoAlignment : Outcome::kNoSoftmax;
     directed.initialise(), lattice.initialise();
-    if (!lattice.sweep_beta()) return Verdict::kUndefined;
-    if (!lattice.has_path()) return Verdict::kImpossible;
+    if (!lattice.sweep_beta()) return Outcome::kNoSoftmax;
+    if (!lattice.has_path()) return Outcome::kNoAlignment;
     lattice.sweep_alpha([this](int64_t t, Number<F> blank, Number<F> of_labels) { keep(t, blank, of_labels); });
-    return Verdict::kFine;
+    return Outcome::kFinite;
   }
 
  private:
   void lay_out(Arena& arena) {
     directed.lay_out(arena, lattice.block);
     lattice.lay_out(arena);
-    if (directed.frames.by_table) by_class.lay_out(arena, directed.frames.classes);
+    if (directed.source.by_table) by_class.lay_out(arena, directed.source.classes);
     arena.take(buffer, is_half(in.dtype) ? in.V : 0);
   }
 
-  // Occupancies change by (gamma' - gamma * sum of gamma') / sum of gamma, so their changes add up to 0.
   void keep(int64_t t, Number<F> blank, Number<F> of_labels) {
     using V = Lanes<F>;
-    const F unit = 1 / (blank.value + of_labels.value), mean = (blank.change + of_labels.change) * unit;
-    const F* gamma = lattice.occupancies(t);
-    F* changes = lattice.occupancies(t, 1);
+    const Share<Number<F>> share(blank + of_labels);
+    const F* gamma = lattice.products(t);
+    F* changes = lattice.products(t, 1);
     for (int64_t i = 0; i < pairs; i += kLanes<F>)
-      store(changes + i, (load<V>(changes + i) - load<V>(gamma + i) * mean) * unit);
-    of_blank[t % kFrames] = (blank.change - blank.value * mean) * unit;
-    finite[t % kFrames] = is_finite(mean);
-    if (!directed.frames.by_table) return write(t, nullptr);
+      store(changes + i, share(Number<V>{load<V>(gamma + i), load<V>(changes + i)}));
+    of_blank[t % kFrames] = share(blank);
+    finite[t % kFrames] = is_finite(share.mean);
+    if (!directed.source.by_table) return write(t, nullptr);
     if (t % kFrames < kFrames - 1 && t < in.length - 1) return;
-    const int64_t begin = t / kFrames * kFrames, classes = directed.frames.classes;
+    const int64_t begin = t / kFrames * kFrames, classes = directed.source.classes;
     for (int64_t k = t + 1; k < min_of(t + 1 + kFrames, in.length); ++k) {
-      prefetch(directed.frames.acts_at(k), directed.frames.row_bytes());
-      prefetch(directed.direction_at(k), directed.frames.row_bytes());
-      prefetch<true>(out_at(k), directed.frames.row_bytes());
+      prefetch(directed.source.acts_at(k), directed.source.row_bytes());
+      prefetch(directed.direction_at(k), directed.source.row_bytes());
+      prefetch<true>(out_at(k), directed.source.row_bytes());
     }
-    F* sums = by_class.gather(lattice.occupancies(begin, 1), directed.frames.labels, pairs, classes);
+    F* sums = by_class.gather(lattice.products(begin, 1), directed.source.labels, pairs, classes);
     for (int64_t k = begin; k <= t; ++k) write(k, sums + k % kFrames * classes);
   }
 
-  char* out_at(int64_t t) const { return static_cast<char*>(along.out) + t * in.acts_stride * size_of(in.dtype); }
+  char* out_at(int64_t t) const {
+    return static_cast<char*>(arguments.out) + t * in.acts_stride * element_size(in.dtype);
+  }
 
-  // Row t of the result; `by_class`, if not null, are the changes of the labels' occupancies.
+  // Writes row t of the result. `by_class`, if not null, has the changes of the labels' occupancies by class.
   void write(int64_t t, const F* by_class) {
-    const Frames<Dual<F>>& frames = directed.frames;
-    const bool ordinary = is_finite(along.cotangent) && finite[t % kFrames] && is_finite(directed.centre[t]) &&
+    const EmissionSource<Dual<F>>& source = directed.source;
+    const bool ordinary = is_finite(arguments.cotangent) && finite[t % kFrames] && is_finite(directed.centre[t]) &&
                           is_finite(directed.mean[t]);
-    const F factor = ordinary ? along.cotangent : F(1);
+    const F factor = ordinary ? arguments.cotangent : F(1);
     char* out = out_at(t);
     F* y = is_half(in.dtype) ? buffer : reinterpret_cast<F*>(out);
-    softmax_change(frames.row(t), in.V, frames.shift[t], frames.scale[t], directed.direction(t), directed.centre[t],
+    softmax_change(source.row(t), in.V, source.shift[t], source.scale[t], directed.direction(t), directed.centre[t],
                    directed.mean[t], factor, by_class, y);
     if (by_class == nullptr) {
-      const F* changes = lattice.occupancies(t, 1);
+      const F* changes = lattice.products(t, 1);
       for (int64_t i = 0; i < in.L; ++i) y[in.labels[i]] -= factor * changes[i];
     }
     y[in.blank] -= factor * of_blank[t % kFrames];
     if (!ordinary) {
-      // Nothing changes with a logit of -inf. Its 0, like any other one, stays 0 whatever it is multiplied with.
-      const F* x = frames.row(t);
+      // The result is 0 at a logit of -inf, because nothing changes with it. Like any 0 it stays 0 whatever the
+      // cotangent.
+      const F* x = source.row(t);
       for (int64_t v = 0; v < in.V; ++v)
         if (x[v] == -F(__builtin_inf())) y[v] = 0;
-      multiply(y, in.V, along.cotangent, y);
+      multiply(y, in.V, arguments.cotangent, y);
     }
     if constexpr (sizeof(F) == 4)
       if (is_half(in.dtype)) narrow(in.dtype, y, in.V, reinterpret_cast<uint16_t*>(out));
   }
 
   const Sequence<F>& in;
-  const Along<F>& along;
+  const HvpArguments<F>& arguments;
   const int64_t pairs;
-  Directed<F> directed;
-  Lattice<Directed<F>> lattice;
+  DirectedSource<F> directed;
+  Lattice<DirectedSource<F>> lattice;
   ByClass<F> by_class;
   F of_blank[kFrames];   // changes of the blank's occupancy
-  bool finite[kFrames];  // whether the changes of the frame's occupancies are
+  bool finite[kFrames];  // whether the changes of the frame's occupancies are finite
   F* buffer;             // a row of the result, for halves
 };
 
-template <class F> Verdict sequence_product(const Sequence<F>& sequence, const Along<F>& along) {
-  return ProductRun<F>(sequence, along).run();
+template <class F> Outcome sequence_hvp(const Sequence<F>& sequence, const HvpArguments<F>& arguments) {
+  return HvpRun<F>(sequence, arguments).run();
 }
 
 }  // namespace

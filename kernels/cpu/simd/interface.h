@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the batch (ctc.cpp) hands to the code of one instruction set, and the table of functions it gets back.
-// No vector type and no XLA type here.
+// What the batch (ctc.cpp) passes to the code of one instruction set, and the table of functions that this code
+// defines. There is no vector type and no XLA type here.
 #pragma once
 
 #include <cstddef>
@@ -11,71 +11,76 @@
 
 namespace jax_ctc {
 
-// Memory that a thread keeps from one sequence to the next.
+// Memory of a thread. It stays allocated from one sequence to the next.
 class Scratch {
  public:
-  // At least `bytes`, aligned to 64, contents undefined; invalidates what was given before. Throws std::bad_alloc.
+  // Returns at least `bytes` bytes, aligned to 64, with undefined contents. The memory returned before becomes invalid.
+  // Throws std::bad_alloc.
   virtual char* reserve(size_t bytes) = 0;
 
  protected:
   ~Scratch() = default;
 };
 
-// One sequence, its arguments checked: 0 <= length <= T, labels without padding and inside [0, V) without the blank.
+// One sequence with valid arguments: 0 <= length <= T, and labels that are in [0, V), are not the blank and have no
+// padding.
 template <class F> struct Sequence {
   Dtype dtype;
-  const void* acts;     // its first row
-  int64_t acts_stride;  // elements from a frame to the next
+  const void* acts;     // the first row
+  int64_t acts_stride;  // elements from one frame to the next
   int64_t length;       // frames in use
   int64_t V;
   const int32_t* labels;
   int64_t L;
   int32_t blank;
-  bool feasible;  // length is enough for the labels and the blanks between equal ones
+  bool feasible;  // the length is enough for the labels and for the blanks between equal ones
   Scratch* scratch;
 };
 
-// What training keeps of one sequence, a row per frame. All null for the loss alone.
-template <class F> struct Residuals {
-  F* rows = nullptr;  // (shift, scale) of the softmax: p = scale * exp(x - shift); absent (null) where dense
+// Where the residuals of one sequence go, a row for each frame. All pointers are null for the loss alone.
+template <class F> struct SequenceResiduals {
+  F* rows = nullptr;  // compact: (shift, scale) of the softmax, p = scale * exp(x - shift). Null if dense
   int64_t rows_stride = 0;
-  F* columns = nullptr;  // dense: the gradient; else occupancies, of the blank and by label position
+  F* columns = nullptr;  // dense: the gradient. Compact: occupancies of the blank and of each label position
   int64_t columns_stride = 0;
-  int64_t width = 0;                  // columns of a row
-  const int32_t* slot = nullptr;      // compact: the column of each label; equal labels share the first one's
-  bool padded = false;                // padding stands between the labels, so label i is not always in column 1 + i
-  const int32_t* repeated = nullptr;  // used if not padded: indices of labels that share an earlier label's column
+  int64_t width = 0;  // columns of a row
+
+  // Compact only.
+  const int32_t* column_of_label = nullptr;  // equal labels share the column of their first occurrence
+  bool has_gaps = false;                     // padding stands between the labels: label i may not be in column 1 + i
+  const int32_t* repeated = nullptr;         // without gaps: indices of labels that share an earlier label's column
   int64_t repeats = 0;
+
   bool dense = false;
 };
 
-// Rows that the gradient is made of, where not dense. The labels are padding or classes of acts; shift, scale and
-// occupancies may be any numbers.
+// One row of acts with its residuals, compact. The labels are padding or classes of acts. Shift, scale and occupancies
+// may be any numbers, because a program may pass in any residuals.
 template <class F> struct Row {
   Dtype dtype;
   const void* acts;
   int64_t V;
   F shift, scale;
   const F* occupancy;     // of the blank and of each label position
-  const int32_t* labels;  // L positions, padding included
+  const int32_t* labels;  // L entries, with padding
   int64_t L;
   int32_t blank;
   Scratch* scratch;
 };
 
-// A Hessian-vector product of one sequence: a row per frame of everything.
-template <class F> struct Along {
-  const void* directions;  // like acts, with their stride
-  const F* rows;           // as in Residuals; null where dense
+// The further arguments of a Hessian-vector product of one sequence. All arrays have a row for each frame.
+template <class F> struct HvpArguments {
+  const void* direction;  // like acts, with the stride of acts
+  const F* rows;          // rows and columns are residuals. Null if dense
   int64_t rows_stride;
   const F* columns;
   int64_t columns_stride;
-  const int32_t* position;  // the column that each label would have if it were not shared
+  const int32_t* own_column;  // compact: the column of each label's position, which equal labels do not share
   F cotangent;
   void* out;  // like acts
 };
 
-// A row of V classes, all of them or a slice, and the symbols to pick from it; a symbol below 0 is not in this row.
+// A row of V classes, which are all classes or a slice of them, and D symbols. A symbol below 0 is not in this row.
 template <class F> struct Slice {
   Dtype dtype;
   const void* acts;
@@ -85,27 +90,35 @@ template <class F> struct Slice {
   Scratch* scratch;
 };
 
-// What a sequence turned out to be.
-enum class Verdict { kFine, kImpossible, kUndefined };  // a cost; +inf: no alignment; NaN: a row without a softmax
+// What the forward pass found out about a sequence.
+enum class Outcome {
+  kFinite,       // the cost is finite
+  kNoAlignment,  // the cost is +inf
+  kNoSoftmax,    // the cost is NaN, because a row has no softmax
+};
 
 template <class F> struct Kernels {
-  // Cost in nats, and the residuals of the frames in use, if wanted and if the verdict is kFine.
-  Verdict (*cost)(const Sequence<F>&, const Residuals<F>&, F* cost);
-  // out = cotangent * Hessian * direction, the frames in use; where the verdict is kFine.
-  Verdict (*product)(const Sequence<F>&, const Along<F>&);
-  // out = cotangent * (softmax - occupancy), V elements of the dtype of acts; out may be acts. Here and below, what is
-  // exactly 0 stays 0 where the other factor is inf or NaN.
+  // Writes the cost in nats and, if `residuals` has pointers, the residuals of the frames in use. Writes nothing useful
+  // unless it returns kFinite.
+  Outcome (*cost)(const Sequence<F>&, const SequenceResiduals<F>& residuals, F* cost);
+  // out = cotangent * Hessian * direction at the frames in use, if it returns kFinite.
+  Outcome (*hvp)(const Sequence<F>&, const HvpArguments<F>&);
+
+  // In the products below, a factor that is exactly 0 gives 0, even if the other factor is inf or NaN.
+  // Compact: out = cotangent * (softmax - occupancy), V elements of the dtype of acts. `out` may be acts.
   void (*gradient)(const Row<F>&, F cotangent, void* out);
-  // Sum over v of (softmax - occupancy)[v] * direction[v].
+  // Compact: the sum over v of (softmax - occupancy)[v] * direction[v].
   double (*tangent)(const Row<F>&, const void* direction);
-  // The largest entry, how many are equal to it, the sum of exp(acts - top) of the others (-inf, NaN and 0 where one is
-  // NaN or +inf); and acts at the symbols, 0 for those that are not here. `next`: acts of the row that comes next.
-  void (*sums)(const Slice<F>&, const void* next, F* top, F* count, F* tail, F* scores);
+  // top: the largest entry. ties: how many entries are equal to it. tail: the sum of exp(acts - top) of the others. If
+  // an entry is NaN or +inf, these are -inf, NaN and 0. scores: acts at the symbols, 0 at symbols that are not in the
+  // row. `next`: acts of the row that the caller takes next, to be prefetched.
+  void (*sums)(const Slice<F>&, const void* next, F* top, F* ties, F* tail, F* scores);
   // out = ct_tail * exp(acts - top), plus ct_scores at the symbols.
   void (*sums_cotangent)(const Slice<F>&, F top, F ct_tail, const F* ct_scores, void* out);
-  // gradient and tangent from the unit gradient kept by the forward pass: V elements each; out may be unit.
-  void (*scale)(const F* unit, int64_t V, F cotangent, Dtype dtype, void* out);
-  double (*dot)(const F* unit, int64_t V, Dtype dtype, const void* direction, Scratch* scratch);
+
+  // Dense: as gradient and tangent, from V elements of the kept gradient. `out` may be `gradient`.
+  void (*dense_gradient)(const F* gradient, int64_t V, F cotangent, Dtype dtype, void* out);
+  double (*dense_tangent)(const F* gradient, int64_t V, Dtype dtype, const void* direction, Scratch* scratch);
 };
 
 struct InstructionSet {

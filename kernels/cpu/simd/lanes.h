@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// CTC_VECTOR_BYTES of floats or doubles side by side: load, store, neighbours, exp. The only CPU file that knows a
-// width.
+// Vectors of CTC_VECTOR_BYTES bytes of floats or doubles: load, store, neighbours, sums, exp. No other CPU file depends
+// on the width of a vector.
 //
-// Included once per instruction set, inside its target region (target.h), so everything here has internal linkage.
+// Each instruction set includes this file inside its target region (target.h). So everything here has internal linkage.
 #pragma once
 
 #include "../../common/emission.h"
@@ -45,7 +45,7 @@ template <class V, class F> CTC_FN V load(const F* from) {
 }
 template <class V, class F> CTC_FN void store(F* to, V v) { __builtin_memcpy(to, &v, sizeof v); }
 
-// The first n lanes from memory, `rest` in the others.
+// Loads the first n lanes and fills the others with `rest`.
 template <class V, class F> CTC_FN V load_first(const F* from, int64_t n, F rest) {
   V v = splat<V>(rest);
   __builtin_memcpy(&v, from, n * sizeof(F));
@@ -87,8 +87,8 @@ template <class V> CTC_FN V shift_down(V v, V above) {
 template <int kBy, class V, int... K> CTC_FN V rotate(V v, Indices<K...>) {
   return __builtin_shufflevector(v, v, ((K + kBy) % kCount<V>)...);
 }
-// Over the lanes whose numbers have the same remainder by `by`; each of them then holds the result. A tree of fixed
-// shape: the same bits on every call.
+// The sum over the lanes whose numbers have the same remainder modulo `by`. Each of them holds the result. The order is
+// a fixed tree, so the bits are the same on every call.
 template <int by, int width, class V> CTC_FN V sum_over(V v) {
   if constexpr (width > by)
     return sum_over<by, width / 2>(v + rotate<width / 2>(v, typename Count<kCount<V>>::type{}));
@@ -104,7 +104,7 @@ template <int by, int width, class V> CTC_FN V max_over(V v) {
 template <class V> CTC_FN auto sum_of_lanes(V v) { return sum_over<1, kCount<V>>(v)[0]; }
 template <class V> CTC_FN auto max_of_lanes(V v) { return max_over<1, kCount<V>>(v)[0]; }
 
-// exp(x) for x <= 0, and exactly 0 below the smallest normal number, for -inf too. NaN stays NaN.
+// exp(x) for x <= 0. It is exactly 0 below the smallest normal number, and for -inf. NaN stays NaN.
 template <class F, class V> CTC_FN V exp_of_nonpositive(V x) {
   constexpr F kFloor = F(-Layout<F>::bias - 1) * F(0.7);
   const Split<V> y = split_exp<F>(x < kFloor ? splat<V>(kFloor) : x, V{});

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The lattice of one sequence, frame by frame, `kLanes` pairs of states at a time. Knows nothing of acts or of V.
+// One frame of the lattice of one sequence, `kLanes` pairs of states at a time. Nothing here knows acts or V.
 //
-// One step serves both directions. A state of alpha comes from the left: slot i is (blank i, label i), and its
-// neighbour label i - 1. A state of beta comes from the right: slot i is (blank i, label i - 1), and its neighbour
-// label i.
+// Alpha and beta take the same step. Slot i of alpha is (blank i, label i). Its neighbour is label i - 1, one slot to
+// the left. Slot i of beta is (blank i, label i - 1). Its neighbour is label i, one slot to the right.
 #pragma once
 
-#include "../../common/dual.h"
+#include "../../common/occupancy.h"
 #include "../../common/recursion.h"
 #include "lanes.h"
 
@@ -16,7 +15,7 @@ namespace {
 // n rounded up to whole vectors.
 template <class F> constexpr int64_t padded(int64_t n) { return (n + kLanes<F> - 1) / kLanes<F> * kLanes<F>; }
 
-// What a value type (Scaled or Dual) is made of, and the same type in lanes.
+// The parts of a value type (Scaled or Dual), and the same type with vectors as its parts.
 template <class Value> struct Parts;
 template <template <class> class Type, class R> struct Parts<Type<R>> {
   using F = R;
@@ -28,7 +27,7 @@ template <template <class> class Type, class R> struct InLanesOf<Type<R>> {
 };
 template <class Value> using InLanes = typename InLanesOf<Value>::type;
 
-// Values side by side, part by part: each part `pitch` after the one before it.
+// Values are stored part by part. Each part is an array, `pitch` elements after the part before it.
 template <class F, class V> CTC_FN void load_parts(const F* at, int64_t pitch, Scaled<V>& to) {
   to = {load<V>(at), load<Integer<V>>(reinterpret_cast<const Integer<F>*>(at + pitch))};
 }
@@ -42,12 +41,12 @@ template <class F, class V> CTC_FN void store_parts(F* at, int64_t pitch, Dual<V
   store(at, v.m), store(reinterpret_cast<Integer<F>*>(at + pitch), v.e), store(at + 2 * pitch, v.d);
 }
 
-// The states of one frame: slots of blanks and slots of labels, `pairs` of each with a margin of one vector after them.
+// The states of one frame: an array of blanks and one of labels. Each has `pairs` slots and a margin of one vector.
 template <class Value> struct States {
   using F = typename Parts<Value>::F;
   using V = InLanes<Value>;
   F* parts;       // [part][blank, label][slot]
-  int64_t width;  // slots and margin
+  int64_t width;  // slots, with the margin
 
   static int64_t size(int64_t pairs) { return 2 * Parts<Value>::count * (pairs + kLanes<F>); }
   static States at(F* base, int64_t pairs) { return {base, pairs + kLanes<F>}; }
@@ -60,7 +59,7 @@ template <class Value> struct States {
   Scaled<F> blank(int64_t i) const { return {parts[i], exponents()[i]}; }
   Scaled<F> label(int64_t i) const { return {parts[width + i], exponents()[width + i]}; }
 
-  // Outside of the frames: nothing but the blank at one end of the labels.
+  // The states before the first step. Only the blank at one end of the labels is reached.
   void start(int64_t blank) const {
     for (int64_t i = 0; i < width; i += kLanes<F>) set(i, {V::none(), V::none()});
     exponents()[blank] = 0;
@@ -76,16 +75,16 @@ template <class Value> struct States {
   Integer<F>* exponents() const { return reinterpret_cast<Integer<F>*>(parts + 2 * width); }
 };
 
-// exp(acts) of the labels at one frame in label order, dead beyond them and in the margin; and of the blank. Of a Dual
-// with its change.
+// The emissions of one frame: those of the labels in label order, then that of the blank. Between them, and in the
+// margin, emissions are dead. Emissions of Duals have a change.
 template <class Value> struct Emissions {
   using F = typename Parts<Value>::F;
   using V = InLanes<Value>;
   F* parts;
-  int64_t pitch;  // from a part to the next
-  int64_t last;   // the blank stands here
+  int64_t pitch;  // from one part to the next
+  int64_t last;   // where the blank stands
 
-  // One part of a frame: margin, `pairs` labels, one vector of the blank.
+  // The elements of one part: the margin, `pairs` labels, and one vector of the blank.
   static int64_t width(int64_t pairs) { return pairs + 2 * kLanes<F>; }
 
   CTC_INLINE V labels(int64_t i) const {
@@ -96,10 +95,8 @@ template <class Value> struct Emissions {
   CTC_INLINE V blank() const { return labels(last); }
   F* mantissas() const { return parts; }
   Integer<F>* exponents() const { return reinterpret_cast<Integer<F>*>(parts + pitch); }
-  F* changes() const { return parts + 2 * pitch; }  // of a Dual
+  F* changes() const { return parts + 2 * pitch; }  // if Value is Dual
 };
-
-enum Direction { kAlpha, kBeta };
 
 // The states that any alignment can occupy at frame t, rounded outward to whole vectors. After t + 1 frames at most
 // t + 1 labels have been emitted, and at least L - (T - t) must have been. At T = 2 L this leaves out half of the
@@ -114,7 +111,7 @@ template <class F> Window window(int64_t t, int64_t T, int64_t L, int64_t pairs)
   return {first / N * N, min_of(pairs, padded<F>(t + 2))};
 }
 
-// Each lane gets its lower, or upper, neighbour.
+// Each lane gets its lower neighbour, or its upper neighbour.
 template <class V> CTC_FN Scaled<V> shift_up(Scaled<V> below, Scaled<V> v) {
   return {shift_up(below.m, v.m), shift_up(below.e, v.e)};
 }
@@ -128,9 +125,6 @@ template <class V> CTC_FN Dual<V> shift_down(Dual<V> v, Dual<V> above) {
   return {shift_down(v.m, above.m), shift_down(v.e, above.e), shift_down(v.d, above.d)};
 }
 
-// What an occupancy is, before it is normalised: a number, of a Dual with its derivative.
-template <class Value> using Occupancy = decltype(product(Value{}, Value{}, Integer<typename Parts<Value>::F>{}));
-
 template <class V> CTC_FN auto sum_of_lanes(Number<V> v) {
   using F = typename ElementOf<V>::type;
   return Number<F>{sum_of_lanes(v.value), sum_of_lanes(v.change)};
@@ -140,31 +134,31 @@ template <class F, class V> CTC_FN void store_parts(F* at, int64_t pitch, Number
   store(at, v.value), store(at + pitch, v.change);
 }
 
-// Where occupancies go: those of the labels as they stand, and their sums over the vector lanes.
+// Where the products alpha * beta of a frame go: those of the labels one by one, and the sums of all in each lane.
 template <class Value> struct Posterior {
   using F = typename Parts<Value>::F;
-  using Sum = Occupancy<InLanes<Value>>;
-  States<Value> beta;    // the other direction at this frame, its emission included
+  using Sum = StateProduct<InLanes<Value>>;
+  States<Value> beta;    // at this frame, after its emission
   Integer<F> reference;  // exponent of the total
-  F* labels;             // `pairs` entries a part; 0 before and after the window
-  int64_t pitch;         // from a part to the next
+  F* labels;             // `pairs` entries in each part. They are 0 outside the window
+  int64_t pitch;         // from one part to the next
   Sum blank_sum, label_sum;
 };
 
-// One frame: `to` from `from`. With a posterior, also what alpha holds before the emission times what beta holds after
-// it (eq. 8).
-template <Direction kDirection, bool kFold, bool kOccupancy, class Value>
+// Computes the states `to` of one frame from the states `from` of its neighbour. With a posterior it also multiplies
+// alpha before the emission with beta after the emission (eq. 8).
+template <Recursion kRecursion, bool kFold, bool kOccupancy, class Value>
 CTC_FN void step(Window window, const Integer<typename Parts<Value>::F>* skip, Emissions<Value> y, States<Value> from,
                  States<Value> to, Posterior<Value>* posterior) {
   using F = typename Parts<Value>::F;
   using V = InLanes<Value>;
   using Z = Integer<Lanes<F>>;
   constexpr int N = kLanes<F>;
-  constexpr bool kRight = kDirection == kBeta;  // where the neighbour is
+  constexpr bool kRight = kRecursion == kBeta;  // where the neighbour is
   const V blank = y.blank();
   const int64_t begin = window.begin, end = window.end;
   V label_at = from.labels(begin);
-  V before_this = V::none();  // alpha's labels of the vector before
+  V before_this = V::none();  // alpha: the labels of the vector before
   if (!kRight && begin > 0) before_this = from.labels(begin - N);
   using Sum = typename Posterior<Value>::Sum;
   Sum blank_sum = {}, label_sum = {};
@@ -194,17 +188,18 @@ CTC_FN void step(Window window, const Integer<typename Parts<Value>::F>* skip, E
   if constexpr (kOccupancy) posterior->blank_sum = blank_sum, posterior->label_sum = label_sum;
 }
 
-// Mantissas are folded at frames fixed by their number, so that a frame computed again has the same bits.
-template <Direction kDirection, bool kOccupancy, class Value>
+// One step, with mantissas folded at every kFoldEvery-th frame. The frame number alone decides, so that a frame that is
+// computed again has the same bits.
+template <Recursion kRecursion, bool kOccupancy, class Value>
 void step_at(int64_t t, Window window, const Integer<typename Parts<Value>::F>* skip, Emissions<Value> y,
              States<Value> from, States<Value> to, Posterior<Value>* posterior) {
   if (t % kFoldEvery == 0)
-    step<kDirection, true, kOccupancy>(window, skip, y, from, to, posterior);
+    step<kRecursion, true, kOccupancy>(window, skip, y, from, to, posterior);
   else
-    step<kDirection, false, kOccupancy>(window, skip, y, from, to, posterior);
+    step<kRecursion, false, kOccupancy>(window, skip, y, from, to, posterior);
 }
 
-// The total over all alignments, from beta's states at the first frame (after the last: T = 0).
+// The sum over all alignments, from beta's states at the first frame. If T = 0 these are the states before any step.
 template <class Value> Scaled<typename Parts<Value>::F> total_of(int64_t L, States<Value> beta) {
   using S = Scaled<typename Parts<Value>::F>;
   return fold(total(beta.blank(0), L > 0 ? beta.label(1) : S::none()));

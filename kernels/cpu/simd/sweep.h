@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// The lattice of one sequence, swept once for the total over all alignments and once more for the posterior.
+// Both sweeps over the lattice of one sequence.
 //
-// Beta sweeps from the last frame to the first and gives the total. For a posterior beta stores its states, and alpha
-// sweeps forward and multiplies. If the states of all frames do not fit the cache, beta stores a checkpoint every
-// `block` frames, and each block is computed again when alpha reaches it. The total alone is the first half of that, so
-// it has the same bits.
+// Beta sweeps from the last frame to the first and gives the total, the sum over all alignments. For a posterior beta
+// stores its states. Then alpha sweeps from the first frame to the last and multiplies its states with beta's. If the
+// states of all frames do not fit the cache, beta stores a checkpoint every `block` frames, and each block is computed
+// again when alpha reaches it. The total alone takes beta's sweep alone, so it has the same bits.
 //
-// `Source` supplies the emissions. It must define: `Value`, the value type; `read(begin, end, product)`, which computes
-// one block (and, in the first pass, multiplies the row sums into `product`); `emissions(t)`, valid for the block read
-// last; `frame_bytes()`.
+// `Source` supplies the emissions. It must define:
+//   Value                      the value type
+//   read(begin, end, product)  computes one block and, in the first pass, multiplies the row sums into `product`
+//   emissions(t)               of a frame in the block that was read last
+//   frame_bytes()              the bytes of the emissions of one frame
 #pragma once
 
 #include "emissions.h"
@@ -26,8 +28,8 @@ template <class Source> class Lattice {
     block = block_length();
   }
 
-  int64_t block;  // frames whose states are kept at once
-  Product row_sums;
+  int64_t block;  // frames whose states are stored at once
+  RunningProduct row_sums;
   Scaled<F> z = {};  // the total
 
   void lay_out(Arena& arena) {
@@ -45,7 +47,7 @@ template <class Source> class Lattice {
     states(work[0]).start(L);
   }
 
-  // False: a row without a softmax.
+  // Returns false if a row has no softmax.
   bool sweep_beta() {
     States<Value> at = states(work[0]), next = states(work[1]);
     for (int64_t k = blocks() - 1; k >= 0; --k) {
@@ -53,7 +55,7 @@ template <class Source> class Lattice {
       if (!source.read(begin, end, &row_sums)) return false;
       if (posterior) checkpoint(k).copy(at);
       for (int64_t t = end - 1; t >= begin; --t) {
-        const States<Value> to = posterior && k == 0 ? stored_at(t) : next;  // alpha begins with this block
+        const States<Value> to = posterior && k == 0 ? stored_at(t) : next;  // alpha starts with this block
         step_beta(t, at, to);
         next = at, at = to;
       }
@@ -64,8 +66,8 @@ template <class Source> class Lattice {
 
   bool has_path() const { return z.e >= kNoPath; }
 
-  // keep(t, sum over the blanks, sum over the labels), with the labels' own numbers at occupancies(t), of this frame
-  // and those before it in its group of kFrames.
+  // Calls keep(t, sum over the blanks, sum over the labels) for every frame, in order. The sums are of alpha * beta.
+  // Meanwhile products(t) has those of the labels, of frame t and of the frames before it in its group of kFrames.
   template <class Keep> void sweep_alpha(Keep keep) {
     States<Value> at = states(work[0]), next = states(work[1]);
     at.start(0), next.start(0);
@@ -81,8 +83,7 @@ template <class Source> class Lattice {
         }
       }
       for (int64_t t = begin; t < end; ++t) {
-        // What beta holds after frame t, its emission included.
-        Posterior<Value> at_frame = {stored_at(t), z.e, occupancies(t), kFrames * pairs, {}, {}};
+        Posterior<Value> at_frame = {stored_at(t), z.e, products(t), kFrames * pairs, {}, {}};
         step_at<kAlpha, true>(t, window<F>(t, T, L, pairs), skip, source.emissions(t), at, next, &at_frame);
         keep(t, sum_of_lanes(at_frame.blank_sum), sum_of_lanes(at_frame.label_sum));
         const States<Value> spare = at;
@@ -91,17 +92,17 @@ template <class Source> class Lattice {
     }
   }
 
-  // Of the labels at frame t, not normalised: `pairs` entries; part k of kFrames frames is kFrames * pairs further on.
-  F* occupancies(int64_t t, int part = 0) const { return gamma + (part * kFrames + t % kFrames) * pairs; }
+  // alpha * beta of `pairs` labels at frame t. The second part, of Duals, is the derivative.
+  F* products(int64_t t, int part = 0) const { return gamma + (part * kFrames + t % kFrames) * pairs; }
 
  private:
-  static constexpr int kParts = sizeof(Occupancy<Value>) / sizeof(F);
+  static constexpr int kParts = sizeof(StateProduct<Value>) / sizeof(F);
   static constexpr int64_t kLargeCheckpoints = 256 << 20;  // bytes
 
-  // Keeps every frame's states while they fit 3 MB, because fetching them from the third-level cache is cheaper than
-  // computing them again. Beyond that, blocks have 256 KB, a quarter of the second-level cache. If the checkpoints of
-  // such blocks are large, blocks have about sqrt(T) frames, which makes blocks and checkpoints together small. For the
-  // total alone one block of emissions is kept. The result is a multiple of kFrames, or T.
+  // Stores the states of all frames while they fit 3 MB, because it is cheaper to fetch them from the third-level cache
+  // than to compute them again. Beyond that, a block has 256 KB, a quarter of the second-level cache. If the
+  // checkpoints of such blocks are large, a block has about sqrt(T) frames, because then a block and all checkpoints
+  // together are small. The total alone needs only one block of emissions. The result is a multiple of kFrames, or T.
   int64_t block_length() const {
 #if defined(JAX_CTC_TEST)
     if (tested::block_length > 0) return tested::block_length;
@@ -111,7 +112,7 @@ template <class Source> class Lattice {
     if (T <= (3 << 20) / frame) return max_of<int64_t>(T, 1);
     const int64_t in_cache = max_of<int64_t>(kFoldEvery, (1 << 18) / frame / kFrames * kFrames);
     if (T / in_cache < kLargeCheckpoints / checkpoint) return in_cache;
-    // The least of block * frame + T / block * checkpoint.
+    // The block with the least memory, block * frame + T / block * checkpoint.
     const double least = __builtin_sqrt(double(T) * double(checkpoint) / double(frame));
     return max_of(in_cache, int64_t(least) / kFrames * kFrames);
   }
@@ -130,20 +131,20 @@ template <class Source> class Lattice {
   const int64_t T, L, pairs;
   const bool posterior;
 
-  Integer<F>* skip;     // per pair
-  F* work[2];           // states of the frame before and of this one
+  Integer<F>* skip;     // the mask of each pair
+  F* work[2];           // states of the frame before, and of this one
   F* stored = nullptr;  // beta's states of a block, and of the frame after each block
   F* checkpoints = nullptr;
   F* gamma = nullptr;
 };
 
-// Sums by class of what stands at the labels of kFrames frames, for rows that go through a table.
+// Adds up numbers of the labels by class, at kFrames frames, if rows go through a table.
 template <class F> class ByClass {
  public:
   void lay_out(Arena& arena, int64_t classes) {
     arena.take(sums, kFrames * classes), arena.take(by_class, kFrames * classes);
   }
-  // `values` of the labels, `pairs` from a frame to the next; the result is [frame][class].
+  // `values` has `pairs` numbers for each frame. The result is [frame][class].
   F* gather(const F* values, const int32_t* labels, int64_t pairs, int64_t classes) {
     if constexpr (kLanes<F> >= kFrames) scatter(values, pairs, labels, pairs, classes, sums, by_class);
     return by_class;

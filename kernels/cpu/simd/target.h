@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Code between CTC_TARGET_BEGIN and CTC_TARGET_END is compiled for an instruction set that the machine may not have;
-// the standard headers above it are not. A compiler flag for the whole file would leak into inline functions of those
-// headers, which the linker then picks for everybody.
+// Code between CTC_TARGET_BEGIN and CTC_TARGET_END is compiled for an instruction set that the machine may not have.
+// The standard headers stand above it, and are compiled for every machine. A compiler flag for the whole file would
+// compile their inline functions for that instruction set too, and the linker might pick those for all files.
 #pragma once
 
 #include <cstddef>

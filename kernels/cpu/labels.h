@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which arguments of a sequence are valid, and its labels without padding.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+#include <vector>
+
+#include "../common/batch.h"
+
+namespace jax_ctc {
+
+inline bool is_valid_length(const Shape& s, int32_t length) { return length >= 0 && length <= s.T; }
+
+// Whether each sequence has a valid length and valid labels. The others have no gradient. Residuals say so too if
+// `forward` made them of the same labels, but a program may hand in any residuals.
+inline std::vector<char> valid_sequences(const Batch& p) {
+  const Shape& s = p.shape;
+  std::vector<char> valid(s.sequences());
+  for (int64_t i = 0; i < s.sequences(); ++i) {
+    const int32_t* row = p.labels + i * s.L;
+    bool bad = !is_valid_length(s, p.lengths[i]);
+    for (int64_t k = 0; k < s.L; ++k) bad |= !is_padding(row[k]) & is_bad_label(row[k], s.V, p.blank);
+    valid[i] = !bad;
+  }
+  return valid;
+}
+
+// The labels of one sequence without padding, and the columns of the compact residual where they stand.
+struct UnpaddedLabels {
+  std::vector<int32_t> values, columns;
+  std::vector<int32_t> repeated;  // indices of labels that share the column of an earlier one
+
+  // Returns false if one of them is neither padding nor a valid label.
+  bool read(const Batch& p, const int32_t* row) {
+    values.clear(), columns.clear(), repeated.clear();
+    for (int64_t i = 0; i < p.shape.L; ++i) {
+      if (is_padding(row[i])) continue;
+      if (is_bad_label(row[i], p.shape.V, p.blank)) return false;
+      values.push_back(row[i]), columns.push_back(int32_t(1 + i));
+    }
+    return true;
+  }
+  // Gives equal labels the column of their first occurrence.
+  void share_columns() {
+    const size_t n = values.size();
+    std::vector<int32_t> order(n);
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return values[a] < values[b]; });
+    for (size_t k = 1; k < n; ++k)
+      if (values[order[k]] == values[order[k - 1]]) {
+        columns[order[k]] = columns[order[k - 1]];
+        repeated.push_back(order[k]);
+      }
+  }
+};
+
+}  // namespace jax_ctc

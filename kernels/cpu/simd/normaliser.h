@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+// The normaliser of a row of V logits: the largest entry, and the sum of exp relative to it.
+#pragma once
+
+#include "lanes.h"
+
+namespace jax_ctc {
+namespace {
+
+// softmax(x)[v] = exp(x[v] - shift) / sum, where shift is the largest entry of the row. So sum >= 1. The entries equal
+// to shift are counted and the others are added. So `sum` keeps its digits when one class has nearly all of the
+// probability.
+template <class F> struct Normaliser {
+  F shift;
+  double sum;
+  // A row has no softmax if it has a NaN or a +inf, or if all entries are -inf.
+  bool defined() const { return sum >= 1; }
+};
+
+template <class F> F largest(const F* x, int64_t V) {
+  using Vec = Lanes<F>;
+  constexpr int N = kLanes<F>;
+  const F none = -__builtin_inf();
+  Vec a = splat<Vec>(none), b = a, c = a, d = a;
+  int64_t v = 0;
+  for (; v + 4 * N <= V; v += 4 * N) {  // four chains hide the latency
+    a = max_of(load<Vec>(x + v), a), b = max_of(load<Vec>(x + v + N), b);
+    c = max_of(load<Vec>(x + v + 2 * N), c), d = max_of(load<Vec>(x + v + 3 * N), d);
+  }
+  for (; v + N <= V; v += N) a = max_of(load<Vec>(x + v), a);
+  if (v < V) b = max_of(load_last<Vec>(x, V, V - v, none), b);
+  return max_of_lanes(max_of(max_of(a, b), max_of(c, d)));
+}
+
+// Adds exp(x - shift) of the entries below shift, and counts the entries equal to it.
+template <class F> struct TailSum {
+  using Vec = Lanes<F>;
+  Vec sum = {};
+  Integer<Vec> ties = {};
+  CTC_INLINE void add(Vec x, F shift) {
+    const Integer<Vec> top = x == shift;
+    const Vec e = exp_of_nonpositive<F>(x - shift);
+    sum += top ? Vec{} : e;
+    ties -= top;
+  }
+};
+
+// The sum of exp(x - shift) over n entries, in two parts: the number of entries equal to shift, and the sum of the
+// others.
+struct PartSum {
+  double ties, tail;
+};
+template <class F> PartSum sum_part(const F* x, int64_t n, F shift) {
+  using Vec = Lanes<F>;
+  constexpr int N = kLanes<F>;
+  // A lane makes 16 additions. Then the sum goes on in double, because one float sum over V = 1e5 would give the
+  // gradient an error of 2e-5.
+  constexpr int64_t kPart = 64 * N;
+  PartSum sum = {0, 0};
+  for (int64_t begin = 0; begin < n; begin += kPart) {
+    const int64_t end = min_of(begin + kPart, n);
+    TailSum<F> a, b, c, d;
+    int64_t v = begin;
+    for (; v + 4 * N <= end; v += 4 * N) {
+      a.add(load<Vec>(x + v), shift), b.add(load<Vec>(x + v + N), shift);
+      c.add(load<Vec>(x + v + 2 * N), shift), d.add(load<Vec>(x + v + 3 * N), shift);
+    }
+    for (; v + N <= end; v += N) a.add(load<Vec>(x + v), shift);
+    if (v < end) b.add(load_last<Vec>(x, n, end - v, F(-__builtin_inf())), shift);
+    sum.ties += double(sum_of_lanes((a.ties + b.ties) + (c.ties + d.ties)));
+    sum.tail += double(sum_of_lanes((a.sum + b.sum) + (c.sum + d.sum)));
+  }
+  return sum;
+}
+
+// Of a row, or of a slice of one: the largest entry, the number of entries equal to it, and the sum of exp(x - top) of
+// the others. If all entries are -inf these are (-inf, 0, 0). If there is a NaN or a +inf, `ties` and `tail` are NaN.
+template <class F> struct RowSums {
+  F top;
+  double ties, tail;
+};
+
+// Reads a row in pieces, each twice. A piece stays in the first-level cache between its two passes. The next piece is
+// prefetched meanwhile, because the rows of a sequence lie too far apart for the hardware to do it. `next` is the row
+// that is read next.
+template <class F> RowSums<F> sum_row(const F* x, int64_t V, const F* next) {
+  constexpr int64_t kPiece = 4096 / sizeof(F);
+  constexpr int64_t kLine = 64 / sizeof(F);
+  const F infinity = __builtin_inf();
+  const double nan = __builtin_nan("");
+  F top = -infinity;
+  double ties = 0, tail = 0;
+  for (int64_t begin = 0; begin < V; begin += kPiece) {
+    const int64_t end = min_of(begin + kPiece, V);
+    const bool last = end == V;
+    const F* ahead = last ? next : x + end;
+    const int64_t n = min_of(kPiece, last ? V : V - end);
+    for (int64_t v = 0; v < n; v += kLine) __builtin_prefetch(ahead + v);
+    const F here = largest(x + begin, end - begin);
+    if (here > top) {
+      if (ties > 0) tail = (ties + tail) * __builtin_exp(double(top) - double(here)), ties = 0;
+      top = here;
+    }
+    if (!(top < infinity)) return {top, nan, nan};
+    if (top == -infinity) {  // up to here. Comparisons do not find a NaN
+      for (int64_t v = begin; v < end; ++v)
+        if (x[v] != x[v]) return {top, nan, nan};
+      continue;
+    }
+    const PartSum part = sum_part(x + begin, end - begin, top);
+    ties += part.ties, tail += part.tail;
+  }
+  return {top, ties, tail};
+}
+
+template <class F> Normaliser<F> normalise(const F* x, int64_t V, const F* next) {
+  const RowSums<F> sums = sum_row(x, V, next);
+  return {sums.top, sums.ties > 0 ? sums.ties + sums.tail : __builtin_nan("")};
+}
+
+// The product of many numbers >= 1 without overflow. One log of it at the end takes the place of one log for each.
+struct RunningProduct {
+  double m = 1;
+  int64_t e = 0;
+  CTC_INLINE void multiply(double x) {
+    m *= x;
+    const int64_t pattern = bits<int64_t>(m), exponent = (pattern >> 52) - 1023;
+    m = bits<double>(pattern - exponent * (int64_t(1) << 52));
+    e += exponent;
+  }
+};
+
+}  // namespace
+}  // namespace jax_ctc
