@@ -14,6 +14,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
 from .. import _kernels, _mesh, _operands
+from .._operands import Kind
 
 # What a target's name promises is its operands, attributes and their meaning: programs that were
 # exported or cached hold on to it. A change is a new name.
@@ -146,8 +147,8 @@ def _with_time_moved(op: str, multiple_results: bool) -> Callable[..., Any]:
     def call(*operands: Any, time_axis: int, **parameters: Any) -> Any:
         batch_rank = operands[0].ndim - 2
 
-        def move(x: Any, kind: str, source: int, destination: int) -> Any:
-            return jnp.moveaxis(x, source, destination) if kind in _operands.WITH_FRAMES else x
+        def move(x: Any, kind: Kind, source: int, destination: int) -> Any:
+            return jnp.moveaxis(x, source, destination) if kind.has_time else x
 
         moved = [
             move(x, kind, time_axis, batch_rank)
@@ -174,7 +175,7 @@ def _define_moved_call(op: str) -> Primitive:
     def _(
         acts: Any, labels: Any, lengths: Any, *rest: Any, time_axis: int, **parameters: Any
     ) -> Any:
-        out = result_avals(op, acts, labels, lengths, time_axis=acts.ndim - 2)
+        out = _operands.result_avals(op, acts, labels, time_axis=acts.ndim - 2)
         return out if primitive.multiple_results else out[0]
 
     for platform in _platforms(op):
@@ -208,17 +209,17 @@ def _moved_call_rule(op: str, platform: str) -> Callable[..., Any]:
     return rule
 
 
-def _layout(kind: str, batch_rank: int, time_axis: int) -> tuple[int, ...]:
+def _layout(kind: Kind, batch_rank: int, time_axis: int) -> tuple[int, ...]:
     """Minor to major axes of an array with T next to V, stored with T at `time_axis`."""
-    stored = _operands.axis_names(kind, batch_rank, time_axis)
-    logical = _operands.axis_names(kind, batch_rank, batch_rank)
+    stored = kind.axis_names(batch_rank, time_axis)
+    logical = kind.axis_names(batch_rank, batch_rank)
     return tuple(logical.index(name) for name in reversed(stored))
 
 
 def _partitioning(
-    operand_kinds: Sequence[str],
+    operand_kinds: Sequence[Kind],
     operand_avals: Sequence[Any],
-    result_kinds: Sequence[str],
+    result_kinds: Sequence[Kind],
     result_avals: Sequence[Any],
     batch_rank: int,
 ) -> dict[str, Any]:
@@ -231,10 +232,10 @@ def _partitioning(
     letters: dict[str, str] = {}
     sizes: dict[str, int] = {}
 
-    def factors(kinds: Sequence[str], avals: Sequence[Any]) -> str:
+    def factors(kinds: Sequence[Kind], avals: Sequence[Any]) -> str:
         arrays = []
         for kind, aval in zip(kinds, avals, strict=True):
-            names = _operands.axis_names(kind, batch_rank, batch_rank)
+            names = kind.axis_names(batch_rank, batch_rank)
             for name, size in zip(names, aval.shape, strict=True):
                 letters.setdefault(name, string.ascii_lowercase[8 + len(letters)])
                 sizes[name] = size
@@ -244,7 +245,7 @@ def _partitioning(
     operands = factors(operand_kinds, operand_avals)
     results = factors(result_kinds, result_avals)
     size = ", ".join(f"{letter}={sizes[name]}" for name, letter in letters.items())
-    whole = ", ".join(letter for name, letter in letters.items() if not name.startswith("b"))
+    whole = ", ".join(letter for name, letter in letters.items() if not name.startswith("batch"))
     attributes: dict[str, Any] = {
         "mhlo.frontend_attributes": ir.DictAttr.get(
             {"num_batch_dims": ir.StringAttr.get(str(batch_rank))}
@@ -256,60 +257,6 @@ def _partitioning(
             f"need_replication={{{whole}}}, custom>"
         )
     return attributes
-
-
-# ---- what comes out ----------------------------------------------------------------------------
-
-
-def result_avals(op: str, acts: Any, labels: Any, lengths: Any, *, time_axis: int) -> list[Any]:
-    """Shapes, dtypes and shardings of the results; batch axes stay where acts have them."""
-    V, L = acts.shape[-1], labels.shape[-1]
-    kinds = _operands.SIGNATURES[op].results
-    # Of symbolic sizes (jax.export) it is asked only where it matters.
-    kept = _operands.kept_sizes(V, L) if _operands.COLUMNS in kinds else (0, 0)
-    frames = acts.shape[:-1]
-    shapes = {
-        _operands.ACTS: acts.shape,
-        _operands.ROWS: (*frames, kept[0]),
-        _operands.COLUMNS: (*frames, kept[1]),
-        _operands.FRAMES: frames,
-        _operands.SCORES: (*frames, L),
-        _operands.BATCH: lengths.shape,
-    }
-    sharding = getattr(acts, "sharding", None)
-    spec: list[Any] = [None] * acts.ndim
-    if sharding is not None:
-        spec = [*sharding.spec, *[None] * (acts.ndim - len(sharding.spec))]
-        for axis, name in ((time_axis, "time"), (acts.ndim - 1, "class")):
-            if spec[axis] is not None:
-                raise TypeError(
-                    f"`acts`: expected its {name} axis ({axis}) whole on every device, but its "
-                    f"type has it sharded over {spec[axis]!r}: {acts}. Shard batch axes only, or "
-                    "reshard it first (jax.sharding.reshard)."
-                )
-    batch_spec = [s for axis, s in enumerate(spec[:-1]) if axis != time_axis]
-    specs = {
-        _operands.ACTS: spec,
-        _operands.ROWS: [*spec[:-1], None],
-        _operands.COLUMNS: [*spec[:-1], None],
-        _operands.FRAMES: spec[:-1],
-        _operands.SCORES: [*spec[:-1], None],
-        _operands.BATCH: batch_spec,
-    }
-
-    def aval(kind: str) -> Any:
-        changes: dict[str, Any] = {
-            "shape": shapes[kind],
-            "dtype": acts.dtype if kind == _operands.ACTS else _operands.cost_dtype(acts.dtype),
-            "weak_type": False,
-        }
-        if sharding is not None:
-            changes["sharding"] = jax.sharding.NamedSharding(
-                sharding.mesh, jax.sharding.PartitionSpec(*specs[kind])
-            )
-        return acts.update(**changes)
-
-    return [aval(kind) for kind in kinds]
 
 
 _moved_calls = {op: _define_moved_call(op) for op in TARGETS}

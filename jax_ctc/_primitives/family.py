@@ -47,7 +47,7 @@ def sum_or_zero(out: Any, terms: list[Any]) -> Any:
 def _abstract_eval(
     op: str, acts: Any, labels: Any, lengths: Any, *rest: Any, time_axis: int, **_: Any
 ) -> Any:
-    avals = custom_call.result_avals(op, acts, labels, lengths, time_axis=time_axis)
+    avals = _operands.result_avals(op, acts, labels, time_axis=time_axis)
     return avals if len(avals) > 1 else avals[0]
 
 
@@ -68,7 +68,7 @@ def _batch_acts(op: str, args: Any, dims: Any, *, time_axis: int, **parameters: 
     batch_at = at if before_time else at - 1
     moved = []
     for x, d, kind in zip(args, dims, signature.operands, strict=True):
-        place = at if kind in _operands.WITH_FRAMES else batch_at
+        place = at if kind.has_time else batch_at
         if d is None:
             x = jnp.broadcast_to(
                 jnp.expand_dims(x, place), (*x.shape[:place], size, *x.shape[place:])
@@ -81,5 +81,5 @@ def _batch_acts(op: str, args: Any, dims: Any, *, time_axis: int, **parameters: 
             x = jnp.moveaxis(x, d, place)
         moved.append(x)
     out = primitives[op].bind(*moved, time_axis=time_axis + before_time, **parameters)
-    places = [at if kind in _operands.WITH_FRAMES else batch_at for kind in signature.results]
+    places = [at if kind.has_time else batch_at for kind in signature.results]
     return (out, places) if len(places) > 1 else (out, places[0])

@@ -34,8 +34,8 @@ def _over_batch(f: Callable[..., Any]) -> Callable[..., Any]:
             return f(acts, *rest, time_axis=time_axis, **parameters)
         inner = max(time_axis - 1, 0)
 
-        def axis(kind: str) -> int:
-            return int(kind in _operands.WITH_FRAMES and time_axis == 0)
+        def axis(kind: _operands.Kind) -> int:
+            return int(kind.has_time and time_axis == 0)
 
         outs = [axis(kind) for kind in signature.results]
         return jax.vmap(
