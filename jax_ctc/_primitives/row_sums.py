@@ -68,10 +68,13 @@ def _terms(acts: Array, lengths: Array, top: Array, time_axis: int) -> tuple[Arr
     return jnp.where(some, jnp.exp(jnp.where(some, exact - top[..., None], 0)), 0), used
 
 
-def _sums(
-    acts: Array, symbols: Array, lengths: Array, *, time_axis: int, blank: int, threads: int
-) -> list[Array]:
-    del blank, threads
+def _relative(d_acts: Array, d_top: Any, top: Array) -> Array:
+    """A direction less that of top, in the precision of the costs."""
+    d_acts = d_acts.astype(top.dtype)
+    return d_acts if is_zero(d_top) else d_acts - d_top[..., None]
+
+
+def _sums(acts, symbols, lengths, *, time_axis, **_):
     used = _used(acts, lengths, time_axis)
     top, has_nan = problem.largest(acts, used[..., 0])
     bad = has_nan | (top == jnp.inf)
@@ -84,36 +87,20 @@ def _sums(
     ]
 
 
-def _sums_tangent(
-    acts: Array,
-    symbols: Array,
-    lengths: Array,
-    top: Array,
-    d_acts: Array,
-    *,
-    time_axis: int,
-    blank: int,
-    threads: int,
-) -> list[Array]:
-    del blank, threads
+def _sums_centre(acts, symbols, lengths, top, d_acts, *, time_axis, **_):
+    del symbols
+    terms, _ = _terms(acts, lengths, top, time_axis)
+    mean = product(terms, d_acts.astype(top.dtype)).sum(-1) / jnp.maximum(terms.sum(-1), 1)
+    return jnp.where(jnp.isfinite(mean), mean, 0)
+
+
+def _sums_tangent(acts, symbols, lengths, top, d_acts, d_top, *, time_axis, **_):
     terms, used = _terms(acts, lengths, top, time_axis)
-    d_tail = jnp.where(terms == 0, 0, terms * d_acts.astype(top.dtype)).sum(-1)
+    d_tail = jnp.where(terms == 0, 0, terms * _relative(d_acts, d_top, top)).sum(-1)
     return [d_tail, _scores(d_acts, symbols, used, time_axis)]
 
 
-def _sums_cotangent(
-    acts: Array,
-    symbols: Array,
-    lengths: Array,
-    top: Array,
-    ct_tail: Array,
-    ct_scores: Array,
-    *,
-    time_axis: int,
-    blank: int,
-    threads: int,
-) -> Array:
-    del blank, threads
+def _sums_cotangent(acts, symbols, lengths, top, ct_tail, ct_scores, *, time_axis, **_):
     terms, used = _terms(acts, lengths, top, time_axis)
     ct = ct_tail[..., None]
     dense = jnp.where((ct == 0) | (terms == 0), 0, terms * ct)
@@ -127,46 +114,6 @@ def _sums_cotangent(
     for _ in range(acts.ndim - 1):  # as batching dimensions, which a partitioner can split
         add = jax.vmap(add)
     return add(dense, at, ct_scores).astype(acts.dtype)
-
-
-# ---- directions --------------------------------------------------------------------------------
-
-
-def _sums_centre(
-    acts: Array,
-    symbols: Array,
-    lengths: Array,
-    top: Array,
-    d_acts: Array,
-    *,
-    time_axis: int,
-    **p: Any,
-) -> Array:
-    del symbols, p
-    terms, _ = _terms(acts, lengths, top, time_axis)
-    mean = product(terms, d_acts.astype(top.dtype)).sum(-1) / jnp.maximum(terms.sum(-1), 1)
-    return jnp.where(jnp.isfinite(mean), mean, 0)
-
-
-def _relative_tangent(
-    acts: Array,
-    symbols: Array,
-    lengths: Array,
-    top: Array,
-    d_acts: Array,
-    d_top: Array,
-    **p: Any,
-) -> list[Array]:
-    relative = _relative(d_acts, d_top, top)
-    d_tail, _ = _sums_tangent(acts, symbols, lengths, top, relative, **p)
-    _, d_scores = _sums_tangent(acts, symbols, lengths, top, d_acts, **p)
-    return [d_tail, d_scores]
-
-
-def _relative(d_acts: Array, d_top: Any, top: Array) -> Array:
-    """A direction less that of top, in the precision of the costs."""
-    d_acts = d_acts.astype(top.dtype)
-    return d_acts if is_zero(d_top) else d_acts - d_top[..., None]
 
 
 # ---- batching ----------------------------------------------------------------------------------
@@ -292,7 +239,7 @@ sums_centre_p = define("sums_centre", _sums_centre, _batch_of_one_acts)
 ad.primitive_jvps[sums_centre_p] = _centre_jvp
 ad.primitive_transposes[sums_centre_p] = _centre_transpose
 
-sums_tangent_p = define("sums_tangent", _relative_tangent, _batch_of_one_acts)
+sums_tangent_p = define("sums_tangent", _sums_tangent, _batch_of_one_acts)
 ad.primitive_jvps[sums_tangent_p] = _tangent_jvp
 ad.primitive_transposes[sums_tangent_p] = _tangent_transpose
 

@@ -48,14 +48,14 @@ def _over_batch(f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @_over_batch
-def loss(acts: Array, labels: Array, lengths: Array, **parameters: Any) -> Array:
+def loss(acts, labels, lengths, **parameters):
     """Cost per sequence, in nats."""
     p = problem.make(acts, labels, lengths, **parameters)
     return lattice.cost(p).reshape(lengths.shape)
 
 
 @_over_batch
-def forward(acts: Array, labels: Array, lengths: Array, **parameters: Any) -> list[Array]:
+def forward(acts, labels, lengths, **parameters):
     """Cost, and what the derivatives need: rows (shift, scale) and columns."""
     p = problem.make(acts, labels, lengths, **parameters)
     cost, rows, columns = _forward(p)
@@ -63,15 +63,7 @@ def forward(acts: Array, labels: Array, lengths: Array, **parameters: Any) -> li
 
 
 @_over_batch
-def tangent(
-    acts: Array,
-    labels: Array,
-    lengths: Array,
-    rows: Array,
-    columns: Array,
-    directions: Array,
-    **parameters: Any,
-) -> Array:
+def tangent(acts, labels, lengths, rows, columns, directions, **parameters):
     """Derivative of the cost along `directions`."""
     p = problem.make(acts, labels, lengths, **parameters)
     unit = _gradient(p, rows, columns)
@@ -81,15 +73,7 @@ def tangent(
 
 
 @_over_batch
-def cotangent(
-    acts: Array,
-    labels: Array,
-    lengths: Array,
-    rows: Array,
-    columns: Array,
-    cotangents: Array,
-    **parameters: Any,
-) -> Array:
+def cotangent(acts, labels, lengths, rows, columns, cotangents, **parameters):
     """Gradient of the costs, each times its cotangent; exactly 0 where that is 0."""
     p = problem.make(acts, labels, lengths, **parameters)
     unit = _gradient(p, rows, columns)
@@ -97,16 +81,7 @@ def cotangent(
 
 
 @_over_batch
-def hvp(
-    acts: Array,
-    labels: Array,
-    lengths: Array,
-    rows: Array,
-    columns: Array,
-    cotangents: Array,
-    directions: Array,
-    **parameters: Any,
-) -> Array:
+def hvp(acts, labels, lengths, rows, columns, cotangents, directions, **parameters):
     """Hessian of the costs times `directions`, each times its cotangent."""
     wide, along = acts.astype(cotangents.dtype), _batched(directions).astype(cotangents.dtype)
 
