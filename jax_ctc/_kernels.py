@@ -109,6 +109,11 @@ for _name, _module in (("cpu", cpu), ("CUDA", cuda)):
 most_labels_in_place = cuda.most_labels_in_place if cuda is not None else 0
 
 
+def has_scratch(op: str) -> bool:
+    """Whether the CUDA kernels of an op pass data to each other in scratch memory."""
+    return cuda.scratch_bytes(op, False, 1, 1) > 0
+
+
 def scratch_bytes(op: str, is_double: bool, T: Any, L: Any) -> Any:
     """Memory that a CUDA kernel wants for each sequence. T and L may be symbolic (jax.export)."""
 

@@ -101,16 +101,13 @@ def _custom_call(
 
 def _scratch(op: str, platform: str, ctx: Any, time_axis: int, time_moved: bool) -> list[Any]:
     """On CUDA one result more: memory for the kernels of the call, for XLA to plan."""
-    if platform != "cuda" or op not in _SCRATCH:
+    if platform != "cuda" or not _kernels.has_scratch(op):
         return []
     acts, labels, lengths = ctx.avals_in[:3]
     T = acts.shape[-2 if time_moved else time_axis]
     is_double = acts.dtype == np.float64
     size = _kernels.scratch_bytes(op, is_double, T, labels.shape[-1])
     return [ShapedArray((*lengths.shape, size), np.dtype(np.uint8))]
-
-
-_SCRATCH = ("loss", "forward", "tangent", "hvp")
 
 
 def _aliases(op: str, platform: str, ctx: Any, time_moved: bool) -> dict[int, int]:
