@@ -6,7 +6,7 @@ a label out of range is kept, and a bad label length sets the sequence's length 
 turn either into a cost of NaN.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -48,7 +48,7 @@ def prepare(
 
 
 def _normalised(given: _shapes.Given) -> Arguments:
-    def array(x: Any) -> Array:
+    def array(x: _shapes.Integers) -> Array:
         return jnp.asarray(_values.saturated(x))
 
     acts, labels, lengths = given.acts, array(given.labels), array(given.lengths)

@@ -41,5 +41,5 @@ def check(
     )
     if _values.raise_on_known(given):
         return
-    for verdict in _values.verdicts(given, jnp):
+    for verdict in _values.verdicts(given, given.labels, given.lengths, given.label_lengths, jnp):
         _verdict.expect_none(verdict)

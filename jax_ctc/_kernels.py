@@ -8,7 +8,8 @@ import re
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TypedDict
 
 import jax
 
@@ -57,7 +58,7 @@ def _search_installation() -> bool:
     return True
 
 
-def _load(name: str) -> Any:
+def _load(name: str) -> ModuleType:
     """A module of compiled kernels. Raises ImportError that says what to do."""
     try:
         module = importlib.import_module(f"jax_ctc.{name}")
@@ -83,7 +84,7 @@ def _load(name: str) -> Any:
     return module
 
 
-def _register(module: Any, platform: str) -> None:
+def _register(module: ModuleType, platform: str) -> None:
     for name, handler in module.targets().items():
         jax.ffi.register_ffi_target(name, handler, platform=platform)
         jax.ffi.register_ffi_target_as_batch_partitionable(name)
@@ -91,7 +92,7 @@ def _register(module: Any, platform: str) -> None:
 
 cpu = None if _DISABLED else _load("_cpu")
 # A build without a CUDA compiler has no such module; one that has it needs no device to import it.
-cuda: Any = None
+cuda = None
 if not _DISABLED and importlib.util.find_spec("jax_ctc._cuda") is not None:
     cuda = _load("_cuda")
 
@@ -111,13 +112,14 @@ most_labels_in_place = cuda.most_labels_in_place if cuda is not None else 0
 
 def has_scratch(op: str) -> bool:
     """Whether the CUDA kernels of an op pass data to each other in scratch memory."""
-    return cuda.scratch_bytes(op, False, 1, 1) > 0
+    return cuda is not None and cuda.scratch_bytes(op, False, 1, 1) > 0
 
 
-def scratch_bytes(op: str, is_double: bool, T: Any, L: Any) -> Any:
+def scratch_bytes(op: str, is_double: bool, T: int, L: int) -> int:
     """Memory that a CUDA kernel wants for each sequence. T and L may be symbolic (jax.export)."""
 
     def count(T: int, L: int) -> int:
+        assert cuda is not None
         return cuda.scratch_bytes(op, is_double, T, L)
 
     if isinstance(T, int) and isinstance(L, int):
@@ -128,7 +130,18 @@ def scratch_bytes(op: str, is_double: bool, T: Any, L: Any) -> Any:
     return -(-total // 16) * 16
 
 
-def build_info() -> dict[str, Any]:
+class BuildInfo(TypedDict):
+    version: str
+    jax: str
+    jaxlib: str
+    cpu: str | None
+    cpu_available: list[str]
+    cuda: str | None
+    ffi: tuple[int, int] | None
+    notes: list[str]
+
+
+def build_info() -> BuildInfo:
     """Which kernels are loaded, what they run on, and why a part is missing.
 
     Returns:

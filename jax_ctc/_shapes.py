@@ -5,23 +5,25 @@ Every error names the argument, what was expected, what came, and what to do.
 """
 
 import operator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.core import Tracer
+from jax.typing import ArrayLike
 
+Integers = Array | np.ndarray  # of JAX, or of NumPy in the caller's own dtype
 _FLOATS = (jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16)
 INT32 = np.iinfo(np.int32)
 
 
 class Given(NamedTuple):
     acts: Array
-    labels: Any  # arrays of the caller's own integer dtype: values are judged as they came
-    lengths: Any
-    label_lengths: Any | None
+    labels: Integers
+    lengths: Integers
+    label_lengths: Integers | None
     time_axis: int
     blank: int
     T: int
@@ -30,13 +32,13 @@ class Given(NamedTuple):
 
 
 def checked(
-    acts: Any,
-    labels: Any,
-    lengths: Any,
-    label_lengths: Any,
+    acts: ArrayLike,
+    labels: ArrayLike,
+    lengths: ArrayLike | None,
+    label_lengths: ArrayLike | None,
     *,
-    blank: Any,
-    time_major: Any,
+    blank: int,
+    time_major: bool,
     slices: int = 1,
 ) -> Given:
     """Arrays whose shapes and dtypes agree. Raises TypeError (dtypes) and ValueError (shapes).
@@ -57,7 +59,7 @@ def checked(
     if batched:
         from_acts += f" with time_major={time_major}"
 
-    def fits(name: str, shape: tuple[Any, ...], wanted: Any) -> None:
+    def fits(name: str, shape: tuple[int, ...], wanted: tuple[int, ...] | str) -> None:
         if shape != wanted:
             raise ValueError(f"`{name}`: expected shape {wanted} {from_acts}, got shape {shape}.")
 
@@ -80,7 +82,7 @@ def checked(
 # ---- arrays ------------------------------------------------------------------------------------
 
 
-def activations(acts: Any, labels: Any = None) -> Array:
+def activations(acts: ArrayLike, labels: ArrayLike) -> Array:
     """`acts` as a JAX array of floats."""
     if not isinstance(acts, jax.Array):  # jnp.asarray would copy a tracer
         try:
@@ -100,14 +102,14 @@ def activations(acts: Any, labels: Any = None) -> Array:
     )
 
 
-def _are_floats(x: Any) -> bool:
+def _are_floats(x: ArrayLike) -> bool:
     try:
         return jnp.issubdtype(_array(x).dtype, jnp.floating)
     except (TypeError, ValueError):
         return False
 
 
-def _integers(name: str, x: Any) -> Any:
+def _integers(name: str, x: ArrayLike) -> Integers:
     """JAX arrays, and what only JAX can make one of, as JAX arrays; anything else as NumPy, where
     64-bit values keep their value."""
     try:
@@ -153,11 +155,12 @@ _ADVICE = {
 }
 
 
-def _array(x: Any) -> Any:
+def _array(x: ArrayLike) -> Integers:
     if isinstance(x, jax.Array):
         return x
-    if hasattr(x, "__jax_array__"):  # nnx.Variable and the like
-        return _array(x.__jax_array__())
+    convert = getattr(x, "__jax_array__", None)  # of nnx.Variable and the like
+    if convert is not None:
+        return _array(convert())
     try:
         array = np.asarray(x)
     except jax.errors.TracerArrayConversionError:  # a list with tracers in it
@@ -167,12 +170,12 @@ def _array(x: Any) -> Any:
     return array
 
 
-def _kind(x: Any) -> str:
+def _kind(x: object) -> str:
     name = type(x).__name__
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
-def _all_frames(T: Any, batch: tuple[Any, ...]) -> Any:
+def _all_frames(T: int, batch: tuple[int, ...]) -> Integers:
     if all(isinstance(size, int) for size in (T, *batch)):
         return np.full(batch, T, np.int32)
     return jnp.broadcast_to(jnp.asarray(T, jnp.int32), batch)  # symbolic (jax.export)
@@ -181,7 +184,7 @@ def _all_frames(T: Any, batch: tuple[Any, ...]) -> Any:
 # ---- static arguments --------------------------------------------------------------------------
 
 
-def _static(name: str, value: Any, wanted: str) -> None:
+def _static(name: str, value: object, wanted: str) -> None:
     if isinstance(value, Tracer):
         raise TypeError(
             f"`{name}`: expected {wanted}, got a traced value. It must be known when the program "
@@ -189,14 +192,14 @@ def _static(name: str, value: Any, wanted: str) -> None:
         )
 
 
-def switch(name: str, value: Any) -> bool:
+def switch(name: str, value: bool) -> bool:
     _static(name, value, "a Python bool")
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"`{name}`: expected a Python bool, got {value!r}.")
     return bool(value)
 
 
-def threads_of(num_threads: Any) -> int:
+def threads_of(num_threads: int | None) -> int:
     """As kernels take it: 0 for all that there are."""
     if num_threads is None:
         return 0
@@ -212,7 +215,7 @@ def threads_of(num_threads: Any) -> int:
     return min(threads, INT32.max)
 
 
-def _class_in(V: Any, blank: Any, from_acts: str) -> int:
+def _class_in(V: int, blank: int, from_acts: str) -> int:
     """`blank` in [0, V)."""
     _static("blank", blank, "a Python int")
     try:

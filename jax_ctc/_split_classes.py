@@ -9,7 +9,6 @@ has a size that depends on V.
 
 import math
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ from ._primitives import few_classes
 Names = tuple[str, ...]
 
 
-def axes_of(acts: Any, vocab_axis: str | Names | None) -> Names:
+def axes_of(acts: Array, vocab_axis: str | Names | None) -> Names:
     """The mesh axes over which V is sharded: those named, else those in the type of acts (explicit
     sharding). Raises TypeError (no name) and ValueError (no such axis, or no mesh)."""
     typed = _mesh.sharded_over(acts, acts.ndim - 1) if acts.ndim else ()
@@ -158,7 +157,7 @@ def _cost_of_slices(
     here = jnp.where((symbols >= 0) & (here >= 0) & (here < slice_size), here, -1)
     alike = _mesh.vary_alike(acts, here, lengths)
     part = few_classes.rows(alike[0], alike[1], alike[2], time_axis, threads)
-    p: dict[str, Any] = {"time_axis": time_axis, "blank": 0, "threads": threads}
+    p = {"time_axis": time_axis, "blank": 0, "threads": threads}
 
     def lattice(rows: few_classes.Rows, symbols: Array, columns: Array, lengths: Array) -> Array:
         few = few_classes.acts_of(rows, symbols, time_axis)

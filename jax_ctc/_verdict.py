@@ -9,14 +9,13 @@ where checkify never comes, its lowering says what to do.
 """
 
 import sys
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.experimental import checkify
-from jax.extend.core import Primitive
+from jax.extend.core import ClosedJaxpr, Primitive
 from jax.interpreters import ad, batching, mlir
 
 from . import _mesh, _values
@@ -48,18 +47,17 @@ def _whole(x: Array) -> Array:
 
 def _check(bad: Array, values: Array, *, name: str, what: str) -> None:
     found, place, value = _first(bad, values)
-    keys = [f"i{axis}" for axis in range(len(place))]
-    text = _values.message(name, tuple(f"{{{key}}}" for key in keys), "{value}", what)
-    index: dict[str, Any] = dict(zip(keys, place, strict=True))
-    checkify.check(~found, text, value=value, **index)
+    text = _values.message(name, ["{}"] * len(place), "{}", what)
+    checkify.check(~found, text, *place, value)
 
 
+ArrayOrType = Array | jax.ShapeDtypeStruct
 verdict_p = Primitive("ctc_verdict")
 verdict_p.multiple_results = True
 
 
 @verdict_p.def_impl
-def _(bad: Array, values: Array, *, name: str, what: str) -> list[Any]:
+def _(bad, values, *, name, what):
     found, place, value = _first(bad, values)
     if found:
         index = tuple(int(i) for i in place)
@@ -68,20 +66,20 @@ def _(bad: Array, values: Array, *, name: str, what: str) -> list[Any]:
 
 
 @verdict_p.def_effectful_abstract_eval
-def _(bad: Any, values: Any, **parameters: Any) -> tuple[list[Any], Any]:
+def _(bad, values, **parameters):
     """The effect of a check, without which a program would drop it."""
     plain = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (bad, values)]
     return [], _traced(*plain, **parameters).effects
 
 
-def _traced(bad: Any, values: Any, **parameters: Any) -> Any:
+def _traced(bad: ArrayOrType, values: ArrayOrType, **parameters: str) -> ClosedJaxpr:
     def check(bad: Array, values: Array) -> None:
         _check(bad, values, **parameters)
 
     return jax.make_jaxpr(jax.jit(check))(bad, values)
 
 
-def _batch(args: Any, dims: Any, **parameters: Any) -> tuple[list[Any], list[Any]]:
+def _batch(args, dims, **parameters):
     size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
     front = [
         jnp.broadcast_to(x, (size, *x.shape)) if d is None else jnp.moveaxis(x, d, 0)
@@ -90,11 +88,11 @@ def _batch(args: Any, dims: Any, **parameters: Any) -> tuple[list[Any], list[Any
     return verdict_p.bind(*front, **parameters), []
 
 
-def _jvp(primals: Any, tangents: Any, **parameters: Any) -> tuple[list[Any], list[Any]]:
+def _jvp(primals, tangents, **parameters):
     return verdict_p.bind(*primals, **parameters), []
 
 
-def _lower(*_: Any, **parameters: Any) -> Any:
+def _lower(*_, **parameters):
     raise ValueError(
         "jax_ctc.check: expected to be under checkify, but a program was compiled without it. "
         "Wrap the function before jax.jit: error, out = jax.jit(checkify.checkify(f))(...), then "
@@ -102,10 +100,11 @@ def _lower(*_: Any, **parameters: Any) -> Any:
     )
 
 
-def _checkify(*arguments: Any, **parameters: Any) -> Any:
+def _checkify(*arguments, **parameters):
     """As checkify treats a jitted function that makes the check. What checkify passes before the
     operands is its own: an error and the errors to look for, from JAX 0.12 on a context too."""
     *context, bad, values = arguments
+    assert _RULES is not None
     (call,) = _traced(bad, values, **parameters).eqns
     return _RULES[call.primitive](*context, bad, values, **call.params)
 
@@ -114,6 +113,6 @@ batching.primitive_batchers[verdict_p] = _batch
 ad.primitive_jvps[verdict_p] = _jvp
 mlir.register_lowering(verdict_p, _lower)
 # checkify has no public way to register a rule, and a release may lose this table.
-_RULES: Any = getattr(sys.modules[checkify.check.__module__], "error_checks", None)
+_RULES = getattr(sys.modules[checkify.check.__module__], "error_checks", None)
 if _RULES is not None:
     _RULES[verdict_p] = _checkify

@@ -19,8 +19,6 @@ Parameters of these and of the sums (row_sums.py), all static: `time_axis`, wher
 the axes before V; `blank`; `threads`, how many a CPU kernel may use at most (0: all there are).
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -38,7 +36,7 @@ _ACTS, _LABELS, _ROWS, _LINEAR = 0, 1, 3, 5  # positions of operands
 # ---- batching ----------------------------------------------------------------------------------
 
 
-def _batch_of_one_acts(op: str, args: Any, dims: Any, *, time_axis: int, **parameters: Any) -> Any:
+def _batch_of_one_acts(op, args, dims, *, time_axis, **parameters):
     """Several label sequences (hypotheses), directions or cotangents, but one `acts` for all.
 
     It is not copied: costs, and what derivatives need, come from one pass over it and then from few
@@ -56,7 +54,7 @@ def _batch_of_one_acts(op: str, args: Any, dims: Any, *, time_axis: int, **param
         return _hypotheses(op, args, dims, time_axis=time_axis, **parameters)
     front = [x if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(args, dims, strict=True)]
 
-    def one(some: Any) -> Any:
+    def one(some):
         operands = list(front)
         for i, x in zip(mapped, some, strict=True):
             operands[i] = x
@@ -65,19 +63,17 @@ def _batch_of_one_acts(op: str, args: Any, dims: Any, *, time_axis: int, **param
     return jax.lax.map(one, [front[i] for i in mapped]), 0
 
 
-def _is_more_than(size: Any, other: Any) -> bool:
+def _is_more_than(size: int, other: int) -> bool:
     """False where sizes are symbolic (jax.export) and may be anything."""
     return isinstance(size, int) and isinstance(other, int) and size > other
 
 
-def _hypotheses(
-    op: str, args: Any, dims: Any, *, time_axis: int, blank: int, threads: int
-) -> tuple[Any, Any]:
+def _hypotheses(op, args, dims, *, time_axis, blank, threads):
     """Each label sequence on its own few classes; `sums` reads acts once for all sequences."""
     acts, labels, lengths = args
     p = {"time_axis": time_axis, "blank": 0, "threads": threads}
 
-    def one(labels: Array, lengths: Array) -> Any:
+    def one(labels, lengths):
         symbols, columns = few_classes.symbols_of(labels, blank, acts.shape[-1])
         rows = few_classes.rows(acts, symbols, lengths, time_axis, threads)
         few = few_classes.acts_of(rows, symbols, time_axis)
@@ -96,32 +92,18 @@ def _hypotheses(
         for x, d in zip((labels, lengths), dims[1:], strict=True)
     ]
     axes = tuple(None if d is None else batch_axis for d in dims[1:])
-    places: Any = batch_axis
-    if op == "forward":
-        places = [batch_axis, batch_axis + 1, batch_axis + 1]
+    places = [batch_axis, batch_axis + 1, batch_axis + 1] if op == "forward" else batch_axis
     return jax.vmap(one, axes, places)(*moved), places
 
 
-def _unit_gradient(
-    acts: Array, labels: Array, lengths: Array, *residuals: Array, **p: Any
-) -> Array:
+def _unit_gradient(acts, labels, lengths, *residuals, **p):
     """The gradient of the costs in their own precision, for what is linear in something else."""
     exact = acts.astype(residuals[0].dtype)
     ones = jnp.ones(lengths.shape, exact.dtype)
     return cotangent_p.bind(exact, labels, lengths, *residuals, ones, **p)
 
 
-def _cotangent_once(
-    acts: Array,
-    labels: Array,
-    lengths: Array,
-    rows: Array,
-    columns: Array,
-    ct: Array,
-    *,
-    dim: int,
-    **p: Any,
-) -> tuple[Array, int]:
+def _cotangent_once(acts, labels, lengths, rows, columns, ct, *, dim, **p):
     """Many cotangents of one problem (jacrev): one kernel call and an outer product."""
     unit = _unit_gradient(acts, labels, lengths, rows, columns, **p)
     time_axis = p["time_axis"]
@@ -130,17 +112,7 @@ def _cotangent_once(
     return product(ct, unit[None]).astype(acts.dtype), 0
 
 
-def _tangent_once(
-    acts: Array,
-    labels: Array,
-    lengths: Array,
-    rows: Array,
-    columns: Array,
-    d_acts: Array,
-    *,
-    dim: int,
-    **p: Any,
-) -> tuple[Array, int]:
+def _tangent_once(acts, labels, lengths, rows, columns, d_acts, *, dim, **p):
     """Many directions for one problem (jacfwd): one gradient and a contraction with it."""
     unit = _unit_gradient(acts, labels, lengths, rows, columns, **p)[None]
     d_acts = jnp.moveaxis(d_acts, dim, 0).astype(unit.dtype)
@@ -162,7 +134,7 @@ def _contract(gradient: Array, direction: Array, rows: Array, time_axis: int) ->
     return product(gradient.astype(rows.dtype), direction.astype(rows.dtype)).sum((time_axis, -1))
 
 
-def _loss_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
+def _loss_jvp(primals, tangents, **p):
     if is_zero(tangents[_ACTS]):
         cost = loss_p.bind(*primals, **p)
         return cost, zero_like(cost)
@@ -171,7 +143,7 @@ def _loss_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
     return cost, tangent_p.bind(*primals, rows, columns, tangents[_ACTS], **p)
 
 
-def _forward_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
+def _forward_jvp(primals, tangents, **p):
     cost, rows, columns = forward_p.bind(*primals, **p)
     d_acts = tangents[_ACTS]
     d_cost = (
@@ -180,7 +152,7 @@ def _forward_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
     return [cost, rows, columns], [d_cost, zero_like(rows), zero_like(columns)]
 
 
-def _tangent_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
+def _tangent_jvp(primals, tangents, **p):
     *kept, d_acts = primals
     rows = primals[_ROWS]
     out = tangent_p.bind(*primals, **p)
@@ -193,14 +165,14 @@ def _tangent_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
     return out, sum_or_zero(out, terms)
 
 
-def _tangent_transpose(ct: Any, *operands: Any, **p: Any) -> Any:
+def _tangent_transpose(ct, *operands, **p):
     *kept, d_acts = operands
     assert ad.is_undefined_primal(d_acts)
     out = ad.Zero(d_acts.aval) if is_zero(ct) else cotangent_p.bind(*kept, ct, **p)
     return [None] * len(kept) + [out]
 
 
-def _cotangent_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
+def _cotangent_jvp(primals, tangents, **p):
     *kept, ct = primals
     out = cotangent_p.bind(*primals, **p)
     terms = []
@@ -211,14 +183,14 @@ def _cotangent_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
     return out, sum_or_zero(out, terms)
 
 
-def _cotangent_transpose(d_gradient: Any, *operands: Any, **p: Any) -> Any:
+def _cotangent_transpose(d_gradient, *operands, **p):
     *kept, ct = operands
     assert ad.is_undefined_primal(ct)
     out = ad.Zero(ct.aval) if is_zero(d_gradient) else tangent_p.bind(*kept, d_gradient, **p)
     return [None] * len(kept) + [out]
 
 
-def _hvp_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
+def _hvp_jvp(primals, tangents, **p):
     *kept, ct, u = primals
     out = hvp_p.bind(*primals, **p)
     d_acts, d_ct, d_u = tangents[_ACTS], tangents[_LINEAR], tangents[_LINEAR + 1]
@@ -229,7 +201,7 @@ def _hvp_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
         terms.append(hvp_p.bind(*kept, ct, d_u, **p))
     if not is_zero(d_acts):  # third order and beyond: pure JAX, exact
 
-        def along(d_x: Array, x: Array, *rest: Array) -> Array:
+        def along(d_x, x, *rest):
             return jax.jvp(lambda x: _reference.hvp(x, *rest, **p), (x,), (d_x,))[1]
 
         along = _mesh.with_auto_axes(along, [jax.typeof(out)], several=False)
@@ -237,7 +209,7 @@ def _hvp_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
     return out, sum_or_zero(out, terms)
 
 
-def _hvp_transpose(d_out: Any, *operands: Any, **p: Any) -> Any:
+def _hvp_transpose(d_out, *operands, **p):
     *kept, ct, u = operands
     nothing = [None] * len(kept)
     if ad.is_undefined_primal(u):

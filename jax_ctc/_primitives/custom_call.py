@@ -3,15 +3,16 @@
 
 import functools
 import string
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
+from jax.interpreters.mlir import LoweringRuleContext
 
 from .. import _kernels, _mesh, _operands
 from .._operands import Kind
@@ -29,7 +30,7 @@ TARGETS = {
 }
 
 
-def register(op: str, primitive: Primitive, pure: Callable[..., Any]) -> None:
+def register(op: str, primitive: Primitive, pure: Callable) -> None:
     """Registers every lowering of `primitive`: kernels where there are, `pure` JAX elsewhere."""
     mlir.register_lowering(primitive, _pure_rule(primitive, pure))
     for platform in _platforms(op):
@@ -42,10 +43,10 @@ def _platforms(op: str) -> list[str]:
     return [name for name, targets in _kernels.TARGETS.items() if TARGETS.get(op) in targets]
 
 
-def _pure_rule(primitive: Primitive, pure: Callable[..., Any]) -> Callable[..., Any]:
+def _pure_rule(primitive: Primitive, pure: Callable) -> mlir.LoweringRule:
     several = primitive.multiple_results
 
-    def rule(ctx: Any, *operands: Any, **parameters: Any) -> Any:
+    def rule(ctx, *operands, **parameters):
         function = _mesh.with_auto_axes(
             functools.partial(pure, **parameters), ctx.avals_out, several
         )
@@ -54,15 +55,15 @@ def _pure_rule(primitive: Primitive, pure: Callable[..., Any]) -> Callable[..., 
     return rule
 
 
-def _kernel_rule(op: str, primitive: Primitive, platform: str) -> Callable[..., Any]:
+def _kernel_rule(op: str, primitive: Primitive, platform: str) -> mlir.LoweringRule:
     """One custom call, in a form that a partitioner can split where one will look at it."""
     partitioned = mlir.lower_fun(
         _with_time_moved(op, primitive.multiple_results),
         multiple_results=primitive.multiple_results,
     )
 
-    def rule(ctx: Any, *operands: Any, time_axis: int, blank: int, threads: int) -> Any:
-        parameters: dict[str, Any] = {"time_axis": time_axis, "blank": blank, "threads": threads}
+    def rule(ctx, *operands, time_axis, blank, threads):
+        parameters = {"time_axis": time_axis, "blank": blank, "threads": threads}
         if _mesh.is_unpartitioned(ctx):
             return _custom_call(op, platform, ctx, operands, **parameters)
         return partitioned(ctx, *operands, **parameters)
@@ -73,18 +74,24 @@ def _kernel_rule(op: str, primitive: Primitive, platform: str) -> Callable[..., 
 def _custom_call(
     op: str,
     platform: str,
-    ctx: Any,
-    operands: Sequence[Any],
+    ctx: LoweringRuleContext,
+    operands: Sequence[mlir.ir.Value],
     *,
     time_axis: int,
     blank: int,
     threads: int,
     time_moved: bool = False,
-    **extra: Any,
-) -> Any:
+    operand_layouts: Sequence[Sequence[int]] | None = None,
+    result_layouts: Sequence[Sequence[int]] | None = None,
+    extra_attributes: Mapping[str, mlir.ir.Attribute] | None = None,
+):
     wanted = len(ctx.avals_out)
     lower = jax.ffi.ffi_lowering(
-        TARGETS[op], operand_output_aliases=_aliases(op, platform, ctx, time_moved), **extra
+        TARGETS[op],
+        operand_layouts=operand_layouts,
+        result_layouts=result_layouts,
+        operand_output_aliases=_aliases(op, platform, ctx, time_moved),
+        extra_attributes=extra_attributes,
     )
     results = lower(
         ctx.replace(
@@ -99,18 +106,20 @@ def _custom_call(
     return results[:wanted]
 
 
-def _scratch(op: str, platform: str, ctx: Any, time_axis: int, time_moved: bool) -> list[Any]:
+def _scratch(
+    op: str, platform: str, ctx: LoweringRuleContext, time_axis: int, time_moved: bool
+) -> list[ShapedArray]:
     """On CUDA one result more: memory for the kernels of the call, for XLA to plan."""
     if platform != "cuda" or not _kernels.has_scratch(op):
         return []
-    acts, labels, lengths = ctx.avals_in[:3]
+    acts, labels, lengths, *_ = _operand_types(ctx)
     T = acts.shape[-2 if time_moved else time_axis]
     is_double = acts.dtype == np.float64
     size = _kernels.scratch_bytes(op, is_double, T, labels.shape[-1])
     return [ShapedArray((*lengths.shape, size), np.dtype(np.uint8))]
 
 
-def _aliases(op: str, platform: str, ctx: Any, time_moved: bool) -> dict[int, int]:
+def _aliases(op: str, platform: str, ctx: LoweringRuleContext, time_moved: bool) -> dict[int, int]:
     """What the gradient takes the place of.
 
     Dense: the gradient that the forward pass kept. Compact, on CUDA: acts, which saves their size
@@ -118,7 +127,8 @@ def _aliases(op: str, platform: str, ctx: Any, time_moved: bool) -> dict[int, in
     """
     if op != "cotangent" or (platform == "cpu" and time_moved):
         return {}
-    acts, labels = ctx.avals_in[:2]
+    types = _operand_types(ctx)
+    acts, labels = types[:2]
     V, L = acts.shape[-1], labels.shape[-1]
     dense = _operands.is_dense(V, L)
     if dense is None:
@@ -127,8 +137,12 @@ def _aliases(op: str, platform: str, ctx: Any, time_moved: bool) -> dict[int, in
         fits = isinstance(L, int) and L <= _kernels.most_labels_in_place
         return {0: 0} if platform == "cuda" and fits else {}
     kept = _operands.SIGNATURES[op].operands.index(_operands.COLUMNS)
-    same = ctx.avals_in[kept].dtype == ctx.avals_out[0].dtype
+    same = types[kept].dtype == acts.dtype  # that of the gradient
     return {kept: 0} if same else {}
+
+
+def _operand_types(ctx: LoweringRuleContext) -> list[ShapedArray]:
+    return [aval for aval in ctx.avals_in if isinstance(aval, ShapedArray)]
 
 
 # ---- on many devices ---------------------------------------------------------------------------
@@ -138,13 +152,13 @@ def _aliases(op: str, platform: str, ctx: Any, time_moved: bool) -> dict[int, in
 # rule for Shardy then declare the leading axes as batch, and T, V and L as replicated.
 
 
-def _with_time_moved(op: str, multiple_results: bool) -> Callable[..., Any]:
+def _with_time_moved(op: str, multiple_results: bool) -> Callable:
     signature = _operands.SIGNATURES[op]
 
-    def call(*operands: Any, time_axis: int, **parameters: Any) -> Any:
+    def call(*operands, time_axis, **parameters):
         batch_rank = operands[0].ndim - 2
 
-        def move(x: Any, kind: Kind, source: int, destination: int) -> Any:
+        def move(x: Array, kind: Kind, source: int, destination: int) -> Array:
             return jnp.moveaxis(x, source, destination) if kind.has_time else x
 
         moved = [
@@ -169,9 +183,7 @@ def _define_moved_call(op: str) -> Primitive:
     primitive.multiple_results = len(signature.results) > 1
 
     @primitive.def_abstract_eval
-    def _(
-        acts: Any, labels: Any, lengths: Any, *rest: Any, time_axis: int, **parameters: Any
-    ) -> Any:
+    def _(acts, labels, lengths, *rest, time_axis, **parameters):
         out = _operands.result_avals(op, acts, labels, time_axis=acts.ndim - 2)
         return out if primitive.multiple_results else out[0]
 
@@ -180,10 +192,10 @@ def _define_moved_call(op: str) -> Primitive:
     return primitive
 
 
-def _moved_call_rule(op: str, platform: str) -> Callable[..., Any]:
+def _moved_call_rule(op: str, platform: str) -> mlir.LoweringRule:
     signature = _operands.SIGNATURES[op]
 
-    def rule(ctx: Any, *operands: Any, time_axis: int, **parameters: Any) -> Any:
+    def rule(ctx, *operands, time_axis, **parameters):
         batch_rank = ctx.avals_in[0].ndim - 2
         layouts = functools.partial(_layout, batch_rank=batch_rank, time_axis=time_axis)
         scratch = _scratch(op, platform, ctx, time_axis, time_moved=True)
@@ -215,11 +227,11 @@ def _layout(kind: Kind, batch_rank: int, time_axis: int) -> tuple[int, ...]:
 
 def _partitioning(
     operand_kinds: Sequence[Kind],
-    operand_avals: Sequence[Any],
+    operand_avals: Sequence[ShapedArray],
     result_kinds: Sequence[Kind],
-    result_avals: Sequence[Any],
+    result_avals: Sequence[ShapedArray],
     batch_rank: int,
-) -> dict[str, Any]:
+) -> dict[str, mlir.ir.Attribute]:
     """Attributes that let GSPMD and Shardy split the call along its batch axes."""
     ir = mlir.ir
     avals = [*operand_avals, *result_avals]
@@ -229,7 +241,7 @@ def _partitioning(
     letters: dict[str, str] = {}
     sizes: dict[str, int] = {}
 
-    def factors(kinds: Sequence[Kind], avals: Sequence[Any]) -> str:
+    def factors(kinds: Sequence[Kind], avals: Sequence[ShapedArray]) -> str:
         arrays = []
         for kind, aval in zip(kinds, avals, strict=True):
             names = kind.axis_names(batch_rank, batch_rank)
@@ -243,7 +255,7 @@ def _partitioning(
     results = factors(result_kinds, result_avals)
     size = ", ".join(f"{letter}={sizes[name]}" for name, letter in letters.items())
     whole = ", ".join(letter for name, letter in letters.items() if not name.startswith("batch"))
-    attributes: dict[str, Any] = {
+    attributes: dict[str, mlir.ir.Attribute] = {
         "mhlo.frontend_attributes": ir.DictAttr.get(
             {"num_batch_dims": ir.StringAttr.get(str(batch_rank))}
         )

@@ -2,11 +2,11 @@
 """What all primitives have alike: abstract evaluation, batching, lowerings."""
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, xla
 
@@ -15,10 +15,12 @@ from . import custom_call, taylor
 
 RESIDUALS = "ctc_residuals"  # the name under which a remat policy can save them
 
+Tangent = Array | ad.Zero  # or a cotangent
+
 primitives: dict[str, Primitive] = {}
 
 
-def define(op: str, pure: Callable[..., Any], batch: Callable[..., Any] | None = None) -> Primitive:
+def define(op: str, pure: Callable, batch: Callable | None = None) -> Primitive:
     """The primitive of an op. `pure` computes it where there is no kernel. `batch`, if given, is
     tried first under vmap; it returns None to fall back to `_batch_acts`."""
     primitive = Primitive("ctc" if op == "loss" else f"ctc_{op}")
@@ -32,31 +34,29 @@ def define(op: str, pure: Callable[..., Any], batch: Callable[..., Any] | None =
     return primitive
 
 
-def is_zero(tangent: Any) -> bool:
+def is_zero(tangent: Tangent) -> bool:
     return type(tangent) is ad.Zero
 
 
-def zero_like(x: Any) -> Any:
+def zero_like(x: Array) -> ad.Zero:
     return ad.Zero(jax.typeof(x))
 
 
-def sum_or_zero(out: Any, terms: list[Any]) -> Any:
+def sum_or_zero(out: Array, terms: Sequence[Array]) -> Tangent:
     return functools.reduce(jnp.add, terms) if terms else zero_like(out)
 
 
-def _abstract_eval(
-    op: str, acts: Any, labels: Any, lengths: Any, *rest: Any, time_axis: int, **_: Any
-) -> Any:
+def _abstract_eval(op, acts, labels, lengths, *rest, time_axis, **_):
     avals = _operands.result_avals(op, acts, labels, time_axis=time_axis)
     return avals if len(avals) > 1 else avals[0]
 
 
-def _batch(op: str, better: Any, args: Any, dims: Any, **parameters: Any) -> Any:
+def _batch(op, better, args, dims, **parameters):
     done = better(op, args, dims, **parameters) if better is not None else None
     return done if done is not None else _batch_acts(op, args, dims, **parameters)
 
 
-def _batch_acts(op: str, args: Any, dims: Any, *, time_axis: int, **parameters: Any) -> Any:
+def _batch_acts(op, args, dims, *, time_axis, **parameters):
     """The new axis stays where acts have it: acts are moved only where they are mapped over V."""
     signature = _operands.SIGNATURES[op]
     names = _mesh.mapped_over(args, dims)

@@ -11,8 +11,9 @@ has no derivative. Derivatives are multiplied by `product`: a zero stays a zero,
 directions and cotangents hold.
 """
 
-from functools import partial, wraps
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import partial, reduce, wraps
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from jax.interpreters import ad
 
 from .. import _mesh
 from . import row_sums
-from .family import RESIDUALS, define, is_zero, sum_or_zero, zero_like
+from .family import RESIDUALS, define, is_zero, zero_like
 from .zero_product import product
 
 
@@ -40,12 +41,12 @@ class Rows(NamedTuple):
     scores: Array  # batch with T, D; 0 where the symbol is not local
 
 
-def _by_itself(f: Any) -> Any:
+def _by_itself(f: Callable) -> Callable:
     """Compiled for itself wherever it stands: fused with what is computed from it for a derivative,
     it would have other bits."""
 
     @wraps(f)
-    def alone(*operands: Array, **static: Any) -> Array:
+    def alone(*operands, **static):
         return lax.optimization_barrier(f(*lax.optimization_barrier(operands), **static))
 
     return alone
@@ -87,7 +88,7 @@ def _largest(top: Array, names: tuple[str, ...]) -> Array:
 
 
 @_largest.defjvp
-def _(names: tuple[str, ...], primals: Any, tangents: Any) -> tuple[Array, Array]:
+def _(names, primals, tangents):
     """The tangent of `top` may be any (row_sums.py): that of the slices which have it is known."""
     largest = _largest(primals[0], names)
     has_it = primals[0] == largest
@@ -113,7 +114,7 @@ def _tail(top: Array, ties: Array, tail: Array, new_top: Array) -> Array:
 
 
 @_tail.defjvp
-def _(primals: Any, tangents: Any) -> tuple[Array, Array]:
+def _(primals, tangents):
     top, ties, tail, new_top = primals
     d_top, _, d_tail, d_new_top = tangents
     # Never 0: a slice that adds nothing has the cotangent NaN where its sequence has it.
@@ -164,22 +165,12 @@ def cost_of(few: Array, given: Rows, symbols: Array, lengths: Array, time_axis: 
 
 
 @_by_itself
-def _left_out_of_frames(
-    scores: Array,
-    symbols: Array,
-    lengths: Array,
-    top: Array,
-    ties: Array,
-    tail: Array,
-    *,
-    time_axis: int,
-    **_: Any,
-) -> Array:
+def _left_out_of_frames(scores, symbols, lengths, top, ties, tail, *, time_axis, **_):
     del symbols
     return _over_frames(_left_out(top, ties, tail, scores), lengths, time_axis)
 
 
-def _left_out_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
+def _left_out_jvp(primals, tangents, **p):
     """The softmax over all, less that over the few."""
     scores, _, lengths, _, ties, tail = primals
     d_scores, d_tail = tangents[0], tangents[5]
@@ -194,7 +185,7 @@ def _left_out_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
         )
     if not terms:
         return out, zero_like(out)
-    return out, _over_frames(sum_or_zero(out, terms), lengths, p["time_axis"])
+    return out, _over_frames(reduce(jnp.add, terms), lengths, p["time_axis"])
 
 
 def _over_frames(x: Array, lengths: Array, time_axis: int) -> Array:
@@ -234,7 +225,7 @@ def _softmax(scores: Array, ties: Array) -> Array:
 
 
 @_softmax.defjvp
-def _(primals: Any, tangents: Any) -> tuple[Array, Array]:
+def _(primals, tangents):
     p, direction = _softmax(*primals), tangents[0]
     return p, product(p, direction - product(p, direction).sum(-1, keepdims=True))
 

@@ -23,7 +23,7 @@ keeps its digits. For the same reason the cotangent of `top` is not needed: what
 gradient is 0.
 """
 
-from typing import Any
+from functools import reduce
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ from jax.interpreters import ad
 
 from .. import _mesh, _operands
 from .._reference import problem
-from .family import RESIDUALS, define, is_zero, primitives, sum_or_zero, zero_like
+from .family import RESIDUALS, Tangent, define, is_zero, primitives, sum_or_zero, zero_like
 from .zero_product import product
 
 _SYMBOLS, _LENGTHS, _TOP, _LINEAR = 1, 2, 3, 4  # positions of operands
@@ -68,10 +68,10 @@ def _terms(acts: Array, lengths: Array, top: Array, time_axis: int) -> tuple[Arr
     return jnp.where(some, jnp.exp(jnp.where(some, exact - top[..., None], 0)), 0), used
 
 
-def _relative(d_acts: Array, d_top: Any, top: Array) -> Array:
+def _relative(d_acts: Array, d_top: Tangent, top: Array) -> Array:
     """A direction less that of top, in the precision of the costs."""
     d_acts = d_acts.astype(top.dtype)
-    return d_acts if is_zero(d_top) else d_acts - d_top[..., None]
+    return d_acts if isinstance(d_top, ad.Zero) else d_acts - d_top[..., None]
 
 
 def _sums(acts, symbols, lengths, *, time_axis, **_):
@@ -119,9 +119,7 @@ def _sums_cotangent(acts, symbols, lengths, top, ct_tail, ct_scores, *, time_axi
 # ---- batching ----------------------------------------------------------------------------------
 
 
-def _batch_of_one_acts(
-    op: str, args: Any, dims: Any, *, time_axis: int, **parameters: Any
-) -> tuple[Any, Any] | None:
+def _batch_of_one_acts(op, args, dims, *, time_axis, **parameters):
     """Several sets of symbols, but one `acts` for all: it is read once, for all symbols together.
 
     Frames that are in use for any are read for all; nobody looks at those behind his own length.
@@ -151,7 +149,7 @@ def _batch_of_one_acts(
 # ---- derivatives -------------------------------------------------------------------------------
 
 
-def _sums_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
+def _sums_jvp(primals, tangents, **p):
     top, count, tail, scores = sums_p.bind(*primals, **p)
     top, count, tail, scores = (checkpoint_name(x, RESIDUALS) for x in (top, count, tail, scores))
     out, d_acts = [top, count, tail, scores], tangents[0]
@@ -162,7 +160,7 @@ def _sums_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
     return out, [d_top, zero_like(count), d_tail, d_scores]
 
 
-def _centre_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
+def _centre_jvp(primals, tangents, **p):
     """A choice is no function of acts."""
     out = sums_centre_p.bind(*primals, **p)
     if is_zero(tangents[_LINEAR]):
@@ -170,12 +168,12 @@ def _centre_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
     return out, sums_centre_p.bind(*primals[:_LINEAR], tangents[_LINEAR], **p)
 
 
-def _centre_transpose(ct: Any, *operands: Any, **_: Any) -> Any:
+def _centre_transpose(ct, *operands, **_):
     del ct
     return [None] * _LINEAR + [ad.Zero(operands[_LINEAR].aval)]
 
 
-def _tangent_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
+def _tangent_jvp(primals, tangents, **p):
     *kept, d_acts, d_top = primals
     out = sums_tangent_p.bind(*primals, **p)
     d_tail, d_scores = [], []
@@ -191,7 +189,7 @@ def _tangent_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
     return out, [sum_or_zero(out[0], d_tail), sum_or_zero(out[1], d_scores)]
 
 
-def _tangent_transpose(cts: Any, *operands: Any, **p: Any) -> Any:
+def _tangent_transpose(cts, *operands, **p):
     *kept, d_acts, d_top = operands
     assert ad.is_undefined_primal(d_acts)
     nothing = [ad.Zero(d_top.aval) if ad.is_undefined_primal(d_top) else None]
@@ -202,7 +200,7 @@ def _tangent_transpose(cts: Any, *operands: Any, **p: Any) -> Any:
     return [*[None] * len(kept), sums_cotangent_p.bind(exact, *kept[1:], *cts, **p), *nothing]
 
 
-def _cotangent_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
+def _cotangent_jvp(primals, tangents, **p):
     *kept, ct_tail, ct_scores = primals
     out = sums_cotangent_p.bind(*primals, **p)
     d_cts, terms = tangents[_LINEAR:], []
@@ -215,14 +213,14 @@ def _cotangent_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
         terms.append(sums_cotangent_p.bind(*kept, *map(ad.instantiate_zeros, d_cts), **p))
     of_tail = sums_cotangent_p.bind(*kept, ct_tail, jnp.zeros_like(ct_scores), **p)
     terms.append(product(of_tail, _relative(tangents[0], tangents[_TOP], kept[_TOP])))
-    return out, sum_or_zero(out, terms).astype(out.dtype)
+    return out, reduce(jnp.add, terms).astype(out.dtype)
 
 
-def _cotangent_transpose(d_out: Any, *operands: Any, **p: Any) -> Any:
+def _cotangent_transpose(d_out, *operands, **p):
     *kept, ct_tail, ct_scores = operands
     cts = (ct_tail, ct_scores)
     if is_zero(d_out):
-        out: list[Any] = [ad.Zero(x.aval) if ad.is_undefined_primal(x) else None for x in cts]
+        out = [ad.Zero(x.aval) if ad.is_undefined_primal(x) else None for x in cts]
     else:
         # Not relative to anything: these cotangents need not add up to 0 in a frame.
         along = sums_tangent_p.bind(*kept, d_out, jnp.zeros_like(kept[_TOP]), **p)

@@ -8,11 +8,11 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Primitive
 
@@ -27,7 +27,7 @@ def register(primitive: Primitive) -> None:
         return
     rules = _jet.jet_rules
 
-    def rule(primals: Sequence[Any], series: Sequence[Sequence[Any]], **parameters: Any) -> Any:
+    def rule(primals, series, **parameters):
         rules.setdefault(_name_p(), _named)
         order = len(series[0])
         curves = [
@@ -37,7 +37,7 @@ def register(primitive: Primitive) -> None:
             for x, terms in zip(primals, series, strict=True)
         ]
 
-        def at(t: Any) -> Any:
+        def at(t):
             return primitive.bind(*(x(t) for x in curves), **parameters)
 
         value, *derivatives = _orders(at, order)(jnp.float32(0))
@@ -58,7 +58,7 @@ def _name_p() -> Primitive:
     return jax.make_jaxpr(lambda x: checkpoint_name(x, ""))(np.float32(0)).eqns[0].primitive
 
 
-def _named(primals: Any, series: Any, **parameters: Any) -> Any:
+def _named(primals, series, **parameters):
     return _name_p().bind(*primals, **parameters), series[0]
 
 
@@ -69,15 +69,16 @@ def _factors(order: int) -> list[float]:
     return [1.0 if scaled else float(math.factorial(k)) for k in range(1, order + 1)]
 
 
-def _curve(derivatives: Sequence[Any]) -> Callable[[Any], Any]:
+def _curve(derivatives: Sequence[Array]) -> Callable[[Array], Array]:
     """A function with these derivatives at 0, which is never asked for anything elsewhere."""
 
     @jax.custom_jvp
-    def curve(_: Any) -> Any:
+    def curve(t):
+        del t
         return derivatives[0]
 
     @curve.defjvp
-    def _(primals: Any, tangents: Any) -> Any:
+    def _(primals, tangents):
         if len(derivatives) == 1:
             return curve(*primals), jnp.zeros_like(derivatives[0])
         slope = _curve(derivatives[1:])(*primals)
@@ -86,13 +87,13 @@ def _curve(derivatives: Sequence[Any]) -> Callable[[Any], Any]:
     return curve
 
 
-def _orders(f: Callable[[Any], Any], order: int) -> Callable[[Any], list[Any]]:
+def _orders(f: Callable, order: int) -> Callable[[Array], list[Array]]:
     """f and its derivatives up to this order."""
     if order == 0:
         return lambda t: [f(t)]
     below = _orders(f, order - 1)
 
-    def up(t: Any) -> list[Any]:
+    def up(t):
         values, slopes = jax.jvp(below, (t,), (jnp.ones_like(t),))
         return [*values, slopes[-1]]
 

@@ -6,8 +6,6 @@ A derivative that is exactly 0 stays so, whatever direction or cotangent it is m
 the cotangent. The product here is a primitive: linear in each factor, and its own transpose.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -28,14 +26,14 @@ def _product(x: Array, y: Array) -> Array:
     return jnp.where((x == 0) | (y == 0), 0, x * y)
 
 
-def _batch(args: Any, dims: Any) -> tuple[Array, int]:
+def _batch(args, dims):
     x, y = (
         x[None] if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(args, dims, strict=True)
     )
     return product(x, y), 0
 
 
-def _jvp(primals: Any, tangents: Any) -> Any:
+def _jvp(primals, tangents):
     (x, y), (d_x, d_y) = primals, tangents
     terms = [product(d_x, y)] if type(d_x) is not ad.Zero else []
     terms += [product(x, d_y)] if type(d_y) is not ad.Zero else []
@@ -43,7 +41,7 @@ def _jvp(primals: Any, tangents: Any) -> Any:
     return out, sum(terms[1:], terms[0]) if terms else ad.Zero(jax.typeof(out))
 
 
-def _transpose(ct: Any, x: Any, y: Any) -> list[Any]:
+def _transpose(ct, x, y):
     if ad.is_undefined_primal(x):
         return [ad.Zero(x.aval) if type(ct) is ad.Zero else product(ct, y), None]
     return [None, ad.Zero(y.aval) if type(ct) is ad.Zero else product(x, ct)]

@@ -12,7 +12,6 @@ none, also where a cotangent or a direction is not finite.
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +22,13 @@ from . import lattice, problem
 from .problem import Problem
 
 
-def _over_batch(f: Callable[..., Any]) -> Callable[..., Any]:
+def _over_batch(f: Callable) -> Callable:
     """`f` knows at most one batch axis. Further ones are mapped over: merged by a reshape, axes
     that are sharded over devices would be gathered."""
     signature = _operands.SIGNATURES[f.__name__]
 
     @functools.wraps(f)
-    def mapped(acts: Array, *rest: Array, time_axis: int, **parameters: Any) -> Any:
+    def mapped(acts, *rest, time_axis, **parameters):
         if acts.ndim <= 3:
             return f(acts, *rest, time_axis=time_axis, **parameters)
         inner = max(time_axis - 1, 0)
@@ -160,15 +159,15 @@ def _gradient(p: Problem, rows: Array, columns: Array) -> Array:
     )
 
 
-def _is_dense_now(V: Any, L: Any) -> Array:
+def _is_dense_now(V: int, L: int) -> Array:
     return jnp.asarray(V) <= jnp.asarray(L) + 1
 
 
-def _narrowed(x: Array, size: Any) -> Array:
+def _narrowed(x: Array, size: int) -> Array:
     return lax.slice_in_dim(x, 0, size, axis=-1)
 
 
-def _widened(x: Array, size: Any) -> Array:
+def _widened(x: Array, size: int) -> Array:
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, size - x.shape[-1])])
 
 

@@ -7,7 +7,7 @@ would show in the bits is written out: XLA chooses another order for another bat
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,19 +21,22 @@ from .scaled import Scaled
 # is run again when its states are needed.
 _KEPT = 1 << 24
 
+Index = Array | int
+Tree = TypeVar("Tree")
+
 
 class _Blocks(NamedTuple):
     """The frames in `number` blocks of `size`. The last block ends with the last frame, so it may
     begin with frames of the block before it."""
 
     number: int
-    size: Any
-    frames: Any  # of all blocks
+    size: int
+    frames: int  # of all blocks
 
-    def start(self, i: Any) -> Any:
+    def start(self, i: Index) -> Index:
         return 0 if self.number == 1 else jnp.minimum(i * self.size, self.frames - self.size)
 
-    def is_first_time(self, i: Any) -> Array | bool:
+    def is_first_time(self, i: Index) -> Array | bool:
         """(size, 1): False for frames of the block before."""
         if self.number == 1:
             return True
@@ -54,7 +57,7 @@ def _blocks(p: Problem) -> _Blocks:
     return _Blocks(-(-T // size), size, T)
 
 
-def _of_block(p: Problem, blocks: _Blocks, i: Any) -> tuple[Scaled, Array]:
+def _of_block(p: Problem, blocks: _Blocks, i: Index) -> tuple[Scaled, Array]:
     """Emissions (size, N, S) and frames in use (size, N)."""
     start = blocks.start(i)
     used, shift = (lax.dynamic_slice_in_dim(x, start, blocks.size) for x in (p.used, p.rows.shift))
@@ -83,12 +86,16 @@ def _advance(states: Scaled, may_skip: Array) -> Scaled:
 
 
 def _sweep(
-    start: Scaled, emissions: Scaled, used: Array, may_skip: Array, keep: Callable[..., Any]
-) -> Any:
+    start: Scaled,
+    emissions: Scaled,
+    used: Array,
+    may_skip: Array,
+    keep: Callable[[Scaled, Scaled], Tree],
+) -> tuple[Scaled, Tree]:
     """Runs the recursion over frames. Returns the last states, and what `keep` makes of each
     frame's states before and after its emission."""
 
-    def frame(states: Scaled, inputs: Any) -> Any:
+    def frame(states, inputs):
         emission, in_use = inputs
         before = _advance(states, may_skip)
         after = scaled.times(before, emission)
@@ -118,7 +125,7 @@ def _skip_ahead(p: Problem) -> Array:
     return jnp.flip(jnp.pad(p.may_skip, ((0, 0), (0, 2)))[:, 2:], -1)
 
 
-def _both(alpha: Any, beta: Any, axis: int) -> Any:
+def _both(alpha: Tree, beta: Tree, axis: int) -> Tree:
     """The two directions side by side. On an axis of its own, because N may be sharded."""
     return jax.tree.map(lambda a, b: jnp.stack([a, b], axis), alpha, beta)
 
@@ -130,7 +137,7 @@ def cost(p: Problem) -> Array:
     """Costs (N,)."""
     blocks = _blocks(p)
 
-    def block(alpha: Scaled, i: Any) -> Any:
+    def block(alpha, i):
         return _sweep(alpha, *_of_block(p, blocks, i), p.may_skip, _nothing)
 
     first = _start(p, jnp.zeros_like(p.last))
@@ -147,13 +154,13 @@ def cost_and_columns(p: Problem, dense: bool) -> tuple[Array, Array, Array]:
     skips = _both(p.may_skip, skip_ahead, 0)
     first, last = _start(p, jnp.zeros_like(p.last)), _flipped(_start(p, p.last), -1)
 
-    def back(beta: Scaled, i: Any) -> Any:
+    def back(beta, i):
         emissions, used = _of_block(p, blocks, i)
         emissions = _flipped(emissions, 0, -1)
         return _sweep(beta, emissions, jnp.flip(used, 0), skip_ahead, _nothing)[0], beta
 
     # Beta is the same sweep over reversed frames and states, so one sweep does both.
-    def block(alpha: Scaled, inputs: Any) -> Any:
+    def block(alpha, inputs):
         i, beta = inputs
         emissions, used = _of_block(p, blocks, i)
         ends, pairs = _sweep(
@@ -209,7 +216,7 @@ def _cost(p: Problem, end: Scaled) -> tuple[Array, Array]:
     before = end.at(jnp.maximum(p.last - 1, 0))
     z = scaled.add(last, scaled.where(p.last > 0, before, scaled.none_like(last.m)))  # eq. 6
 
-    def add(total: tuple[Array, Array], x: Array) -> Any:
+    def add(total, x):
         return scaled.add_exactly(total, x), None
 
     nothing = jnp.zeros_like(z.m)

@@ -5,7 +5,8 @@ Arrays with frames and no classes are (T, N), whatever the order of acts. What h
 the order of acts and is never copied: it is read by reductions over V and by gathers of classes.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,8 @@ import numpy as np
 from jax import Array, lax
 
 from .. import _operands
+
+Carry = TypeVar("Carry")
 
 
 class Rows(NamedTuple):
@@ -105,7 +108,9 @@ def _rows(acts: Array, top: Array, used: Array, time_axis: int) -> Rows:
 _GROUP = 256
 
 
-def _over_classes(f: Any, start: Any, acts: Array, used: Array) -> Any:
+def _over_classes(
+    f: Callable[[Carry, Array, Array], Carry], start: Carry, acts: Array, used: Array
+) -> Carry:
     """Folds `f(carry, x, fresh)` over groups of classes: x in the precision of costs, 0 in unused
     frames; `fresh`, which of its classes have not been in another group."""
     V, dtype = acts.shape[-1], _operands.cost_dtype(acts.dtype)
@@ -116,7 +121,7 @@ def _over_classes(f: Any, start: Any, acts: Array, used: Array) -> Any:
     if not isinstance(V, int) or V <= _GROUP:
         return f(start, masked(acts), used[..., None])
 
-    def group(carry: Any, i: Array) -> Any:
+    def group(carry, i):
         source = acts
         if acts.dtype == jnp.bfloat16:
             # XLA on a CPU slices no bfloat16: it would convert all of acts, before the loop. With a
@@ -159,7 +164,7 @@ def count_and_tail(acts: Array, used: Array, shift: Array) -> tuple[Array, Array
 
 
 @count_and_tail.defjvp
-def _count_and_tail_jvp(primals: Any, tangents: Any) -> Any:
+def _(primals, tangents):
     """`shift` is no function of acts; the tail has the derivative of the whole sum."""
     acts, used, shift = primals
     count, tail = count_and_tail(*primals)
@@ -189,7 +194,7 @@ def swapped(x: Array, time_axis: int) -> Array:
     return x if time_axis == 0 else jnp.swapaxes(x, 0, 1)
 
 
-def logits(p: Problem, start: Any, count: Any) -> Array:
+def logits(p: Problem, start: Array | int, count: int) -> Array:
     """(count, N, S) of each state's class in the frames from `start` on, 0 in unused ones. acts are
     read where these are, and nowhere else."""
     dimensions = lax.GatherDimensionNumbers(

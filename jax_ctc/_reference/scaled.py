@@ -4,7 +4,7 @@
 Exponents are integers and have no tangent; a tangent of m shares the exponent of its value.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,12 +28,12 @@ class Scaled(NamedTuple):
         return Scaled(*(jnp.take_along_axis(x, pick, axis=-1)[:, 0] for x in self))
 
 
-def _layout(dtype: Any) -> tuple[Any, int, int]:
+def _layout(dtype: np.dtype) -> tuple[type[np.signedinteger], int, int]:
     """Integer type, mantissa bits and exponent bias."""
     return (np.int64, 52, 1023) if dtype == np.float64 else (np.int32, 23, 127)
 
 
-def pow2(d: Array, dtype: Any) -> Array:
+def pow2(d: Array, dtype: np.dtype) -> Array:
     """2^d for integers d up to the bias, and exactly 0 from minus the bias down."""
     _, mantissa, bias = _layout(dtype)
     return lax.bitcast_convert_type((jnp.maximum(d, -bias) + bias) << mantissa, dtype)

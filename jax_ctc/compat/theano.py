@@ -8,7 +8,6 @@ the gradient 0, where Theano left what an earlier call had written.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 from jax import Array
@@ -37,12 +36,11 @@ def ctc_available() -> bool:
     As in Theano `ctc_available.msg` says why something is missing; None where nothing is.
     """
     notes = _kernels.build_info()["notes"] if _kernels.cpu is None else []
-    _available.msg = " ".join(notes) or None
+    ctc_available.msg = " ".join(notes) or None  # pyright: ignore[reportFunctionMemberAccess]
     return True
 
 
-_available: Any = ctc_available
-_available.msg = None
+ctc_available.msg = None  # pyright: ignore[reportFunctionMemberAccess]
 
 
 @dataclass(frozen=True)
