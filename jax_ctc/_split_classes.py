@@ -152,29 +152,29 @@ def _cost_of_slices(
 ) -> Array:
     """On each device: acts (T, B, V / M), or another order, of the V of all M devices."""
     M, slice_size = lax.psum(1, names), acts.shape[-1]
-    symbols, columns = few_classes.symbols_of(labels, blank, M * slice_size)
-    here = symbols - lax.axis_index(names) * slice_size
-    here = jnp.where((symbols >= 0) & (here >= 0) & (here < slice_size), here, -1)
-    alike = _mesh.vary_alike(acts, here, lengths)
-    part = few_classes.rows(alike[0], alike[1], alike[2], time_axis, threads)
-    p = {"time_axis": time_axis, "blank": 0, "threads": threads}
+    symbols, few_labels = few_classes.symbols_of(labels, blank, M * slice_size)
+    local = symbols - lax.axis_index(names) * slice_size
+    local = jnp.where((symbols >= 0) & (local >= 0) & (local < slice_size), local, -1)
+    alike = _mesh.vary_alike(acts, local, lengths)
+    part = few_classes.sums_of(alike[0], alike[1], alike[2], time_axis, threads)
+    params = {"time_axis": time_axis, "blank": 0, "threads": threads}
 
-    def lattice(rows: few_classes.Rows, symbols: Array, columns: Array, lengths: Array) -> Array:
-        few = few_classes.acts_of(rows, symbols, time_axis)
-        few, columns, lengths = _mesh.vary_alike(few, columns, lengths)
-        cost = _primitives.loss_p.bind(few, columns, lengths, **p)
-        return few_classes.cost_of(cost, rows, symbols, lengths, time_axis)
+    def costs_of(sums: few_classes.Sums, symbols: Array, labels: Array, lengths: Array) -> Array:
+        few_acts = few_classes.acts_of(sums, symbols, time_axis)
+        few_acts, labels, lengths = _mesh.vary_alike(few_acts, labels, lengths)
+        few_cost = _primitives.loss_p.bind(few_acts, labels, lengths, **params)
+        return few_classes.cost_of(few_cost, sums, symbols, lengths, time_axis)
 
     # If M divides the batch, each device runs the recursion for 1/M of the sequences, instead of
     # all M devices running all of them. The volume communicated is the same. Device m takes
     # sequences m, m + M, m + 2M, ...: the batch may also be sharded over other mesh axes that are
     # not visible here, and a strided split leaves that sharding as it is.
     mesh = jax.sharding.get_abstract_mesh()
-    unknown = math.prod(n for name, n in mesh.shape.items() if name not in mesh.manual_axes)
+    invisible = math.prod(n for name, n in mesh.shape.items() if name not in mesh.manual_axes)
     B = lengths.shape[0] if lengths.ndim == 1 else 0
-    if B == 0 or B % (M * unknown):
-        rows = few_classes.over_slices(part, names, share=None, scatters=False)
-        return lattice(rows, symbols, columns, lengths)
+    if B == 0 or B % (M * invisible):
+        sums = few_classes.over_slices(part, names, share=None, scatters=False)
+        return costs_of(sums, symbols, few_labels, lengths)
 
     def shares(x: Array, axis: int = 0) -> Array:
         return x.reshape(*x.shape[:axis], B // M, M, *x.shape[axis + 1 :])
@@ -183,16 +183,17 @@ def _cost_of_slices(
         return lax.dynamic_index_in_dim(shares(x), lax.axis_index(names), 1, keepdims=False)
 
     batch_axis = 1 - time_axis
-    shared = few_classes.Rows(*(shares(x, batch_axis) for x in part))
-    # Where other axes are open XLA scatters only what it has gathered over them.
-    some = few_classes.over_slices(shared, names, batch_axis + 1, scatters=unknown == 1)
-    costs = lattice(some, own(symbols), own(columns), own(lengths))
+    shared = few_classes.Sums(*(shares(x, batch_axis) for x in part))
+    # If other axes are not manual, a reduce-scatter would first gather over them.
+    scatters = invisible == 1
+    sums = few_classes.over_slices(shared, names, batch_axis + 1, scatters=scatters)
+    costs = costs_of(sums, own(symbols), own(few_labels), own(lengths))
     return _gathered(costs, names)
 
 
 def _gathered(part: Array, names: Names) -> Array:
-    """(B / M,), every M-th of B, on each of M devices as (B,) on all: a sum in which each adds its
-    own."""
+    """(B,) on all M devices, from (B / M,), every M-th of B, on each. This is a sum in which each
+    device contributes its own part."""
     M = lax.psum(1, names)
     everyone = jnp.zeros_like(part, shape=(part.shape[0], M))
     mine = lax.dynamic_update_index_in_dim(everyone, part, lax.axis_index(names), 1)

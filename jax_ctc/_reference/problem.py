@@ -95,9 +95,9 @@ def make(
 def _rows(acts: Array, top: Array, used: Array, time_axis: int) -> Rows:
     in_order = swapped(used, time_axis)
     shift = lax.stop_gradient(jnp.where(in_order, top, 0))
-    count, tail = count_and_tail(acts, in_order, shift)
-    count = jnp.where(in_order, count, 1)
-    rows = shift, count + tail, jnp.log(count) + jnp.log1p(tail / count)
+    ties, tail = ties_and_tail(acts, in_order, shift)
+    ties = jnp.where(in_order, ties, 1)
+    rows = shift, ties + tail, jnp.log(ties) + jnp.log1p(tail / ties)
     return Rows(*(swapped(x, time_axis) for x in rows))
 
 
@@ -149,7 +149,7 @@ def largest(acts: Array, used: Array) -> tuple[Array, Array]:
 
 
 @jax.custom_jvp
-def count_and_tail(acts: Array, used: Array, shift: Array) -> tuple[Array, Array]:
+def ties_and_tail(acts: Array, used: Array, shift: Array) -> tuple[Array, Array]:
     """How many logits are equal to `shift`, the largest, so that a sum of 1 + 1e-9 keeps its
     digits; and the sum of exp(acts - shift) of all others. 0 in unused frames."""
 
@@ -163,14 +163,14 @@ def count_and_tail(acts: Array, used: Array, shift: Array) -> tuple[Array, Array
     return _over_classes(f, (nothing, nothing), acts, used)
 
 
-@count_and_tail.defjvp
+@ties_and_tail.defjvp
 def _(primals, tangents):
     """`shift` is no function of acts; the tail has the derivative of the whole sum."""
     acts, used, shift = primals
-    count, tail = count_and_tail(*primals)
+    ties, tail = ties_and_tail(*primals)
     terms = softmax(acts, shift, used.astype(shift.dtype))
     change = jnp.where(used[..., None], tangents[0].astype(shift.dtype), 0)
-    return (count, tail), (jnp.zeros_like(count), (terms * change).sum(-1))
+    return (ties, tail), (jnp.zeros_like(ties), (terms * change).sum(-1))
 
 
 def sum_in_order(x: Array) -> Array:
