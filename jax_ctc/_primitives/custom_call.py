@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a primitive to what runs it: a custom call where kernels are registered, else pure JAX."""
+"""Lowerings of the primitives: a custom call on platforms with kernels, pure JAX on all others."""
 
 import functools
 import string
@@ -17,8 +17,8 @@ from jax.interpreters.mlir import LoweringRuleContext
 from .. import _kernels, _mesh, _operands
 from .._operands import Kind
 
-# What a target's name promises is its operands, attributes and their meaning: programs that were
-# exported or cached hold on to it. A change is a new name.
+# The name of a target promises its operands, its attributes and their meaning, because exported and
+# cached programs call it by this name. A change needs a new name.
 TARGETS = {
     "loss": "jax_ctc_loss_v1",
     "forward": "jax_ctc_forward_v1",
@@ -31,7 +31,8 @@ TARGETS = {
 
 
 def register(op: str, primitive: Primitive, pure: Callable) -> None:
-    """Registers every lowering of `primitive`: kernels where there are, `pure` JAX elsewhere."""
+    """Registers the lowerings of `primitive`: kernels on platforms that have one, `pure` JAX on all
+    others."""
     mlir.register_lowering(primitive, _pure_rule(primitive, pure))
     for platform in _platforms(op):
         rule = _kernel_rule(op, primitive, platform)
@@ -39,34 +40,33 @@ def register(op: str, primitive: Primitive, pure: Callable) -> None:
 
 
 def _platforms(op: str) -> list[str]:
-    """Those that have a kernel for it."""
+    """The platforms that have a kernel for the op."""
     return [name for name, targets in _kernels.TARGETS.items() if TARGETS.get(op) in targets]
 
 
 def _pure_rule(primitive: Primitive, pure: Callable) -> mlir.LoweringRule:
     several = primitive.multiple_results
 
-    def rule(ctx, *operands, **parameters):
-        function = _mesh.with_auto_axes(
-            functools.partial(pure, **parameters), ctx.avals_out, several
-        )
+    def rule(ctx, *operands, **params):
+        function = _mesh.with_auto_axes(functools.partial(pure, **params), ctx.avals_out, several)
         return mlir.lower_fun(function, multiple_results=several)(ctx, *operands)
 
     return rule
 
 
 def _kernel_rule(op: str, primitive: Primitive, platform: str) -> mlir.LoweringRule:
-    """One custom call, in a form that a partitioner can split where one will look at it."""
+    """One custom call. If a partitioner will read the module, the call has a form that it can
+    split."""
     partitioned = mlir.lower_fun(
         _with_time_moved(op, primitive.multiple_results),
         multiple_results=primitive.multiple_results,
     )
 
     def rule(ctx, *operands, time_axis, blank, threads):
-        parameters = {"time_axis": time_axis, "blank": blank, "threads": threads}
+        params = {"time_axis": time_axis, "blank": blank, "threads": threads}
         if _mesh.is_unpartitioned(ctx):
-            return _custom_call(op, platform, ctx, operands, **parameters)
-        return partitioned(ctx, *operands, **parameters)
+            return _custom_call(op, platform, ctx, operands, **params)
+        return partitioned(ctx, *operands, **params)
 
     return rule
 
@@ -109,7 +109,8 @@ def _custom_call(
 def _scratch(
     op: str, platform: str, ctx: LoweringRuleContext, time_axis: int, time_moved: bool
 ) -> list[ShapedArray]:
-    """On CUDA one result more: memory for the kernels of the call, for XLA to plan."""
+    """The type of one more result on CUDA: memory that the kernels of a call share. It is a result,
+    so that XLA plans it."""
     if platform != "cuda" or not _kernels.has_scratch(op):
         return []
     acts, labels, lengths, *_ = _operand_types(ctx)
@@ -120,10 +121,11 @@ def _scratch(
 
 
 def _aliases(op: str, platform: str, ctx: LoweringRuleContext, time_moved: bool) -> dict[int, int]:
-    """What the gradient takes the place of.
+    """Which operand the gradient aliases, as {operand: result}.
 
-    Dense: the gradient that the forward pass kept. Compact, on CUDA: acts, which saves their size
-    where they are dead, and costs a copy where they are not. On the CPU that copy is all it does.
+    In the dense layout it aliases the gradient that the forward pass kept. In the compact layout on
+    CUDA it aliases acts. That saves the size of acts if they are not used again, and costs a copy
+    if they are. On the CPU the alias would save nothing and cost the copy, so there is none.
     """
     if op != "cotangent" or (platform == "cpu" and time_moved):
         return {}
@@ -148,14 +150,15 @@ def _operand_types(ctx: LoweringRuleContext) -> list[ShapedArray]:
 # ---- on many devices ---------------------------------------------------------------------------
 #
 # XLA can partition a custom call only along leading axes. So T is transposed next to V logically,
-# and the operand gets a layout that leaves the bytes where they are. `num_batch_dims` (GSPMD) and a
-# rule for Shardy then declare the leading axes as batch, and T, V and L as replicated.
+# and the operand gets a layout that leaves the bytes where they are. `num_batch_dims` (for GSPMD)
+# and a sharding rule (for Shardy) then declare the leading axes as batch, and T, V and L as
+# replicated.
 
 
 def _with_time_moved(op: str, multiple_results: bool) -> Callable:
     signature = _operands.SIGNATURES[op]
 
-    def call(*operands, time_axis, **parameters):
+    def call(*operands, time_axis, **params):
         batch_rank = operands[0].ndim - 2
 
         def move(x: Array, kind: Kind, source: int, destination: int) -> Array:
@@ -165,7 +168,7 @@ def _with_time_moved(op: str, multiple_results: bool) -> Callable:
             move(x, kind, time_axis, batch_rank)
             for x, kind in zip(operands, signature.operands, strict=True)
         ]
-        out = _moved_calls[op].bind(*moved, time_axis=time_axis, **parameters)
+        out = _moved_calls[op].bind(*moved, time_axis=time_axis, **params)
         outs = out if multiple_results else [out]
         back = [
             move(x, kind, batch_rank, time_axis)
@@ -177,13 +180,14 @@ def _with_time_moved(op: str, multiple_results: bool) -> Callable:
 
 
 def _define_moved_call(op: str) -> Primitive:
-    """The custom call on operands that have T next to V, stored with T at `time_axis`."""
+    """The custom call as a primitive of its own. Its operands have T next to V logically, and are
+    stored with T at `time_axis`."""
     signature = _operands.SIGNATURES[op]
     primitive = Primitive(f"ctc_{op}_call")
     primitive.multiple_results = len(signature.results) > 1
 
     @primitive.def_abstract_eval
-    def _(acts, labels, lengths, *rest, time_axis, **parameters):
+    def _(acts, labels, lengths, *rest, time_axis, **params):
         out = _operands.result_avals(op, acts, labels, time_axis=acts.ndim - 2)
         return out if primitive.multiple_results else out[0]
 
@@ -195,7 +199,7 @@ def _define_moved_call(op: str) -> Primitive:
 def _moved_call_rule(op: str, platform: str) -> mlir.LoweringRule:
     signature = _operands.SIGNATURES[op]
 
-    def rule(ctx, *operands, time_axis, **parameters):
+    def rule(ctx, *operands, time_axis, **params):
         batch_rank = ctx.avals_in[0].ndim - 2
         layouts = functools.partial(_layout, batch_rank=batch_rank, time_axis=time_axis)
         scratch = _scratch(op, platform, ctx, time_axis, time_moved=True)
@@ -212,14 +216,15 @@ def _moved_call_rule(op: str, platform: str) -> mlir.LoweringRule:
             extra_attributes=_partitioning(
                 signature.operands, ctx.avals_in, results, [*ctx.avals_out, *scratch], batch_rank
             ),
-            **parameters,
+            **params,
         )
 
     return rule
 
 
 def _layout(kind: Kind, batch_rank: int, time_axis: int) -> tuple[int, ...]:
-    """Minor to major axes of an array with T next to V, stored with T at `time_axis`."""
+    """The layout, minor to major, of an array with T next to V that is stored with T at
+    `time_axis`."""
     stored = kind.axis_names(batch_rank, time_axis)
     logical = kind.axis_names(batch_rank, batch_rank)
     return tuple(logical.index(name) for name in reversed(stored))
@@ -236,7 +241,7 @@ def _partitioning(
     ir = mlir.ir
     avals = [*operand_avals, *result_avals]
     if not all(isinstance(d, int) for aval in avals for d in aval.shape):
-        return {}  # symbolic sizes (jax.export): single device only
+        return {}  # symbolic sizes (jax.export): such a program is for one device
     # Shardy names factors i, j, k, ... by first appearance.
     letters: dict[str, str] = {}
     sizes: dict[str, int] = {}
@@ -254,7 +259,9 @@ def _partitioning(
     operands = factors(operand_kinds, operand_avals)
     results = factors(result_kinds, result_avals)
     size = ", ".join(f"{letter}={sizes[name]}" for name, letter in letters.items())
-    whole = ", ".join(letter for name, letter in letters.items() if not name.startswith("batch"))
+    replicated = ", ".join(
+        letter for name, letter in letters.items() if not name.startswith("batch")
+    )
     attributes: dict[str, mlir.ir.Attribute] = {
         "mhlo.frontend_attributes": ir.DictAttr.get(
             {"num_batch_dims": ir.StringAttr.get(str(batch_rank))}
@@ -263,7 +270,7 @@ def _partitioning(
     if getattr(jax.config, "jax_use_shardy_partitioner", True):
         attributes["sdy.sharding_rule"] = ir.Attribute.parse(
             f"#sdy.op_sharding_rule<({operands})->({results}) {{{size}}} "
-            f"need_replication={{{whole}}}, custom>"
+            f"need_replication={{{replicated}}}, custom>"
         )
     return attributes
 
