@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operands of the primitives, from what callers pass.
+"""The operands of the primitives, from the arguments of the caller.
 
 `Arguments` has int32 labels and lengths. An invalid sequence is encoded in the values themselves:
 a label out of range is kept, and a bad label length sets the sequence's length to -1. The kernels
@@ -33,9 +33,9 @@ def prepare(
     time_major: bool,
     slices: int | None = None,
 ) -> Arguments:
-    """Checks and normalises what the public functions were called with. Raises TypeError (dtypes)
-    and ValueError (shapes; values where they are known). `acts` may be one of so many `slices` of
-    the classes, over devices on which all else is the same."""
+    """Checks the arguments of a public function and makes them operands. Raises TypeError (dtypes)
+    and ValueError (shapes, and values if they are known). If `slices` is given, `acts` hold one of
+    that many slices of V, and all other arguments are the same on every device."""
     given = _shapes.checked(
         acts, labels, lengths, label_lengths, blank=blank, time_major=time_major, slices=slices or 1
     )

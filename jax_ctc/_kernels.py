@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the compiled kernels, registers their handlers with XLA, and says why where it cannot."""
+"""Finds the compiled kernels and registers their handlers with XLA, or says why it cannot."""
 
 import importlib
 import importlib.util
@@ -24,8 +24,8 @@ if _SETTING and not _DISABLED:
 
 
 def _runtime_ffi_version() -> tuple[int, int] | None:
-    """The version of XLA's FFI that the installed jaxlib speaks, from the header it ships. None
-    without that header: XLA then compares versions itself when a handler is registered."""
+    """The version of XLA's FFI in the installed jaxlib, from its header. None if jaxlib has no such
+    header; XLA then compares the versions when a handler is registered."""
     header = Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
     if not header.is_file():
         return None
@@ -36,8 +36,8 @@ def _runtime_ffi_version() -> tuple[int, int] | None:
 def _search_installation() -> bool:
     """Makes the kernels of an installation of this version importable, if there is one.
 
-    In a checkout's own folder Python finds these sources before the installed package, which alone
-    has kernels."""
+    In the folder of a checkout Python finds these sources before the installed package, and only
+    the installed package has kernels."""
     try:
         installed = metadata.distribution("jax_ctc")
     except metadata.PackageNotFoundError:
@@ -59,7 +59,7 @@ def _search_installation() -> bool:
 
 
 def _load(name: str) -> ModuleType:
-    """A module of compiled kernels. Raises ImportError that says what to do."""
+    """Imports a module of compiled kernels. Its ImportError says what to do."""
     try:
         module = importlib.import_module(f"jax_ctc.{name}")
     except ModuleNotFoundError as error:
@@ -91,12 +91,12 @@ def _register(module: ModuleType, platform: str) -> None:
 
 
 cpu = None if _DISABLED else _load("_cpu")
-# A build without a CUDA compiler has no such module; one that has it needs no device to import it.
+# A build without a CUDA compiler has no module _cuda. The module needs no device to be imported.
 cuda = None
 if not _DISABLED and importlib.util.find_spec("jax_ctc._cuda") is not None:
     cuda = _load("_cuda")
 
-# The lowering asks this: which kernels are registered on which platform. All else runs pure JAX.
+# The targets registered on each platform, for the lowerings. All other ops run pure JAX.
 TARGETS = {
     name: frozenset(module.targets())
     for name, module in (("cpu", cpu), ("cuda", cuda))
@@ -116,7 +116,7 @@ def has_scratch(op: str) -> bool:
 
 
 def scratch_bytes(op: str, is_double: bool, T: int, L: int) -> int:
-    """Memory that a CUDA kernel wants for each sequence. T and L may be symbolic (jax.export)."""
+    """Bytes of scratch memory per sequence on CUDA. T and L may be symbolic (jax.export)."""
 
     def count(T: int, L: int) -> int:
         assert cuda is not None
@@ -124,7 +124,7 @@ def scratch_bytes(op: str, is_double: bool, T: int, L: int) -> int:
 
     if isinstance(T, int) and isinstance(L, int):
         total = count(T, L)
-    else:  # bilinear
+    else:  # the bytes are a bilinear function of T and L
         a, b, c = count(0, 0), count(1, 0), count(0, 1)
         total = a + (b - a) * T + (c - a) * L + (count(1, 1) - b - c + a) * T * L
     return -(-total // 16) * 16

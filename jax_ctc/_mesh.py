@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of mesh axes: over which a value is sharded or varies, and who partitions it."""
+"""Mesh axes: which of them shard a value, over which it varies, and whether XLA partitions it."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh
 
 
 def sharded_over(x: Array, axis: int) -> tuple[str, ...]:
-    """The mesh axes over which the type of x shards one of its axes (explicit sharding)."""
+    """The mesh axes over which the type of x shards the given axis (explicit sharding)."""
     entry = jax.typeof(x).sharding.spec[axis]
     if entry is None:
         return ()
@@ -19,14 +19,14 @@ def sharded_over(x: Array, axis: int) -> tuple[str, ...]:
 
 
 def varying_axes(x: Array) -> frozenset[str]:
-    """Manual mesh axes over which a value differs from device to device."""
+    """The manual mesh axes over which x differs from device to device."""
     aval = jax.typeof(x)
     manual = getattr(aval, "manual_axis_type", None)  # jax >= 0.10; `vma` before
     return frozenset(manual.varying if manual is not None else getattr(aval, "vma", ()))
 
 
 def vary_alike(*arrays: Array) -> tuple[Array, ...]:
-    """shard_map asks that a primitive's operands vary over the same mesh axes."""
+    """The arrays, all varying over the same mesh axes, as shard_map requires of operands."""
     axes = frozenset().union(*map(varying_axes, arrays))
 
     def cast(x: Array) -> Array:
@@ -41,20 +41,20 @@ def vary_alike(*arrays: Array) -> tuple[Array, ...]:
 
 
 def mapped_over(args: Sequence[Array], dims: Sequence[int | None]) -> tuple[str, ...]:
-    """The mesh axes over which types shard the mapped axis of a vmap (explicit sharding)."""
+    """The mesh axes over which the types of operands shard the mapped axis of a vmap."""
     found = [sharded_over(x, d) for x, d in zip(args, dims, strict=True) if d is not None]
     return max(found, key=len)
 
 
 def explicit_axes(mesh: AbstractMesh) -> tuple[str, ...]:
-    """The axes of a mesh over which types say how values are sharded."""
+    """The axes of a mesh in explicit mode: types say how they shard values."""
     kinds = zip(mesh.axis_names, mesh.axis_types or (), strict=False)
     return tuple(name for name, kind in kinds if kind == jax.sharding.AxisType.Explicit)
 
 
 def with_auto_axes(f: Callable, results: Sequence[ShapedArray], several: bool) -> Callable:
-    """Plain JAX whose intermediate arrays the partitioner shards as it chooses, in explicit mode
-    too. `results` are the types of what it returns."""
+    """f with all mesh axes in auto mode, so that the partitioner chooses the sharding of its
+    intermediate arrays, in explicit mode too. `results` are the types of its results."""
     axes = explicit_axes(results[0].sharding.mesh)
     if not axes:
         return f
@@ -63,7 +63,7 @@ def with_auto_axes(f: Callable, results: Sequence[ShapedArray], several: bool) -
 
 
 def is_unpartitioned(ctx: mlir.LoweringRuleContext) -> bool:
-    """True if no partitioner will look at the module: one device, or all mesh axes manual."""
+    """Whether no partitioner will split the module: one device, or all mesh axes manual."""
     context = getattr(getattr(ctx, "module_context", None), "axis_context", None)
     if getattr(context, "num_devices", None) == 1:
         return True

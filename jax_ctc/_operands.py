@@ -88,8 +88,8 @@ SIGNATURES = {
 
 
 def is_dense(V: int, L: int) -> bool | None:
-    """Whether training keeps the gradient itself (V columns) rather than occupancies (L + 1). None
-    if sizes are symbolic and it may be either."""
+    """Whether the residuals are dense: the gradient itself (V columns) instead of occupancies
+    (L + 1 columns). None if sizes are symbolic and either is possible."""
     try:
         return bool(V <= L + 1)
     except _INCONCLUSIVE:
@@ -97,7 +97,7 @@ def is_dense(V: int, L: int) -> bool | None:
 
 
 def kept_sizes(V: int, L: int) -> tuple[int, int]:
-    """Last axes of rows and columns. Symbolic ones become what is right at run time."""
+    """Sizes of the last axes of rows and columns. If V or L is symbolic, so are these sizes."""
     dense = is_dense(V, L)
     if dense is not None:
         return (0, V) if dense else (2, L + 1)
@@ -140,7 +140,7 @@ def _batch_spec(acts: ShapedArray, time_axis: int) -> list[SpecEntry]:
     for axis, name in ((time_axis, "time"), (acts.ndim - 1, "class")):
         if spec[axis] is not None:
             raise TypeError(
-                f"`acts`: expected its {name} axis ({axis}) whole on every device, but its "
+                f"`acts`: expected its {name} axis ({axis}) replicated, but its "
                 f"type has it sharded over {spec[axis]!r}: {acts}. Shard batch axes only, or "
                 "reshard it first (jax.sharding.reshard)."
             )

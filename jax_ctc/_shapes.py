@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What callers hand over: shapes, dtypes and static arguments, checked at trace time.
+"""Checks of the caller's arguments at trace time: shapes, dtypes and static arguments.
 
-Every error names the argument, what was expected, what came, and what to do.
+Every error names the argument, the expected value, the value given, and a remedy.
 """
 
 import operator
@@ -27,7 +27,7 @@ class Given(NamedTuple):
     time_axis: int
     blank: int
     T: int
-    V: int  # of all slices
+    V: int  # classes of all slices
     L: int
 
 
@@ -41,8 +41,8 @@ def checked(
     time_major: bool,
     slices: int = 1,
 ) -> Given:
-    """Arrays whose shapes and dtypes agree. Raises TypeError (dtypes) and ValueError (shapes).
-    `acts` may be one of so many `slices` of the classes."""
+    """The arguments as arrays whose shapes and dtypes agree. Raises TypeError (dtypes) and
+    ValueError (shapes). `acts` hold the classes of one of `slices` equal slices of V."""
     acts = activations(acts, labels)
     if acts.ndim not in (2, 3):
         raise ValueError(
@@ -110,8 +110,8 @@ def _are_floats(x: ArrayLike) -> bool:
 
 
 def _integers(name: str, x: ArrayLike) -> Integers:
-    """JAX arrays, and what only JAX can make one of, as JAX arrays; anything else as NumPy, where
-    64-bit values keep their value."""
+    """An array of integers. It is a JAX array if x is one or if only JAX can convert x, and NumPy
+    otherwise, because JAX without x64 would not keep 64-bit values."""
     try:
         array = _array(x)
     except (TypeError, ValueError) as error:
@@ -119,7 +119,7 @@ def _integers(name: str, x: ArrayLike) -> Integers:
             f"`{name}`: expected one array of integers, got {_kind(x)} that makes none. "
             f"{_ADVICE[name]['objects']}"
         ) from error
-    if array.size == 0 and not hasattr(x, "dtype"):  # an empty list has no dtype to speak of
+    if array.size == 0 and not hasattr(x, "dtype"):  # an empty list: its dtype says nothing
         array = array.astype(np.int32)
     if jnp.issubdtype(array.dtype, jnp.integer):
         return array
@@ -163,7 +163,7 @@ def _array(x: ArrayLike) -> Integers:
         return _array(convert())
     try:
         array = np.asarray(x)
-    except jax.errors.TracerArrayConversionError:  # a list with tracers in it
+    except jax.errors.TracerArrayConversionError:  # x is a list that contains tracers
         return jnp.asarray(x)
     if array.dtype == object and any(hasattr(y, "__jax_array__") for y in jax.tree.leaves(x)):
         return jnp.asarray(x)
@@ -200,7 +200,7 @@ def switch(name: str, value: bool) -> bool:
 
 
 def threads_of(num_threads: int | None) -> int:
-    """As kernels take it: 0 for all that there are."""
+    """The parameter `threads` of the primitives: 0 means no limit."""
     if num_threads is None:
         return 0
     _static("num_threads", num_threads, "None or a Python int")
@@ -216,7 +216,7 @@ def threads_of(num_threads: int | None) -> int:
 
 
 def _class_in(V: int, blank: int, from_acts: str) -> int:
-    """`blank` in [0, V)."""
+    """`blank` as a class in [0, V)."""
     _static("blank", blank, "a Python int")
     try:
         blank = operator.index(blank)

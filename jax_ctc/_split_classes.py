@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loss of acts whose classes are sharded over the devices of a mesh axis.
 
-Each device reduces its slice of V to a row of few numbers, these are summed over the axis, and the
-lattice runs on what results (few_classes.py). The forward pass communicates (T, B) maxima and
-(T, B, L + 3) sums. The backward pass communicates only what a divided lattice needs. No message
-has a size that depends on V.
+Each device reduces its slice of V to a few numbers per frame. A maximum and a sum over the mesh
+axis combine them, and the recursion runs on the result (few_classes.py). The forward pass
+communicates (T, B) maxima and (T, B, L + 3) sums. The backward pass communicates the gradient of
+these sums, and only if the recursion is divided among the devices. No message has a size that
+depends on V.
 """
 
 import math
@@ -52,8 +53,8 @@ def axes_of(acts: Array, vocab_axis: str | Names | None) -> Names:
 
 
 def local_slices(names: Names) -> int | None:
-    """In how many slices V is split where this device sees only its own: inside a shard_map over
-    these axes; None elsewhere."""
+    """The number of slices of V, if each device sees only its own slice: inside a shard_map over
+    these axes. None elsewhere."""
     mesh = jax.sharding.get_abstract_mesh()
     manual = [name for name in names if name in mesh.manual_axes]
     if manual and len(manual) < len(names):
@@ -65,15 +66,16 @@ def local_slices(names: Names) -> int | None:
 
 
 def cost(a: _arguments.Arguments, names: Names, threads: int) -> Array:
-    """Costs of `a`, whose acts are a slice (inside a shard_map over `names`) or whole."""
+    """Costs of `a`. Inside a shard_map over `names` its acts are a slice, elsewhere they have all
+    classes."""
     slices = partial(
         _cost_of_slices, time_axis=a.time_axis, blank=a.blank, names=names, threads=threads
     )
     if local_slices(names) is not None:
-        _check_who_differs(a, names)
+        _check_variation(a, names)
         return slices(a.acts, a.labels, a.lengths)
     mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.axis_names:  # a concrete array says where it is
+    if not mesh.axis_names:  # then acts are a concrete array, and its type has a mesh
         mesh = jax.typeof(a.acts).sharding.mesh
     count = math.prod(mesh.shape[name] for name in names)
     V = a.acts.shape[-1]
@@ -82,11 +84,11 @@ def cost(a: _arguments.Arguments, names: Names, threads: int) -> Array:
             f"`acts`: expected V to be a multiple of the {count} devices along mesh axis "
             f"{_listed(names)}, got V = {V}. Pad the classes with logits of -inf."
         )
-    # Axes over which types shard the batch are manual too; all others stay open.
+    # Axes over which types shard the batch become manual too. All others stay as they are.
     sharded = [_mesh.sharded_over(a.acts, axis) for axis in range(a.acts.ndim - 1)]
     if sharded[a.time_axis]:
         raise TypeError(
-            f"`acts`: expected its time axis ({a.time_axis}) whole on every device, but its type "
+            f"`acts`: expected its time axis ({a.time_axis}) replicated, but its type "
             f"has it sharded over {sharded[a.time_axis]}. Reshard it first (jax.sharding.reshard)."
         )
     batch = [axes for axis, axes in enumerate(sharded) if axis != a.time_axis]
@@ -102,7 +104,7 @@ def cost(a: _arguments.Arguments, names: Names, threads: int) -> Array:
         )
     specs = P(*(axes or None for axes in sharded), names), *[P(*(x or None for x in batch))] * 2
     arguments = (a.acts, a.labels, a.lengths)
-    if _mesh.explicit_axes(mesh):  # elsewhere shard_map does this by itself
+    if _mesh.explicit_axes(mesh):  # in other modes shard_map reshards its arguments
         shardings = tuple(jax.sharding.NamedSharding(mesh, spec) for spec in specs)
         arguments = jax.sharding.reshard(arguments, shardings)
     return jax.shard_map(
@@ -114,9 +116,9 @@ def cost(a: _arguments.Arguments, names: Names, threads: int) -> Array:
     )(*arguments)
 
 
-def _check_who_differs(a: _arguments.Arguments, names: Names) -> None:
-    """Inside shard_map types say over which axes a value differs (but for check_vma=False): of acts
-    each device must have its own slice, of all else the same."""
+def _check_variation(a: _arguments.Arguments, names: Names) -> None:
+    """Raises ValueError if acts are the same on all devices of an axis in `names`, or if labels or
+    lengths differ. Types say so inside shard_map, except with check_vma=False."""
     if not all(_mesh.varying_axes(lax.axis_index(name)) for name in names):
         return
     alike = set(names) - _mesh.varying_axes(a.acts)
@@ -150,7 +152,7 @@ def _cost_of_slices(
     names: Names,
     threads: int,
 ) -> Array:
-    """On each device: acts (T, B, V / M), or another order, of the V of all M devices."""
+    """Runs on each of M devices, with acts (T, B, V / M) or (B, T, V / M)."""
     M, slice_size = lax.psum(1, names), acts.shape[-1]
     symbols, few_labels = few_classes.symbols_of(labels, blank, M * slice_size)
     local = symbols - lax.axis_index(names) * slice_size

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which labels and lengths are bad, and an error where their values are known."""
+"""Which labels and lengths are invalid, and an error if their values are known."""
 
 from collections.abc import Iterator, Sequence
 from types import ModuleType
@@ -16,8 +16,8 @@ from ._shapes import INT32, Given, Integers
 class Verdict(NamedTuple):
     name: str  # of the argument
     values: Integers
-    bad: Integers  # bools: which of them are bad
-    what: str  # is the matter with these
+    bad: Integers  # bools: which values are invalid
+    what: str  # is wrong with them: the end of a sentence
 
 
 def verdicts(
@@ -54,12 +54,13 @@ def verdicts(
 
 
 def raise_on_known(given: Given) -> bool:
-    """Raises ValueError for the first bad value among those that are known. True: all are."""
+    """Raises ValueError for the first known value that is invalid. Returns True if all values are
+    known."""
     if not all(isinstance(size, int) for size in (given.T, given.V)):  # symbolic (jax.export)
         return False
     labels, lengths, label_lengths = map(_known, (given.labels, given.lengths, given.label_lengths))
     if given.label_lengths is not None and label_lengths is None:
-        labels = None  # which of them are padding is not known
+        labels = None  # it is not known which entries are padding
     for verdict in verdicts(given, labels, lengths, label_lengths, np):
         if np.any(verdict.bad):
             place = tuple(int(i) for i in np.argwhere(verdict.bad)[0])
@@ -68,11 +69,11 @@ def raise_on_known(given: Given) -> bool:
 
 
 def _known(x: Integers | None) -> np.ndarray | None:
-    """Its values as NumPy, None where they cannot be seen.
+    """The values of x as NumPy, or None if they are not known.
 
-    A jitted function that closes over an array knows its values. A JAX array is waited for, as in
-    an eager call: to ask whether it is ready would make the error a matter of time. An array that
-    lies on other processes too is not looked at: each process would see other rows, one would raise
+    A jitted function that closes over an array knows its values. This function waits for a JAX
+    array that is still being computed: otherwise the error would depend on timing. It does not read
+    an array that other processes hold a part of. Each process would see other rows, one would raise
     alone, and the others would wait for it in their next collective.
     """
     if x is None or isinstance(x, Tracer):
@@ -88,8 +89,8 @@ def message(name: str, place: Sequence[object], value: object, what: str) -> str
 
 
 def saturated(x: Integers) -> Integers:
-    """As int32; a value that does not fit becomes the nearest that does, which is as bad. NumPy
-    stays NumPy, because JAX without x64 would wrap 64-bit values."""
+    """x as int32. A value that does not fit becomes the nearest that does, which is invalid too.
+    NumPy stays NumPy, because JAX without x64 would wrap 64-bit values."""
     info = jnp.iinfo(x.dtype)
     if info.min < INT32.min or info.max > INT32.max:
         xp = jnp if isinstance(x, jax.Array) else np

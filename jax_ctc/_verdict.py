@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A primitive that reports bad values to checkify.
+"""A primitive that reports invalid values to checkify.
 
-`checkify.check` alone reports the first bad sequence of a vmap without saying which it is. This
-primitive keeps all mapped axes until checkify comes to it, so that the place counts them too. And
-where checkify never comes, its lowering says what to do.
+`checkify.check` alone reports the first invalid sequence of a vmap, but not which one it is. This
+primitive keeps all mapped axes until checkify transforms it, so the index in the message counts
+them too. If a program is compiled without checkify, the lowering raises an error that says so.
 
-    verdict    bad, values (the same shape)  ->  nothing        name, what: of the message
+    verdict    bad, values (the same shape)  ->  nothing
+
+The parameters `name` and `what` are parts of the message.
 """
 
 import sys
@@ -22,7 +24,7 @@ from . import _mesh, _values
 
 
 def expect_none(verdict: _values.Verdict) -> None:
-    """Reports the first value that is bad."""
+    """Reports the first value that is invalid."""
     bad, values = jnp.asarray(verdict.bad), jnp.asarray(verdict.values)
     if bad.size and _RULES is None:
         _check(bad, values, name=verdict.name, what=verdict.what)
@@ -31,18 +33,18 @@ def expect_none(verdict: _values.Verdict) -> None:
 
 
 def _first(bad: Array, values: Array) -> tuple[Array, tuple[Array, ...], Array]:
-    """Whether one is bad, the place of the first, and its value."""
-    bad, values = _whole(bad), _whole(values)
+    """Whether a value is invalid, the index of the first such value, and that value."""
+    bad, values = _replicated(bad), _replicated(values)
     place = jnp.unravel_index(jnp.argmax(bad.reshape(-1)), bad.shape) if bad.ndim else ()
     return bad.any(), tuple(place), values[tuple(place)]
 
 
-def _whole(x: Array) -> Array:
-    """Not sharded by its type (explicit sharding), so that one value can be taken out of it."""
+def _replicated(x: Array) -> Array:
+    """x replicated by its type (explicit sharding), so that it can be indexed."""
     if not any(_mesh.sharded_over(x, axis) for axis in range(x.ndim)):
         return x
-    whole = jax.sharding.NamedSharding(jax.typeof(x).sharding.mesh, jax.sharding.PartitionSpec())
-    return jax.sharding.reshard(x, whole)
+    mesh = jax.typeof(x).sharding.mesh
+    return jax.sharding.reshard(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
 
 def _check(bad: Array, values: Array, *, name: str, what: str) -> None:
@@ -67,7 +69,7 @@ def _(bad, values, *, name, what):
 
 @verdict_p.def_effectful_abstract_eval
 def _(bad, values, **parameters):
-    """The effect of a check, without which a program would drop it."""
+    """The types of no results, and the effect of a check. JAX would drop a check without it."""
     plain = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (bad, values)]
     return [], _traced(*plain, **parameters).effects
 
@@ -101,8 +103,8 @@ def _lower(*_, **parameters):
 
 
 def _checkify(*arguments, **parameters):
-    """As checkify treats a jitted function that makes the check. What checkify passes before the
-    operands is its own: an error and the errors to look for, from JAX 0.12 on a context too."""
+    """Calls checkify's rule for a jitted function that makes the check. The first arguments belong
+    to checkify: the error so far and the enabled errors, and from JAX 0.12 on a context."""
     *context, bad, values = arguments
     assert _RULES is not None
     (call,) = _traced(bad, values, **parameters).eqns
@@ -112,7 +114,7 @@ def _checkify(*arguments, **parameters):
 batching.primitive_batchers[verdict_p] = _batch
 ad.primitive_jvps[verdict_p] = _jvp
 mlir.register_lowering(verdict_p, _lower)
-# checkify has no public way to register a rule, and a release may lose this table.
+# checkify has no public function to register a rule, so a release may drop this table.
 _RULES = getattr(sys.modules[checkify.check.__module__], "error_checks", None)
 if _RULES is not None:
     _RULES[verdict_p] = _checkify
