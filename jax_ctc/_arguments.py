@@ -17,7 +17,7 @@ from . import _mesh, _shapes, _values
 
 class Arguments(NamedTuple):
     acts: Array  # (..., T, ..., V)
-    labels: Array  # (..., L) int32, negative where padded
+    labels: Array  # (..., L) int32; padding is negative
     lengths: Array  # (...) int32; -1 for a sequence with a bad label length
     time_axis: int
     blank: int  # in [0, V)
@@ -48,7 +48,7 @@ def prepare(
 
 
 def _normalised(given: _shapes.Given) -> Arguments:
-    def array(x: _shapes.Integers) -> Array:
+    def array(x: _shapes.AnyArray) -> Array:
         return jnp.asarray(_values.saturated(x))
 
     acts, labels, lengths = given.acts, array(given.labels), array(given.lengths)

@@ -112,7 +112,8 @@ most_labels_in_place = cuda.most_labels_in_place if cuda is not None else 0
 
 def has_scratch(op: str) -> bool:
     """Whether the CUDA kernels of an op pass data to each other in scratch memory."""
-    return cuda is not None and cuda.scratch_bytes(op, False, 1, 1) > 0
+    assert cuda is not None
+    return cuda.scratch_bytes(op, False, 1, 1) > 0
 
 
 def scratch_bytes(op: str, is_double: bool, T: int, L: int) -> int:
@@ -147,12 +148,12 @@ def build_info() -> BuildInfo:
     Returns:
       A dict with
         ``version``  of jax_ctc; ``jax``, ``jaxlib``  the versions in use
-        ``cpu``      the instruction set that runs, or None where pure JAX does
-        ``cpu_available``  the instruction sets this machine could run
+        ``cpu``      the instruction set that runs, or None if pure JAX runs on CPUs
+        ``cpu_available``  the instruction sets that this machine can run
         ``cuda``     the architectures that CUDA kernels were compiled for ("80,90,..."), or None
-                     where pure JAX runs on GPUs
-        ``ffi``      XLA's FFI version the kernels were compiled for
-        ``notes``    sentences that say why something is missing or not as asked for
+                     if pure JAX runs on GPUs
+        ``ffi``      the version of XLA's FFI that the kernels were compiled for
+        ``notes``    sentences that say why a part is missing, or why a setting has no effect
     """
     notes = list(_notes)
     if cpu is None:

@@ -14,18 +14,22 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-Integers = Array | np.ndarray  # of JAX, or of NumPy in the caller's own dtype
+AnyArray = Array | np.ndarray
 _FLOATS = (jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16)
 INT32 = np.iinfo(np.int32)
 
 
 class Given(NamedTuple):
+    """The caller's arguments after all checks that need no values.
+
+    Labels and lengths keep the caller's integer dtype, because their values are checked later."""
+
     acts: Array
-    labels: Integers
-    lengths: Integers
-    label_lengths: Integers | None
+    labels: AnyArray
+    lengths: AnyArray
+    label_lengths: AnyArray | None
     time_axis: int
-    blank: int
+    blank: int  # in [0, V)
     T: int
     V: int  # classes of all slices
     L: int
@@ -109,7 +113,7 @@ def _are_floats(x: ArrayLike) -> bool:
         return False
 
 
-def _integers(name: str, x: ArrayLike) -> Integers:
+def _integers(name: str, x: ArrayLike) -> AnyArray:
     """An array of integers. It is a JAX array if x is one or if only JAX can convert x, and NumPy
     otherwise, because JAX without x64 would not keep 64-bit values."""
     try:
@@ -155,7 +159,7 @@ _ADVICE = {
 }
 
 
-def _array(x: ArrayLike) -> Integers:
+def _array(x: ArrayLike) -> AnyArray:
     if isinstance(x, jax.Array):
         return x
     convert = getattr(x, "__jax_array__", None)  # of nnx.Variable and the like
@@ -175,7 +179,7 @@ def _kind(x: object) -> str:
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
-def _all_frames(T: int, batch: tuple[int, ...]) -> Integers:
+def _all_frames(T: int, batch: tuple[int, ...]) -> AnyArray:
     if all(isinstance(size, int) for size in (T, *batch)):
         return np.full(batch, T, np.int32)
     return jnp.broadcast_to(jnp.asarray(T, jnp.int32), batch)  # symbolic (jax.export)

@@ -10,24 +10,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from ._shapes import INT32, Given, Integers
+from ._shapes import INT32, AnyArray, Given
 
 
 class Verdict(NamedTuple):
     name: str  # of the argument
-    values: Integers
-    bad: Integers  # bools: which values are invalid
+    values: AnyArray
+    bad: AnyArray  # bools of the same shape: which values are invalid
     what: str  # is wrong with them: the end of a sentence
 
 
 def verdicts(
     given: Given,
-    labels: Integers | None,
-    lengths: Integers | None,
-    label_lengths: Integers | None,
+    labels: AnyArray | None,
+    lengths: AnyArray | None,
+    label_lengths: AnyArray | None,
     xp: ModuleType,
 ) -> Iterator[Verdict]:
-    """On each of these arguments that is not None. `xp`: numpy or jax.numpy."""
+    """Verdicts on those of these arguments that are not None. `xp` is numpy or jax.numpy."""
     T, V, L = given.T, given.V, given.L
     if lengths is not None:
         x = xp.asarray(saturated(lengths))
@@ -68,7 +68,7 @@ def raise_on_known(given: Given) -> bool:
     return labels is not None and lengths is not None
 
 
-def _known(x: Integers | None) -> np.ndarray | None:
+def _known(x: AnyArray | None) -> np.ndarray | None:
     """The values of x as NumPy, or None if they are not known.
 
     A jitted function that closes over an array knows its values. This function waits for a JAX
@@ -88,7 +88,7 @@ def message(name: str, place: Sequence[object], value: object, what: str) -> str
     return f"{name}{where} = {value} {what}"
 
 
-def saturated(x: Integers) -> Integers:
+def saturated(x: AnyArray) -> AnyArray:
     """x as int32. A value that does not fit becomes the nearest that does, which is invalid too.
     NumPy stays NumPy, because JAX without x64 would wrap 64-bit values."""
     info = jnp.iinfo(x.dtype)
