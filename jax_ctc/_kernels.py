@@ -24,8 +24,8 @@ if _SETTING and not _DISABLED:
 
 
 def _runtime_ffi_version() -> tuple[int, int] | None:
-    """The version of XLA's FFI in the installed jaxlib, from its header. None if jaxlib has no such
-    header; XLA then compares the versions when a handler is registered."""
+    """Returns the version of XLA's FFI in the installed jaxlib, from its header. Returns None if
+    jaxlib has no such header; XLA then compares the versions when a handler is registered."""
     header = Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
     if not header.is_file():
         return None
@@ -111,13 +111,14 @@ most_labels_in_place = cuda.most_labels_in_place if cuda is not None else 0
 
 
 def has_scratch(op: str) -> bool:
-    """Whether the CUDA kernels of an op pass data to each other in scratch memory."""
+    """Says whether the CUDA kernels of an op pass data to each other in scratch memory."""
     assert cuda is not None
     return cuda.scratch_bytes(op, False, 1, 1) > 0
 
 
 def scratch_bytes(op: str, is_double: bool, T: int, L: int) -> int:
-    """Bytes of scratch memory per sequence on CUDA. T and L may be symbolic (jax.export)."""
+    """Returns the bytes of scratch memory per sequence on CUDA. T and L may be symbolic
+    (jax.export)."""
 
     def count(T: int, L: int) -> int:
         assert cuda is not None
@@ -143,7 +144,7 @@ class BuildInfo(TypedDict):
 
 
 def build_info() -> BuildInfo:
-    """Which kernels are loaded, what they run on, and why a part is missing.
+    """Says which kernels are loaded, what they run on, and why a part is missing.
 
     Returns:
       A dict with

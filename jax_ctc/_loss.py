@@ -23,7 +23,7 @@ def ctc(
     num_threads: int | None = None,
     vocab_axis: str | tuple[str, ...] | None = None,
 ) -> Array:
-    """Negative log-probability of each label sequence, summed over all its alignments.
+    """Returns the negative log-probability of each label sequence, summed over all its alignments.
 
     Padding in `labels` is negative. A label equal to `blank` (by default 0) is invalid, so padding
     with 0 is an error. Write ``labels = jnp.where(padding, -1, labels)``. Under ``jit`` an invalid
@@ -122,7 +122,8 @@ def ctc(
 def _cost(
     acts: Array, labels: Array, lengths: Array, *, zero_infinity: bool, **parameters: int
 ) -> Array:
-    """Jitted, so that an eager call is one program, and jax.debug_infs checks its result only."""
+    """An eager call is one program too, because of this jit. So jax.debug_infs checks its result
+    only."""
     return _with_zeros(_primitives.loss_p.bind(acts, labels, lengths, **parameters), zero_infinity)
 
 

@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh
 
 
 def sharded_over(x: Array, axis: int) -> tuple[str, ...]:
-    """The mesh axes over which the type of x shards the given axis (explicit sharding)."""
+    """Returns the mesh axes over which the type of x shards the given axis (explicit sharding)."""
     entry = jax.typeof(x).sharding.spec[axis]
     if entry is None:
         return ()
@@ -19,14 +19,14 @@ def sharded_over(x: Array, axis: int) -> tuple[str, ...]:
 
 
 def varying_axes(x: Array) -> frozenset[str]:
-    """The manual mesh axes over which x differs from device to device."""
+    """Returns the manual mesh axes over which x differs from device to device."""
     aval = jax.typeof(x)
     manual = getattr(aval, "manual_axis_type", None)  # jax >= 0.10; `vma` before
     return frozenset(manual.varying if manual is not None else getattr(aval, "vma", ()))
 
 
 def vary_alike(*arrays: Array) -> tuple[Array, ...]:
-    """The arrays, all varying over the same mesh axes, as shard_map requires of operands."""
+    """Makes all arrays vary over the same mesh axes, as shard_map requires of operands."""
     axes = frozenset().union(*map(varying_axes, arrays))
 
     def cast(x: Array) -> Array:
@@ -41,20 +41,20 @@ def vary_alike(*arrays: Array) -> tuple[Array, ...]:
 
 
 def mapped_over(args: Sequence[Array], dims: Sequence[int | None]) -> tuple[str, ...]:
-    """The mesh axes over which the types of operands shard the mapped axis of a vmap."""
+    """Returns the mesh axes over which the types of operands shard the mapped axis of a vmap."""
     found = [sharded_over(x, d) for x, d in zip(args, dims, strict=True) if d is not None]
     return max(found, key=len)
 
 
 def explicit_axes(mesh: AbstractMesh) -> tuple[str, ...]:
-    """The axes of a mesh in explicit mode: types say how they shard values."""
+    """Returns the mesh axes in explicit mode, in which types say how values are sharded."""
     kinds = zip(mesh.axis_names, mesh.axis_types or (), strict=False)
     return tuple(name for name, kind in kinds if kind == jax.sharding.AxisType.Explicit)
 
 
 def with_auto_axes(f: Callable, results: Sequence[ShapedArray], several: bool) -> Callable:
-    """f with all mesh axes in auto mode, so that the partitioner chooses the sharding of its
-    intermediate arrays, in explicit mode too. `results` are the types of its results."""
+    """Returns f with all mesh axes in auto mode, so that the partitioner chooses the sharding of
+    its intermediate arrays, in explicit mode too. `results` are the types of its results."""
     axes = explicit_axes(results[0].sharding.mesh)
     if not axes:
         return f
@@ -63,7 +63,7 @@ def with_auto_axes(f: Callable, results: Sequence[ShapedArray], several: bool) -
 
 
 def is_unpartitioned(ctx: mlir.LoweringRuleContext) -> bool:
-    """Whether no partitioner will split the module: one device, or all mesh axes manual."""
+    """Says whether no partitioner will split the module: one device, or all mesh axes manual."""
     context = getattr(getattr(ctx, "module_context", None), "axis_context", None)
     if getattr(context, "num_devices", None) == 1:
         return True

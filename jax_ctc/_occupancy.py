@@ -20,7 +20,7 @@ def ctc_occupancy(
     blank: int = 0,
     time_major: bool = True,
 ) -> Array:
-    """Posterior probability of each class at each frame, given the labels.
+    """Returns the posterior probability of each class at each frame, given the labels.
 
     The softmax of a frame depends on that frame alone. The occupancy of a class is the probability
     that the frame belongs to it, over all alignments of the labels (docs/ctc.md, eq. 8).
@@ -44,7 +44,8 @@ def ctc_occupancy(
 
 @functools.partial(jax.jit, inline=True, static_argnames=("time_axis", "blank"))
 def _occupancy(acts: Array, labels: Array, lengths: Array, *, time_axis: int, blank: int) -> Array:
-    """Jitted, so that an eager call is one program, and jax.debug_infs sees no cost of +inf."""
+    """An eager call is one program too, because of this jit. So jax.debug_infs sees no cost of
+    +inf."""
     exact = acts.astype(_operands.cost_dtype(acts.dtype))
     parameters = {"time_axis": time_axis, "blank": blank, "threads": 0}
     cost, *residuals = _primitives.forward_p.bind(exact, labels, lengths, **parameters)

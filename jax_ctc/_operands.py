@@ -39,8 +39,8 @@ class Kind:
     def axes(
         self, batch: Sequence[Entry], time: Entry, time_axis: int, last: Mapping[str, Entry]
     ) -> list[Entry]:
-        """One entry per axis, in the order of the array: sizes, names, or mesh axes. `last` has an
-        entry for each trailing axis by name."""
+        """Returns one entry per axis, in the order of the array. Entries are sizes, names or mesh
+        axes. `last` has an entry for each trailing axis by name."""
         entries = list(batch)
         if self.has_time:
             entries.insert(time_axis, time)
@@ -88,8 +88,8 @@ SIGNATURES = {
 
 
 def is_dense(V: int, L: int) -> bool | None:
-    """Whether the residuals are dense: the gradient itself (V columns) instead of occupancies
-    (L + 1 columns). None if sizes are symbolic and either is possible."""
+    """Says whether the residuals are dense: the gradient itself (V columns) instead of occupancies
+    (L + 1 columns). Returns None if sizes are symbolic and either is possible."""
     try:
         return bool(V <= L + 1)
     except _INCONCLUSIVE:
@@ -97,7 +97,8 @@ def is_dense(V: int, L: int) -> bool | None:
 
 
 def kept_sizes(V: int, L: int) -> tuple[int, int]:
-    """Sizes of the last axes of rows and columns. If V or L is symbolic, so are these sizes."""
+    """Returns the sizes of the last axes of rows and columns. If V or L is symbolic, so are these
+    sizes."""
     dense = is_dense(V, L)
     if dense is not None:
         return (0, V) if dense else (2, L + 1)
@@ -105,14 +106,15 @@ def kept_sizes(V: int, L: int) -> tuple[int, int]:
 
 
 def cost_dtype(acts_dtype: DTypeLike) -> np.dtype:
-    """float64 for float64 acts, else float32."""
+    """Returns float64 for float64 acts, else float32."""
     return np.dtype(np.float64 if acts_dtype == np.float64 else np.float32)
 
 
 def result_avals(
     op: str, acts: ShapedArray, labels: ShapedArray, *, time_axis: int
 ) -> list[ShapedArray]:
-    """Types of the results. Batch axes stay where acts have them, and so does their sharding."""
+    """Returns the types of the results. Batch axes stay where acts have them, and so does their
+    sharding."""
     kinds = SIGNATURES[op].results
     V, L = acts.shape[-1], labels.shape[-1]
     # Symbolic sizes are compared only if the op has such results.
@@ -135,7 +137,8 @@ def result_avals(
 
 
 def _batch_spec(acts: ShapedArray, time_axis: int) -> list[SpecEntry]:
-    """The mesh axes over which the type of acts shards its batch axes (explicit sharding)."""
+    """Returns the mesh axes over which the type of acts shards its batch axes. Raises TypeError if
+    the type shards T or V."""
     spec = list(acts.sharding.spec)
     for axis, name in ((time_axis, "time"), (acts.ndim - 1, "class")):
         if spec[axis] is not None:

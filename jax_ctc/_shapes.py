@@ -45,7 +45,7 @@ def checked(
     time_major: bool,
     slices: int = 1,
 ) -> Given:
-    """The arguments as arrays whose shapes and dtypes agree. Raises TypeError (dtypes) and
+    """Returns the arguments as arrays whose shapes and dtypes agree. Raises TypeError (dtypes) and
     ValueError (shapes). `acts` hold the classes of one of `slices` equal slices of V."""
     acts = activations(acts, labels)
     if acts.ndim not in (2, 3):
@@ -87,7 +87,7 @@ def checked(
 
 
 def activations(acts: ArrayLike, labels: ArrayLike) -> Array:
-    """`acts` as a JAX array of floats."""
+    """Returns `acts` as a JAX array of floats."""
     if not isinstance(acts, jax.Array):  # jnp.asarray would copy a tracer
         try:
             acts = jnp.asarray(acts)
@@ -114,8 +114,8 @@ def _are_floats(x: ArrayLike) -> bool:
 
 
 def _integers(name: str, x: ArrayLike) -> AnyArray:
-    """An array of integers. It is a JAX array if x is one or if only JAX can convert x, and NumPy
-    otherwise, because JAX without x64 would not keep 64-bit values."""
+    """Returns an array of integers. It is a JAX array if x is one or if only JAX can convert x, and
+    NumPy otherwise, because JAX without x64 would not keep 64-bit values."""
     try:
         array = _array(x)
     except (TypeError, ValueError) as error:
@@ -204,7 +204,7 @@ def switch(name: str, value: bool) -> bool:
 
 
 def threads_of(num_threads: int | None) -> int:
-    """The parameter `threads` of the primitives: 0 means no limit."""
+    """Returns the parameter `threads` of the primitives, where 0 means no limit."""
     if num_threads is None:
         return 0
     _static("num_threads", num_threads, "None or a Python int")
@@ -220,7 +220,7 @@ def threads_of(num_threads: int | None) -> int:
 
 
 def _class_in(V: int, blank: int, from_acts: str) -> int:
-    """`blank` as a class in [0, V)."""
+    """Returns `blank` as a class in [0, V)."""
     _static("blank", blank, "a Python int")
     try:
         blank = operator.index(blank)

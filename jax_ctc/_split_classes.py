@@ -23,8 +23,8 @@ Names = tuple[str, ...]
 
 
 def axes_of(acts: Array, vocab_axis: str | Names | None) -> Names:
-    """The mesh axes over which V is sharded: those named, else those in the type of acts (explicit
-    sharding). Raises TypeError (no name) and ValueError (no such axis, or no mesh)."""
+    """Returns the mesh axes over which V is sharded: those named, else those in the type of acts
+    (explicit sharding). Raises TypeError (no name) and ValueError (no such axis, or no mesh)."""
     typed = _mesh.sharded_over(acts, acts.ndim - 1) if acts.ndim else ()
     if vocab_axis is None:
         return typed
@@ -53,8 +53,8 @@ def axes_of(acts: Array, vocab_axis: str | Names | None) -> Names:
 
 
 def local_slices(names: Names) -> int | None:
-    """The number of slices of V, if each device sees only its own slice: inside a shard_map over
-    these axes. None elsewhere."""
+    """Returns the number of slices of V inside a shard_map over these axes, where each device sees
+    only its own slice. Returns None elsewhere."""
     mesh = jax.sharding.get_abstract_mesh()
     manual = [name for name in names if name in mesh.manual_axes]
     if manual and len(manual) < len(names):
@@ -66,8 +66,8 @@ def local_slices(names: Names) -> int | None:
 
 
 def cost(a: _arguments.Arguments, names: Names, threads: int) -> Array:
-    """Costs of `a`. Inside a shard_map over `names` its acts are a slice, elsewhere they have all
-    classes."""
+    """Returns the costs of `a`. Inside a shard_map over `names` its acts are a slice; elsewhere
+    they have all classes."""
     slices = partial(
         _cost_of_slices, time_axis=a.time_axis, blank=a.blank, names=names, threads=threads
     )
@@ -194,8 +194,8 @@ def _cost_of_slices(
 
 
 def _gathered(part: Array, names: Names) -> Array:
-    """(B,) on all M devices, from (B / M,), every M-th of B, on each. This is a sum in which each
-    device contributes its own part."""
+    """Returns (B,) on all M devices, from (B / M,), every M-th of B, on each. This is a sum in
+    which each device contributes its own part."""
     M = lax.psum(1, names)
     everyone = jnp.zeros_like(part, shape=(part.shape[0], M))
     mine = lax.dynamic_update_index_in_dim(everyone, part, lax.axis_index(names), 1)

@@ -27,7 +27,7 @@ def verdicts(
     label_lengths: AnyArray | None,
     xp: ModuleType,
 ) -> Iterator[Verdict]:
-    """Verdicts on those of these arguments that are not None. `xp` is numpy or jax.numpy."""
+    """Yields verdicts on those of these arguments that are not None. `xp` is numpy or jax.numpy."""
     T, V, L = given.T, given.V, given.L
     if lengths is not None:
         x = xp.asarray(saturated(lengths))
@@ -69,7 +69,7 @@ def raise_on_known(given: Given) -> bool:
 
 
 def _known(x: AnyArray | None) -> np.ndarray | None:
-    """The values of x as NumPy, or None if they are not known.
+    """Returns the values of x as NumPy, or None if they are not known.
 
     A jitted function that closes over an array knows its values. This function waits for a JAX
     array that is still being computed: otherwise the error would depend on timing. It does not read
@@ -89,8 +89,8 @@ def message(name: str, place: Sequence[object], value: object, what: str) -> str
 
 
 def saturated(x: AnyArray) -> AnyArray:
-    """x as int32. A value that does not fit becomes the nearest that does, which is invalid too.
-    NumPy stays NumPy, because JAX without x64 would wrap 64-bit values."""
+    """Returns x as int32. A value that does not fit becomes the nearest that does, which is invalid
+    too. NumPy stays NumPy, because JAX without x64 would wrap 64-bit values."""
     info = jnp.iinfo(x.dtype)
     if info.min < INT32.min or info.max > INT32.max:
         xp = jnp if isinstance(x, jax.Array) else np

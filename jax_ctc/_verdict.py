@@ -33,14 +33,14 @@ def expect_none(verdict: _values.Verdict) -> None:
 
 
 def _first(bad: Array, values: Array) -> tuple[Array, tuple[Array, ...], Array]:
-    """Whether a value is invalid, the index of the first such value, and that value."""
+    """Returns whether a value is invalid, the index of the first such value, and that value."""
     bad, values = _replicated(bad), _replicated(values)
     place = jnp.unravel_index(jnp.argmax(bad.reshape(-1)), bad.shape) if bad.ndim else ()
     return bad.any(), tuple(place), values[tuple(place)]
 
 
 def _replicated(x: Array) -> Array:
-    """x replicated by its type (explicit sharding), so that it can be indexed."""
+    """Returns x replicated by its type (explicit sharding), so that it can be indexed."""
     if not any(_mesh.sharded_over(x, axis) for axis in range(x.ndim)):
         return x
     mesh = jax.typeof(x).sharding.mesh
@@ -69,7 +69,7 @@ def _(bad, values, *, name, what):
 
 @verdict_p.def_effectful_abstract_eval
 def _(bad, values, **parameters):
-    """The types of no results, and the effect of a check. JAX would drop a check without it."""
+    """Returns no types, and the effect of a check. Without the effect JAX would drop the check."""
     plain = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (bad, values)]
     return [], _traced(*plain, **parameters).effects
 

@@ -41,7 +41,7 @@ _ACTS, _LABELS, _LENGTHS, _ROWS, _LINEAR = 0, 1, 2, 3, 5  # positions of operand
 
 
 def _batch_shared_acts(op, args, dims, *, time_axis, **params):
-    """Many label sequences (hypotheses), directions or cotangents for the same `acts`.
+    """Batches many label sequences (hypotheses), directions or cotangents for the same `acts`.
 
     `acts` are not copied. `loss` and `forward` read them once and then run on few classes for each
     label sequence. The other ops run once per mapped index, one after the other. Returns None if
@@ -69,7 +69,7 @@ def _batch_shared_acts(op, args, dims, *, time_axis, **params):
 
 
 def _is_more_than(size: int, other: int) -> bool:
-    """False if a size is symbolic (jax.export), because it may then be any number."""
+    """Returns False if a size is symbolic (jax.export), because it may then be any number."""
     return isinstance(size, int) and isinstance(other, int) and size > other
 
 
@@ -104,14 +104,14 @@ def _hypotheses(op, args, dims, *, time_axis, blank, threads):
 
 
 def _unit_gradient(acts, labels, lengths, rows, columns, **params):
-    """The gradient of each cost, in the dtype of costs: the factor of a linear function."""
+    """Returns the gradient of each cost in the dtype of costs, the factor of a linear function."""
     exact = acts.astype(rows.dtype)
     ones = _ones(rows, lengths)
     return cotangent_p.bind(exact, labels, lengths, rows, columns, ones, **params)
 
 
 def _cotangent_once(acts, labels, lengths, rows, columns, cotangents, *, dim, **params):
-    """Many cotangents of one problem (jacrev): one kernel call and an outer product."""
+    """Handles many cotangents of one problem (jacrev) with one kernel call and an outer product."""
     unit = _unit_gradient(acts, labels, lengths, rows, columns, **params)
     cotangents = jnp.moveaxis(cotangents, dim, 0)
     cotangents = jnp.expand_dims(cotangents, (1 + params["time_axis"], cotangents.ndim + 1))
@@ -119,7 +119,7 @@ def _cotangent_once(acts, labels, lengths, rows, columns, cotangents, *, dim, **
 
 
 def _tangent_once(acts, labels, lengths, rows, columns, direction, *, dim, **params):
-    """Many directions for one problem (jacfwd): one gradient and a contraction with it."""
+    """Handles many directions for one problem (jacfwd) with one gradient and a contraction."""
     unit = _unit_gradient(acts, labels, lengths, rows, columns, **params)[None]
     directions = jnp.moveaxis(direction, dim, 0).astype(unit.dtype)
     return multiply(unit, directions).sum((1 + params["time_axis"], -1)), 0
@@ -138,7 +138,7 @@ def _ones(rows: Array, lengths: Array) -> Array:
 
 
 def _contract(gradient: Array, direction: Array, rows: Array, time_axis: int) -> Array:
-    """Sum of gradient * direction over frames and classes, in the dtype of costs."""
+    """Returns the sum of gradient * direction over frames and classes, in the dtype of costs."""
     return multiply(gradient.astype(rows.dtype), direction.astype(rows.dtype)).sum((time_axis, -1))
 
 

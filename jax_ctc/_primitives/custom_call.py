@@ -40,7 +40,7 @@ def register(op: str, primitive: Primitive, pure: Callable) -> None:
 
 
 def _platforms(op: str) -> list[str]:
-    """The platforms that have a kernel for the op."""
+    """Returns the platforms that have a kernel for the op."""
     return [name for name, targets in _kernels.TARGETS.items() if TARGETS.get(op) in targets]
 
 
@@ -55,8 +55,8 @@ def _pure_rule(primitive: Primitive, pure: Callable) -> mlir.LoweringRule:
 
 
 def _kernel_rule(op: str, primitive: Primitive, platform: str) -> mlir.LoweringRule:
-    """One custom call. If a partitioner will read the module, the call has a form that it can
-    split."""
+    """Returns a rule that makes one custom call. If a partitioner will read the module, the call
+    has a form that it can split."""
     partitioned = mlir.lower_fun(
         _with_time_moved(op, primitive.multiple_results),
         multiple_results=primitive.multiple_results,
@@ -109,8 +109,8 @@ def _custom_call(
 def _scratch(
     op: str, platform: str, ctx: LoweringRuleContext, time_axis: int, time_moved: bool
 ) -> list[ShapedArray]:
-    """The type of one more result on CUDA: memory that the kernels of a call share. It is a result,
-    so that XLA plans it."""
+    """Returns the type of one more result on CUDA, the memory that the kernels of a call share. It
+    is a result, so that XLA plans it."""
     if platform != "cuda" or not _kernels.has_scratch(op):
         return []
     acts, labels, lengths, *_ = _operand_types(ctx)
@@ -121,7 +121,7 @@ def _scratch(
 
 
 def _aliases(op: str, platform: str, ctx: LoweringRuleContext, time_moved: bool) -> dict[int, int]:
-    """Which operand the gradient aliases, as {operand: result}.
+    """Says which operand the gradient aliases, as {operand: result}.
 
     In the dense layout it aliases the gradient that the forward pass kept. In the compact layout on
     CUDA it aliases acts. That saves the size of acts if they are not used again, and costs a copy
@@ -180,8 +180,8 @@ def _with_time_moved(op: str, multiple_results: bool) -> Callable:
 
 
 def _define_moved_call(op: str) -> Primitive:
-    """The custom call as a primitive of its own. Its operands have T next to V logically, and are
-    stored with T at `time_axis`."""
+    """Defines the custom call as a primitive of its own. Its operands have T next to V logically,
+    and are stored with T at `time_axis`."""
     signature = _operands.SIGNATURES[op]
     primitive = Primitive(f"ctc_{op}_call")
     primitive.multiple_results = len(signature.results) > 1
@@ -223,7 +223,7 @@ def _moved_call_rule(op: str, platform: str) -> mlir.LoweringRule:
 
 
 def _layout(kind: Kind, batch_rank: int, time_axis: int) -> tuple[int, ...]:
-    """The layout, minor to major, of an array with T next to V that is stored with T at
+    """Returns the layout, minor to major, of an array with T next to V that is stored with T at
     `time_axis`."""
     stored = kind.axis_names(batch_rank, time_axis)
     logical = kind.axis_names(batch_rank, batch_rank)
@@ -237,7 +237,7 @@ def _partitioning(
     result_avals: Sequence[ShapedArray],
     batch_rank: int,
 ) -> dict[str, mlir.ir.Attribute]:
-    """Attributes that let GSPMD and Shardy split the call along its batch axes."""
+    """Returns attributes that let GSPMD and Shardy split the call along its batch axes."""
     ir = mlir.ir
     avals = [*operand_avals, *result_avals]
     if not all(isinstance(d, int) for aval in avals for d in aval.shape):

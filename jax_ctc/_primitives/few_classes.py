@@ -41,8 +41,8 @@ class Sums(NamedTuple):
 
 
 def _unfused(f: Callable) -> Callable:
-    """f between optimization barriers, because its bits must not depend on a derivative: XLA would
-    fuse it with the code that computes the derivative."""
+    """Puts f between optimization barriers, because XLA would fuse it with the code of a
+    derivative. Its bits must not depend on a derivative."""
 
     @wraps(f)
     def wrapper(*operands, **static):
@@ -52,18 +52,18 @@ def _unfused(f: Callable) -> Callable:
 
 
 def sums_of(acts: Array, symbols: Array, lengths: Array, time_axis: int, threads: int) -> Sums:
-    """One pass over the local classes. `symbols` (batch, D) counts these classes from 0; -1 stands
-    for a symbol that is not local."""
+    """Reads the local classes once. `symbols` (batch, D) counts these classes from 0; -1 stands for
+    a symbol that is not local."""
     params = {"time_axis": time_axis, "blank": 0, "threads": threads}
     return Sums(*row_sums.sums_p.bind(acts, symbols, lengths, **params))
 
 
 def over_slices(part: Sums, names: tuple[str, ...], share: int | None, scatters: bool) -> Sums:
-    """The sums over all classes, from those over the slices along the mesh axes `names`.
+    """Returns the sums over all classes, from those over the slices along the mesh axes `names`.
 
     If `share` is given, it is an axis whose length is the number of devices along `names`, and each
     device receives only its own index of that axis. With `scatters` this is a reduce-scatter;
-    otherwise every device sums everything and then takes its index."""
+    otherwise every device computes all sums and then takes its own index."""
     top = _largest(part.top, names)
     ties = jnp.where((part.top == top) | jnp.isnan(part.ties), part.ties, 0)
     tail = _tail(part.top, _with_tangent(part.ties, part.tail), part.tail, top)
@@ -98,8 +98,8 @@ def _(names, primals, tangents):
 
 
 def _with_tangent(x: Array, like: Array) -> Array:
-    """x with a tangent of zeros if `like` has a tangent. A custom_jvp function needs zeros for an
-    argument without a tangent, and inside shard_map JAX 0.7 cannot make them."""
+    """Returns x, with a tangent of zeros if `like` has a tangent. A custom_jvp function needs zeros
+    for an argument without a tangent, and inside shard_map JAX 0.7 cannot make them."""
     return jnp.where(jnp.zeros_like(x, bool), like, x)
 
 
@@ -107,8 +107,8 @@ def _with_tangent(x: Array, like: Array) -> Array:
 @partial(jax.jit, inline=True)
 @_unfused
 def _tail(top: Array, ties: Array, tail: Array, new_top: Array) -> Array:
-    """The tail of a slice relative to new_top, the largest logit of all slices. If that is not in
-    this slice, the slice's own largest logits belong to the tail."""
+    """Returns the tail of a slice relative to new_top, the largest logit of all slices. If that is
+    not in this slice, the slice's own largest logits belong to the tail."""
     scale = _scale(top, new_top)
     below = (top != new_top) & ~jnp.isnan(ties)
     return jnp.where(below, ties * scale, 0) + tail * scale
@@ -130,7 +130,7 @@ def _scale(top: Array, new_top: Array) -> Array:
 
 
 def symbols_of(labels: Array, blank: int, V: int) -> tuple[Array, Array]:
-    """From labels (batch, L): symbols, and the labels as classes of `acts_of`.
+    """Returns symbols, and the labels (batch, L) as classes of `acts_of`.
 
     Symbols (batch, 1 + L) are the blank and, at the first position of each different label, its
     class; -1 elsewhere. The labels returned have -1 for padding, and the blank for an invalid
@@ -147,7 +147,8 @@ def symbols_of(labels: Array, blank: int, V: int) -> tuple[Array, Array]:
 
 
 def acts_of(sums: Sums, symbols: Array, time_axis: int) -> Array:
-    """Activations (batch with T, L + 2) of the symbols, and of one class for all other classes.
+    """Returns activations (batch with T, L + 2) of the symbols, and of one class for all other
+    classes.
 
     The last class has probability 0, or 1 if all symbols have probability 0. It is there because a
     gradient of NaN must reach the other classes through it. A row without a softmax is NaN."""
@@ -161,7 +162,7 @@ def acts_of(sums: Sums, symbols: Array, time_axis: int) -> Array:
 
 
 def cost_of(few_cost: Array, sums: Sums, symbols: Array, lengths: Array, time_axis: int) -> Array:
-    """The costs (batch,) over all classes, from those of `acts_of`."""
+    """Returns the costs (batch,) over all classes, from those of `acts_of`."""
     operands = _scores(sums, symbols, time_axis), symbols, lengths, *sums[:3]
     params = {"time_axis": time_axis, "blank": 0, "threads": 0}
     total = left_out_p.bind(*_mesh.vary_alike(*operands), **params)
@@ -176,7 +177,7 @@ def _left_out_of_frames(scores, symbols, lengths, top, ties, tail, *, time_axis,
 
 
 def _left_out_jvp(primals, tangents, **params):
-    """The softmax over all classes minus the softmax over the few."""
+    """The derivative is the softmax over all classes minus the softmax over the few."""
     scores, _, lengths, _, ties, tail = primals
     d_scores, d_tail = tangents[0], tangents[5]
     out, terms = left_out_p.bind(*primals, **params), []
@@ -194,23 +195,24 @@ def _left_out_jvp(primals, tangents, **params):
 
 
 def _over_frames(x: Array, lengths: Array, time_axis: int) -> Array:
-    """The sum over the frames in use."""
+    """Returns the sum over the frames in use."""
     frame = lax.broadcasted_iota(jnp.int32, x.shape, time_axis)
     used = frame < jnp.expand_dims(lengths, time_axis)
     return _sum(jnp.where(used, x, 0), time_axis)
 
 
 def _scores(sums: Sums, symbols: Array, time_axis: int) -> Array:
-    """Logits of the symbols; -inf for a symbol of -1. Their tangents are relative to the tangent of
-    `top`. That is allowed, because no shift of a frame changes the cost over the few classes or the
-    part left out."""
+    """Returns the logits of the symbols, and -inf for a symbol of -1. Their tangents are relative
+    to the tangent of `top`. That is allowed, because no shift of a frame changes the cost over the
+    few classes or the part left out."""
     top = _finite(sums.top)
     shifted = sums.scores + (lax.stop_gradient(top) - top)[..., None]
     return jnp.where(jnp.expand_dims(symbols, time_axis) >= 0, shifted, -jnp.inf)
 
 
 def _left_out(top: Array, ties: Array, tail: Array, scores: Array) -> Array:
-    """log (sum over all classes / sum over the symbols) per frame; 0 if one of the sums is 0."""
+    """Returns log (sum over all classes / sum over the symbols) per frame, and 0 if one of the sums
+    is 0."""
     terms, few_sum, nonzero, base = _terms(scores, ties)
     everything = ties + tail
     ratio = jnp.log(jnp.where(nonzero, everything, 1)) - jnp.log(few_sum)
@@ -225,7 +227,7 @@ def _left_out(top: Array, ties: Array, tail: Array, scores: Array) -> Array:
 
 @jax.custom_jvp
 def _softmax(scores: Array, ties: Array) -> Array:
-    """Over the symbols; 0 if their sum is 0."""
+    """Returns the softmax over the symbols, and 0 if their sum is 0."""
     terms, few_sum, _, _ = _terms(scores, ties)
     return terms / few_sum[..., None]
 
@@ -237,8 +239,8 @@ def _(primals, tangents):
 
 
 def _terms(scores: Array, ties: Array) -> tuple[Array, Array, Array, Array]:
-    """exp(scores - base), their sum (1 instead of 0), whether the sum is not 0, and `base`, the
-    largest score."""
+    """Returns exp(scores - base), their sum (1 instead of 0), whether the sum is not 0, and `base`,
+    the largest score."""
     base = scores.max(-1)
     nonzero = (ties > 0) & (base > -jnp.inf)
     base = jnp.where(nonzero, base, 0)
@@ -248,12 +250,12 @@ def _terms(scores: Array, ties: Array) -> tuple[Array, Array, Array, Array]:
 
 
 def softmax_of(sums: Sums) -> Array:
-    """Shift and scale of the softmax (batch with T, 2), as the forward pass keeps them."""
+    """Returns shift and scale of the softmax (batch with T, 2), as the forward pass keeps them."""
     return jnp.stack([sums.top, 1 / (sums.ties + sums.tail)], axis=-1)
 
 
 def _finite(top: Array) -> Array:
-    """top, with 0 for -inf, the top of a slice or row whose logits are all -inf."""
+    """Returns top, with 0 for the -inf of a slice or row whose logits are all -inf."""
     return jnp.where(top == -jnp.inf, 0, top)
 
 

@@ -43,14 +43,14 @@ _ACTS, _SYMBOLS, _LENGTHS, _TOP, _LINEAR = 0, 1, 2, 3, 4  # positions of operand
 
 
 def _used(acts: Array, lengths: Array, time_axis: int) -> Array:
-    """(batch with T, 1): whether a frame is in use."""
+    """Returns (batch with T, 1): whether a frame is in use."""
     shape = (*acts.shape[:-1], 1)
     frame = lax.broadcasted_iota(jnp.int32, shape, time_axis)
     return frame < jnp.expand_dims(lengths, (time_axis, lengths.ndim + 1))
 
 
 def _classes(acts: Array, symbols: Array, time_axis: int) -> Array:
-    """`symbols` at every frame."""
+    """Returns `symbols` at every frame."""
     classes = jnp.expand_dims(symbols, time_axis)
     return jnp.broadcast_to(classes, (*acts.shape[:-1], symbols.shape[-1]))
 
@@ -62,15 +62,15 @@ def _scores(acts: Array, symbols: Array, used: Array, time_axis: int) -> Array:
 
 
 def _terms(acts: Array, lengths: Array, top: Array, time_axis: int) -> tuple[Array, Array]:
-    """exp(acts - top), and which frames are in use. The terms of other frames are 0, and so are
-    those of a slice whose logits are all -inf."""
+    """Returns exp(acts - top), and which frames are in use. The terms of other frames are 0, and so
+    are those of a slice whose logits are all -inf."""
     exact, used = acts.astype(top.dtype), _used(acts, lengths, time_axis)
     alive = used & (top != -jnp.inf)[..., None]
     return jnp.where(alive, jnp.exp(jnp.where(alive, exact - top[..., None], 0)), 0), used
 
 
 def _relative(direction: Array, d_top: Tangent, top: Array) -> Array:
-    """direction - d_top, in the dtype of costs."""
+    """Returns direction - d_top, in the dtype of costs."""
     direction = direction.astype(top.dtype)
     return direction if isinstance(d_top, ad.Zero) else direction - d_top[..., None]
 
@@ -122,7 +122,7 @@ def _sums_cotangent(acts, symbols, lengths, top, ct_tail, ct_scores, *, time_axi
 
 
 def _batch_shared_acts(op, args, dims, *, time_axis, **params):
-    """Many sets of symbols for the same `acts`: one pass reads acts for all symbols together.
+    """Batches many sets of symbols for the same `acts`: one pass reads acts for all of them.
 
     That pass reads each frame that is in use for any of them. No caller reads the frames at and
     after its own length. Returns None if the general rule is needed.

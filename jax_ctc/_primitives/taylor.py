@@ -53,7 +53,7 @@ def register(primitive: Primitive) -> None:
 
 @functools.cache
 def _name_p() -> Primitive:
-    """The primitive of `checkpoint_name`, which JAX has no jet rule for."""
+    """Returns the primitive of `checkpoint_name`, which JAX has no jet rule for."""
     return jax.make_jaxpr(lambda x: checkpoint_name(x, ""))(np.float32(0)).eqns[0].primitive
 
 
@@ -62,12 +62,12 @@ def _named(primals, series, **params):
 
 
 def _factorials(order: int) -> list[float]:
-    """Derivatives divided by Taylor coefficients, which are the terms of a series."""
+    """Returns k! for each order k, the factor from a Taylor coefficient to a derivative."""
     return [float(math.factorial(k)) for k in range(1, order + 1)]
 
 
 def _curve(derivatives: Sequence[Array]) -> Callable[[Array], Array]:
-    """A function with these derivatives at 0. It is evaluated at 0 only."""
+    """Returns a function with these derivatives at 0. It is evaluated at 0 only."""
 
     @jax.custom_jvp
     def curve(t):
@@ -85,7 +85,7 @@ def _curve(derivatives: Sequence[Array]) -> Callable[[Array], Array]:
 
 
 def _orders(f: Callable, order: int) -> Callable[[Array], list[Array]]:
-    """f and its derivatives up to this order, in a list."""
+    """Returns f and its derivatives up to this order, in a list."""
     if order == 0:
         return lambda t: [f(t)]
     below = _orders(f, order - 1)

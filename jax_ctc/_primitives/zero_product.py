@@ -19,7 +19,7 @@ from . import taylor
 
 
 def multiply(x: Array, y: Array) -> Array:
-    """x * y, and 0 if x or y is 0. Their dtypes are the same; their shapes broadcast."""
+    """Returns x * y, and 0 if x or y is 0. Their dtypes are the same; their shapes broadcast."""
     return multiply_p.bind(*jnp.broadcast_arrays(*_mesh.vary_alike(x, y)))
 
 

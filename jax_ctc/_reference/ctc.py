@@ -25,8 +25,8 @@ from .problem import Problem
 
 
 def _over_batch(f: Callable) -> Callable:
-    """f for any number of batch axes. `f` itself takes at most one, so further ones are mapped
-    over. They are not merged by a reshape, because it would gather axes that are sharded."""
+    """Returns f for any number of batch axes. `f` itself takes at most one, so further ones are
+    mapped over. They are not merged by a reshape, because it would gather axes that are sharded."""
     signature = _operands.SIGNATURES[f.__name__]
 
     @functools.wraps(f)
@@ -50,14 +50,14 @@ def _over_batch(f: Callable) -> Callable:
 
 @_over_batch
 def loss(acts, labels, lengths, **params):
-    """Cost per sequence, in nats."""
+    """Returns the cost per sequence, in nats."""
     p = problem.make(acts, labels, lengths, **params)
     return lattice.cost(p).reshape(lengths.shape)
 
 
 @_over_batch
 def forward(acts, labels, lengths, **params):
-    """Cost and residuals: rows (shift, scale) and columns."""
+    """Returns the cost and the residuals rows (shift, scale) and columns."""
     p = problem.make(acts, labels, lengths, **params)
     cost, rows, columns = _forward(p)
     return [cost.reshape(lengths.shape), _unbatched(rows, acts), _unbatched(columns, acts)]
@@ -65,7 +65,7 @@ def forward(acts, labels, lengths, **params):
 
 @_over_batch
 def tangent(acts, labels, lengths, rows, columns, direction, **params):
-    """Derivative of the cost along `direction`."""
+    """Returns the derivative of the cost along `direction`."""
     p = problem.make(acts, labels, lengths, **params)
     unit = _gradient(p, rows, columns)
     direction = _batched(direction).astype(unit.dtype)
@@ -75,7 +75,7 @@ def tangent(acts, labels, lengths, rows, columns, direction, **params):
 
 @_over_batch
 def cotangent(acts, labels, lengths, rows, columns, cotangents, **params):
-    """Gradient of each cost times its cotangent; exactly 0 if the cotangent is 0."""
+    """Returns the gradient of each cost times its cotangent; exactly 0 if the cotangent is 0."""
     p = problem.make(acts, labels, lengths, **params)
     unit = _gradient(p, rows, columns)
     return _unbatched(_with_cotangents(unit, cotangents, p), acts).astype(acts.dtype)
@@ -83,7 +83,7 @@ def cotangent(acts, labels, lengths, rows, columns, cotangents, **params):
 
 @_over_batch
 def hvp(acts, labels, lengths, rows, columns, cotangents, direction, **params):
-    """Hessian of each cost times `direction` times the cotangent."""
+    """Returns the Hessian of each cost times `direction` times the cotangent."""
     exact = acts.astype(cotangents.dtype)
     direction = _batched(direction).astype(cotangents.dtype)
 
@@ -113,7 +113,7 @@ def hvp(acts, labels, lengths, rows, columns, cotangents, direction, **params):
 
 
 def _batched(x: Array) -> Array:
-    """(T, K) as (T, 1, K): the axes of a problem."""
+    """Returns (T, K) as (T, 1, K), the axes of a problem."""
     return x[:, None] if x.ndim == 2 else x
 
 
@@ -122,7 +122,7 @@ def _unbatched(x: Array, acts: Array) -> Array:
 
 
 def _forward(p: Problem) -> tuple[Array, Array, Array]:
-    """Cost (N,), and the residuals in the order of acts."""
+    """Returns the cost (N,), and the residuals in the order of acts."""
     V, L = p.acts.shape[-1], p.labels.shape[-1]
     dense = _operands.is_dense(V, L)
     cost, columns, possible = lattice.cost_and_columns(p, dense=bool(dense))
@@ -147,7 +147,8 @@ def _forward(p: Problem) -> tuple[Array, Array, Array]:
 
 
 def _gradient(p: Problem, rows: Array, columns: Array) -> Array:
-    """Gradient of each cost, in the order of acts, from the residuals of `_forward` (eq. 9)."""
+    """Returns the gradient of each cost, in the order of acts, from the residuals of `_forward`
+    (eq. 9)."""
     V, L = p.acts.shape[-1], p.labels.shape[-1]
     rows, columns = _batched(rows), _batched(columns)
     dense = _operands.is_dense(V, L)
@@ -176,7 +177,7 @@ def _widened(x: Array, size: int) -> Array:
 
 
 def _scale(p: Problem) -> Array:
-    """(T, N), 0 in unused frames."""
+    """Returns the scale (T, N) of the softmax, 0 in unused frames."""
     return jnp.where(p.used, 1 / p.normaliser.total, 0)
 
 

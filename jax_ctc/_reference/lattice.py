@@ -37,13 +37,13 @@ class _Blocks(NamedTuple):
         return 0 if self.number == 1 else jnp.minimum(i * self.size, self.frames - self.size)
 
     def is_first_time(self, i: Index) -> Array | bool:
-        """(size, 1): False for frames that the block before has too."""
+        """Returns (size, 1): False for frames that the block before has too."""
         if self.number == 1:
             return True
         return (self.start(i) + jnp.arange(self.size, dtype=jnp.int32) >= i * self.size)[:, None]
 
     def joined(self, x: Array) -> Array:
-        """(number, size, ...) as (frames, ...)."""
+        """Returns (number, size, ...) as (frames, ...)."""
         rest = self.frames - (self.number - 1) * self.size
         return jnp.concatenate([x[:-1].reshape(-1, *x.shape[2:]), x[-1, self.size - rest :]])
 
@@ -58,7 +58,7 @@ def _blocks(p: Problem) -> _Blocks:
 
 
 def _of_block(p: Problem, blocks: _Blocks, i: Index) -> tuple[Scaled, Array]:
-    """Emissions (size, N, S) and frames in use (size, N)."""
+    """Returns emissions (size, N, S) and frames in use (size, N)."""
     start = blocks.start(i)
     used, shift = (
         lax.dynamic_slice_in_dim(x, start, blocks.size) for x in (p.used, p.normaliser.shift)
@@ -72,7 +72,7 @@ def _of_block(p: Problem, blocks: _Blocks, i: Index) -> tuple[Scaled, Array]:
 
 
 def _advance(states: Scaled, may_skip: Array) -> Scaled:
-    """Sum over the predecessors of each state: itself, one before, two before (eq. 4)."""
+    """Sums over the predecessors of each state: itself, one before, two before (eq. 4)."""
     none = scaled.none_like(states.m)
 
     def shifted(by: int) -> Scaled:
@@ -111,7 +111,7 @@ def _nothing(before: Scaled, after: Scaled) -> None:
 
 
 def _start(p: Problem, index: Array) -> Scaled:
-    """Value 1 in the state `index` (N,)."""
+    """Returns states of which the one at `index` (N,) is 1 and no other is reached."""
     # Made from an operand, so that inside shard_map it varies over the same mesh axes.
     none = scaled.none_like(jnp.zeros_like(p.normaliser.shift, shape=p.states.shape))
     here = jnp.arange(p.states.shape[1], dtype=jnp.int32)[None] == index[:, None]
@@ -123,12 +123,12 @@ def _flipped(x: Scaled, *axes: int) -> Scaled:
 
 
 def _skip_ahead(p: Problem) -> Array:
-    """`may_skip` for beta, whose states are in reverse order."""
+    """Returns `may_skip` for beta, whose states are in reverse order."""
     return jnp.flip(jnp.pad(p.may_skip, ((0, 0), (0, 2)))[:, 2:], -1)
 
 
 def _both(alpha: Tree, beta: Tree, axis: int) -> Tree:
-    """Alpha and beta side by side, on an axis of their own, because N may be sharded."""
+    """Puts alpha and beta side by side on an axis of their own, because N may be sharded."""
     return jax.tree.map(lambda a, b: jnp.stack([a, b], axis), alpha, beta)
 
 
@@ -136,7 +136,7 @@ def _both(alpha: Tree, beta: Tree, axis: int) -> Tree:
 
 
 def cost(p: Problem) -> Array:
-    """Costs (N,)."""
+    """Returns the costs (N,)."""
     blocks = _blocks(p)
 
     def block(alpha, i):
@@ -149,7 +149,7 @@ def cost(p: Problem) -> Array:
 
 
 def cost_and_columns(p: Problem, dense: bool) -> tuple[Array, Array, Array]:
-    """Costs (N,), occupancies (T, N, C), and whether there is an alignment (N,).
+    """Returns costs (N,), occupancies (T, N, C), and whether there is an alignment (N,).
 
     The C occupancies are those of the blank and of each label position, or those of each class if
     `dense`. They have no meaning in a sequence without an alignment."""
@@ -191,7 +191,8 @@ def cost_and_columns(p: Problem, dense: bool) -> tuple[Array, Array, Array]:
 
 
 def _occupancies(p: Problem, before: Scaled, after: Scaled) -> Array:
-    """Occupancies (frames, N, 1 + L) from alpha before each emission and beta after it (eq. 8)."""
+    """Returns occupancies (frames, N, 1 + L): alpha before times beta after each emission, divided
+    by their sum (eq. 8)."""
     e = before.e + after.e
     gamma = before.m * after.m * scaled.pow2(e - e.max(-1, keepdims=True), p.dtype)
     blanks, labels = gamma[..., ::2], gamma[..., 1::2]
@@ -204,7 +205,8 @@ def _occupancies(p: Problem, before: Scaled, after: Scaled) -> Array:
 
 
 def by_class(p: Problem, columns: Array) -> Array:
-    """Occupancies (frames, N, V) of each class, from those of the blank and the label positions."""
+    """Returns occupancies (frames, N, V) of each class, from those of the blank and the label
+    positions."""
     V = p.acts.shape[-1]
 
     def one(classes: Array, columns: Array) -> Array:
@@ -215,7 +217,7 @@ def by_class(p: Problem, columns: Array) -> Array:
 
 
 def _cost(p: Problem, end: Scaled) -> tuple[Array, Array]:
-    """Costs (N,) from alpha after the last frame, and whether there is an alignment."""
+    """Returns costs (N,) from alpha after the last frame, and whether there is an alignment."""
     last = end.at(p.last)
     before = end.at(jnp.maximum(p.last - 1, 0))
     z = scaled.add(last, scaled.where(p.last > 0, before, scaled.none_like(last.m)))  # eq. 6

@@ -46,7 +46,7 @@ class Problem(NamedTuple):
 
     @property
     def classes(self) -> Array:
-        """(N, 1 + L) the blank and the labels: the columns of the compact layout."""
+        """(N, 1 + L): the blank and the labels, one for each column of the compact layout."""
         blank = jnp.full_like(self.labels, self.blank, shape=(self.labels.shape[0], 1))
         return jnp.concatenate([blank, self.labels], axis=-1)
 
@@ -54,7 +54,7 @@ class Problem(NamedTuple):
 def make(
     acts: Array, labels: Array, lengths: Array, *, time_axis: int, blank: int, threads: int
 ) -> Problem:
-    """The problem of operands with one batch axis, or none."""
+    """Returns the problem of operands with one batch axis, or none."""
     del threads
     if acts.ndim == 2:
         acts, labels, lengths = acts[:, None], labels[None], lengths[None]
@@ -137,8 +137,8 @@ def _over_classes(
 
 
 def largest(acts: Array, used: Array) -> tuple[Array, Array]:
-    """The largest logit of each row, 0 in unused frames, and whether the row has a NaN. The second
-    is needed because XLA's maximum over a large array may lose a NaN."""
+    """Returns the largest logit of each row, 0 in unused frames, and whether the row has a NaN. The
+    second is needed because XLA's maximum over a large array may lose a NaN."""
 
     def f(carry: tuple[Array, Array], x: Array, fresh: Array) -> tuple[Array, Array]:
         del fresh  # a maximum may read a class twice
@@ -150,8 +150,9 @@ def largest(acts: Array, used: Array) -> tuple[Array, Array]:
 
 @jax.custom_jvp
 def ties_and_tail(acts: Array, used: Array, shift: Array) -> tuple[Array, Array]:
-    """How many logits equal `shift`, the largest, and the sum of exp(acts - shift) over all others.
-    Both are 0 in unused frames. They are kept apart so that a sum of 1 + 1e-9 keeps its digits."""
+    """Returns how many logits equal `shift`, the largest, and the sum of exp(acts - shift) over all
+    others. Both are 0 in unused frames. They are kept apart so that a sum of 1 + 1e-9 keeps its
+    digits."""
 
     def f(carry: tuple[Array, Array], x: Array, fresh: Array) -> tuple[Array, Array]:
         is_top = x == shift[..., None]
@@ -174,8 +175,8 @@ def _(primals, tangents):
 
 
 def sum_in_order(x: Array) -> Array:
-    """The sum over the last axis, by halves. XLA's order of additions would depend on all sizes,
-    also that of the batch."""
+    """Sums over the last axis by halves. XLA's order of additions would depend on all sizes, also
+    that of the batch."""
     size = x.shape[-1]
     if not isinstance(size, int):  # jax.export
         return x.sum(-1)
@@ -191,13 +192,13 @@ def sum_in_order(x: Array) -> Array:
 
 
 def swapped(x: Array, time_axis: int) -> Array:
-    """(T, N, ...) in the order of acts, or the reverse."""
+    """Returns (T, N, ...) in the order of acts, or the reverse."""
     return x if time_axis == 0 else jnp.swapaxes(x, 0, 1)
 
 
 def logits(p: Problem, start: Array | int, count: int) -> Array:
-    """Logits (count, N, S) of each state's class in `count` frames from `start` on, 0 in unused
-    frames. No other logit is read."""
+    """Returns the logits (count, N, S) of each state's class in `count` frames from `start` on, 0
+    in unused frames. No other logit is read."""
     dimensions = lax.GatherDimensionNumbers(
         offset_dims=(0,), collapsed_slice_dims=(1,), start_index_map=(0, 1)
     )
@@ -214,15 +215,15 @@ def logits(p: Problem, start: Array | int, count: int) -> Array:
 
 
 def softmax(acts: Array, shift: Array, scale: Array) -> Array:
-    """scale * exp(acts - shift), and 0 if scale is 0, whatever acts hold. All are in the order of
-    acts; shift and scale have no V."""
+    """Returns scale * exp(acts - shift), and 0 if scale is 0, whatever acts hold. All are in the
+    order of acts; shift and scale have no V."""
     alive = (scale != 0)[..., None]
     x = jnp.where(alive, acts.astype(scale.dtype) - shift[..., None], 0)
     return jnp.where(alive, jnp.exp(x) * scale[..., None], 0)
 
 
 def minus_columns(x: Array, p: Problem, columns: Array) -> Array:
-    """x, in the order of acts, minus each of the columns (T, N, 1 + L) at its class."""
+    """Returns x, in the order of acts, minus each of the columns (T, N, 1 + L) at its class."""
     batch = 1 - p.time_axis
 
     def one(x: Array, classes: Array, columns: Array) -> Array:

@@ -24,18 +24,18 @@ class Scaled(NamedTuple):
     e: Array  # integers as wide as m
 
     def at(self, index: Array) -> "Scaled":
-        """The states (N,) at the given indices (N,), of states (N, S)."""
+        """Returns the states (N,) at the given indices (N,), of states (N, S)."""
         pick = index[:, None]
         return Scaled(*(jnp.take_along_axis(x, pick, axis=-1)[:, 0] for x in self))
 
 
 def _layout(dtype: np.dtype) -> tuple[type[np.signedinteger], int, int]:
-    """Integer type, mantissa bits and exponent bias."""
+    """Returns the integer type, the mantissa bits and the exponent bias of a dtype."""
     return (np.int64, 52, 1023) if dtype == np.float64 else (np.int32, 23, 127)
 
 
 def pow2(d: Array, dtype: np.dtype) -> Array:
-    """2^d for integers d up to the exponent bias, and exactly 0 for d <= -bias."""
+    """Returns 2^d for integers d up to the exponent bias, and exactly 0 for d <= -bias."""
     _, mantissa, bias = _layout(dtype)
     return lax.bitcast_convert_type((jnp.maximum(d, -bias) + bias) << mantissa, dtype)
 
@@ -53,7 +53,7 @@ def times(a: Scaled, b: Scaled) -> Scaled:
 
 
 def fold(x: Scaled) -> Scaled:
-    """The same value with its mantissa in [1, 2)."""
+    """Returns the same value with its mantissa in [1, 2)."""
     integer, mantissa, bias = _layout(x.m.dtype)
     pattern = lax.bitcast_convert_type(lax.stop_gradient(x.m), integer)
     exponent = (pattern >> mantissa) - bias
@@ -61,7 +61,7 @@ def fold(x: Scaled) -> Scaled:
 
 
 def log_terms(x: Scaled) -> list[Array]:
-    """Numbers whose exact sum is the log of x."""
+    """Returns numbers whose exact sum is the log of x."""
     e = x.e.astype(x.m.dtype)
     return [*(e * part for part in _LN2), jnp.log(x.m)]
 
@@ -84,7 +84,7 @@ def none_like(x: Array) -> Scaled:
 
 
 def split_exp(x: Array, shift: Array) -> Scaled:
-    """exp(x - shift), x <= shift."""
+    """Returns exp(x - shift) for x <= shift."""
     integer, _, _ = _layout(x.dtype)
     d = x - shift
     back = d - x

@@ -17,7 +17,7 @@ from .. import _kernels, _loss
 
 
 def ctc(activations: ArrayLike, labels: ArrayLike, input_lengths: ArrayLike | None) -> Array:
-    """Costs of a batch, in nats.
+    """Returns the costs of a batch, in nats.
 
     Args:
       activations: (T, B, V) unnormalised; class 0 is the blank.
@@ -31,7 +31,7 @@ def ctc(activations: ArrayLike, labels: ArrayLike, input_lengths: ArrayLike | No
 
 
 def ctc_available() -> bool:
-    """Whether `ctc` runs. Always True, because pure JAX runs if no compiled kernels do.
+    """Says whether `ctc` runs. It always does, because pure JAX runs if no compiled kernels do.
 
     As in Theano, `ctc_available.msg` says why a part is missing, or is None if none is.
     """
@@ -65,7 +65,7 @@ class ConnectionistTemporalClassification:
     def __call__(
         self, activations: ArrayLike, labels: ArrayLike, input_lengths: ArrayLike | None
     ) -> Array:
-        """(B,) costs of (T, B, V) activations, (B, L) labels and (B,) lengths, as in `ctc`."""
+        """Returns the (B,) costs of (T, B, V) activations, (B, L) labels and (B,) lengths."""
         num_threads = 1 if self.openmp is False else None
         if not self.compute_grad:
             activations = _not_differentiable(jax.numpy.asarray(activations))
