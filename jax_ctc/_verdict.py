@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.experimental import checkify
-from jax.extend.core import ClosedJaxpr, Primitive
+from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from . import _mesh, _values
@@ -74,7 +74,7 @@ def _(bad, values, **parameters):
     return [], _traced(*plain, **parameters).effects
 
 
-def _traced(bad: ArrayOrType, values: ArrayOrType, **parameters: str) -> ClosedJaxpr:
+def _traced(bad: ArrayOrType, values: ArrayOrType, **parameters: str):
     def check(bad: Array, values: Array) -> None:
         _check(bad, values, **parameters)
 
