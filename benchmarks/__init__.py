@@ -4,6 +4,7 @@ from pathlib import Path
 
 
 def import_what_is_installed() -> None:
-    """Not jax_ctc's sources, which lie beside this package and have no kernels in them."""
+    """Makes `import jax_ctc` find the installation, because the sources beside this package have no
+    compiled kernels."""
     root = Path(__file__).resolve().parent.parent
     sys.path[:] = [place for place in sys.path if Path(place or ".").resolve() != root]

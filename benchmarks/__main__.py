@@ -5,8 +5,9 @@
     python -m benchmarks --quick                  # two shapes, to see that it runs
     python -m benchmarks --shapes letters small --peers jax_ctc optax
 
-Peers take turns in one run on the same inputs, each in a process of its own; those that are not
-installed are left out and named. Leaves a table, all numbers and a plot in benchmarks/results/.
+Peers take turns in one run on the same inputs, each in a process of its own. A peer that is not
+installed is skipped, and the output names it. The program writes a table, all numbers and a plot to
+benchmarks/results/.
 """
 
 import argparse
@@ -31,7 +32,8 @@ from .peers import NEEDS, PEERS
 from .problems import SHAPES, Shape
 from .worker import Worker
 
-# What varies, in which base shape; ms of loss + gradient, or the largest error of the gradient.
+# The sizes of one axis, and the shape for a size. TIMES are ms of loss + gradient, ERRORS are the
+# largest errors of the gradient.
 TIMES = {
     "T": ((100, 300, 1000, 3000), lambda n: (n, 8, 64, 40)),
     "B": ((4, 16, 64, 256), lambda n: (200, n, 64, 40)),
@@ -141,7 +143,7 @@ def measure(run: dict[str, Any], workers: Any, options: Any, progress: Progress)
 def compare(
     workers: Any, shape: Shape, training: bool, rounds: int, seconds: float
 ) -> dict[str, dict[str, Any]]:
-    """What each peer takes for a shape. All agree on the cost, or one is not timed."""
+    """Times of each peer for a shape. A peer whose cost differs from the median is not timed."""
     found: dict[str, dict[str, Any]] = {}
     for name, worker in workers.items():
         found[name] = worker.ask(do="prepare", shape=shape, training=training)

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that is to be known of the CUDA kernels on a GPU, in one run that needs no hand.
+"""Measures and tests the CUDA kernels on a GPU in one unattended run.
 
     python benchmarks/gpu.py                       # all sections, under 9 minutes
     python benchmarks/gpu.py --only speed machine  # some of them
-    python benchmarks/gpu.py --tiny                # small shapes, any device: does it run at all
+    python benchmarks/gpu.py --tiny                # small shapes on any device: a quick check
 
-Each section is a process of its own with a time limit, and writes what it finds as it goes: what
-one section does not finish, the others do not lose. Ends with a table; leaves it and all numbers in
-benchmarks/results/. jax_ctc must be installed with its CUDA kernels; PyTorch, optax, pytest,
-hypothesis and compute-sanitizer are used where they are found, and the table says where not.
+Each section is a process of its own with a time limit, and writes each result at once. So a
+section that does not finish loses only its own later results. The program prints a table at the
+end, and writes it and all numbers to benchmarks/results/. jax_ctc must be installed with its CUDA
+kernels. PyTorch, optax, pytest, hypothesis and compute-sanitizer are optional; the table says which
+are missing.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from typing import Any
 from gpu_report import report
 
 HERE = Path(__file__).resolve().parent
-SECTIONS = {  # the module of each, and seconds; what is left of them goes to the last
+SECTIONS = {  # module and seconds of each; the last one also gets the seconds that are left
     "machine": ("gpu_machine", 40),
     "tests": ("gpu_tests", 120),
     "speed": ("gpu_speed", 190),
@@ -36,12 +37,12 @@ SECTIONS = {  # the module of each, and seconds; what is left of them goes to th
     "sanitizer": ("gpu_sanitizer", 45),
     "suite": ("gpu_tests", 50),
 }
-HIDDEN = {"sanitized": "gpu_sanitizer"}  # what a section runs in a process of its own
+HIDDEN = {"sanitized": "gpu_sanitizer"}  # a section starts this in a further process
 ALL_SECONDS = 520
 
 
 def run_section(name: str, seconds: float, tiny: bool, folder: Path) -> list[dict[str, Any]]:
-    """What the section wrote, the last row being how it ended."""
+    """The rows that a section wrote. The last row says how the section ended."""
     results, log = folder / f"{name}.jsonl", folder / f"{name}.log"
     command = [sys.executable, "-u", str(HERE / "gpu.py"), "--section", name]
     command += ["--json", str(results), "--seconds-per-section", str(seconds)]
@@ -73,7 +74,7 @@ def run_section(name: str, seconds: float, tiny: bool, folder: Path) -> list[dic
 
 
 def environment() -> dict[str, str]:
-    """Memory as it is needed, so that several processes find some; the CPU beside the GPU."""
+    """JAX allocates memory as needed, so that several processes fit, and has the CPU too."""
     env = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONFAULTHANDLER": "1", **os.environ}
     if env.get("JAX_PLATFORMS") in ("cuda", "gpu"):
         env["JAX_PLATFORMS"] = "cuda,cpu"
@@ -81,7 +82,7 @@ def environment() -> dict[str, str]:
 
 
 def rows_in(file: Path, section: str) -> list[dict[str, Any]]:
-    """The lines of a file that may end in the middle of one."""
+    """The rows in a file whose last line may be incomplete."""
     rows = []
     for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
         try:
@@ -144,7 +145,7 @@ def main() -> None:
                     rows.append({"section": name, "ended": "not begun: no time left", "seconds": 0})
                     continue
                 rows += run_section(name, seconds, options.tiny, Path(folder))
-                save(rows, options.output, options.tiny)  # a run that is cut off leaves what it has
+                save(rows, options.output, options.tiny)  # for a run that is killed
     except KeyboardInterrupt:
         print("stopped from outside", flush=True)
     save(rows, options.output, options.tiny)

@@ -43,7 +43,7 @@ def accuracy(write: Callable[..., None], tiny: bool, deadline: float) -> None:
 
 
 def torch_error(acts: Any, labels: Any, slope: Any) -> Any:
-    """The same of PyTorch's own kernels."""
+    """The largest error of the gradient of PyTorch's own kernels."""
     try:
         import torch
 

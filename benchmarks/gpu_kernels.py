@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Single kernels: cycles a frame of the lattice, bandwidth of the row kernels; and what a product
-with the Hessian adds.
+"""Single kernels: cycles per frame of the lattice, bandwidth of the row kernels, and the cost of a
+Hessian-vector product.
 
-Estimated from differences between shapes, and read off JAX's profiler where that works.
+The numbers are estimated from differences between shapes. JAX's profiler gives them too if it
+works.
 """
 
 import glob
@@ -56,7 +57,8 @@ def step_time(shape: Any, training: bool, n: int) -> float:
 
 
 def cycles(shape: Any, training: bool, clock: float) -> dict[str, Any]:
-    """From T to 2 T frames. The loss alone meets in the middle: half a step of the chain each."""
+    """Cycles per frame, from T and 2 T frames. In the loss alone alpha and beta meet in the middle,
+    so the chain has half as many steps as frames."""
     T, B, V, L = shape
     once, twice = (step_time((m * T, B, V, L), training, 1000) for m in (1, 2))
     frames = T if training else T / 2
@@ -70,7 +72,7 @@ def cycles(shape: Any, training: bool, clock: float) -> dict[str, Any]:
 
 
 def with_a_product(shape: Any) -> dict[str, Any]:
-    """Loss + gradient and a product, beside loss + gradient alone."""
+    """Time of loss + gradient + Hessian-vector product, relative to loss + gradient."""
     acts, labels, lengths = problem(shape, "float32")
     gradient = jax.grad(lambda x: jax_ctc.ctc(x, labels, lengths).sum())
 
@@ -88,7 +90,7 @@ def with_a_product(shape: Any) -> dict[str, Any]:
 
 
 def row_bandwidth(shape: Any, training: bool, bandwidth: float) -> dict[str, Any]:
-    """From few classes to many, with the same lattice: what the rows cost that were added."""
+    """Bandwidth of the row kernels, from few and many classes with the same lattice."""
     T, B, V, L = shape
     few = max(2 * L, V // 10)
     less, all_of_it = (step_time((T, B, v, L), training, 20) for v in (few, V))
@@ -105,7 +107,7 @@ def row_bandwidth(shape: Any, training: bool, bandwidth: float) -> dict[str, Any
 
 
 def profiled(shape: Any, training: bool, clock: float, bandwidth: float) -> list[dict[str, Any]]:
-    """Median time of each kernel in ten calls."""
+    """Median time of each kernel over ten calls."""
     arguments = problem(shape, "float32")
 
     def loss(acts: Any, labels: Any, lengths: Any) -> Any:
@@ -139,7 +141,7 @@ def profiled(shape: Any, training: bool, clock: float, bandwidth: float) -> list
 
 
 def kernel_times(folder: str) -> dict[str, list[float]]:
-    """Microseconds of every launch, by kernel, of what the profiler left in a folder."""
+    """Microseconds of every launch, by kernel, from the profiler's files in a folder."""
     times: dict[str, list[float]] = defaultdict(list)
     for file in glob.glob(f"{folder}/**/*.xplane.pb", recursive=True):
         for plane in jax.profiler.ProfileData.from_file(file).planes:

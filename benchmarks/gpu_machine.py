@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the numbers of gpu.py were measured on, and what it can do at best."""
+"""The machine on which gpu.py measures: its parts, versions, bandwidth and overheads."""
 
 import importlib.metadata
 import json
@@ -13,7 +13,7 @@ PACKAGES = ("jax", "jaxlib", "numpy", "torch", "optax", "pytest", "hypothesis")
 
 
 def machine(write: Callable[..., None], tiny: bool, deadline: float) -> None:
-    import jax  # here, so that what fails is known to have been the import
+    import jax  # imported here, so that a failed import fails in this section
 
     write(what="device", value=jax.devices()[0].device_kind)
     write(what="jax's default backend", value=jax.default_backend())

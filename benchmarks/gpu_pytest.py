@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pytest's end of gpu_tests.py: does a part of the tests, and writes what each comes to at once."""
+"""A pytest plugin for gpu_tests.py: runs a part of the tests and writes each outcome at once."""
 
 import json
 import os
@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 PART, SAID, SKIP = json.loads(os.environ["GPU_PYTEST"])
-LOST = re.compile(  # after these no kernel runs in this process any more
+LOST = re.compile(  # after these errors no kernel runs in this process
     "ILLEGAL_ADDRESS|illegal memory access|LAUNCH_FAILED|unspecified launch failure|"
     "MISALIGNED_ADDRESS|misaligned address|ILLEGAL_INSTRUCTION|LAUNCH_TIMEOUT|device-side assert"
 )
 
 try:
     import hypothesis  # noqa: F401
-except ImportError:  # tests/conftest.py sets it up; the tests that use it are left out
+except ImportError:  # conftest.py needs its settings; tests that use it are not run
     nothing = staticmethod(lambda *args, **options: None)
     settings = type("settings", (), {"register_profile": nothing, "load_profile": nothing})
     stand_in: Any = types.ModuleType("hypothesis")
@@ -62,7 +62,7 @@ def pytest_runtest_logreport(report: Any) -> None:
     if report.outcome == "failed" and LOST.search(message):
         say(finished=report.nodeid)
         sys.stdout.flush()
-        os._exit(77)  # the rest in a new process
+        os._exit(77)  # a new process runs the rest
 
 
 def pytest_runtest_logfinish(nodeid: str) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rows of gpu.py in Markdown: a table a section, and what the design asked for at the end."""
+"""The rows of gpu.py in Markdown: a table for each section, then the aims of the design."""
 
 from typing import Any
 
@@ -47,7 +47,7 @@ def table(rows: Rows, longest: int) -> list[str]:
 
 
 def verdicts(rows: Rows) -> list[str]:
-    """A line each: yes, no, or not measured."""
+    """One line for each aim: yes, no, or not measured."""
     return [
         f"- {'not measured' if met is None else 'yes' if met else 'NO'}: {wish}. {why}".rstrip()
         for wish, met, why in (
@@ -64,7 +64,8 @@ def verdicts(rows: Rows) -> list[str]:
 
 
 def every(wish: str, rows: Rows, section: str, holds: Any) -> tuple[str, bool | None, str]:
-    """`holds` says of a row: None for nothing to say, or whether it does and what it was."""
+    """`holds` of a row is None if the row says nothing about the aim. Otherwise it says whether the
+    aim is met, and the number."""
     answers = [answer for row in rows if row["section"] == section and (answer := holds(row))]
     failing = [why for good, why in answers if not good]
     if not answers:

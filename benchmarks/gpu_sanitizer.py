@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""compute-sanitizer on a few tiny batches: its four tools at the same time."""
+"""Runs the four tools of compute-sanitizer on a few tiny batches, all at the same time."""
 
 import os
 import re
@@ -17,7 +17,7 @@ SHAPES = ((9, 2, 5, 3), (40, 2, 60, 33), (20, 2, 700, 4), (150, 1, 9, 70))  # T,
 
 
 def sanitized(write: Callable[..., None], tiny: bool, deadline: float) -> None:
-    """What the tools watch. Arrays come from the host: no kernels but the few that are needed."""
+    """The program that the tools watch. Its arrays come from the host, so few other kernels run."""
     import jax
     import numpy as np
 
@@ -66,7 +66,7 @@ def start(program: str, tool: str, folder: Path) -> "subprocess.Popen[bytes]":
     command = [program, "--tool", tool, "--error-exitcode", "9", "--print-limit", "20"]
     command += [sys.executable, str(Path(__file__).with_name("gpu.py")), "--section", "sanitized"]
     command += ["--json", str(folder / f"{tool}.jsonl")]
-    # Graphs off: each kernel is launched by itself, under its own name.
+    # CUDA graphs are off, so that each kernel is launched by itself, under its own name.
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_command_buffer="
     with open(folder / f"{tool}.log", "w") as log:
         return subprocess.Popen(

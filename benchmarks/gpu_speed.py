@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """jax_ctc beside PyTorch's own kernels, cuDNN's and optax, and beside what the device allows.
 
-Columns of times, in microseconds a batch, medians; all of a row take turns:
-  loop      jax_ctc in one program of many steps: the device alone. For the loss a step has a tiny
-            kernel more, which makes it depend on the last (machine: "a step of an empty loop").
-  spread    of loop: largest less smallest
-  graph     16 steps in a row, which XLA puts into one CUDA graph; small shapes
+The columns are medians in microseconds per batch. All programs of a row take turns.
+  loop      jax_ctc in one program of many steps, so without Python. A step of the loss has one more
+            tiny kernel, which makes it depend on the last ("a step of an empty loop" in `machine`).
+  spread    largest minus smallest time of loop
+  graph     16 steps in a row, which XLA puts into one CUDA graph; small shapes only
   cold      a step of the loop after 256 MB were written, which empties the L2 cache
-  call      jax_ctc called from Python without waiting; Python's time where that is longer
-  torch, cudnn, optax  the same; PyTorch by CUDA events, Python included, and log_softmax
-  floor     the larger of memory (acts read; for the gradient read twice and written once, at the
-            bandwidth measured here) and chain (46 cycles a frame, half the frames for the loss)
-  v1        what the design predicted for the first version, float32 on an H200
+  call      jax_ctc called from Python without waiting; Python's time if that is longer
+  torch, cudnn, optax  their calls; PyTorch by CUDA events, with Python and log_softmax
+  floor     the larger of memory (acts are read; for the gradient read twice and written once, at
+            the bandwidth measured here) and chain (46 cycles per frame; half the frames for the
+            loss)
+  v1        the prediction of the design for the first version, float32 on an H200
 """
 
 import statistics
@@ -55,19 +56,19 @@ def problem(shape: Shape, dtype: str) -> tuple[Any, ...]:
 
 
 def steps_of(arguments: Any, training: bool) -> tuple[Callable[[Any], Any], Any]:
-    """A step that needs the last one's result, and what the first begins with."""
+    """A step that depends on the result of the step before, and the operand of the first step."""
     acts, labels, lengths = arguments
     if training:  # the gradient is the next step's acts
         return jax.grad(lambda x: jax_ctc.ctc(x, labels, lengths).sum()), acts
 
-    def next_lengths(n: jax.Array) -> jax.Array:  # no cost is below 0: they stay what they are
+    def next_lengths(n: jax.Array) -> jax.Array:  # no cost is below 0, so lengths do not change
         return n + (jax_ctc.ctc(acts, labels, n) < 0).astype(n.dtype)
 
     return next_lengths, lengths
 
 
 def ours(shape: Shape, dtype: str, training: bool, guess: float) -> dict[str, Callable[[], Timer]]:
-    """What makes each timer, by column. `guess`: microseconds a step."""
+    """For each column a function that makes its timer. `guess`: microseconds per step."""
     arguments = problem(shape, dtype)
     step, first = steps_of(arguments, training)
     n = int(np.clip(20_000 / guess, 10, 1000))
@@ -101,7 +102,7 @@ def torch_timer(shape: Shape, dtype: str, training: bool, cudnn: bool) -> Timer:
     logits = torch.randn(T, B, V, device="cuda", dtype=getattr(torch, dtype))
     logits.requires_grad_(training)
     labels = torch.tensor(np.asarray(problem((1, B, V, L), "float32")[1]))
-    # cuDNN: concatenated on the CPU. PyTorch's own: where the logits are.
+    # cuDNN takes concatenated labels on the CPU. PyTorch's own kernels take them on the device.
     targets = labels.flatten() if cudnn else labels.long().cuda()
     lengths = [T] * B, [L] * B
 
@@ -113,7 +114,7 @@ def torch_timer(shape: Shape, dtype: str, training: bool, cudnn: bool) -> Timer:
             logits.grad = None
             loss.backward()
 
-    if cudnn:  # where it does not apply, PyTorch takes its own kernels and says nothing
+    if cudnn:  # if cuDNN does not apply, PyTorch silently uses its own kernels
         log_probs = logits.detach().log_softmax(2, dtype=torch.float32)
         if not torch._use_cudnn_ctc_loss(log_probs, targets, *lengths, 0):
             raise NotImplementedError("not by cuDNN")
@@ -149,7 +150,7 @@ def optax_timer(shape: Shape, dtype: str, training: bool) -> Timer:
 
 
 def torch_works_beside_jax() -> bool:
-    """Two sets of CUDA libraries in one process: tried in one of its own."""
+    """Tries it in a process of its own, because two sets of CUDA libraries may end the process."""
     program = (
         "import jax, torch\njax.numpy.ones(3).sum().block_until_ready()\n"
         "assert torch.cuda.is_available()\ntorch.ones(3, device='cuda').log_softmax(0).sum().item()"
@@ -193,7 +194,7 @@ def speed(write: Callable[..., None], tiny: bool, deadline: float) -> None:
 def take_turns(
     makers: dict[str, Callable[[], Timer]], deadline: float
 ) -> tuple[dict[str, list[float]], list[str]]:
-    """Times by column, and what went wrong. One failing does not stop the others."""
+    """Times by column, and errors by column. An error in one column does not stop the others."""
     timers: dict[str, Timer] = {}
     times: dict[str, list[float]] = {}
     notes: list[str] = []
@@ -228,7 +229,7 @@ def compared(
     bandwidth: float,
     predicted: float | None,
 ) -> dict[str, Any]:
-    """Medians, and their ratios."""
+    """Medians and their ratios."""
     row: dict[str, Any] = {}
     for name in ("loop", "graph", "cold", "call", "torch", "cudnn", "optax"):
         row[name] = statistics.median(times[name]) if name in times else None

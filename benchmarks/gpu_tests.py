@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pytest, so that one test that crashes, hangs or loses the device does not take others with it.
+"""Runs pytest so that a test that crashes, hangs or loses the device does not stop other tests.
 
-The tests are dealt out to a few processes. One that dies is started again with the tests that it
-had not begun; one that says nothing for a while is stopped first. gpu_pytest.py runs in each.
+A few processes share the tests, and gpu_pytest.py is a plugin in each. A process that dies is
+started again with the tests that it had not begun. A process that is silent for too long is stopped
+and started again.
 """
 
 import importlib.util
@@ -19,7 +20,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 TESTS = HERE.parent / "tests"
-NOT_OF_A_DEVICE = [  # compilers, sources, emulation: the same on any machine
+NOT_OF_A_DEVICE = [  # tests of compilers, sources and the emulator, which need no device
     "gpu", "test_cuda_build.py", "test_emulated.py", "test_gpu_program.py", "test_sources.py",
     "test_oracle.py", "test_backends.py",
 ]  # fmt: skip
@@ -33,7 +34,7 @@ def tests(write: Callable[..., None], tiny: bool, deadline: float) -> None:
 
 
 def suite(write: Callable[..., None], tiny: bool, deadline: float) -> None:
-    """The quick part of the ordinary tests: they take whatever device JAX prefers."""
+    """The quick part of the ordinary tests, which run on JAX's default device."""
     what = [".", "-m", "not slow", *(f"--ignore={name}" for name in NOT_OF_A_DEVICE)]
     if importlib.util.find_spec("hypothesis") is None:
         what.append("--ignore=test_properties.py")
@@ -103,14 +104,14 @@ class Shard:
         command += ["-p", "no:cacheprovider", "-W", "default", "--continue-on-collection-errors"]
         command += ["-o", f"faulthandler_timeout={SILENCE / 2}"]
         with open(self.log, "a") as log:
-            # In tests/, not in the repository's root: there are the sources of jax_ctc.
+            # In tests/, because in the repository's root Python imports the sources of jax_ctc.
             self.process = subprocess.Popen(
                 [*command, *self.what], cwd=TESTS, env=env, stdout=log, stderr=log
             )
         self.heard = time.monotonic()
 
     def goes_on(self) -> bool:
-        """Reads what there is to read, and starts again what has died."""
+        """Reads new outcomes, and starts the process again if it has died."""
         if self.ended:
             return False
         code = self.process.poll()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the sections of gpu.py measure time on a device. All functions returned give microseconds."""
+"""Timers of the sections of gpu.py. A timer is a function that returns microseconds."""
 
 import functools
 import statistics
@@ -15,7 +15,7 @@ Timer = Callable[[], float]
 
 
 def median_of(timer: Timer, turns: int = 5) -> tuple[float, float]:
-    """Median and spread (largest less smallest)."""
+    """Median and spread (largest minus smallest)."""
     times = [timer() for _ in range(turns)]
     return statistics.median(times), max(times) - min(times)
 
@@ -67,14 +67,14 @@ def in_a_loop(step: Callable[[Any], Any], state: Any, n: int, unrolled: bool = F
 
 
 def copy_bandwidth(tiny: bool = False) -> float:
-    """Bytes a second, read and written, of arrays of 1 GB."""
+    """Bytes per second, read plus written, for arrays of 1 GB."""
     x = jnp.zeros((1 << 16) if tiny else (1 << 28), jnp.float32)
     calls = dispatched(jax.jit(lambda x: -x), (x,), 20)
     return 2 * x.nbytes / (median_of(calls)[0] * 1e-6)
 
 
 def clock_under_load(tiny: bool) -> float:
-    """Hz of the multiprocessors while they work; what an H200 has where nothing says so."""
+    """Clock of the busy multiprocessors in Hz. If nvidia-smi does not say, that of an H200."""
     x = jnp.zeros((1 << 10) if tiny else (1 << 26), jnp.float32)
     work = jax.jit(lambda x: jax.lax.fori_loop(0, 10 if tiny else 10_000, lambda _, x: -x, x))
     jax.block_until_ready(work(x))

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the machine would allow: one pass over memory, over the classes, over the lattice.
+"""The limits of a machine: the time of one more class, and of one more pair of states.
 
-Each is a slope, from one size to twice the size, measured in the run it is compared in: what a
-further element or pair of states costs with everything that does not grow with it taken away. The
-limit of a shape is their sum, so a ratio of 1 means that rows, sequences, threads and JAX are free.
+Each is a slope between one size and twice that size, measured in the same run as the times it is
+compared with. So it contains nothing that does not grow with the size. The limit of a shape is the
+sum over its classes and pairs. A ratio of 1 to this limit means that rows, sequences, threads and
+JAX cost nothing.
 """
 
 import statistics
@@ -14,7 +15,7 @@ from .worker import Worker
 
 ROWS: tuple[Shape, Shape] = (400, 16, 512, 1), (400, 16, 1024, 1)
 LATTICE: tuple[Shape, Shape] = (1200, 8, 32, 240), (1200, 8, 32, 480)
-# From 100 MB on nothing of acts stays in a cache.
+# From 100 MB on no part of acts stays in a cache.
 MEMORY: tuple[Shape, Shape] = (250, 8, 12_500, 1), (250, 8, 25_000, 1)
 
 
@@ -26,7 +27,7 @@ def work(shape: Shape) -> dict[str, float]:
 
 
 def measure(worker: Worker, rounds: int, seconds: float) -> dict[str, Any]:
-    """Nanoseconds of wall time for a class or a pair of a frame, loss and loss with gradient."""
+    """Nanoseconds of wall time per class, and per pair of states, of a frame."""
     found: dict[str, Any] = {}
     for training in (False, True):
         for name, unit, shapes in (
@@ -45,7 +46,7 @@ def measure(worker: Worker, rounds: int, seconds: float) -> dict[str, Any]:
 
 
 def limit(shape: Shape, training: bool, slopes: dict[str, Any]) -> float:
-    """Milliseconds."""
+    """The limit of a shape in milliseconds."""
     kind = "training" if training else "loss"
     large = shape[0] * shape[1] * shape[2] * 4 > 100e6 / 3
     row = slopes[f"{'memory' if large else 'rows'} {kind}"]

@@ -11,7 +11,7 @@ Call = Callable[[], Any]
 
 
 class Prepared:
-    """What a peer made of a problem: how to call it, and what that took."""
+    """A problem compiled by a peer: its call, its compile time and its temporary memory."""
 
     def __init__(self, call: Call, compile_seconds: float | None, temporary: int | None) -> None:
         self.call = call
@@ -56,7 +56,7 @@ def optax_(training: bool, arguments: Any) -> Prepared:
 
 
 def scan_(training: bool, arguments: Any) -> Prepared:
-    """What one writes in an afternoon: log space, 2 L + 1 states, labels picked, JAX's gradient."""
+    """A plain implementation: log space, 2 L + 1 states, a gather of the labels, JAX's gradient."""
     import jax
     import jax.numpy as jnp
 
@@ -112,7 +112,7 @@ def torch_(training: bool, arguments: Any) -> Prepared:
 
 
 def warp_ctc_(training: bool, arguments: Any) -> Prepared:
-    """Baidu's library through its binding for PyTorch, for those who have built it."""
+    """Baidu's library through its PyTorch binding, which must be built by hand."""
     import torch
     import warpctc_pytorch
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results as a table for the eye and for docs, and as plots."""
+"""Results as a table for the terminal and for the documents, and as plots."""
 
 from collections.abc import Sequence
 from pathlib import Path

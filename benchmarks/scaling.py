@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What second order, many hypotheses and many devices cost: the tables of docs/scaling.md.
+"""Measures the cost of second order, many hypotheses and many devices, for docs/scaling.md.
 
     python -m benchmarks.scaling
 
-Times are medians of rounds in which the programs of a table take turns. Devices are parts of this
-CPU: what a program sends between them is read off it, and its time would say nothing.
+Times are medians of rounds in which the programs of a table take turns. The devices are virtual
+devices of this CPU. So the number of bytes communicated is read from the compiled program, and no
+time is measured for them.
 """
 
 import re
@@ -33,12 +34,12 @@ import jax_ctc  # noqa: E402
 
 from .problems import SHAPES, problem  # noqa: E402
 
-SECONDS = 2.0  # a table's row
+SECONDS = 2.0  # per row of a table
 KINDS = "all-gather|all-to-all|all-reduce|reduce-scatter|collective-permute"
 
 
 def taking_turns(programs: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Median milliseconds of each."""
+    """Median milliseconds of each program."""
     times: dict[str, list[float]] = {name: [] for name in programs}
     for program in programs.values():
         jax.block_until_ready(program())
@@ -106,8 +107,8 @@ def hypotheses(console: Console) -> None:
     console.print(table)
 
 
-def sent(compiled: Any) -> str:
-    """What goes over the wire, a device, by kind."""
+def communicated(compiled: Any) -> str:
+    """Bytes communicated per device, by kind of collective."""
     found = re.findall(rf"= \(?([^=]*?) ({KINDS})(?:-start)?\(", compiled.as_text())
     parts = []
     for shapes, kind in found:
@@ -138,7 +139,7 @@ def devices(console: Console) -> None:
             )  # fmt: skip
             step = jax.jit(jax.value_and_grad(lambda acts, *rest, f=loss: f(acts, *rest).mean()))
             compiled = step.lower(*put).compile()
-            table.add_row(f"{V:,}", f"{data} x {model}", str(spec), sent(compiled))
+            table.add_row(f"{V:,}", f"{data} x {model}", str(spec), communicated(compiled))
     console.print(table)
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One peer in a process of its own: no peer's threads, heap or caches are in another one's way.
+"""Runs one peer in a process of its own, so that peers share no threads, heap or caches.
 
-The parent sends a line of JSON and gets one back; see `serve`. Only one worker computes at a time.
+The parent sends a line of JSON and gets one back (`serve`). Only one worker computes at a time.
 """
 
 import gc
@@ -20,10 +20,10 @@ from .problems import problem
 
 
 class Worker:
-    """The parent's end."""
+    """The worker as the parent sees it."""
 
     def __init__(self, peer: str, threads: int) -> None:
-        # A library whose idle threads spin would take the processor from the others.
+        # The idle threads of a library must not spin, because they would slow the other peers.
         environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(threads)}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", peer],
@@ -45,7 +45,7 @@ class Worker:
 
 
 def timed(call: Any, seconds: float) -> list[float]:
-    """Milliseconds of each call, for at least so long, after one that is not counted."""
+    """Milliseconds of each call, for at least `seconds`, after one call that is not counted."""
     call()
     times = []
     end = time.perf_counter() + seconds
@@ -61,7 +61,7 @@ def to_numpy(x: Any) -> Any:
 
 
 def gradient_error(peer: str, shape: Any, spread: float) -> float:
-    """Largest error of any element of the gradient of the sum of costs, against float64."""
+    """Largest error of the gradient of the sum of costs, against float64."""
     import jax
 
     import jax_ctc
@@ -76,8 +76,9 @@ def gradient_error(peer: str, shape: Any, spread: float) -> float:
 
 def serve(peer: str) -> None:
     prepared: Any = None
-    # The largest block ever freed decides from which size on the C library keeps memory: the same
-    # for every peer, so that none is timed with pages that come and go.
+    # The C library keeps freed memory up to the size of the largest block freed so far. Freeing one
+    # large block here makes that size the same for every peer. Otherwise some peers would be timed
+    # with new pages in each call.
     block = np.ones(30 << 17)
     del block
     for line in sys.stdin:

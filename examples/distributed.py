@@ -7,13 +7,14 @@
                                                        jax.distributed finds out by itself
     python examples/distributed.py --coordinator host:port --processes N --process I    elsewhere
 
-The program is the same in all four. The arrays are global: a batch is spread over a mesh of all
-devices of all processes, so the loss of each sequence is computed where its activations are, and
-what goes over the wire is the mean and the gradient of the parameters. Every process draws the same
-random numbers and keeps its part, so that the costs do not depend on how many there are.
+The program is the same in all four cases. The arrays are global: a batch is sharded over a mesh of
+all devices of all processes. So the loss of each sequence is computed on the device that holds its
+activations. The processes communicate only the mean and the gradient of the parameters. Every
+process draws the same random numbers and keeps its own part of the batch, so the costs do not
+depend on the number of processes.
 
-A process that dies ends the others: by an error of the collective that waits for it, or by its
-missing heartbeat. Processes started by --here also end when their launcher does.
+If a process dies, the others end too: by an error of the collective that waits for it, or by its
+missing heartbeat. Processes started by --here also end when their launcher ends.
 """
 
 import argparse
@@ -36,8 +37,8 @@ from jax.sharding import PartitionSpec as P
 HEARTBEAT = 10  # seconds after which a silent process counts as dead
 
 
-def spread(batch: Batch, sharding: NamedSharding) -> tuple[jax.Array, ...]:
-    """The global batch, as arrays of which each device holds its rows."""
+def sharded(batch: Batch, sharding: NamedSharding) -> tuple[jax.Array, ...]:
+    """The global batch as arrays with this sharding."""
     return tuple(
         jax.make_array_from_callback(x.shape, sharding, partial(np.ndarray.__getitem__, x))
         for x in batch
@@ -47,20 +48,20 @@ def spread(batch: Batch, sharding: NamedSharding) -> tuple[jax.Array, ...]:
 def train(steps: int, batch: int, seed: int) -> list[float]:
     """Trains on all devices of all processes. Returns the mean cost of every step, in nats."""
     mesh = jax.make_mesh((jax.device_count(),), ("data",))
-    rows, everywhere = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+    by_batch, replicated = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
     if batch % jax.device_count():
         raise SystemExit(f"--batch: expected a multiple of the {jax.device_count()} devices.")
     scans, _, digits, _ = scans_and_digits(seed)
     rng, _ = np.random.default_rng(seed).spawn(2)
     optimizer = optimizer_for(steps)
-    # Made by one program, so that every device of every process has the same bits.
+    # One program makes the parameters, so that they have the same bits on every device.
     start = jax.jit(
-        lambda: (reader := Reader(nnx.Rngs(seed)), optimizer.init(reader)), out_shardings=everywhere
+        lambda: (reader := Reader(nnx.Rngs(seed)), optimizer.init(reader)), out_shardings=replicated
     )
     reader, state = start()
     costs = []
     for step in range(steps):
-        part = spread(strips(rng, scans, digits, batch), rows)
+        part = sharded(strips(rng, scans, digits, batch), by_batch)
         reader, state, cost = train_step(reader, state, part, optimizer)
         costs.append(float(cost))
         if jax.process_index() == 0:
@@ -69,17 +70,17 @@ def train(steps: int, batch: int, seed: int) -> list[float]:
 
 
 def start_here(count: int, arguments: list[str]) -> int:
-    """Starts `count` processes on this machine. The first that fails ends all, and so does the end
-    of this process, whatever ends it."""
+    """Starts `count` processes on this machine. They all end when one of them fails, and when this
+    process ends for any reason."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by way of `finally`
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # exits through `finally`
     common = ["--coordinator", f"localhost:{port}", "--processes", str(count), "--end-with-stdin"]
     children = [
         subprocess.Popen(
             [sys.executable, __file__, *arguments, *common, "--process", str(i)],
-            stdin=subprocess.PIPE,  # nothing is written to it: the system closes it at our end
+            stdin=subprocess.PIPE,  # never written; the system closes it when we end
         )
         for i in range(count)
     ]
@@ -99,13 +100,13 @@ def start_here(count: int, arguments: list[str]) -> int:
 
 
 def end_with_stdin() -> None:
-    """Ends this process when the other end of its standard input is closed: a launcher that is
-    killed cannot end its processes itself."""
+    """Ends this process when the launcher's end of its standard input is closed. This is needed
+    because a launcher that is killed cannot end its processes itself."""
 
     def wait() -> None:
         while os.read(0, 1):
             pass
-        os._exit(1)  # without the handlers of the interpreter's exit, which wait for the others
+        os._exit(1)  # skips the exit handlers, which wait for other processes
 
     threading.Thread(target=wait, daemon=True).start()
 
@@ -116,15 +117,15 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=500, help="training steps (%(default)s)")
-    parser.add_argument("--batch", type=int, default=64, help="strips per step, of all processes")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
+    parser.add_argument("--batch", type=int, default=64, help="strips per step, over all processes")
+    parser.add_argument("--seed", type=int, default=0, help="seed of random numbers (%(default)s)")
     parser.add_argument("--costs", help="file for the costs of all steps, as JSON")
-    parser.add_argument("--here", type=int, help="start so many processes on this machine")
-    parser.add_argument("--cluster", action="store_true", help="find the others by environment")
+    parser.add_argument("--here", type=int, help="start this many processes on this machine")
+    parser.add_argument("--cluster", action="store_true", help="found by jax.distributed itself")
     parser.add_argument("--coordinator", help="host:port of process 0")
     parser.add_argument("--processes", type=int)
-    parser.add_argument("--process", type=int, help="number of this one, from 0")
-    parser.add_argument("--end-with-stdin", action="store_true", help="as --here asks of its own")
+    parser.add_argument("--process", type=int, help="number of this process, from 0")
+    parser.add_argument("--end-with-stdin", action="store_true", help="used by --here itself")
     args = parser.parse_args()
     if args.end_with_stdin:
         end_with_stdin()

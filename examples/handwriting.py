@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read lines of handwritten digits: a small convolutional network trained with `jax_ctc.ctc`.
 
-The network is shown a strip and told which digits stand in it, left to right, never where. The
-scans are scikit-learn's bundled `load_digits`; a fifth of them, drawn at random and stratified by
-digit, is kept for the held-out strips, and no training strip contains one. The hands are the same
-in both parts: this measures new scans, not new writers.
+A training example is a strip and its digits from left to right, without their positions. The scans
+are scikit-learn's `load_digits`. A fifth of them, drawn at random and stratified by digit, is used
+for the held-out strips only. Both parts have the same writers, so the error rate is that of new
+scans, not of new writers.
 
     pip install -r examples/requirements.txt
     python examples/handwriting.py
 
-Prints the label error rate, writes a picture, and exits with 1 unless the rate is below 2 %.
+The program prints the label error rate, writes a picture, and exits with 1 unless the rate is below
+2 %.
 """
 
 import argparse
@@ -44,7 +45,7 @@ STRIDE = 2  # columns of pixels per frame
 BLANK = 10  # classes 0 to 9 are the digits
 CLASSES = 11
 HELD_OUT = 1000  # strips
-QUIET = "#8a8a8a"  # for what is not the point of the picture
+QUIET = "#8a8a8a"  # colour of the less important parts of the picture
 
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -54,7 +55,7 @@ def strips(rng: np.random.Generator, scans: np.ndarray, digits: np.ndarray, coun
 
     Returns:
       (count, HEIGHT, WIDTH) images, 0 on paper and up to 1 in ink; (count, MOST) labels, -1 after
-      the last digit; (count,) frames in use, as strips are as wide as their digits need.
+      the last digit; (count,) frames in use, because each strip is as wide as its digits need.
     """
     shape = (count, MOST)
     used = np.arange(MOST) < rng.integers(FEWEST, MOST + 1, (count, 1))
@@ -75,7 +76,7 @@ def strips(rng: np.random.Generator, scans: np.ndarray, digits: np.ndarray, coun
 
 
 def scans_and_digits(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Scans (N, SIDE, SIDE) to train with and held-out ones, then the digits (N,) of both."""
+    """Scans (N, SIDE, SIDE) for training, held-out scans, and the digits (N,) of both."""
     pixels, digits = load_digits(return_X_y=True)
     scans = pixels.reshape(-1, SIDE, SIDE).astype(np.float32) / 16
     return train_test_split(scans, digits, test_size=0.2, stratify=digits, random_state=seed)
@@ -116,7 +117,7 @@ def mean_cost(reader: Reader, images: Array, labels: Array, lengths: Array) -> A
 def train_step(
     reader: Reader, state: optax.OptState, batch: Batch, optimizer: optax.GradientTransformation
 ) -> tuple[Reader, optax.OptState, Array]:
-    """One step down the gradient. The reader is a pytree, so plain jax.jit and optax serve."""
+    """One step of the optimizer. The reader is a pytree, so plain jax.jit and optax work."""
     cost, gradient = jax.value_and_grad(mean_cost)(reader, *batch)
     updates, state = optimizer.update(gradient, state, reader)
     return optax.apply_updates(reader, updates), state, cost
@@ -128,7 +129,7 @@ def optimizer_for(steps: int) -> optax.GradientTransformation:
 
 
 def train(reader: Reader, compose: Callable[[], Batch], steps: int) -> Reader:
-    """Trains on `steps` batches, each composed afresh."""
+    """Trains on `steps` batches from `compose`."""
     optimizer = optimizer_for(steps)
     state = optimizer.init(reader)
     with trange(steps, desc="training", unit="step") as progress:
@@ -140,7 +141,8 @@ def train(reader: Reader, compose: Callable[[], Batch], steps: int) -> Reader:
 
 
 def readings(acts: np.ndarray, lengths: np.ndarray) -> list[list[int]]:
-    """(N, T, CLASSES) activations to digits: the best classes, runs merged and blanks dropped."""
+    """Digits from activations (N, T, CLASSES): the best class of each frame, with runs merged and
+    blanks removed."""
     result = []
     for best, length in zip(acts.argmax(axis=-1), lengths, strict=True):
         best = best[:length]
@@ -166,9 +168,9 @@ def draw(
 
     Args:
       image: (HEIGHT, T * STRIDE) strip.
-      seen: (T, CLASSES) probabilities by the network alone, drawn as shades.
-      forced: (T, CLASSES) occupancies given the truth, drawn as rings; not those of the blank.
-      read, truth: digits; the reading is red where it is not the truth.
+      seen: (T, CLASSES) softmax of the network, drawn as shades.
+      forced: (T, CLASSES) occupancies given the truth. Those of the digits are drawn as rings.
+      read, truth: digits. The reading is drawn in red if it is wrong.
     """
     image = np.pad(image, ((1, 1), (0, 0)))  # room above and below for the interpolation
     frames, top = len(seen), -0.5 - len(image) / STRIDE
@@ -221,7 +223,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=500, help="training steps (%(default)s)")
     parser.add_argument("--batch", type=int, default=64, help="strips per step (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of random numbers (%(default)s)")
     parser.add_argument("--output", default="handwriting.png", help="picture (%(default)s)")
     args = parser.parse_args()
 

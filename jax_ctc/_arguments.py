@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operands of the primitives, from what callers pass.
+"""The operands of the primitives, from the arguments of the caller.
 
 `Arguments` has int32 labels and lengths. An invalid sequence is encoded in the values themselves:
 a label out of range is kept, and a bad label length sets the sequence's length to -1. The kernels
 turn either into a cost of NaN.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -17,7 +17,7 @@ from . import _mesh, _shapes, _values
 
 class Arguments(NamedTuple):
     acts: Array  # (..., T, ..., V)
-    labels: Array  # (..., L) int32, negative where padded
+    labels: Array  # (..., L) int32; padding is negative
     lengths: Array  # (...) int32; -1 for a sequence with a bad label length
     time_axis: int
     blank: int  # in [0, V)
@@ -33,9 +33,9 @@ def prepare(
     time_major: bool,
     slices: int | None = None,
 ) -> Arguments:
-    """Checks and normalises what the public functions were called with. Raises TypeError (dtypes)
-    and ValueError (shapes; values where they are known). `acts` may be one of so many `slices` of
-    the classes, over devices on which all else is the same."""
+    """Checks the arguments of a public function and makes them operands. Raises TypeError (dtypes)
+    and ValueError (shapes, and values if they are known). If `slices` is given, `acts` hold one of
+    that many slices of V, and all other arguments are the same on every device."""
     given = _shapes.checked(
         acts, labels, lengths, label_lengths, blank=blank, time_major=time_major, slices=slices or 1
     )
@@ -48,7 +48,7 @@ def prepare(
 
 
 def _normalised(given: _shapes.Given) -> Arguments:
-    def array(x: Any) -> Array:
+    def array(x: _shapes.AnyArray) -> Array:
         return jnp.asarray(_values.saturated(x))
 
     acts, labels, lengths = given.acts, array(given.labels), array(given.lengths)

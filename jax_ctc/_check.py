@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bad labels and lengths as errors, where nothing can be raised."""
+"""Errors for invalid labels and lengths inside jit, by checkify."""
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -17,15 +17,16 @@ def check(
     time_major: bool = True,
     vocab_axis: str | tuple[str, ...] | None = None,
 ) -> None:
-    """Checks labels and lengths from inside `jax.jit`, for `jax.experimental.checkify`.
+    """Checks labels and lengths inside `jax.jit`, for `jax.experimental.checkify`.
 
-    Under `jit` a bad value cannot raise: `ctc` makes the cost of its sequence NaN. This function
-    gives the same verdict as an error of `checkify`, which names the argument, where and the value.
-    Arguments as in `ctc`; shapes and dtypes, and values that are known, raise as they do there.
+    Under `jit` an invalid value cannot raise, so `ctc` makes the cost of its sequence NaN. This
+    function reports the same values as errors of `checkify`. An error names the argument, the index
+    and the value. The arguments are those of `ctc`. Wrong shapes and dtypes raise as they do there,
+    and so do invalid values that are known.
 
-    Under `vmap` the place in the error counts all axes that are mapped, outermost first. `scan` and
-    `lax.map` run one step at a time, so there it is the place within a step: check all steps before
-    the loop, or under `vmap`, to have the sequence named.
+    Under `vmap` the index in the error counts all mapped axes, outermost first. `scan` and
+    `lax.map` run one step at a time, so there it is the index within a step. To have the sequence
+    named, check all steps before the loop, or under `vmap`.
 
     Example:
       >>> def loss(acts, labels, lengths):
@@ -41,5 +42,5 @@ def check(
     )
     if _values.raise_on_known(given):
         return
-    for verdict in _values.verdicts(given, jnp):
+    for verdict in _values.verdicts(given, given.labels, given.lengths, given.label_lengths, jnp):
         _verdict.expect_none(verdict)

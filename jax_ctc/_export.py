@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs that outlive the process they were made in."""
+"""Serialised programs (jax.export)."""
 
 from jax import export
 
@@ -7,14 +7,14 @@ from ._primitives import custom_call
 
 
 def export_checks() -> list[export.DisabledSafetyCheck]:
-    """What `jax.export.export` asks for before it serialises a program with the kernels in it.
+    """Lets `jax.export.export` serialise a program that calls the kernels.
 
-    The names of their targets carry a version; what a name stands for (operands, attributes,
-    meaning) never changes. So a program exported today runs with every later jax_ctc that has the
-    target. The process that runs it must have imported jax_ctc.
+    The name of each custom call target carries a version. The operands, the attributes and the
+    meaning of a name never change. So a program exported today runs with every later jax_ctc that
+    has the target. The process that runs the program must have imported jax_ctc.
 
     Returns:
-      A list for ``disabled_checks``.
+      A list for the argument ``disabled_checks``.
 
     Example:
       >>> from jax import export
@@ -22,6 +22,6 @@ def export_checks() -> list[export.DisabledSafetyCheck]:
       >>> program = export.export(
       ...     jax.jit(jax_ctc.ctc), platforms=["cpu", "cuda"], disabled_checks=checks
       ... )(acts, labels, lengths)
-      >>> stored = program.serialize(vjp_order=1)  # to be differentiated by who loads it
+      >>> stored = program.serialize(vjp_order=1)  # whoever loads it can differentiate it
     """
     return [export.DisabledSafetyCheck.custom_call(name) for name in custom_call.TARGETS.values()]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the compiled kernels, registers their handlers with XLA, and says why where it cannot."""
+"""Finds the compiled kernels and registers their handlers with XLA, or says why it cannot."""
 
 import importlib
 import importlib.util
@@ -8,7 +8,8 @@ import re
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TypedDict
 
 import jax
 
@@ -23,8 +24,8 @@ if _SETTING and not _DISABLED:
 
 
 def _runtime_ffi_version() -> tuple[int, int] | None:
-    """The version of XLA's FFI that the installed jaxlib speaks, from the header it ships. None
-    without that header: XLA then compares versions itself when a handler is registered."""
+    """Returns the version of XLA's FFI in the installed jaxlib, from its header. Returns None if
+    jaxlib has no such header; XLA then compares the versions when a handler is registered."""
     header = Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
     if not header.is_file():
         return None
@@ -35,8 +36,8 @@ def _runtime_ffi_version() -> tuple[int, int] | None:
 def _search_installation() -> bool:
     """Makes the kernels of an installation of this version importable, if there is one.
 
-    In a checkout's own folder Python finds these sources before the installed package, which alone
-    has kernels."""
+    In the folder of a checkout Python finds these sources before the installed package, and only
+    the installed package has kernels."""
     try:
         installed = metadata.distribution("jax_ctc")
     except metadata.PackageNotFoundError:
@@ -57,8 +58,8 @@ def _search_installation() -> bool:
     return True
 
 
-def _load(name: str) -> Any:
-    """A module of compiled kernels. Raises ImportError that says what to do."""
+def _load(name: str) -> ModuleType:
+    """Imports a module of compiled kernels. Its ImportError says what to do."""
     try:
         module = importlib.import_module(f"jax_ctc.{name}")
     except ModuleNotFoundError as error:
@@ -83,19 +84,19 @@ def _load(name: str) -> Any:
     return module
 
 
-def _register(module: Any, platform: str) -> None:
+def _register(module: ModuleType, platform: str) -> None:
     for name, handler in module.targets().items():
         jax.ffi.register_ffi_target(name, handler, platform=platform)
         jax.ffi.register_ffi_target_as_batch_partitionable(name)
 
 
 cpu = None if _DISABLED else _load("_cpu")
-# A build without a CUDA compiler has no such module; one that has it needs no device to import it.
-cuda: Any = None
+# A build without a CUDA compiler has no module _cuda. The module needs no device to be imported.
+cuda = None
 if not _DISABLED and importlib.util.find_spec("jax_ctc._cuda") is not None:
     cuda = _load("_cuda")
 
-# The lowering asks this: which kernels are registered on which platform. All else runs pure JAX.
+# The targets registered on each platform, for the lowerings. All other ops run pure JAX.
 TARGETS = {
     name: frozenset(module.targets())
     for name, module in (("cpu", cpu), ("cuda", cuda))
@@ -109,32 +110,51 @@ for _name, _module in (("cpu", cpu), ("CUDA", cuda)):
 most_labels_in_place = cuda.most_labels_in_place if cuda is not None else 0
 
 
-def scratch_bytes(op: str, is_double: bool, T: Any, L: Any) -> Any:
-    """Memory that a CUDA kernel wants for each sequence. T and L may be symbolic (jax.export)."""
+def has_scratch(op: str) -> bool:
+    """Says whether the CUDA kernels of an op pass data to each other in scratch memory."""
+    assert cuda is not None
+    return cuda.scratch_bytes(op, False, 1, 1) > 0
+
+
+def scratch_bytes(op: str, is_double: bool, T: int, L: int) -> int:
+    """Returns the bytes of scratch memory per sequence on CUDA. T and L may be symbolic
+    (jax.export)."""
 
     def count(T: int, L: int) -> int:
+        assert cuda is not None
         return cuda.scratch_bytes(op, is_double, T, L)
 
     if isinstance(T, int) and isinstance(L, int):
         total = count(T, L)
-    else:  # bilinear
+    else:  # the bytes are a bilinear function of T and L
         a, b, c = count(0, 0), count(1, 0), count(0, 1)
         total = a + (b - a) * T + (c - a) * L + (count(1, 1) - b - c + a) * T * L
     return -(-total // 16) * 16
 
 
-def build_info() -> dict[str, Any]:
-    """Which kernels are loaded, what they run on, and why a part is missing.
+class BuildInfo(TypedDict):
+    version: str
+    jax: str
+    jaxlib: str
+    cpu: str | None
+    cpu_available: list[str]
+    cuda: str | None
+    ffi: tuple[int, int] | None
+    notes: list[str]
+
+
+def build_info() -> BuildInfo:
+    """Says which kernels are loaded, what they run on, and why a part is missing.
 
     Returns:
       A dict with
         ``version``  of jax_ctc; ``jax``, ``jaxlib``  the versions in use
-        ``cpu``      the instruction set that runs, or None where pure JAX does
-        ``cpu_available``  the instruction sets this machine could run
+        ``cpu``      the instruction set that runs, or None if pure JAX runs on CPUs
+        ``cpu_available``  the instruction sets that this machine can run
         ``cuda``     the architectures that CUDA kernels were compiled for ("80,90,..."), or None
-                     where pure JAX runs on GPUs
-        ``ffi``      XLA's FFI version the kernels were compiled for
-        ``notes``    sentences that say why something is missing or not as asked for
+                     if pure JAX runs on GPUs
+        ``ffi``      the version of XLA's FFI that the kernels were compiled for
+        ``notes``    sentences that say why a part is missing, or why a setting has no effect
     """
     notes = list(_notes)
     if cpu is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loss, as users call it."""
+"""The public loss."""
 
 import functools
 
@@ -23,62 +23,64 @@ def ctc(
     num_threads: int | None = None,
     vocab_axis: str | tuple[str, ...] | None = None,
 ) -> Array:
-    """Negative log-probability of each label sequence, summed over all its alignments.
+    """Returns the negative log-probability of each label sequence, summed over all its alignments.
 
-    Padding in `labels` is negative. A label equal to `blank`, which is 0 unless given, is an error,
-    so padding with 0 is one: ``labels = jnp.where(padding, -1, labels)``. Under ``jit`` it cannot
-    raise: the cost of that sequence is NaN and its gradient 0, and the others train on. Then
-    ``jax.config.update("jax_debug_nans", True)`` or `jax_ctc.check` names the label.
+    Padding in `labels` is negative. A label equal to `blank` (by default 0) is invalid, so padding
+    with 0 is an error. Write ``labels = jnp.where(padding, -1, labels)``. Under ``jit`` an invalid
+    label cannot raise: the cost of its sequence is NaN and the gradient 0, and training goes on
+    with the other sequences. ``jax.config.update("jax_debug_nans", True)`` or `jax_ctc.check` then
+    names the label.
 
-    Time comes first, (T, B, V). The layout of optax and Flax, (B, T, V), is ``time_major=False``;
-    where B == T nothing can notice a mistake.
+    Time comes first, (T, B, V). Pass ``time_major=False`` for (B, T, V), the layout of optax and
+    Flax. If B == T, a wrong layout raises no error.
 
     Args:
-      acts: (T, B, V) unnormalised activations (logits); the softmax over V is taken inside.
+      acts: (T, B, V) unnormalised activations (logits); `ctc` takes the softmax over V itself.
         (B, T, V) with ``time_major=False``, (T, V) for one sequence. float32, float64, bfloat16 or
         float16.
-      labels: (B, L) classes, or (L,); any integer dtype. Negative entries are padding and are
-        ignored wherever they stand in the row.
-      lengths: (B,) or () frames in use, 0 to T; any integer dtype; None for all T. Later frames are
-        never read.
-      label_lengths: (B,) or (), optional: entries of `labels` at and after it are padding too,
-        whatever they hold.
-      blank: the class that emits nothing, in [-V, V): -1 is the last class.
+      labels: (B, L) classes, or (L,); any integer dtype. Negative entries are padding. They are
+        ignored at any position.
+      lengths: (B,) or (), the number of frames in use, 0 to T; any integer dtype. None means all T
+        frames. Later frames are never read.
+      label_lengths: (B,) or (), optional. Entries of `labels` at and after this position are
+        padding too, whatever they hold.
+      blank: the class that emits nothing, in [-V, V). -1 is the last class.
       time_major: whether T comes before B. Neither order is copied or transposed.
-      zero_infinity: a sequence that has no alignment costs 0 instead of +inf.
-      num_threads: at most this many threads for a CPU kernel; None for all that JAX has. The result
-        is the same to the last bit.
-      vocab_axis: the mesh axis (or axes) over which V is sharded: inside ``jax.shard_map`` over it,
-        where `acts` is this device's slice (T, B, V / M) and all else the same on every device of
-        the axis, or under ``jit`` with a mesh set by ``jax.set_mesh``. Labels and `blank` are
-        classes of the whole. Not needed where the type of `acts` says so (explicit sharding).
-        Devices communicate sums of (T, B, L) numbers, never acts (docs/scaling.md).
+      zero_infinity: if True, a sequence without an alignment costs 0 instead of +inf.
+      num_threads: the largest number of threads for a CPU kernel; None means all threads of JAX.
+        The result has the same bits for every number.
+      vocab_axis: the mesh axis (or axes) over which V is sharded (docs/scaling.md). Call `ctc`
+        inside ``jax.shard_map`` over this axis, or under ``jit`` with a mesh set by
+        ``jax.set_mesh``. Inside ``shard_map``, `acts` is the slice (T, B, V / M) of this device,
+        and all other arguments are replicated over the axis. Labels and `blank` are classes in
+        [0, V). In explicit mode `vocab_axis` is not needed, because the type of `acts` names the
+        axis. Devices communicate sums of (T, B, L) numbers, never acts.
 
     Returns:
-      (B,) or () costs in nats, never below 0: float64 for float64 acts, else float32.
+      (B,) or () costs in nats, never below 0. float64 for float64 acts, else float32.
 
     Raises:
-      TypeError: `acts` is not floating, labels or lengths are not integers, or a switch is traced
-        (name it in static_argnames).
-      ValueError: ranks or sizes disagree, `blank` is not a class, `vocab_axis` is not an axis of
-        the mesh in use or does not divide V; and, where values are known, a label or length out of
-        range: the message names the sequence, the position and the value. They are known outside
-        ``jit``, and in a jitted function that closes over them.
+      TypeError: `acts` is not floating, labels or lengths are not integers, or a static argument is
+        traced (name it in static_argnames).
+      ValueError: ranks or sizes disagree; `blank` is not a class; `vocab_axis` is not an axis of
+        the mesh in use, or does not divide V; a label or a length is out of range and its value is
+        known. The message then names the sequence, the position and the value. Values are known
+        outside ``jit``, and in a jitted function that closes over them.
 
-    Behaviour where nothing can be raised, for each sequence on its own:
+    If nothing can be raised, each sequence on its own behaves as follows:
       no alignment fits (fewer frames than labels and repeats, or logits of -inf)
         cost +inf, gradient exactly 0
-      a NaN, a +inf, or nothing but -inf in a row in use
+      a row in use has a NaN, a +inf, or only -inf
         cost NaN, gradient NaN in the frames in use
-      a label >= V or equal to `blank`, a length outside [0, T] or [0, L]
+      a label is >= V or equal to `blank`, or a length is outside [0, T] or [0, L]
         cost NaN, gradient exactly 0 (`jax_ctc.check` makes it an error of checkify)
-      frames at and after the length, and sequences with a zero cotangent
+      a frame is at or after the length, or the cotangent of the sequence is zero
         gradient exactly 0
 
     The gradient has the dtype of `acts`. Every transformation of JAX applies, in any order and
-    nesting. Same inputs give the same bits, on any number of threads, alone or in a batch, with a
-    derivative or without. Under `vmap` over labels alone, and with `vocab_axis`, a cost may differ
-    by rounding (1e-7 of it) from that of the call without.
+    nesting. The same inputs give the same bits: with any number of threads, alone or in a batch,
+    and with or without a derivative. Under `vmap` over labels alone, and with `vocab_axis`, a cost
+    may differ from that of a plain call by rounding (1e-7 of the cost).
 
     Example:
       >>> acts = jnp.zeros((4, 1, 3))  # 4 frames, 1 sequence, 3 classes, all equally likely
@@ -120,7 +122,8 @@ def ctc(
 def _cost(
     acts: Array, labels: Array, lengths: Array, *, zero_infinity: bool, **parameters: int
 ) -> Array:
-    """One program in an eager call too, so that jax.debug_infs sees the result alone."""
+    """An eager call is one program too, because of this jit. So jax.debug_infs checks its result
+    only."""
     return _with_zeros(_primitives.loss_p.bind(acts, labels, lengths, **parameters), zero_infinity)
 
 

@@ -1,31 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of mesh axes: over which a value is sharded or varies, and who partitions it."""
+"""Mesh axes: which of them shard a value, over which it varies, and whether XLA partitions it."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 from jax import Array, lax
+from jax.core import ShapedArray
+from jax.interpreters import mlir
+from jax.sharding import AbstractMesh
 
 
-def sharded_over(x: Any, axis: int) -> tuple[str, ...]:
-    """The mesh axes over which the type of x shards one of its axes (explicit sharding)."""
-    sharding = getattr(jax.typeof(x), "sharding", None)
-    if sharding is None or axis >= len(sharding.spec) or sharding.spec[axis] is None:
+def sharded_over(x: Array, axis: int) -> tuple[str, ...]:
+    """Returns the mesh axes over which the type of x shards the given axis (explicit sharding)."""
+    entry = jax.typeof(x).sharding.spec[axis]
+    if entry is None:
         return ()
-    entry = sharding.spec[axis]
     return entry if isinstance(entry, tuple) else (entry,)
 
 
-def varying_axes(x: Any) -> frozenset[str]:
-    """Manual mesh axes over which a value differs from device to device."""
+def varying_axes(x: Array) -> frozenset[str]:
+    """Returns the manual mesh axes over which x differs from device to device."""
     aval = jax.typeof(x)
     manual = getattr(aval, "manual_axis_type", None)  # jax >= 0.10; `vma` before
     return frozenset(manual.varying if manual is not None else getattr(aval, "vma", ()))
 
 
 def vary_alike(*arrays: Array) -> tuple[Array, ...]:
-    """shard_map asks that a primitive's operands vary over the same mesh axes."""
+    """Makes all arrays vary over the same mesh axes, as shard_map requires of operands."""
     axes = frozenset().union(*map(varying_axes, arrays))
 
     def cast(x: Array) -> Array:
@@ -39,33 +40,30 @@ def vary_alike(*arrays: Array) -> tuple[Array, ...]:
     return tuple(map(cast, arrays))
 
 
-def mapped_over(args: Any, dims: Any) -> tuple[str, ...]:
-    """The mesh axes over which types shard the mapped axis of a vmap (explicit sharding)."""
+def mapped_over(args: Sequence[Array], dims: Sequence[int | None]) -> tuple[str, ...]:
+    """Returns the mesh axes over which the types of operands shard the mapped axis of a vmap."""
     found = [sharded_over(x, d) for x, d in zip(args, dims, strict=True) if d is not None]
     return max(found, key=len)
 
 
-def explicit_axes(mesh: Any) -> tuple[str, ...]:
-    """The axes of a mesh over which types say how values are sharded."""
+def explicit_axes(mesh: AbstractMesh) -> tuple[str, ...]:
+    """Returns the mesh axes in explicit mode, in which types say how values are sharded."""
     kinds = zip(mesh.axis_names, mesh.axis_types or (), strict=False)
     return tuple(name for name, kind in kinds if kind == jax.sharding.AxisType.Explicit)
 
 
-def with_auto_axes(f: Callable[..., Any], results: Sequence[Any], several: bool) -> Any:
-    """Plain JAX whose intermediate arrays the partitioner shards as it chooses, in explicit mode
-    too. `results` are the types of what it returns."""
-    shardings: list[Any] = [getattr(aval, "sharding", None) for aval in results]
-    if None in shardings or not shardings[0].mesh.axis_names:
-        return f
-    axes = explicit_axes(shardings[0].mesh)
+def with_auto_axes(f: Callable, results: Sequence[ShapedArray], several: bool) -> Callable:
+    """Returns f with all mesh axes in auto mode, so that the partitioner chooses the sharding of
+    its intermediate arrays, in explicit mode too. `results` are the types of its results."""
+    axes = explicit_axes(results[0].sharding.mesh)
     if not axes:
         return f
-    specs = [s.spec for s in shardings]
+    specs = [aval.sharding.spec for aval in results]
     return jax.sharding.auto_axes(f, axes=axes, out_sharding=specs if several else specs[0])
 
 
-def is_unpartitioned(ctx: Any) -> bool:
-    """True if no partitioner will look at the module: one device, or all mesh axes manual."""
+def is_unpartitioned(ctx: mlir.LoweringRuleContext) -> bool:
+    """Says whether no partitioner will split the module: one device, or all mesh axes manual."""
     context = getattr(getattr(ctx, "module_context", None), "axis_context", None)
     if getattr(context, "num_devices", None) == 1:
         return True

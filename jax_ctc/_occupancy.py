@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where in time each class is, given the labels."""
+"""The occupancies: at which frames each class is, given the labels."""
 
 import functools
 
@@ -20,20 +20,21 @@ def ctc_occupancy(
     blank: int = 0,
     time_major: bool = True,
 ) -> Array:
-    """Posterior probability of each class at each frame, given that the labels are right.
+    """Returns the posterior probability of each class at each frame, given the labels.
 
-    The softmax says what the network sees in a frame by itself; the occupancy says which class the
-    frame belongs to, over all alignments of these labels (docs/ctc.md, eq. 8).
+    The softmax of a frame depends on that frame alone. The occupancy of a class is the probability
+    that the frame belongs to it, over all alignments of the labels (docs/ctc.md, eq. 8).
 
     Args:
-      acts, labels, lengths, label_lengths, blank, time_major: as in `ctc`; lengths=None for all T.
+      acts, labels, lengths, label_lengths, blank, time_major: as in `ctc`; lengths=None means all T
+        frames.
 
     Returns:
-      The shape of `acts`; float64 for float64 acts, else float32. The classes of a frame in use add
-      up to 1. Exactly 0 after the length and where a sequence has no alignment or a bad label or
-      length; NaN in the frames in use of a sequence whose cost is NaN because of its acts.
-      Differentiable once (forward or reverse) with the compiled kernels' accuracy, and on from
-      there.
+      An array of the shape of `acts`; float64 for float64 acts, else float32. The occupancies of a
+      frame in use add up to 1. They are exactly 0 at and after the length, and in a sequence that
+      has no alignment or an invalid label or length. They are NaN in the frames in use of a
+      sequence whose cost is NaN because of its acts. The function can be differentiated any number
+      of times; the first derivative, forward or reverse, runs the compiled kernels.
 
     Raises: as `ctc`.
     """
@@ -43,7 +44,8 @@ def ctc_occupancy(
 
 @functools.partial(jax.jit, inline=True, static_argnames=("time_axis", "blank"))
 def _occupancy(acts: Array, labels: Array, lengths: Array, *, time_axis: int, blank: int) -> Array:
-    """One program in an eager call too, so that jax.debug_infs sees no cost of +inf."""
+    """An eager call is one program too, because of this jit. So jax.debug_infs sees no cost of
+    +inf."""
     exact = acts.astype(_operands.cost_dtype(acts.dtype))
     parameters = {"time_axis": time_axis, "blank": blank, "threads": 0}
     cost, *residuals = _primitives.forward_p.bind(exact, labels, lengths, **parameters)
@@ -55,10 +57,10 @@ def _occupancy(acts: Array, labels: Array, lengths: Array, *, time_axis: int, bl
     def per_frame(x: Array) -> Array:  # (batch) as (batch with T, V)
         return jnp.expand_dims(x, (time_axis, x.ndim + 1))
 
-    # The gradient is softmax less occupancy. If it is 0 because there is no alignment, so is this.
+    # The gradient is softmax minus occupancy. Without an alignment both it and the occupancy are 0.
     none = (frame >= per_frame(lengths)) | per_frame(jnp.isposinf(cost))
     none = none | (per_frame(jnp.isnan(cost)) & ~jnp.isnan(gradient))
     softmax = jax.nn.softmax(jnp.where(none, 0, exact), axis=-1)
     occupancy = softmax - gradient
-    # No maximum: over a large array XLA's may lose a NaN.
+    # Not jnp.maximum: XLA's maximum over a large array may lose a NaN.
     return jnp.where(none | (occupancy < 0), 0, occupancy)

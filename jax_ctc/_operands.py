@@ -1,38 +1,73 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which axes the operands and results of each primitive have, and where; and their dtype.
+"""The operands and results of each primitive: their axes, shapes, dtypes and shardings.
 
 Batch axes come first and in the same order everywhere. Arrays that have a time axis carry it at
 position `time_axis` among the batch axes, plus at most one trailing axis. The caller's axis order
 is kept, so no array is transposed.
+
+A size may be symbolic (jax.export). It then computes like an int, but some comparisons raise.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 import jax
 import numpy as np
 from jax import core
+from jax.core import ShapedArray
+from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 # JAX 0.7 has it in jax.core, later releases in jax.errors.
-_INCONCLUSIVE: Any = getattr(jax.errors, "InconclusiveDimensionOperation", None) or getattr(
-    core, "InconclusiveDimensionOperation", None
+_INCONCLUSIVE: type[Exception] = (
+    getattr(jax.errors, "InconclusiveDimensionOperation", None)
+    or core.InconclusiveDimensionOperation  # pyright: ignore[reportAttributeAccessIssue]
 )
 
-ACTS = "acts"  # batch with T, V
-ROWS = "rows"  # batch with T, 2 (0 where dense): shift and scale of the softmax
-COLUMNS = "columns"  # batch with T, min(L + 1, V)
-FRAMES = "frames"  # batch with T
-SCORES = "scores"  # batch with T, L: a number for each symbol
-LABELS = "labels"  # batch, L; or symbols
-BATCH = "batch"  # batch
-SCRATCH = "scratch"  # batch, bytes: what the kernels of one call pass on to each other
+Entry = TypeVar("Entry")
+SpecEntry = str | tuple[str, ...] | None  # of a PartitionSpec: the mesh axes of one array axis
 
-_LAST = {ACTS: "v", ROWS: "r", COLUMNS: "c", SCORES: "l", LABELS: "l", SCRATCH: "s"}
-WITH_FRAMES = (ACTS, ROWS, COLUMNS, FRAMES, SCORES)
+
+@dataclass(frozen=True)
+class Kind:
+    """Which axes one operand or result has beside those of the batch."""
+
+    has_time: bool
+    last: str | None = None  # name of the trailing axis
+
+    def axes(
+        self, batch: Sequence[Entry], time: Entry, time_axis: int, last: Mapping[str, Entry]
+    ) -> list[Entry]:
+        """Returns one entry per axis, in the order of the array. Entries are sizes, names or mesh
+        axes. `last` has an entry for each trailing axis by name."""
+        entries = list(batch)
+        if self.has_time:
+            entries.insert(time_axis, time)
+        if self.last is not None:
+            entries.append(last[self.last])
+        return entries
+
+    def axis_names(self, batch_rank: int, time_axis: int) -> list[str]:
+        batch = [f"batch{i}" for i in range(batch_rank)]
+        return self.axes(batch, "time", time_axis, {name: name for name in _TRAILING})
+
+
+_TRAILING = ("class", "factor", "column", "label", "byte")
+
+ACTS = Kind(has_time=True, last="class")  # V
+ROWS = Kind(has_time=True, last="factor")  # 2: shift and scale of the softmax; 0 if dense
+COLUMNS = Kind(has_time=True, last="column")  # min(L + 1, V)
+FRAMES = Kind(has_time=True)
+SCORES = Kind(has_time=True, last="label")  # L: one number for each symbol
+LABELS = Kind(has_time=False, last="label")  # L; or symbols
+BATCH = Kind(has_time=False)
+SCRATCH = Kind(has_time=False, last="byte")  # what the kernels of one call pass to each other
 
 
 class Signature(NamedTuple):
-    operands: tuple[str, ...]
-    results: tuple[str, ...]
+    operands: tuple[Kind, ...]
+    results: tuple[Kind, ...]
 
 
 _PROBLEM = (ACTS, LABELS, BATCH)
@@ -52,33 +87,65 @@ SIGNATURES = {
 }
 
 
-def axis_names(kind: str, batch_rank: int, time_axis: int) -> list[str]:
-    """The axes of an array of this kind by name: b0, b1, ..., t, and v, r, c or l."""
-    names = [f"b{i}" for i in range(batch_rank)]
-    if kind in WITH_FRAMES:
-        names.insert(time_axis, "t")
-    if kind in _LAST:
-        names.append(_LAST[kind])
-    return names
-
-
-def is_dense(V: Any, L: Any) -> bool | None:
-    """Whether training keeps the gradient itself (V columns) rather than occupancies (L + 1). None
-    where sizes are symbolic (jax.export) and it may be either."""
+def is_dense(V: int, L: int) -> bool | None:
+    """Says whether the residuals are dense: the gradient itself (V columns) instead of occupancies
+    (L + 1 columns). Returns None if sizes are symbolic and either is possible."""
     try:
         return bool(V <= L + 1)
     except _INCONCLUSIVE:
         return None
 
 
-def kept_sizes(V: Any, L: Any) -> tuple[Any, Any]:
-    """Last axes of rows and columns. Symbolic ones become what is right at run time."""
+def kept_sizes(V: int, L: int) -> tuple[int, int]:
+    """Returns the sizes of the last axes of rows and columns. If V or L is symbolic, so are these
+    sizes."""
     dense = is_dense(V, L)
     if dense is not None:
         return (0, V) if dense else (2, L + 1)
     return core.min_dim(2, 2 * core.max_dim(0, V - L - 1)), core.min_dim(V, L + 1)
 
 
-def cost_dtype(acts_dtype: Any) -> np.dtype:
-    """float64 for float64 acts, else float32."""
+def cost_dtype(acts_dtype: DTypeLike) -> np.dtype:
+    """Returns float64 for float64 acts, else float32."""
     return np.dtype(np.float64 if acts_dtype == np.float64 else np.float32)
+
+
+def result_avals(
+    op: str, acts: ShapedArray, labels: ShapedArray, *, time_axis: int
+) -> list[ShapedArray]:
+    """Returns the types of the results. Batch axes stay where acts have them, and so does their
+    sharding."""
+    kinds = SIGNATURES[op].results
+    V, L = acts.shape[-1], labels.shape[-1]
+    # Symbolic sizes are compared only if the op has such results.
+    factors, columns = kept_sizes(V, L) if COLUMNS in kinds else (0, 0)
+    sizes = {"class": V, "factor": factors, "column": columns, "label": L}
+    batch = list(acts.shape[:-1])
+    T = batch.pop(time_axis)
+    mesh, batch_spec = acts.sharding.mesh, _batch_spec(acts, time_axis)
+
+    def aval(kind: Kind) -> ShapedArray:
+        spec = kind.axes(batch_spec, None, time_axis, dict.fromkeys(sizes))
+        return acts.update(
+            shape=tuple(kind.axes(batch, T, time_axis, sizes)),
+            dtype=acts.dtype if kind is ACTS else cost_dtype(acts.dtype),
+            weak_type=False,
+            sharding=NamedSharding(mesh, PartitionSpec(*spec)),
+        )
+
+    return [aval(kind) for kind in kinds]
+
+
+def _batch_spec(acts: ShapedArray, time_axis: int) -> list[SpecEntry]:
+    """Returns the mesh axes over which the type of acts shards its batch axes. Raises TypeError if
+    the type shards T or V."""
+    spec = list(acts.sharding.spec)
+    for axis, name in ((time_axis, "time"), (acts.ndim - 1, "class")):
+        if spec[axis] is not None:
+            raise TypeError(
+                f"`acts`: expected its {name} axis ({axis}) replicated, but its "
+                f"type has it sharded over {spec[axis]!r}: {acts}. Shard batch axes only, or "
+                "reshard it first (jax.sharding.reshard)."
+            )
+    del spec[-1], spec[time_axis]
+    return spec

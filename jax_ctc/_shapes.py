@@ -1,46 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What callers hand over: shapes, dtypes and static arguments, checked at trace time.
+"""Checks of the caller's arguments at trace time: shapes, dtypes and static arguments.
 
-Every error names the argument, what was expected, what came, and what to do.
+Every error names the argument, the expected value, the value given, and a remedy.
 """
 
 import operator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.core import Tracer
+from jax.typing import ArrayLike
 
+AnyArray = Array | np.ndarray
 _FLOATS = (jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16)
 INT32 = np.iinfo(np.int32)
 
 
 class Given(NamedTuple):
+    """The caller's arguments after all checks that need no values.
+
+    Labels and lengths keep the caller's integer dtype, because their values are checked later."""
+
     acts: Array
-    labels: Any  # arrays of the caller's own integer dtype: values are judged as they came
-    lengths: Any
-    label_lengths: Any | None
+    labels: AnyArray
+    lengths: AnyArray
+    label_lengths: AnyArray | None
     time_axis: int
-    blank: int
+    blank: int  # in [0, V)
     T: int
-    V: int  # of all slices
+    V: int  # classes of all slices
     L: int
 
 
 def checked(
-    acts: Any,
-    labels: Any,
-    lengths: Any,
-    label_lengths: Any,
+    acts: ArrayLike,
+    labels: ArrayLike,
+    lengths: ArrayLike | None,
+    label_lengths: ArrayLike | None,
     *,
-    blank: Any,
-    time_major: Any,
+    blank: int,
+    time_major: bool,
     slices: int = 1,
 ) -> Given:
-    """Arrays whose shapes and dtypes agree. Raises TypeError (dtypes) and ValueError (shapes).
-    `acts` may be one of so many `slices` of the classes."""
+    """Returns the arguments as arrays whose shapes and dtypes agree. Raises TypeError (dtypes) and
+    ValueError (shapes). `acts` hold the classes of one of `slices` equal slices of V."""
     acts = activations(acts, labels)
     if acts.ndim not in (2, 3):
         raise ValueError(
@@ -57,7 +63,7 @@ def checked(
     if batched:
         from_acts += f" with time_major={time_major}"
 
-    def fits(name: str, shape: tuple[Any, ...], wanted: Any) -> None:
+    def fits(name: str, shape: tuple[int, ...], wanted: tuple[int, ...] | str) -> None:
         if shape != wanted:
             raise ValueError(f"`{name}`: expected shape {wanted} {from_acts}, got shape {shape}.")
 
@@ -80,8 +86,8 @@ def checked(
 # ---- arrays ------------------------------------------------------------------------------------
 
 
-def activations(acts: Any, labels: Any = None) -> Array:
-    """`acts` as a JAX array of floats."""
+def activations(acts: ArrayLike, labels: ArrayLike) -> Array:
+    """Returns `acts` as a JAX array of floats."""
     if not isinstance(acts, jax.Array):  # jnp.asarray would copy a tracer
         try:
             acts = jnp.asarray(acts)
@@ -100,16 +106,16 @@ def activations(acts: Any, labels: Any = None) -> Array:
     )
 
 
-def _are_floats(x: Any) -> bool:
+def _are_floats(x: ArrayLike) -> bool:
     try:
         return jnp.issubdtype(_array(x).dtype, jnp.floating)
     except (TypeError, ValueError):
         return False
 
 
-def _integers(name: str, x: Any) -> Any:
-    """JAX arrays, and what only JAX can make one of, as JAX arrays; anything else as NumPy, where
-    64-bit values keep their value."""
+def _integers(name: str, x: ArrayLike) -> AnyArray:
+    """Returns an array of integers. It is a JAX array if x is one or if only JAX can convert x, and
+    NumPy otherwise, because JAX without x64 would not keep 64-bit values."""
     try:
         array = _array(x)
     except (TypeError, ValueError) as error:
@@ -117,7 +123,7 @@ def _integers(name: str, x: Any) -> Any:
             f"`{name}`: expected one array of integers, got {_kind(x)} that makes none. "
             f"{_ADVICE[name]['objects']}"
         ) from error
-    if array.size == 0 and not hasattr(x, "dtype"):  # an empty list has no dtype to speak of
+    if array.size == 0 and not hasattr(x, "dtype"):  # an empty list: its dtype says nothing
         array = array.astype(np.int32)
     if jnp.issubdtype(array.dtype, jnp.integer):
         return array
@@ -153,26 +159,27 @@ _ADVICE = {
 }
 
 
-def _array(x: Any) -> Any:
+def _array(x: ArrayLike) -> AnyArray:
     if isinstance(x, jax.Array):
         return x
-    if hasattr(x, "__jax_array__"):  # nnx.Variable and the like
-        return _array(x.__jax_array__())
+    convert = getattr(x, "__jax_array__", None)  # of nnx.Variable and the like
+    if convert is not None:
+        return _array(convert())
     try:
         array = np.asarray(x)
-    except jax.errors.TracerArrayConversionError:  # a list with tracers in it
+    except jax.errors.TracerArrayConversionError:  # x is a list that contains tracers
         return jnp.asarray(x)
     if array.dtype == object and any(hasattr(y, "__jax_array__") for y in jax.tree.leaves(x)):
         return jnp.asarray(x)
     return array
 
 
-def _kind(x: Any) -> str:
+def _kind(x: object) -> str:
     name = type(x).__name__
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
-def _all_frames(T: Any, batch: tuple[Any, ...]) -> Any:
+def _all_frames(T: int, batch: tuple[int, ...]) -> AnyArray:
     if all(isinstance(size, int) for size in (T, *batch)):
         return np.full(batch, T, np.int32)
     return jnp.broadcast_to(jnp.asarray(T, jnp.int32), batch)  # symbolic (jax.export)
@@ -181,7 +188,7 @@ def _all_frames(T: Any, batch: tuple[Any, ...]) -> Any:
 # ---- static arguments --------------------------------------------------------------------------
 
 
-def _static(name: str, value: Any, wanted: str) -> None:
+def _static(name: str, value: object, wanted: str) -> None:
     if isinstance(value, Tracer):
         raise TypeError(
             f"`{name}`: expected {wanted}, got a traced value. It must be known when the program "
@@ -189,15 +196,15 @@ def _static(name: str, value: Any, wanted: str) -> None:
         )
 
 
-def switch(name: str, value: Any) -> bool:
+def switch(name: str, value: bool) -> bool:
     _static(name, value, "a Python bool")
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"`{name}`: expected a Python bool, got {value!r}.")
     return bool(value)
 
 
-def threads_of(num_threads: Any) -> int:
-    """As kernels take it: 0 for all that there are."""
+def threads_of(num_threads: int | None) -> int:
+    """Returns the parameter `threads` of the primitives, where 0 means no limit."""
     if num_threads is None:
         return 0
     _static("num_threads", num_threads, "None or a Python int")
@@ -212,8 +219,8 @@ def threads_of(num_threads: Any) -> int:
     return min(threads, INT32.max)
 
 
-def _class_in(V: Any, blank: Any, from_acts: str) -> int:
-    """`blank` in [0, V)."""
+def _class_in(V: int, blank: int, from_acts: str) -> int:
+    """Returns `blank` as a class in [0, V)."""
     _static("blank", blank, "a Python int")
     try:
         blank = operator.index(blank)

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loss of acts whose classes are sharded over the devices of a mesh axis.
 
-Each device reduces its slice of V to a row of few numbers, these are summed over the axis, and the
-lattice runs on what results (few_classes.py). The forward pass communicates (T, B) maxima and
-(T, B, L + 3) sums. The backward pass communicates only what a divided lattice needs. No message
-has a size that depends on V.
+Each device reduces its slice of V to a few numbers per frame. A maximum and a sum over the mesh
+axis combine them, and the recursion runs on the result (few_classes.py). The forward pass
+communicates (T, B) maxima and (T, B, L + 3) sums. The backward pass communicates the gradient of
+these sums, and only if the recursion is divided among the devices. No message has a size that
+depends on V.
 """
 
 import math
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,9 @@ from ._primitives import few_classes
 Names = tuple[str, ...]
 
 
-def axes_of(acts: Any, vocab_axis: str | Names | None) -> Names:
-    """The mesh axes over which V is sharded: those named, else those in the type of acts (explicit
-    sharding). Raises TypeError (no name) and ValueError (no such axis, or no mesh)."""
+def axes_of(acts: Array, vocab_axis: str | Names | None) -> Names:
+    """Returns the mesh axes over which V is sharded: those named, else those in the type of acts
+    (explicit sharding). Raises TypeError (no name) and ValueError (no such axis, or no mesh)."""
     typed = _mesh.sharded_over(acts, acts.ndim - 1) if acts.ndim else ()
     if vocab_axis is None:
         return typed
@@ -53,8 +53,8 @@ def axes_of(acts: Any, vocab_axis: str | Names | None) -> Names:
 
 
 def local_slices(names: Names) -> int | None:
-    """In how many slices V is split where this device sees only its own: inside a shard_map over
-    these axes; None elsewhere."""
+    """Returns the number of slices of V inside a shard_map over these axes, where each device sees
+    only its own slice. Returns None elsewhere."""
     mesh = jax.sharding.get_abstract_mesh()
     manual = [name for name in names if name in mesh.manual_axes]
     if manual and len(manual) < len(names):
@@ -66,15 +66,16 @@ def local_slices(names: Names) -> int | None:
 
 
 def cost(a: _arguments.Arguments, names: Names, threads: int) -> Array:
-    """Costs of `a`, whose acts are a slice (inside a shard_map over `names`) or whole."""
+    """Returns the costs of `a`. Inside a shard_map over `names` its acts are a slice; elsewhere
+    they have all classes."""
     slices = partial(
         _cost_of_slices, time_axis=a.time_axis, blank=a.blank, names=names, threads=threads
     )
     if local_slices(names) is not None:
-        _check_who_differs(a, names)
+        _check_variation(a, names)
         return slices(a.acts, a.labels, a.lengths)
     mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.axis_names:  # a concrete array says where it is
+    if not mesh.axis_names:  # then acts are a concrete array, and its type has a mesh
         mesh = jax.typeof(a.acts).sharding.mesh
     count = math.prod(mesh.shape[name] for name in names)
     V = a.acts.shape[-1]
@@ -83,11 +84,11 @@ def cost(a: _arguments.Arguments, names: Names, threads: int) -> Array:
             f"`acts`: expected V to be a multiple of the {count} devices along mesh axis "
             f"{_listed(names)}, got V = {V}. Pad the classes with logits of -inf."
         )
-    # Axes over which types shard the batch are manual too; all others stay open.
+    # Axes over which types shard the batch become manual too. All others stay as they are.
     sharded = [_mesh.sharded_over(a.acts, axis) for axis in range(a.acts.ndim - 1)]
     if sharded[a.time_axis]:
         raise TypeError(
-            f"`acts`: expected its time axis ({a.time_axis}) whole on every device, but its type "
+            f"`acts`: expected its time axis ({a.time_axis}) replicated, but its type "
             f"has it sharded over {sharded[a.time_axis]}. Reshard it first (jax.sharding.reshard)."
         )
     batch = [axes for axis, axes in enumerate(sharded) if axis != a.time_axis]
@@ -103,7 +104,7 @@ def cost(a: _arguments.Arguments, names: Names, threads: int) -> Array:
         )
     specs = P(*(axes or None for axes in sharded), names), *[P(*(x or None for x in batch))] * 2
     arguments = (a.acts, a.labels, a.lengths)
-    if _mesh.explicit_axes(mesh):  # elsewhere shard_map does this by itself
+    if _mesh.explicit_axes(mesh):  # in other modes shard_map reshards its arguments
         shardings = tuple(jax.sharding.NamedSharding(mesh, spec) for spec in specs)
         arguments = jax.sharding.reshard(arguments, shardings)
     return jax.shard_map(
@@ -115,9 +116,9 @@ def cost(a: _arguments.Arguments, names: Names, threads: int) -> Array:
     )(*arguments)
 
 
-def _check_who_differs(a: _arguments.Arguments, names: Names) -> None:
-    """Inside shard_map types say over which axes a value differs (but for check_vma=False): of acts
-    each device must have its own slice, of all else the same."""
+def _check_variation(a: _arguments.Arguments, names: Names) -> None:
+    """Raises ValueError if acts are the same on all devices of an axis in `names`, or if labels or
+    lengths differ. Types say so inside shard_map, except with check_vma=False."""
     if not all(_mesh.varying_axes(lax.axis_index(name)) for name in names):
         return
     alike = set(names) - _mesh.varying_axes(a.acts)
@@ -151,31 +152,31 @@ def _cost_of_slices(
     names: Names,
     threads: int,
 ) -> Array:
-    """On each device: acts (T, B, V / M), or another order, of the V of all M devices."""
+    """Runs on each of M devices, with acts (T, B, V / M) or (B, T, V / M)."""
     M, slice_size = lax.psum(1, names), acts.shape[-1]
-    symbols, columns = few_classes.symbols_of(labels, blank, M * slice_size)
-    here = symbols - lax.axis_index(names) * slice_size
-    here = jnp.where((symbols >= 0) & (here >= 0) & (here < slice_size), here, -1)
-    alike = _mesh.vary_alike(acts, here, lengths)
-    part = few_classes.rows(alike[0], alike[1], alike[2], time_axis, threads)
-    p: dict[str, Any] = {"time_axis": time_axis, "blank": 0, "threads": threads}
+    symbols, few_labels = few_classes.symbols_of(labels, blank, M * slice_size)
+    local = symbols - lax.axis_index(names) * slice_size
+    local = jnp.where((symbols >= 0) & (local >= 0) & (local < slice_size), local, -1)
+    alike = _mesh.vary_alike(acts, local, lengths)
+    part = few_classes.sums_of(alike[0], alike[1], alike[2], time_axis, threads)
+    params = {"time_axis": time_axis, "blank": 0, "threads": threads}
 
-    def lattice(rows: few_classes.Rows, symbols: Array, columns: Array, lengths: Array) -> Array:
-        few = few_classes.acts_of(rows, symbols, time_axis)
-        few, columns, lengths = _mesh.vary_alike(few, columns, lengths)
-        cost = _primitives.loss_p.bind(few, columns, lengths, **p)
-        return few_classes.cost_of(cost, rows, symbols, lengths, time_axis)
+    def costs_of(sums: few_classes.Sums, symbols: Array, labels: Array, lengths: Array) -> Array:
+        few_acts = few_classes.acts_of(sums, symbols, time_axis)
+        few_acts, labels, lengths = _mesh.vary_alike(few_acts, labels, lengths)
+        few_cost = _primitives.loss_p.bind(few_acts, labels, lengths, **params)
+        return few_classes.cost_of(few_cost, sums, symbols, lengths, time_axis)
 
     # If M divides the batch, each device runs the recursion for 1/M of the sequences, instead of
     # all M devices running all of them. The volume communicated is the same. Device m takes
     # sequences m, m + M, m + 2M, ...: the batch may also be sharded over other mesh axes that are
     # not visible here, and a strided split leaves that sharding as it is.
     mesh = jax.sharding.get_abstract_mesh()
-    unknown = math.prod(n for name, n in mesh.shape.items() if name not in mesh.manual_axes)
+    invisible = math.prod(n for name, n in mesh.shape.items() if name not in mesh.manual_axes)
     B = lengths.shape[0] if lengths.ndim == 1 else 0
-    if B == 0 or B % (M * unknown):
-        rows = few_classes.over_slices(part, names, share=None, scatters=False)
-        return lattice(rows, symbols, columns, lengths)
+    if B == 0 or B % (M * invisible):
+        sums = few_classes.over_slices(part, names, share=None, scatters=False)
+        return costs_of(sums, symbols, few_labels, lengths)
 
     def shares(x: Array, axis: int = 0) -> Array:
         return x.reshape(*x.shape[:axis], B // M, M, *x.shape[axis + 1 :])
@@ -184,16 +185,17 @@ def _cost_of_slices(
         return lax.dynamic_index_in_dim(shares(x), lax.axis_index(names), 1, keepdims=False)
 
     batch_axis = 1 - time_axis
-    shared = few_classes.Rows(*(shares(x, batch_axis) for x in part))
-    # Where other axes are open XLA scatters only what it has gathered over them.
-    some = few_classes.over_slices(shared, names, batch_axis + 1, scatters=unknown == 1)
-    costs = lattice(some, own(symbols), own(columns), own(lengths))
+    shared = few_classes.Sums(*(shares(x, batch_axis) for x in part))
+    # If other axes are not manual, a reduce-scatter would first gather over them.
+    scatters = invisible == 1
+    sums = few_classes.over_slices(shared, names, batch_axis + 1, scatters=scatters)
+    costs = costs_of(sums, own(symbols), own(few_labels), own(lengths))
     return _gathered(costs, names)
 
 
 def _gathered(part: Array, names: Names) -> Array:
-    """(B / M,), every M-th of B, on each of M devices as (B,) on all: a sum in which each adds its
-    own."""
+    """Returns (B,) on all M devices, from (B / M,), every M-th of B, on each. This is a sum in
+    which each device contributes its own part."""
     M = lax.psum(1, names)
     everyone = jnp.zeros_like(part, shape=(part.shape[0], M))
     mine = lax.dynamic_update_index_in_dim(everyone, part, lax.axis_index(names), 1)

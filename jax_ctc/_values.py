@@ -1,73 +1,79 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which labels and lengths are bad, and an error where their values are known."""
+"""Which labels and lengths are invalid, and an error if their values are known."""
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from ._shapes import INT32, Given
+from ._shapes import INT32, AnyArray, Given
 
 
 class Verdict(NamedTuple):
     name: str  # of the argument
-    values: Any
-    bad: Any  # which of them are bad
-    what: str  # is the matter with these
+    values: AnyArray
+    bad: AnyArray  # bools of the same shape: which values are invalid
+    what: str  # is wrong with them: the end of a sentence
 
 
-def verdicts(given: Given, xp: Any) -> Iterator[Verdict]:
-    """On each argument that is not None. `xp`: numpy or jax.numpy."""
+def verdicts(
+    given: Given,
+    labels: AnyArray | None,
+    lengths: AnyArray | None,
+    label_lengths: AnyArray | None,
+    xp: ModuleType,
+) -> Iterator[Verdict]:
+    """Yields verdicts on those of these arguments that are not None. `xp` is numpy or jax.numpy."""
     T, V, L = given.T, given.V, given.L
-    if given.lengths is not None:
-        lengths = xp.asarray(saturated(given.lengths))
-        outside = (lengths < 0) | (lengths > T)
+    if lengths is not None:
+        x = xp.asarray(saturated(lengths))
         what = f"is outside [0, {T}]: acts have T = {T} frames"
-        yield Verdict("lengths", given.lengths, outside, what)
+        yield Verdict("lengths", lengths, (x < 0) | (x > T), what)
     count = None
-    if given.label_lengths is not None:
-        count = xp.asarray(saturated(given.label_lengths))
+    if label_lengths is not None:
+        count = xp.asarray(saturated(label_lengths))
         what = f"is outside [0, {L}]: labels have room for L = {L}"
-        yield Verdict("label_lengths", given.label_lengths, (count < 0) | (count > L), what)
-    if given.labels is not None:
-        labels = xp.asarray(saturated(given.labels))
-        real = labels >= 0
+        yield Verdict("label_lengths", label_lengths, (count < 0) | (count > L), what)
+    if labels is not None:
+        x = xp.asarray(saturated(labels))
+        real = x >= 0
         if count is not None:
             position = np.arange(L, dtype=np.int32).reshape((1,) * count.ndim + (L,))
             real = real & (position < count[..., None])
         what = f"is not a class of acts with V = {V}"
-        yield Verdict("labels", given.labels, real & (labels >= V), what)
+        yield Verdict("labels", labels, real & (x >= V), what)
         what = (
             "is the blank, which is no label. Padding is negative: jnp.where(padding, -1, labels), "
             "or give label_lengths."
         )
-        yield Verdict("labels", given.labels, real & (labels == given.blank), what)
+        yield Verdict("labels", labels, real & (x == given.blank), what)
 
 
 def raise_on_known(given: Given) -> bool:
-    """Raises ValueError for the first bad value among those that are known. True: all are."""
+    """Raises ValueError for the first known value that is invalid. Returns True if all values are
+    known."""
     if not all(isinstance(size, int) for size in (given.T, given.V)):  # symbolic (jax.export)
         return False
     labels, lengths, label_lengths = map(_known, (given.labels, given.lengths, given.label_lengths))
     if given.label_lengths is not None and label_lengths is None:
-        labels = None  # which of them are padding is not known
-    known = given._replace(labels=labels, lengths=lengths, label_lengths=label_lengths)
-    for verdict in verdicts(known, np):
+        labels = None  # it is not known which entries are padding
+    for verdict in verdicts(given, labels, lengths, label_lengths, np):
         if np.any(verdict.bad):
             place = tuple(int(i) for i in np.argwhere(verdict.bad)[0])
             raise ValueError(message(verdict.name, place, verdict.values[place], verdict.what))
     return labels is not None and lengths is not None
 
 
-def _known(x: Any) -> Any:
-    """Its values as NumPy, None where they cannot be seen.
+def _known(x: AnyArray | None) -> np.ndarray | None:
+    """Returns the values of x as NumPy, or None if they are not known.
 
-    A jitted function that closes over an array knows its values. A JAX array is waited for, as in
-    an eager call: to ask whether it is ready would make the error a matter of time. An array that
-    lies on other processes too is not looked at: each process would see other rows, one would raise
+    A jitted function that closes over an array knows its values. This function waits for a JAX
+    array that is still being computed: otherwise the error would depend on timing. It does not read
+    an array that other processes hold a part of. Each process would see other rows, one would raise
     alone, and the others would wait for it in their next collective.
     """
     if x is None or isinstance(x, Tracer):
@@ -77,14 +83,14 @@ def _known(x: Any) -> Any:
     return np.asarray(x)
 
 
-def message(name: str, place: tuple[Any, ...], value: Any, what: str) -> str:
+def message(name: str, place: Sequence[object], value: object, what: str) -> str:
     where = "[" + ", ".join(map(str, place)) + "]" if place else ""
     return f"{name}{where} = {value} {what}"
 
 
-def saturated(x: Any) -> Any:
-    """As int32; a value that does not fit becomes the nearest that does, which is as bad. NumPy
-    stays NumPy, because JAX without x64 would wrap 64-bit values."""
+def saturated(x: AnyArray) -> AnyArray:
+    """Returns x as int32. A value that does not fit becomes the nearest that does, which is invalid
+    too. NumPy stays NumPy, because JAX without x64 would wrap 64-bit values."""
     info = jnp.iinfo(x.dtype)
     if info.min < INT32.min or info.max > INT32.max:
         xp = jnp if isinstance(x, jax.Array) else np

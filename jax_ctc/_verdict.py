@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A primitive that reports bad values to checkify.
+"""A primitive that reports invalid values to checkify.
 
-`checkify.check` alone reports the first bad sequence of a vmap without saying which it is. This
-primitive keeps all mapped axes until checkify comes to it, so that the place counts them too. And
-where checkify never comes, its lowering says what to do.
+`checkify.check` alone reports the first invalid sequence of a vmap, but not which one it is. This
+primitive keeps all mapped axes until checkify transforms it, so the index in the message counts
+them too. If a program is compiled without checkify, the lowering raises an error that says so.
 
-    verdict    bad, values (the same shape)  ->  nothing        name, what: of the message
+    verdict    bad, values (the same shape)  ->  nothing
+
+The parameters `name` and `what` are parts of the message.
 """
 
 import sys
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from . import _mesh, _values
 
 
 def expect_none(verdict: _values.Verdict) -> None:
-    """Reports the first value that is bad."""
+    """Reports the first value that is invalid."""
     bad, values = jnp.asarray(verdict.bad), jnp.asarray(verdict.values)
     if bad.size and _RULES is None:
         _check(bad, values, name=verdict.name, what=verdict.what)
@@ -32,34 +33,33 @@ def expect_none(verdict: _values.Verdict) -> None:
 
 
 def _first(bad: Array, values: Array) -> tuple[Array, tuple[Array, ...], Array]:
-    """Whether one is bad, the place of the first, and its value."""
-    bad, values = _whole(bad), _whole(values)
+    """Returns whether a value is invalid, the index of the first such value, and that value."""
+    bad, values = _replicated(bad), _replicated(values)
     place = jnp.unravel_index(jnp.argmax(bad.reshape(-1)), bad.shape) if bad.ndim else ()
     return bad.any(), tuple(place), values[tuple(place)]
 
 
-def _whole(x: Array) -> Array:
-    """Not sharded by its type (explicit sharding), so that one value can be taken out of it."""
+def _replicated(x: Array) -> Array:
+    """Returns x replicated by its type (explicit sharding), so that it can be indexed."""
     if not any(_mesh.sharded_over(x, axis) for axis in range(x.ndim)):
         return x
-    whole = jax.sharding.NamedSharding(jax.typeof(x).sharding.mesh, jax.sharding.PartitionSpec())
-    return jax.sharding.reshard(x, whole)
+    mesh = jax.typeof(x).sharding.mesh
+    return jax.sharding.reshard(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
 
 def _check(bad: Array, values: Array, *, name: str, what: str) -> None:
     found, place, value = _first(bad, values)
-    keys = [f"i{axis}" for axis in range(len(place))]
-    text = _values.message(name, tuple(f"{{{key}}}" for key in keys), "{value}", what)
-    index: dict[str, Any] = dict(zip(keys, place, strict=True))
-    checkify.check(~found, text, value=value, **index)
+    text = _values.message(name, ["{}"] * len(place), "{}", what)
+    checkify.check(~found, text, *place, value)
 
 
+ArrayOrType = Array | jax.ShapeDtypeStruct
 verdict_p = Primitive("ctc_verdict")
 verdict_p.multiple_results = True
 
 
 @verdict_p.def_impl
-def _(bad: Array, values: Array, *, name: str, what: str) -> list[Any]:
+def _(bad, values, *, name, what):
     found, place, value = _first(bad, values)
     if found:
         index = tuple(int(i) for i in place)
@@ -68,20 +68,20 @@ def _(bad: Array, values: Array, *, name: str, what: str) -> list[Any]:
 
 
 @verdict_p.def_effectful_abstract_eval
-def _(bad: Any, values: Any, **parameters: Any) -> tuple[list[Any], Any]:
-    """The effect of a check, without which a program would drop it."""
+def _(bad, values, **parameters):
+    """Returns no types, and the effect of a check. Without the effect JAX would drop the check."""
     plain = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (bad, values)]
     return [], _traced(*plain, **parameters).effects
 
 
-def _traced(bad: Any, values: Any, **parameters: Any) -> Any:
+def _traced(bad: ArrayOrType, values: ArrayOrType, **parameters: str):
     def check(bad: Array, values: Array) -> None:
         _check(bad, values, **parameters)
 
     return jax.make_jaxpr(jax.jit(check))(bad, values)
 
 
-def _batch(args: Any, dims: Any, **parameters: Any) -> tuple[list[Any], list[Any]]:
+def _batch(args, dims, **parameters):
     size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
     front = [
         jnp.broadcast_to(x, (size, *x.shape)) if d is None else jnp.moveaxis(x, d, 0)
@@ -90,11 +90,11 @@ def _batch(args: Any, dims: Any, **parameters: Any) -> tuple[list[Any], list[Any
     return verdict_p.bind(*front, **parameters), []
 
 
-def _jvp(primals: Any, tangents: Any, **parameters: Any) -> tuple[list[Any], list[Any]]:
+def _jvp(primals, tangents, **parameters):
     return verdict_p.bind(*primals, **parameters), []
 
 
-def _lower(*_: Any, **parameters: Any) -> Any:
+def _lower(*_, **parameters):
     raise ValueError(
         "jax_ctc.check: expected to be under checkify, but a program was compiled without it. "
         "Wrap the function before jax.jit: error, out = jax.jit(checkify.checkify(f))(...), then "
@@ -102,10 +102,11 @@ def _lower(*_: Any, **parameters: Any) -> Any:
     )
 
 
-def _checkify(*arguments: Any, **parameters: Any) -> Any:
-    """As checkify treats a jitted function that makes the check. What checkify passes before the
-    operands is its own: an error and the errors to look for, from JAX 0.12 on a context too."""
+def _checkify(*arguments, **parameters):
+    """Calls checkify's rule for a jitted function that makes the check. The first arguments belong
+    to checkify: the error so far and the enabled errors, and from JAX 0.12 on a context."""
     *context, bad, values = arguments
+    assert _RULES is not None
     (call,) = _traced(bad, values, **parameters).eqns
     return _RULES[call.primitive](*context, bad, values, **call.params)
 
@@ -113,7 +114,7 @@ def _checkify(*arguments: Any, **parameters: Any) -> Any:
 batching.primitive_batchers[verdict_p] = _batch
 ad.primitive_jvps[verdict_p] = _jvp
 mlir.register_lowering(verdict_p, _lower)
-# checkify has no public way to register a rule, and a release may lose this table.
-_RULES: Any = getattr(sys.modules[checkify.check.__module__], "error_checks", None)
+# checkify has no public function to register a rule, so a release may drop this table.
+_RULES = getattr(sys.modules[checkify.check.__module__], "error_checks", None)
 if _RULES is not None:
     _RULES[verdict_p] = _checkify

@@ -1,25 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """The primitives of CTC and all their rules. Registrations come last, so a missing rule is seen.
 
-    loss       acts, labels, lengths                               -> cost
-    forward    acts, labels, lengths                               -> cost, rows, columns
-    tangent    acts, labels, lengths, rows, columns, d_acts        -> d_cost        linear in d_acts
-    cotangent  acts, labels, lengths, rows, columns, ct            -> d_acts        linear in ct
-    hvp        acts, labels, lengths, rows, columns, ct, u         -> d_acts        linear in ct, u
+    loss       acts, labels, lengths                                -> cost
+    forward    acts, labels, lengths                                -> cost, rows, columns
+    tangent    acts, labels, lengths, rows, columns, direction      -> d_cost
+    cotangent  acts, labels, lengths, rows, columns, cotangents     -> gradient
+    hvp        acts, labels, lengths, rows, columns, cotangents, direction  -> product
 
-Undifferentiated code runs `loss`. Its JVP binds `forward` and `tangent`; the transpose of `tangent`
-is `cotangent` and the other way round, so forward mode gives reverse mode; `hvp` is in the JVP of
-both and its own transpose, because a Hessian is symmetric.
+`tangent` is linear in the direction, `cotangent` in the cotangents, and `hvp` in both. Direction,
+gradient and product have the shape of acts. Cotangents are one number per sequence, like the cost.
+
+Undifferentiated code runs `loss`. The JVP of `loss` binds `forward` and `tangent`. `tangent` and
+`cotangent` are each other's transposes, so forward mode gives reverse mode. The JVP of both binds
+`hvp`. `hvp` is its own transpose, because a Hessian is symmetric.
 
 `rows` and `columns` are the residuals that `forward` keeps for the derivatives (docs/kernels.md).
 They depend on `acts`, but their tangents are defined as zero. The JVP rule of each consumer
 differentiates through them itself, so the tangent of `acts` already accounts for all of it.
 
-Parameters of these and of the sums (row_sums.py), all static: `time_axis`, where acts have T among
-the axes before V; `blank`; `threads`, how many a CPU kernel may use at most (0: all there are).
+The parameters of these primitives and of the sums (row_sums.py) are static. `time_axis` is the
+position of T among the axes of acts before V. `blank` is a class. `threads` is the largest number
+of threads for a CPU kernel; 0 means no limit.
 """
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,127 +32,105 @@ from jax.interpreters import ad
 from .. import _mesh, _reference
 from . import few_classes
 from .family import RESIDUALS, define, is_zero, primitives, sum_or_zero, zero_like
-from .zero_product import product
+from .zero_product import multiply
 
-_ACTS, _LABELS, _ROWS, _LINEAR = 0, 1, 3, 5  # positions of operands
+_ACTS, _LABELS, _LENGTHS, _ROWS, _LINEAR = 0, 1, 2, 3, 5  # positions of operands
 
 
 # ---- batching ----------------------------------------------------------------------------------
 
 
-def _batch_of_one_acts(op: str, args: Any, dims: Any, *, time_axis: int, **parameters: Any) -> Any:
-    """Several label sequences (hypotheses), directions or cotangents, but one `acts` for all.
+def _batch_shared_acts(op, args, dims, *, time_axis, **params):
+    """Batches many label sequences (hypotheses), directions or cotangents for the same `acts`.
 
-    It is not copied: costs, and what derivatives need, come from one pass over it and then from few
-    classes for each; derivatives one after the other.
+    `acts` are not copied. `loss` and `forward` read them once and then run on few classes for each
+    label sequence. The other ops run once per mapped index, one after the other. Returns None if
+    the general rule is better.
     """
     if dims[_ACTS] is not None or _mesh.mapped_over(args, dims):
-        return None  # in the second case each device copies acts for what it has of the others
+        return None  # if the mapped axis is sharded, each device copies acts for its own part of it
     mapped = [i for i, d in enumerate(dims) if d is not None]
     if op in _ONCE and mapped == [_LINEAR]:
-        return _ONCE[op](*args, dim=dims[_LINEAR], time_axis=time_axis, **parameters)
+        return _ONCE[op](*args, dim=dims[_LINEAR], time_axis=time_axis, **params)
     acts = args[_ACTS]
     if op in ("loss", "forward"):
         if not _is_more_than(acts.shape[-1], 2 * (args[_LABELS].shape[-1] + 2)):
-            return None  # copies of acts are about as small as what would be made, and faster
-        return _hypotheses(op, args, dims, time_axis=time_axis, **parameters)
+            return None  # copies of acts are about as small as the few classes, and faster
+        return _hypotheses(op, args, dims, time_axis=time_axis, **params)
     front = [x if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(args, dims, strict=True)]
 
-    def one(some: Any) -> Any:
+    def at_one_index(slices):
         operands = list(front)
-        for i, x in zip(mapped, some, strict=True):
+        for i, x in zip(mapped, slices, strict=True):
             operands[i] = x
-        return primitives[op].bind(*operands, time_axis=time_axis, **parameters)
+        return primitives[op].bind(*operands, time_axis=time_axis, **params)
 
-    return jax.lax.map(one, [front[i] for i in mapped]), 0
+    return jax.lax.map(at_one_index, [front[i] for i in mapped]), 0
 
 
-def _is_more_than(size: Any, other: Any) -> bool:
-    """False where sizes are symbolic (jax.export) and may be anything."""
+def _is_more_than(size: int, other: int) -> bool:
+    """Returns False if a size is symbolic (jax.export), because it may then be any number."""
     return isinstance(size, int) and isinstance(other, int) and size > other
 
 
-def _hypotheses(
-    op: str, args: Any, dims: Any, *, time_axis: int, blank: int, threads: int
-) -> tuple[Any, Any]:
-    """Each label sequence on its own few classes; `sums` reads acts once for all sequences."""
+def _hypotheses(op, args, dims, *, time_axis, blank, threads):
+    """Runs each label sequence on its own few classes. `sums` reads acts once for all of them."""
     acts, labels, lengths = args
-    p = {"time_axis": time_axis, "blank": 0, "threads": threads}
+    params = {"time_axis": time_axis, "blank": 0, "threads": threads}
 
-    def one(labels: Array, lengths: Array) -> Any:
-        symbols, columns = few_classes.symbols_of(labels, blank, acts.shape[-1])
-        rows = few_classes.rows(acts, symbols, lengths, time_axis, threads)
-        few = few_classes.acts_of(rows, symbols, time_axis)
+    def one_hypothesis(labels, lengths):
+        symbols, few_labels = few_classes.symbols_of(labels, blank, acts.shape[-1])
+        sums = few_classes.sums_of(acts, symbols, lengths, time_axis, threads)
+        few_acts = few_classes.acts_of(sums, symbols, time_axis)
         if op == "loss":
-            cost = loss_p.bind(few, columns, lengths, **p)
-            return few_classes.cost_of(cost, rows, symbols, lengths, time_axis)
-        cost, kept, occupancies = forward_p.bind(few, columns, lengths, **p)
-        usual = jnp.broadcast_to(few_classes.softmax_of(rows), kept.shape)
-        kept = jnp.where((kept[..., 1:] == 0) | jnp.isnan(kept[..., 1:]), kept, usual)
-        return [few_classes.cost_of(cost, rows, symbols, lengths, time_axis), kept, occupancies]
+            cost = loss_p.bind(few_acts, few_labels, lengths, **params)
+            return few_classes.cost_of(cost, sums, symbols, lengths, time_axis)
+        cost, rows, columns = forward_p.bind(few_acts, few_labels, lengths, **params)
+        # Rows that say "zero gradient" or "NaN" stay; the others get the softmax over all classes.
+        all_classes = jnp.broadcast_to(few_classes.softmax_of(sums), rows.shape)
+        scale = rows[..., 1:]
+        rows = jnp.where((scale == 0) | jnp.isnan(scale), rows, all_classes)
+        return [few_classes.cost_of(cost, sums, symbols, lengths, time_axis), rows, columns]
 
-    # The new axis is the last of the batch: symbols of all are then side by side.
+    # The new axis is the last of the batch, so the symbols of all hypotheses lie side by side.
     batch_axis = acts.ndim - 2
     moved = [
         x if d is None else jnp.moveaxis(x, d, batch_axis)
         for x, d in zip((labels, lengths), dims[1:], strict=True)
     ]
     axes = tuple(None if d is None else batch_axis for d in dims[1:])
-    places: Any = batch_axis
-    if op == "forward":
-        places = [batch_axis, batch_axis + 1, batch_axis + 1]
-    return jax.vmap(one, axes, places)(*moved), places
+    out_axes = [batch_axis, batch_axis + 1, batch_axis + 1] if op == "forward" else batch_axis
+    return jax.vmap(one_hypothesis, axes, out_axes)(*moved), out_axes
 
 
-def _unit_gradient(
-    acts: Array, labels: Array, lengths: Array, *residuals: Array, **p: Any
-) -> Array:
-    """The gradient of the costs in their own precision, for what is linear in something else."""
-    exact = acts.astype(residuals[0].dtype)
-    ones = jnp.ones(lengths.shape, exact.dtype)
-    return cotangent_p.bind(exact, labels, lengths, *residuals, ones, **p)
+def _unit_gradient(acts, labels, lengths, rows, columns, **params):
+    """Returns the gradient of each cost in the dtype of costs, the factor of a linear function."""
+    exact = acts.astype(rows.dtype)
+    ones = _ones(rows, lengths)
+    return cotangent_p.bind(exact, labels, lengths, rows, columns, ones, **params)
 
 
-def _cotangent_once(
-    acts: Array,
-    labels: Array,
-    lengths: Array,
-    rows: Array,
-    columns: Array,
-    ct: Array,
-    *,
-    dim: int,
-    **p: Any,
-) -> tuple[Array, int]:
-    """Many cotangents of one problem (jacrev): one kernel call and an outer product."""
-    unit = _unit_gradient(acts, labels, lengths, rows, columns, **p)
-    time_axis = p["time_axis"]
-    ct = jnp.moveaxis(ct, dim, 0)
-    ct = jnp.expand_dims(ct, (1 + time_axis, ct.ndim + 1))
-    return product(ct, unit[None]).astype(acts.dtype), 0
+def _cotangent_once(acts, labels, lengths, rows, columns, cotangents, *, dim, **params):
+    """Handles many cotangents of one problem (jacrev) with one kernel call and an outer product."""
+    unit = _unit_gradient(acts, labels, lengths, rows, columns, **params)
+    cotangents = jnp.moveaxis(cotangents, dim, 0)
+    cotangents = jnp.expand_dims(cotangents, (1 + params["time_axis"], cotangents.ndim + 1))
+    return multiply(cotangents, unit[None]).astype(acts.dtype), 0
 
 
-def _tangent_once(
-    acts: Array,
-    labels: Array,
-    lengths: Array,
-    rows: Array,
-    columns: Array,
-    d_acts: Array,
-    *,
-    dim: int,
-    **p: Any,
-) -> tuple[Array, int]:
-    """Many directions for one problem (jacfwd): one gradient and a contraction with it."""
-    unit = _unit_gradient(acts, labels, lengths, rows, columns, **p)[None]
-    d_acts = jnp.moveaxis(d_acts, dim, 0).astype(unit.dtype)
-    return product(unit, d_acts).sum((1 + p["time_axis"], -1)), 0
+def _tangent_once(acts, labels, lengths, rows, columns, direction, *, dim, **params):
+    """Handles many directions for one problem (jacfwd) with one gradient and a contraction."""
+    unit = _unit_gradient(acts, labels, lengths, rows, columns, **params)[None]
+    directions = jnp.moveaxis(direction, dim, 0).astype(unit.dtype)
+    return multiply(unit, directions).sum((1 + params["time_axis"], -1)), 0
 
 
 _ONCE = {"cotangent": _cotangent_once, "tangent": _tangent_once}
 
 
 # ---- derivatives -------------------------------------------------------------------------------
+#
+# `point` stands for the operands before those in which a primitive is linear.
 
 
 def _ones(rows: Array, lengths: Array) -> Array:
@@ -158,114 +138,116 @@ def _ones(rows: Array, lengths: Array) -> Array:
 
 
 def _contract(gradient: Array, direction: Array, rows: Array, time_axis: int) -> Array:
-    """Sum over frames and classes, in the precision of the costs."""
-    return product(gradient.astype(rows.dtype), direction.astype(rows.dtype)).sum((time_axis, -1))
+    """Returns the sum of gradient * direction over frames and classes, in the dtype of costs."""
+    return multiply(gradient.astype(rows.dtype), direction.astype(rows.dtype)).sum((time_axis, -1))
 
 
-def _loss_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
+def _loss_jvp(primals, tangents, **params):
     if is_zero(tangents[_ACTS]):
-        cost = loss_p.bind(*primals, **p)
+        cost = loss_p.bind(*primals, **params)
         return cost, zero_like(cost)
-    cost, rows, columns = forward_p.bind(*primals, **p)
+    cost, rows, columns = forward_p.bind(*primals, **params)
     rows, columns = checkpoint_name(rows, RESIDUALS), checkpoint_name(columns, RESIDUALS)
-    return cost, tangent_p.bind(*primals, rows, columns, tangents[_ACTS], **p)
+    return cost, tangent_p.bind(*primals, rows, columns, tangents[_ACTS], **params)
 
 
-def _forward_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
-    cost, rows, columns = forward_p.bind(*primals, **p)
+def _forward_jvp(primals, tangents, **params):
+    cost, rows, columns = forward_p.bind(*primals, **params)
     d_acts = tangents[_ACTS]
-    d_cost = (
-        zero_like(cost) if is_zero(d_acts) else tangent_p.bind(*primals, rows, columns, d_acts, **p)
-    )
+    if is_zero(d_acts):
+        d_cost = zero_like(cost)
+    else:
+        d_cost = tangent_p.bind(*primals, rows, columns, d_acts, **params)
     return [cost, rows, columns], [d_cost, zero_like(rows), zero_like(columns)]
 
 
-def _tangent_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
-    *kept, d_acts = primals
-    rows = primals[_ROWS]
-    out = tangent_p.bind(*primals, **p)
+def _tangent_jvp(primals, tangents, **params):
+    *point, direction = primals
+    rows, lengths = point[_ROWS], point[_LENGTHS]
+    out = tangent_p.bind(*primals, **params)
     terms = []
     if not is_zero(tangents[_LINEAR]):
-        terms.append(tangent_p.bind(*kept, tangents[_LINEAR], **p))
+        terms.append(tangent_p.bind(*point, tangents[_LINEAR], **params))
     if not is_zero(tangents[_ACTS]):
-        change = hvp_p.bind(*kept, _ones(rows, primals[2]), tangents[_ACTS], **p)
-        terms.append(_contract(change, d_acts, rows, p["time_axis"]))
+        d_gradient = hvp_p.bind(*point, _ones(rows, lengths), tangents[_ACTS], **params)
+        terms.append(_contract(d_gradient, direction, rows, params["time_axis"]))
     return out, sum_or_zero(out, terms)
 
 
-def _tangent_transpose(ct: Any, *operands: Any, **p: Any) -> Any:
-    *kept, d_acts = operands
-    assert ad.is_undefined_primal(d_acts)
-    out = ad.Zero(d_acts.aval) if is_zero(ct) else cotangent_p.bind(*kept, ct, **p)
-    return [None] * len(kept) + [out]
+def _tangent_transpose(ct, *operands, **params):
+    *point, direction = operands
+    assert ad.is_undefined_primal(direction)
+    out = ad.Zero(direction.aval) if is_zero(ct) else cotangent_p.bind(*point, ct, **params)
+    return [None] * len(point) + [out]
 
 
-def _cotangent_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
-    *kept, ct = primals
-    out = cotangent_p.bind(*primals, **p)
+def _cotangent_jvp(primals, tangents, **params):
+    *point, cotangents = primals
+    out = cotangent_p.bind(*primals, **params)
     terms = []
     if not is_zero(tangents[_LINEAR]):
-        terms.append(cotangent_p.bind(*kept, tangents[_LINEAR], **p))
+        terms.append(cotangent_p.bind(*point, tangents[_LINEAR], **params))
     if not is_zero(tangents[_ACTS]):
-        terms.append(hvp_p.bind(*kept, ct, tangents[_ACTS], **p))
+        terms.append(hvp_p.bind(*point, cotangents, tangents[_ACTS], **params))
     return out, sum_or_zero(out, terms)
 
 
-def _cotangent_transpose(d_gradient: Any, *operands: Any, **p: Any) -> Any:
-    *kept, ct = operands
-    assert ad.is_undefined_primal(ct)
-    out = ad.Zero(ct.aval) if is_zero(d_gradient) else tangent_p.bind(*kept, d_gradient, **p)
-    return [None] * len(kept) + [out]
+def _cotangent_transpose(ct, *operands, **params):
+    *point, cotangents = operands
+    assert ad.is_undefined_primal(cotangents)
+    out = ad.Zero(cotangents.aval) if is_zero(ct) else tangent_p.bind(*point, ct, **params)
+    return [None] * len(point) + [out]
 
 
-def _hvp_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
-    *kept, ct, u = primals
-    out = hvp_p.bind(*primals, **p)
-    d_acts, d_ct, d_u = tangents[_ACTS], tangents[_LINEAR], tangents[_LINEAR + 1]
+def _hvp_jvp(primals, tangents, **params):
+    *point, cotangents, direction = primals
+    out = hvp_p.bind(*primals, **params)
+    d_acts, d_cotangents, d_direction = (tangents[i] for i in (_ACTS, _LINEAR, _LINEAR + 1))
     terms = []
-    if not is_zero(d_ct):
-        terms.append(hvp_p.bind(*kept, d_ct, u, **p))
-    if not is_zero(d_u):
-        terms.append(hvp_p.bind(*kept, ct, d_u, **p))
-    if not is_zero(d_acts):  # third order and beyond: pure JAX, exact
+    if not is_zero(d_cotangents):
+        terms.append(hvp_p.bind(*point, d_cotangents, direction, **params))
+    if not is_zero(d_direction):
+        terms.append(hvp_p.bind(*point, cotangents, d_direction, **params))
+    if not is_zero(d_acts):  # third order and beyond run in plain JAX
 
-        def along(d_x: Array, x: Array, *rest: Array) -> Array:
-            return jax.jvp(lambda x: _reference.hvp(x, *rest, **p), (x,), (d_x,))[1]
+        def third_order(d_acts, acts, *rest):
+            return jax.jvp(lambda x: _reference.hvp(x, *rest, **params), (acts,), (d_acts,))[1]
 
-        along = _mesh.with_auto_axes(along, [jax.typeof(out)], several=False)
-        terms.append(along(d_acts, *primals))
+        third_order = _mesh.with_auto_axes(third_order, [jax.typeof(out)], several=False)
+        terms.append(third_order(d_acts, *primals))
     return out, sum_or_zero(out, terms)
 
 
-def _hvp_transpose(d_out: Any, *operands: Any, **p: Any) -> Any:
-    *kept, ct, u = operands
-    nothing = [None] * len(kept)
-    if ad.is_undefined_primal(u):
-        out = ad.Zero(u.aval) if is_zero(d_out) else hvp_p.bind(*kept, ct, d_out, **p)
+def _hvp_transpose(ct, *operands, **params):
+    *point, cotangents, direction = operands
+    nothing = [None] * len(point)
+    if ad.is_undefined_primal(direction):
+        zero = is_zero(ct)
+        out = ad.Zero(direction.aval) if zero else hvp_p.bind(*point, cotangents, ct, **params)
         return [*nothing, None, out]
-    if is_zero(d_out):
-        return [*nothing, ad.Zero(ct.aval), None]
-    rows = kept[_ROWS]
-    change = hvp_p.bind(*kept, _ones(rows, kept[2]), d_out, **p)
-    return [*nothing, _contract(change, u, rows, p["time_axis"]), None]
+    if is_zero(ct):
+        return [*nothing, ad.Zero(cotangents.aval), None]
+    rows, lengths = point[_ROWS], point[_LENGTHS]
+    d_gradient = hvp_p.bind(*point, _ones(rows, lengths), ct, **params)
+    return [*nothing, _contract(d_gradient, direction, rows, params["time_axis"]), None]
 
 
 # ---- registrations -----------------------------------------------------------------------------
 
-loss_p = define("loss", _reference.loss, _batch_of_one_acts)
+loss_p = define("loss", _reference.loss, _batch_shared_acts)
 ad.primitive_jvps[loss_p] = _loss_jvp
 
-forward_p = define("forward", _reference.forward, _batch_of_one_acts)
+forward_p = define("forward", _reference.forward, _batch_shared_acts)
 ad.primitive_jvps[forward_p] = _forward_jvp
 
-tangent_p = define("tangent", _reference.tangent, _batch_of_one_acts)
+tangent_p = define("tangent", _reference.tangent, _batch_shared_acts)
 ad.primitive_jvps[tangent_p] = _tangent_jvp
 ad.primitive_transposes[tangent_p] = _tangent_transpose
 
-cotangent_p = define("cotangent", _reference.cotangent, _batch_of_one_acts)
+cotangent_p = define("cotangent", _reference.cotangent, _batch_shared_acts)
 ad.primitive_jvps[cotangent_p] = _cotangent_jvp
 ad.primitive_transposes[cotangent_p] = _cotangent_transpose
 
-hvp_p = define("hvp", _reference.hvp, _batch_of_one_acts)
+hvp_p = define("hvp", _reference.hvp, _batch_shared_acts)
 ad.primitive_jvps[hvp_p] = _hvp_jvp
 ad.primitive_transposes[hvp_p] = _hvp_transpose

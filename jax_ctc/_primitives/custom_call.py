@@ -1,22 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a primitive to what runs it: a custom call where kernels are registered, else pure JAX."""
+"""Lowerings of the primitives: a custom call on platforms with kernels, pure JAX on all others."""
 
 import functools
 import string
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
+from jax.interpreters.mlir import LoweringRuleContext
 
 from .. import _kernels, _mesh, _operands
+from .._operands import Kind
 
-# What a target's name promises is its operands, attributes and their meaning: programs that were
-# exported or cached hold on to it. A change is a new name.
+# The name of a target promises its operands, its attributes and their meaning, because exported and
+# cached programs call it by this name. A change needs a new name.
 TARGETS = {
     "loss": "jax_ctc_loss_v1",
     "forward": "jax_ctc_forward_v1",
@@ -28,8 +30,9 @@ TARGETS = {
 }
 
 
-def register(op: str, primitive: Primitive, pure: Callable[..., Any]) -> None:
-    """Registers every lowering of `primitive`: kernels where there are, `pure` JAX elsewhere."""
+def register(op: str, primitive: Primitive, pure: Callable) -> None:
+    """Registers the lowerings of `primitive`: kernels on platforms that have one, `pure` JAX on all
+    others."""
     mlir.register_lowering(primitive, _pure_rule(primitive, pure))
     for platform in _platforms(op):
         rule = _kernel_rule(op, primitive, platform)
@@ -37,34 +40,33 @@ def register(op: str, primitive: Primitive, pure: Callable[..., Any]) -> None:
 
 
 def _platforms(op: str) -> list[str]:
-    """Those that have a kernel for it."""
+    """Returns the platforms that have a kernel for the op."""
     return [name for name, targets in _kernels.TARGETS.items() if TARGETS.get(op) in targets]
 
 
-def _pure_rule(primitive: Primitive, pure: Callable[..., Any]) -> Callable[..., Any]:
+def _pure_rule(primitive: Primitive, pure: Callable) -> mlir.LoweringRule:
     several = primitive.multiple_results
 
-    def rule(ctx: Any, *operands: Any, **parameters: Any) -> Any:
-        function = _mesh.with_auto_axes(
-            functools.partial(pure, **parameters), ctx.avals_out, several
-        )
+    def rule(ctx, *operands, **params):
+        function = _mesh.with_auto_axes(functools.partial(pure, **params), ctx.avals_out, several)
         return mlir.lower_fun(function, multiple_results=several)(ctx, *operands)
 
     return rule
 
 
-def _kernel_rule(op: str, primitive: Primitive, platform: str) -> Callable[..., Any]:
-    """One custom call, in a form that a partitioner can split where one will look at it."""
+def _kernel_rule(op: str, primitive: Primitive, platform: str) -> mlir.LoweringRule:
+    """Returns a rule that makes one custom call. If a partitioner will read the module, the call
+    has a form that it can split."""
     partitioned = mlir.lower_fun(
         _with_time_moved(op, primitive.multiple_results),
         multiple_results=primitive.multiple_results,
     )
 
-    def rule(ctx: Any, *operands: Any, time_axis: int, blank: int, threads: int) -> Any:
-        parameters: dict[str, Any] = {"time_axis": time_axis, "blank": blank, "threads": threads}
+    def rule(ctx, *operands, time_axis, blank, threads):
+        params = {"time_axis": time_axis, "blank": blank, "threads": threads}
         if _mesh.is_unpartitioned(ctx):
-            return _custom_call(op, platform, ctx, operands, **parameters)
-        return partitioned(ctx, *operands, **parameters)
+            return _custom_call(op, platform, ctx, operands, **params)
+        return partitioned(ctx, *operands, **params)
 
     return rule
 
@@ -72,18 +74,24 @@ def _kernel_rule(op: str, primitive: Primitive, platform: str) -> Callable[..., 
 def _custom_call(
     op: str,
     platform: str,
-    ctx: Any,
-    operands: Sequence[Any],
+    ctx: LoweringRuleContext,
+    operands: Sequence[mlir.ir.Value],
     *,
     time_axis: int,
     blank: int,
     threads: int,
     time_moved: bool = False,
-    **extra: Any,
-) -> Any:
+    operand_layouts: Sequence[Sequence[int]] | None = None,
+    result_layouts: Sequence[Sequence[int]] | None = None,
+    extra_attributes: Mapping[str, mlir.ir.Attribute] | None = None,
+):
     wanted = len(ctx.avals_out)
     lower = jax.ffi.ffi_lowering(
-        TARGETS[op], operand_output_aliases=_aliases(op, platform, ctx, time_moved), **extra
+        TARGETS[op],
+        operand_layouts=operand_layouts,
+        result_layouts=result_layouts,
+        operand_output_aliases=_aliases(op, platform, ctx, time_moved),
+        extra_attributes=extra_attributes,
     )
     results = lower(
         ctx.replace(
@@ -98,29 +106,31 @@ def _custom_call(
     return results[:wanted]
 
 
-def _scratch(op: str, platform: str, ctx: Any, time_axis: int, time_moved: bool) -> list[Any]:
-    """On CUDA one result more: memory for the kernels of the call, for XLA to plan."""
-    if platform != "cuda" or op not in _SCRATCH:
+def _scratch(
+    op: str, platform: str, ctx: LoweringRuleContext, time_axis: int, time_moved: bool
+) -> list[ShapedArray]:
+    """Returns the type of one more result on CUDA, the memory that the kernels of a call share. It
+    is a result, so that XLA plans it."""
+    if platform != "cuda" or not _kernels.has_scratch(op):
         return []
-    acts, labels, lengths = ctx.avals_in[:3]
+    acts, labels, lengths, *_ = _operand_types(ctx)
     T = acts.shape[-2 if time_moved else time_axis]
     is_double = acts.dtype == np.float64
     size = _kernels.scratch_bytes(op, is_double, T, labels.shape[-1])
     return [ShapedArray((*lengths.shape, size), np.dtype(np.uint8))]
 
 
-_SCRATCH = ("loss", "forward", "tangent", "hvp")
+def _aliases(op: str, platform: str, ctx: LoweringRuleContext, time_moved: bool) -> dict[int, int]:
+    """Says which operand the gradient aliases, as {operand: result}.
 
-
-def _aliases(op: str, platform: str, ctx: Any, time_moved: bool) -> dict[int, int]:
-    """What the gradient takes the place of.
-
-    Dense: the gradient that the forward pass kept. Compact, on CUDA: acts, which saves their size
-    where they are dead, and costs a copy where they are not. On the CPU that copy is all it does.
+    In the dense layout it aliases the gradient that the forward pass kept. In the compact layout on
+    CUDA it aliases acts. That saves the size of acts if they are not used again, and costs a copy
+    if they are. On the CPU the alias would save nothing and cost the copy, so there is none.
     """
     if op != "cotangent" or (platform == "cpu" and time_moved):
         return {}
-    acts, labels = ctx.avals_in[:2]
+    types = _operand_types(ctx)
+    acts, labels = types[:2]
     V, L = acts.shape[-1], labels.shape[-1]
     dense = _operands.is_dense(V, L)
     if dense is None:
@@ -129,31 +139,36 @@ def _aliases(op: str, platform: str, ctx: Any, time_moved: bool) -> dict[int, in
         fits = isinstance(L, int) and L <= _kernels.most_labels_in_place
         return {0: 0} if platform == "cuda" and fits else {}
     kept = _operands.SIGNATURES[op].operands.index(_operands.COLUMNS)
-    same = ctx.avals_in[kept].dtype == ctx.avals_out[0].dtype
+    same = types[kept].dtype == acts.dtype  # that of the gradient
     return {kept: 0} if same else {}
+
+
+def _operand_types(ctx: LoweringRuleContext) -> list[ShapedArray]:
+    return [aval for aval in ctx.avals_in if isinstance(aval, ShapedArray)]
 
 
 # ---- on many devices ---------------------------------------------------------------------------
 #
 # XLA can partition a custom call only along leading axes. So T is transposed next to V logically,
-# and the operand gets a layout that leaves the bytes where they are. `num_batch_dims` (GSPMD) and a
-# rule for Shardy then declare the leading axes as batch, and T, V and L as replicated.
+# and the operand gets a layout that leaves the bytes where they are. `num_batch_dims` (for GSPMD)
+# and a sharding rule (for Shardy) then declare the leading axes as batch, and T, V and L as
+# replicated.
 
 
-def _with_time_moved(op: str, multiple_results: bool) -> Callable[..., Any]:
+def _with_time_moved(op: str, multiple_results: bool) -> Callable:
     signature = _operands.SIGNATURES[op]
 
-    def call(*operands: Any, time_axis: int, **parameters: Any) -> Any:
+    def call(*operands, time_axis, **params):
         batch_rank = operands[0].ndim - 2
 
-        def move(x: Any, kind: str, source: int, destination: int) -> Any:
-            return jnp.moveaxis(x, source, destination) if kind in _operands.WITH_FRAMES else x
+        def move(x: Array, kind: Kind, source: int, destination: int) -> Array:
+            return jnp.moveaxis(x, source, destination) if kind.has_time else x
 
         moved = [
             move(x, kind, time_axis, batch_rank)
             for x, kind in zip(operands, signature.operands, strict=True)
         ]
-        out = _moved_calls[op].bind(*moved, time_axis=time_axis, **parameters)
+        out = _moved_calls[op].bind(*moved, time_axis=time_axis, **params)
         outs = out if multiple_results else [out]
         back = [
             move(x, kind, batch_rank, time_axis)
@@ -165,16 +180,15 @@ def _with_time_moved(op: str, multiple_results: bool) -> Callable[..., Any]:
 
 
 def _define_moved_call(op: str) -> Primitive:
-    """The custom call on operands that have T next to V, stored with T at `time_axis`."""
+    """Defines the custom call as a primitive of its own. Its operands have T next to V logically,
+    and are stored with T at `time_axis`."""
     signature = _operands.SIGNATURES[op]
     primitive = Primitive(f"ctc_{op}_call")
     primitive.multiple_results = len(signature.results) > 1
 
     @primitive.def_abstract_eval
-    def _(
-        acts: Any, labels: Any, lengths: Any, *rest: Any, time_axis: int, **parameters: Any
-    ) -> Any:
-        out = result_avals(op, acts, labels, lengths, time_axis=acts.ndim - 2)
+    def _(acts, labels, lengths, *rest, time_axis, **params):
+        out = _operands.result_avals(op, acts, labels, time_axis=acts.ndim - 2)
         return out if primitive.multiple_results else out[0]
 
     for platform in _platforms(op):
@@ -182,10 +196,10 @@ def _define_moved_call(op: str) -> Primitive:
     return primitive
 
 
-def _moved_call_rule(op: str, platform: str) -> Callable[..., Any]:
+def _moved_call_rule(op: str, platform: str) -> mlir.LoweringRule:
     signature = _operands.SIGNATURES[op]
 
-    def rule(ctx: Any, *operands: Any, time_axis: int, **parameters: Any) -> Any:
+    def rule(ctx, *operands, time_axis, **params):
         batch_rank = ctx.avals_in[0].ndim - 2
         layouts = functools.partial(_layout, batch_rank=batch_rank, time_axis=time_axis)
         scratch = _scratch(op, platform, ctx, time_axis, time_moved=True)
@@ -202,39 +216,40 @@ def _moved_call_rule(op: str, platform: str) -> Callable[..., Any]:
             extra_attributes=_partitioning(
                 signature.operands, ctx.avals_in, results, [*ctx.avals_out, *scratch], batch_rank
             ),
-            **parameters,
+            **params,
         )
 
     return rule
 
 
-def _layout(kind: str, batch_rank: int, time_axis: int) -> tuple[int, ...]:
-    """Minor to major axes of an array with T next to V, stored with T at `time_axis`."""
-    stored = _operands.axis_names(kind, batch_rank, time_axis)
-    logical = _operands.axis_names(kind, batch_rank, batch_rank)
+def _layout(kind: Kind, batch_rank: int, time_axis: int) -> tuple[int, ...]:
+    """Returns the layout, minor to major, of an array with T next to V that is stored with T at
+    `time_axis`."""
+    stored = kind.axis_names(batch_rank, time_axis)
+    logical = kind.axis_names(batch_rank, batch_rank)
     return tuple(logical.index(name) for name in reversed(stored))
 
 
 def _partitioning(
-    operand_kinds: Sequence[str],
-    operand_avals: Sequence[Any],
-    result_kinds: Sequence[str],
-    result_avals: Sequence[Any],
+    operand_kinds: Sequence[Kind],
+    operand_avals: Sequence[ShapedArray],
+    result_kinds: Sequence[Kind],
+    result_avals: Sequence[ShapedArray],
     batch_rank: int,
-) -> dict[str, Any]:
-    """Attributes that let GSPMD and Shardy split the call along its batch axes."""
+) -> dict[str, mlir.ir.Attribute]:
+    """Returns attributes that let GSPMD and Shardy split the call along its batch axes."""
     ir = mlir.ir
     avals = [*operand_avals, *result_avals]
     if not all(isinstance(d, int) for aval in avals for d in aval.shape):
-        return {}  # symbolic sizes (jax.export): single device only
+        return {}  # symbolic sizes (jax.export): such a program is for one device
     # Shardy names factors i, j, k, ... by first appearance.
     letters: dict[str, str] = {}
     sizes: dict[str, int] = {}
 
-    def factors(kinds: Sequence[str], avals: Sequence[Any]) -> str:
+    def factors(kinds: Sequence[Kind], avals: Sequence[ShapedArray]) -> str:
         arrays = []
         for kind, aval in zip(kinds, avals, strict=True):
-            names = _operands.axis_names(kind, batch_rank, batch_rank)
+            names = kind.axis_names(batch_rank, batch_rank)
             for name, size in zip(names, aval.shape, strict=True):
                 letters.setdefault(name, string.ascii_lowercase[8 + len(letters)])
                 sizes[name] = size
@@ -244,8 +259,10 @@ def _partitioning(
     operands = factors(operand_kinds, operand_avals)
     results = factors(result_kinds, result_avals)
     size = ", ".join(f"{letter}={sizes[name]}" for name, letter in letters.items())
-    whole = ", ".join(letter for name, letter in letters.items() if not name.startswith("b"))
-    attributes: dict[str, Any] = {
+    replicated = ", ".join(
+        letter for name, letter in letters.items() if not name.startswith("batch")
+    )
+    attributes: dict[str, mlir.ir.Attribute] = {
         "mhlo.frontend_attributes": ir.DictAttr.get(
             {"num_batch_dims": ir.StringAttr.get(str(batch_rank))}
         )
@@ -253,63 +270,9 @@ def _partitioning(
     if getattr(jax.config, "jax_use_shardy_partitioner", True):
         attributes["sdy.sharding_rule"] = ir.Attribute.parse(
             f"#sdy.op_sharding_rule<({operands})->({results}) {{{size}}} "
-            f"need_replication={{{whole}}}, custom>"
+            f"need_replication={{{replicated}}}, custom>"
         )
     return attributes
-
-
-# ---- what comes out ----------------------------------------------------------------------------
-
-
-def result_avals(op: str, acts: Any, labels: Any, lengths: Any, *, time_axis: int) -> list[Any]:
-    """Shapes, dtypes and shardings of the results; batch axes stay where acts have them."""
-    V, L = acts.shape[-1], labels.shape[-1]
-    kinds = _operands.SIGNATURES[op].results
-    # Of symbolic sizes (jax.export) it is asked only where it matters.
-    kept = _operands.kept_sizes(V, L) if _operands.COLUMNS in kinds else (0, 0)
-    frames = acts.shape[:-1]
-    shapes = {
-        _operands.ACTS: acts.shape,
-        _operands.ROWS: (*frames, kept[0]),
-        _operands.COLUMNS: (*frames, kept[1]),
-        _operands.FRAMES: frames,
-        _operands.SCORES: (*frames, L),
-        _operands.BATCH: lengths.shape,
-    }
-    sharding = getattr(acts, "sharding", None)
-    spec: list[Any] = [None] * acts.ndim
-    if sharding is not None:
-        spec = [*sharding.spec, *[None] * (acts.ndim - len(sharding.spec))]
-        for axis, name in ((time_axis, "time"), (acts.ndim - 1, "class")):
-            if spec[axis] is not None:
-                raise TypeError(
-                    f"`acts`: expected its {name} axis ({axis}) whole on every device, but its "
-                    f"type has it sharded over {spec[axis]!r}: {acts}. Shard batch axes only, or "
-                    "reshard it first (jax.sharding.reshard)."
-                )
-    batch_spec = [s for axis, s in enumerate(spec[:-1]) if axis != time_axis]
-    specs = {
-        _operands.ACTS: spec,
-        _operands.ROWS: [*spec[:-1], None],
-        _operands.COLUMNS: [*spec[:-1], None],
-        _operands.FRAMES: spec[:-1],
-        _operands.SCORES: [*spec[:-1], None],
-        _operands.BATCH: batch_spec,
-    }
-
-    def aval(kind: str) -> Any:
-        changes: dict[str, Any] = {
-            "shape": shapes[kind],
-            "dtype": acts.dtype if kind == _operands.ACTS else _operands.cost_dtype(acts.dtype),
-            "weak_type": False,
-        }
-        if sharding is not None:
-            changes["sharding"] = jax.sharding.NamedSharding(
-                sharding.mesh, jax.sharding.PartitionSpec(*specs[kind])
-            )
-        return acts.update(**changes)
-
-    return [aval(kind) for kind in kinds]
 
 
 _moved_calls = {op: _define_moved_call(op) for op in TARGETS}

@@ -1,26 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all primitives have alike: abstract evaluation, batching, lowerings."""
+"""What all primitives have in common: abstract evaluation, batching, lowerings."""
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, xla
 
 from .. import _mesh, _operands
 from . import custom_call, taylor
 
-RESIDUALS = "ctc_residuals"  # the name under which a remat policy can save them
+RESIDUALS = "ctc_residuals"  # a remat policy can save residuals by this name
+
+Tangent = Array | ad.Zero  # or a cotangent
 
 primitives: dict[str, Primitive] = {}
 
 
-def define(op: str, pure: Callable[..., Any], batch: Callable[..., Any] | None = None) -> Primitive:
-    """The primitive of an op. `pure` computes it where there is no kernel. `batch`, if given, is
-    tried first under vmap; it returns None to fall back to `_batch_acts`."""
+def define(op: str, pure: Callable, batch: Callable | None = None) -> Primitive:
+    """Defines the primitive of an op. `pure` computes it on platforms without a kernel. `batch`, if
+    given, is tried first under vmap; it returns None to fall back to `_batch_acts`."""
     primitive = Primitive("ctc" if op == "loss" else f"ctc_{op}")
     primitive.multiple_results = len(_operands.SIGNATURES[op].results) > 1
     primitive.def_impl(functools.partial(xla.apply_primitive, primitive))
@@ -32,54 +34,54 @@ def define(op: str, pure: Callable[..., Any], batch: Callable[..., Any] | None =
     return primitive
 
 
-def is_zero(tangent: Any) -> bool:
+def is_zero(tangent: Tangent) -> bool:
     return type(tangent) is ad.Zero
 
 
-def zero_like(x: Any) -> Any:
+def zero_like(x: Array) -> ad.Zero:
     return ad.Zero(jax.typeof(x))
 
 
-def sum_or_zero(out: Any, terms: list[Any]) -> Any:
+def sum_or_zero(out: Array, terms: Sequence[Array]) -> Tangent:
     return functools.reduce(jnp.add, terms) if terms else zero_like(out)
 
 
-def _abstract_eval(
-    op: str, acts: Any, labels: Any, lengths: Any, *rest: Any, time_axis: int, **_: Any
-) -> Any:
-    avals = custom_call.result_avals(op, acts, labels, lengths, time_axis=time_axis)
+def _abstract_eval(op, acts, labels, lengths, *rest, time_axis, **_):
+    avals = _operands.result_avals(op, acts, labels, time_axis=time_axis)
     return avals if len(avals) > 1 else avals[0]
 
 
-def _batch(op: str, better: Any, args: Any, dims: Any, **parameters: Any) -> Any:
-    done = better(op, args, dims, **parameters) if better is not None else None
-    return done if done is not None else _batch_acts(op, args, dims, **parameters)
+def _batch(op, special, args, dims, **params):
+    out = special(op, args, dims, **params) if special is not None else None
+    return out if out is not None else _batch_acts(op, args, dims, **params)
 
 
-def _batch_acts(op: str, args: Any, dims: Any, *, time_axis: int, **parameters: Any) -> Any:
-    """The new axis stays where acts have it: acts are moved only where they are mapped over V."""
+def _batch_acts(op, args, dims, *, time_axis, **params):
+    """The new axis stays where acts have it. So acts are moved only if they are mapped over V."""
     signature = _operands.SIGNATURES[op]
     names = _mesh.mapped_over(args, dims)
     size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
-    at = dims[0]
-    if at is None or at > args[0].ndim - 2:
-        at = 0
-    before_time = at <= time_axis
-    batch_at = at if before_time else at - 1
+    new_axis = dims[0]  # of arrays with T
+    if new_axis is None or new_axis > args[0].ndim - 2:
+        new_axis = 0
+    before_time = new_axis <= time_axis
+    new_batch_axis = new_axis if before_time else new_axis - 1  # of arrays without T
+
+    def axis_of(kind: _operands.Kind) -> int:
+        return new_axis if kind.has_time else new_batch_axis
+
     moved = []
     for x, d, kind in zip(args, dims, signature.operands, strict=True):
-        place = at if kind in _operands.WITH_FRAMES else batch_at
+        axis = axis_of(kind)
         if d is None:
-            x = jnp.broadcast_to(
-                jnp.expand_dims(x, place), (*x.shape[:place], size, *x.shape[place:])
-            )
+            x = jnp.broadcast_to(jnp.expand_dims(x, axis), (*x.shape[:axis], size, *x.shape[axis:]))
             if names:
-                entries = [_mesh.sharded_over(x, axis) or None for axis in range(x.ndim)]
-                entries[place] = names
-                x = jax.sharding.reshard(x, jax.sharding.PartitionSpec(*entries))
-        elif d != place:
-            x = jnp.moveaxis(x, d, place)
+                spec = [_mesh.sharded_over(x, i) or None for i in range(x.ndim)]
+                spec[axis] = names
+                x = jax.sharding.reshard(x, jax.sharding.PartitionSpec(*spec))
+        elif d != axis:
+            x = jnp.moveaxis(x, d, axis)
         moved.append(x)
-    out = primitives[op].bind(*moved, time_axis=time_axis + before_time, **parameters)
-    places = [at if kind in _operands.WITH_FRAMES else batch_at for kind in signature.results]
-    return (out, places) if len(places) > 1 else (out, places[0])
+    out = primitives[op].bind(*moved, time_axis=time_axis + before_time, **params)
+    out_axes = [axis_of(kind) for kind in signature.results]
+    return (out, out_axes) if len(out_axes) > 1 else (out, out_axes[0])

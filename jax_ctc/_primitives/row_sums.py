@@ -1,29 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the lattice needs of a row of V classes, or of a slice of it, in one pass.
+"""Primitives that reduce a row of V classes, or a slice of it, to what the recursion needs.
 
-    sums            acts, symbols, lengths                              -> top, count, tail, scores
-    sums_centre     acts, symbols, lengths, top, d_acts                 -> d_top
-    sums_tangent    acts, symbols, lengths, top, d_acts, d_top          -> d_tail, d_scores
-    sums_cotangent  acts, symbols, lengths, top, ct_tail, ct_scores     -> d_acts
+    sums            acts, symbols, lengths                              -> top, ties, tail, scores
+    sums_centre     acts, symbols, lengths, top, direction              -> d_top
+    sums_tangent    acts, symbols, lengths, top, direction, d_top       -> d_tail, d_scores
+    sums_cotangent  acts, symbols, lengths, top, ct_tail, ct_scores     -> ct_acts
 
-Per frame in use: `top`, the largest logit; `count`, how many are equal to it; `tail`, the sum of
-exp(acts - top) of all others; `scores`, the logits of `symbols` (batch, D), 0 for those below 0. In
-other frames all are 0. A row with a NaN or +inf has `top` -inf, `count` NaN and `tail` 0: what is
-multiplied with cotangents is never NaN.
+For each frame in use, `top` is the largest logit, `ties` the number of logits equal to it, `tail`
+the sum of exp(acts - top) over all others, and `scores` are the logits of `symbols` (batch, D), 0
+for negative symbols. In other frames all four are 0. A row with a NaN or a +inf has `top` -inf,
+`ties` NaN and `tail` 0, because no factor of a cotangent may be NaN.
 
-`top` is a reference: the sum of all is (count + tail) * exp(top), and no result that is made of
-`top`, `count`, `tail` and `scores` depends on which reference it is. So its tangent may be chosen
-too, as long as that of `tail` is relative to it:
+`top` is a reference: the sum of all exponentials is (ties + tail) * exp(top). No result computed
+from the four depends on the choice of the reference. So the tangent of `top` may be chosen too, if
+the tangent of `tail` is relative to it:
 
-    d_tail = sum of exp(acts - top) * (d_acts - d_top)
+    d_tail = sum of exp(acts - top) * (direction - d_top)
 
-Chosen is the mean of a frame's direction under the softmax of the slice (`sums_centre`), because
-what is left is then small where directions are large: of a direction of 1000 + noise the noise
-keeps its digits. For the same reason the cotangent of `top` is not needed: what it would add to the
-gradient is 0.
+The choice is the mean of a frame's direction under the softmax of the slice (`sums_centre`),
+because direction - d_top is then small even if the direction is large: of a direction of 1000 +
+noise the noise keeps its digits. The cotangent of `top` is not needed, because what it would add
+to the gradient is 0.
 """
 
-from typing import Any
+from functools import reduce
 
 import jax
 import jax.numpy as jnp
@@ -33,151 +33,99 @@ from jax.interpreters import ad
 
 from .. import _mesh, _operands
 from .._reference import problem
-from .family import RESIDUALS, define, is_zero, primitives, sum_or_zero, zero_like
-from .zero_product import product
+from .family import RESIDUALS, Tangent, define, is_zero, primitives, sum_or_zero, zero_like
+from .zero_product import multiply
 
-_SYMBOLS, _LENGTHS, _TOP, _LINEAR = 1, 2, 3, 4  # positions of operands
+_ACTS, _SYMBOLS, _LENGTHS, _TOP, _LINEAR = 0, 1, 2, 3, 4  # positions of operands
 
 
 # ---- plain JAX ---------------------------------------------------------------------------------
 
 
 def _used(acts: Array, lengths: Array, time_axis: int) -> Array:
-    """(batch with T, 1)"""
+    """Returns (batch with T, 1): whether a frame is in use."""
     shape = (*acts.shape[:-1], 1)
     frame = lax.broadcasted_iota(jnp.int32, shape, time_axis)
     return frame < jnp.expand_dims(lengths, (time_axis, lengths.ndim + 1))
 
 
 def _classes(acts: Array, symbols: Array, time_axis: int) -> Array:
-    """`symbols` at every frame."""
-    at = jnp.expand_dims(symbols, time_axis)
-    return jnp.broadcast_to(at, (*acts.shape[:-1], symbols.shape[-1]))
+    """Returns `symbols` at every frame."""
+    classes = jnp.expand_dims(symbols, time_axis)
+    return jnp.broadcast_to(classes, (*acts.shape[:-1], symbols.shape[-1]))
 
 
 def _scores(acts: Array, symbols: Array, used: Array, time_axis: int) -> Array:
-    at = _classes(acts, symbols, time_axis)
-    taken = jnp.take_along_axis(acts, jnp.maximum(at, 0), axis=-1)
-    return jnp.where(used & (at >= 0), taken.astype(_operands.cost_dtype(acts.dtype)), 0)
+    classes = _classes(acts, symbols, time_axis)
+    taken = jnp.take_along_axis(acts, jnp.maximum(classes, 0), axis=-1)
+    return jnp.where(used & (classes >= 0), taken.astype(_operands.cost_dtype(acts.dtype)), 0)
 
 
 def _terms(acts: Array, lengths: Array, top: Array, time_axis: int) -> tuple[Array, Array]:
-    """exp(acts - top), 0 in frames not in use and for slices of nothing but -inf; frames in use."""
+    """Returns exp(acts - top), and which frames are in use. The terms of other frames are 0, and so
+    are those of a slice whose logits are all -inf."""
     exact, used = acts.astype(top.dtype), _used(acts, lengths, time_axis)
-    some = used & (top != -jnp.inf)[..., None]
-    return jnp.where(some, jnp.exp(jnp.where(some, exact - top[..., None], 0)), 0), used
+    alive = used & (top != -jnp.inf)[..., None]
+    return jnp.where(alive, jnp.exp(jnp.where(alive, exact - top[..., None], 0)), 0), used
 
 
-def _sums(
-    acts: Array, symbols: Array, lengths: Array, *, time_axis: int, blank: int, threads: int
-) -> list[Array]:
-    del blank, threads
+def _relative(direction: Array, d_top: Tangent, top: Array) -> Array:
+    """Returns direction - d_top, in the dtype of costs."""
+    direction = direction.astype(top.dtype)
+    return direction if isinstance(d_top, ad.Zero) else direction - d_top[..., None]
+
+
+def _sums(acts, symbols, lengths, *, time_axis, **_):
     used = _used(acts, lengths, time_axis)
     top, has_nan = problem.largest(acts, used[..., 0])
-    bad = has_nan | (top == jnp.inf)
-    count, tail = problem.count_and_tail(acts, used[..., 0], jnp.where(jnp.isfinite(top), top, 0))
+    undefined = has_nan | (top == jnp.inf)
+    ties, tail = problem.ties_and_tail(acts, used[..., 0], jnp.where(jnp.isfinite(top), top, 0))
     return [
-        jnp.where(bad, -jnp.inf, top),
-        jnp.where(bad, jnp.nan, count),
-        jnp.where(bad, 0, tail),
+        jnp.where(undefined, -jnp.inf, top),
+        jnp.where(undefined, jnp.nan, ties),
+        jnp.where(undefined, 0, tail),
         _scores(acts, symbols, used, time_axis),
     ]
 
 
-def _sums_tangent(
-    acts: Array,
-    symbols: Array,
-    lengths: Array,
-    top: Array,
-    d_acts: Array,
-    *,
-    time_axis: int,
-    blank: int,
-    threads: int,
-) -> list[Array]:
-    del blank, threads
-    terms, used = _terms(acts, lengths, top, time_axis)
-    d_tail = jnp.where(terms == 0, 0, terms * d_acts.astype(top.dtype)).sum(-1)
-    return [d_tail, _scores(d_acts, symbols, used, time_axis)]
-
-
-def _sums_cotangent(
-    acts: Array,
-    symbols: Array,
-    lengths: Array,
-    top: Array,
-    ct_tail: Array,
-    ct_scores: Array,
-    *,
-    time_axis: int,
-    blank: int,
-    threads: int,
-) -> Array:
-    del blank, threads
-    terms, used = _terms(acts, lengths, top, time_axis)
-    ct = ct_tail[..., None]
-    dense = jnp.where((ct == 0) | (terms == 0), 0, terms * ct)
-    dense = jnp.where(used & jnp.isnan(ct), jnp.nan, dense)  # a sequence of NaN, whatever its terms
-    at = _classes(acts, symbols, time_axis)
-    at = jnp.where(used & (at >= 0), at, acts.shape[-1])  # beyond the end: dropped
-
-    def add(row: Array, at: Array, x: Array) -> Array:
-        return row.at[at].add(x, mode="drop")
-
-    for _ in range(acts.ndim - 1):  # as batching dimensions, which a partitioner can split
-        add = jax.vmap(add)
-    return add(dense, at, ct_scores).astype(acts.dtype)
-
-
-# ---- directions --------------------------------------------------------------------------------
-
-
-def _sums_centre(
-    acts: Array,
-    symbols: Array,
-    lengths: Array,
-    top: Array,
-    d_acts: Array,
-    *,
-    time_axis: int,
-    **p: Any,
-) -> Array:
-    del symbols, p
+def _sums_centre(acts, symbols, lengths, top, direction, *, time_axis, **_):
+    del symbols
     terms, _ = _terms(acts, lengths, top, time_axis)
-    mean = product(terms, d_acts.astype(top.dtype)).sum(-1) / jnp.maximum(terms.sum(-1), 1)
+    mean = multiply(terms, direction.astype(top.dtype)).sum(-1) / jnp.maximum(terms.sum(-1), 1)
     return jnp.where(jnp.isfinite(mean), mean, 0)
 
 
-def _relative_tangent(
-    acts: Array,
-    symbols: Array,
-    lengths: Array,
-    top: Array,
-    d_acts: Array,
-    d_top: Array,
-    **p: Any,
-) -> list[Array]:
-    relative = _relative(d_acts, d_top, top)
-    d_tail, _ = _sums_tangent(acts, symbols, lengths, top, relative, **p)
-    _, d_scores = _sums_tangent(acts, symbols, lengths, top, d_acts, **p)
-    return [d_tail, d_scores]
+def _sums_tangent(acts, symbols, lengths, top, direction, d_top, *, time_axis, **_):
+    terms, used = _terms(acts, lengths, top, time_axis)
+    d_tail = jnp.where(terms == 0, 0, terms * _relative(direction, d_top, top)).sum(-1)
+    return [d_tail, _scores(direction, symbols, used, time_axis)]
 
 
-def _relative(d_acts: Array, d_top: Any, top: Array) -> Array:
-    """A direction less that of top, in the precision of the costs."""
-    d_acts = d_acts.astype(top.dtype)
-    return d_acts if is_zero(d_top) else d_acts - d_top[..., None]
+def _sums_cotangent(acts, symbols, lengths, top, ct_tail, ct_scores, *, time_axis, **_):
+    terms, used = _terms(acts, lengths, top, time_axis)
+    ct = ct_tail[..., None]
+    dense = jnp.where((ct == 0) | (terms == 0), 0, terms * ct)
+    # A cotangent of NaN marks a sequence whose gradient is NaN, even where a term is 0.
+    dense = jnp.where(used & jnp.isnan(ct), jnp.nan, dense)
+    classes = _classes(acts, symbols, time_axis)
+    classes = jnp.where(used & (classes >= 0), classes, acts.shape[-1])  # dropped: out of bounds
+
+    def add(row: Array, classes: Array, x: Array) -> Array:
+        return row.at[classes].add(x, mode="drop")
+
+    for _ in range(acts.ndim - 1):  # as batching dimensions, which a partitioner can split
+        add = jax.vmap(add)
+    return add(dense, classes, ct_scores).astype(acts.dtype)
 
 
 # ---- batching ----------------------------------------------------------------------------------
 
 
-def _batch_of_one_acts(
-    op: str, args: Any, dims: Any, *, time_axis: int, **parameters: Any
-) -> tuple[Any, Any] | None:
-    """Several sets of symbols, but one `acts` for all: it is read once, for all symbols together.
+def _batch_shared_acts(op, args, dims, *, time_axis, **params):
+    """Batches many sets of symbols for the same `acts`: one pass reads acts for all of them.
 
-    Frames that are in use for any are read for all; nobody looks at those behind his own length.
+    That pass reads each frame that is in use for any of them. No caller reads the frames at and
+    after its own length. Returns None if the general rule is needed.
     """
     mapped = [i for i, d in enumerate(dims) if d is not None]
     if (
@@ -189,113 +137,117 @@ def _batch_of_one_acts(
     operands = list(args)
     if _LENGTHS in mapped:
         operands[_LENGTHS] = args[_LENGTHS].max(dims[_LENGTHS], initial=0)
-    if _SYMBOLS in mapped and op == "sums_centre":  # which has no use for them
+    if _SYMBOLS in mapped and op == "sums_centre":  # which does not read symbols
         operands[_SYMBOLS] = args[_SYMBOLS].max(dims[_SYMBOLS], initial=-1)
     if _SYMBOLS not in mapped or op == "sums_centre":
-        out = primitives[op].bind(*operands, time_axis=time_axis, **parameters)
+        out = primitives[op].bind(*operands, time_axis=time_axis, **params)
         return out, jax.tree.map(lambda _: None, out)
     symbols = jnp.moveaxis(args[_SYMBOLS], dims[_SYMBOLS], -2)
     operands[_SYMBOLS] = symbols.reshape(*symbols.shape[:-2], symbols.shape[-2] * symbols.shape[-1])
-    *sums, scores = primitives[op].bind(*operands, time_axis=time_axis, **parameters)
+    *sums, scores = primitives[op].bind(*operands, time_axis=time_axis, **params)
     scores = scores.reshape(*scores.shape[:-1], *symbols.shape[-2:])
     return [*sums, scores], [None] * len(sums) + [scores.ndim - 2]
 
 
 # ---- derivatives -------------------------------------------------------------------------------
+#
+# `point` stands for acts, symbols, lengths and top; the other operands are linear.
 
 
-def _sums_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
-    top, count, tail, scores = sums_p.bind(*primals, **p)
-    top, count, tail, scores = (checkpoint_name(x, RESIDUALS) for x in (top, count, tail, scores))
-    out, d_acts = [top, count, tail, scores], tangents[0]
-    if is_zero(d_acts):
+def _sums_jvp(primals, tangents, **params):
+    out = [checkpoint_name(x, RESIDUALS) for x in sums_p.bind(*primals, **params)]
+    top, ties, _, _ = out
+    direction = tangents[_ACTS]
+    if is_zero(direction):
         return out, [zero_like(x) for x in out]
-    d_top = sums_centre_p.bind(*primals, top, d_acts, **p)
-    d_tail, d_scores = sums_tangent_p.bind(*primals, top, d_acts, d_top, **p)
-    return out, [d_top, zero_like(count), d_tail, d_scores]
+    d_top = sums_centre_p.bind(*primals, top, direction, **params)
+    d_tail, d_scores = sums_tangent_p.bind(*primals, top, direction, d_top, **params)
+    return out, [d_top, zero_like(ties), d_tail, d_scores]
 
 
-def _centre_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
-    """A choice is no function of acts."""
-    out = sums_centre_p.bind(*primals, **p)
+def _centre_jvp(primals, tangents, **params):
+    """The centre is chosen, so it counts as independent of acts."""
+    out = sums_centre_p.bind(*primals, **params)
     if is_zero(tangents[_LINEAR]):
         return out, zero_like(out)
-    return out, sums_centre_p.bind(*primals[:_LINEAR], tangents[_LINEAR], **p)
+    return out, sums_centre_p.bind(*primals[:_LINEAR], tangents[_LINEAR], **params)
 
 
-def _centre_transpose(ct: Any, *operands: Any, **_: Any) -> Any:
+def _centre_transpose(ct, *operands, **_):
     del ct
     return [None] * _LINEAR + [ad.Zero(operands[_LINEAR].aval)]
 
 
-def _tangent_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
-    *kept, d_acts, d_top = primals
-    out = sums_tangent_p.bind(*primals, **p)
+def _tangent_jvp(primals, tangents, **params):
+    *point, direction, d_top = primals
+    out = sums_tangent_p.bind(*primals, **params)
     d_tail, d_scores = [], []
     if not all(map(is_zero, tangents[_LINEAR:])):
         linear = map(ad.instantiate_zeros, tangents[_LINEAR:])
-        tail, scores = sums_tangent_p.bind(*kept, *linear, **p)
+        tail, scores = sums_tangent_p.bind(*point, *linear, **params)
         d_tail.append(tail)
         d_scores.append(scores)
-    if not is_zero(tangents[0]):
-        along = _relative(tangents[0], tangents[_TOP], d_top)
-        both = product(along, _relative(d_acts, d_top, d_top))
-        d_tail.append(sums_tangent_p.bind(*kept, both, jnp.zeros_like(d_top), **p)[0])
+    if not is_zero(tangents[_ACTS]):
+        relative = _relative(tangents[_ACTS], tangents[_TOP], d_top)
+        both = multiply(relative, _relative(direction, d_top, d_top))
+        d_tail.append(sums_tangent_p.bind(*point, both, jnp.zeros_like(d_top), **params)[0])
     return out, [sum_or_zero(out[0], d_tail), sum_or_zero(out[1], d_scores)]
 
 
-def _tangent_transpose(cts: Any, *operands: Any, **p: Any) -> Any:
-    *kept, d_acts, d_top = operands
-    assert ad.is_undefined_primal(d_acts)
+def _tangent_transpose(cts, *operands, **params):
+    *point, direction, d_top = operands
+    assert ad.is_undefined_primal(direction)
     nothing = [ad.Zero(d_top.aval) if ad.is_undefined_primal(d_top) else None]
     if all(map(is_zero, cts)):
-        return [*[None] * len(kept), ad.Zero(d_acts.aval), *nothing]
+        return [*[None] * len(point), ad.Zero(direction.aval), *nothing]
     cts = map(ad.instantiate_zeros, cts)
-    exact = kept[0].astype(d_acts.aval.dtype)
-    return [*[None] * len(kept), sums_cotangent_p.bind(exact, *kept[1:], *cts, **p), *nothing]
+    exact = point[_ACTS].astype(direction.aval.dtype)
+    ct_acts = sums_cotangent_p.bind(exact, *point[1:], *cts, **params)
+    return [*[None] * len(point), ct_acts, *nothing]
 
 
-def _cotangent_jvp(primals: Any, tangents: Any, **p: Any) -> Any:
-    *kept, ct_tail, ct_scores = primals
-    out = sums_cotangent_p.bind(*primals, **p)
+def _cotangent_jvp(primals, tangents, **params):
+    *point, ct_tail, ct_scores = primals
+    out = sums_cotangent_p.bind(*primals, **params)
     d_cts, terms = tangents[_LINEAR:], []
-    if is_zero(tangents[0]):
+    if is_zero(tangents[_ACTS]):
         if all(map(is_zero, d_cts)):
             return out, zero_like(out)
-        return out, sums_cotangent_p.bind(*kept, *map(ad.instantiate_zeros, d_cts), **p)
-    kept[0] = kept[0].astype(kept[_TOP].dtype)  # so that halves are rounded once
+        return out, sums_cotangent_p.bind(*point, *map(ad.instantiate_zeros, d_cts), **params)
+    point[_ACTS] = point[_ACTS].astype(point[_TOP].dtype)  # so that halves are rounded once
     if not all(map(is_zero, d_cts)):
-        terms.append(sums_cotangent_p.bind(*kept, *map(ad.instantiate_zeros, d_cts), **p))
-    of_tail = sums_cotangent_p.bind(*kept, ct_tail, jnp.zeros_like(ct_scores), **p)
-    terms.append(product(of_tail, _relative(tangents[0], tangents[_TOP], kept[_TOP])))
-    return out, sum_or_zero(out, terms).astype(out.dtype)
+        terms.append(sums_cotangent_p.bind(*point, *map(ad.instantiate_zeros, d_cts), **params))
+    of_tail = sums_cotangent_p.bind(*point, ct_tail, jnp.zeros_like(ct_scores), **params)
+    terms.append(multiply(of_tail, _relative(tangents[_ACTS], tangents[_TOP], point[_TOP])))
+    return out, reduce(jnp.add, terms).astype(out.dtype)
 
 
-def _cotangent_transpose(d_out: Any, *operands: Any, **p: Any) -> Any:
-    *kept, ct_tail, ct_scores = operands
-    cts = (ct_tail, ct_scores)
-    if is_zero(d_out):
-        out: list[Any] = [ad.Zero(x.aval) if ad.is_undefined_primal(x) else None for x in cts]
+def _cotangent_transpose(ct, *operands, **params):
+    *point, ct_tail, ct_scores = operands
+    linear = (ct_tail, ct_scores)
+    if is_zero(ct):
+        out = [ad.Zero(x.aval) if ad.is_undefined_primal(x) else None for x in linear]
     else:
-        # Not relative to anything: these cotangents need not add up to 0 in a frame.
-        along = sums_tangent_p.bind(*kept, d_out, jnp.zeros_like(kept[_TOP]), **p)
-        out = [y if ad.is_undefined_primal(x) else None for x, y in zip(cts, along, strict=True)]
-    return [None] * len(kept) + out
+        # d_top is 0 here, because these cotangents need not add up to 0 in a frame.
+        tangents = sums_tangent_p.bind(*point, ct, jnp.zeros_like(point[_TOP]), **params)
+        pairs = zip(linear, tangents, strict=True)
+        out = [tangent if ad.is_undefined_primal(x) else None for x, tangent in pairs]
+    return [None] * len(point) + out
 
 
 # ---- registrations -----------------------------------------------------------------------------
 
-sums_p = define("sums", _sums, _batch_of_one_acts)
+sums_p = define("sums", _sums, _batch_shared_acts)
 ad.primitive_jvps[sums_p] = _sums_jvp
 
-sums_centre_p = define("sums_centre", _sums_centre, _batch_of_one_acts)
+sums_centre_p = define("sums_centre", _sums_centre, _batch_shared_acts)
 ad.primitive_jvps[sums_centre_p] = _centre_jvp
 ad.primitive_transposes[sums_centre_p] = _centre_transpose
 
-sums_tangent_p = define("sums_tangent", _relative_tangent, _batch_of_one_acts)
+sums_tangent_p = define("sums_tangent", _sums_tangent, _batch_shared_acts)
 ad.primitive_jvps[sums_tangent_p] = _tangent_jvp
 ad.primitive_transposes[sums_tangent_p] = _tangent_transpose
 
-sums_cotangent_p = define("sums_cotangent", _sums_cotangent, _batch_of_one_acts)
+sums_cotangent_p = define("sums_cotangent", _sums_cotangent, _batch_shared_acts)
 ad.primitive_jvps[sums_cotangent_p] = _cotangent_jvp
 ad.primitive_transposes[sums_cotangent_p] = _cotangent_transpose

@@ -1,24 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Taylor series (jax.experimental.jet) of a primitive: as many nested JVPs as there are orders.
+"""Taylor series (jax.experimental.jet) of a primitive, by nested JVPs: one for each order.
 
-The first order runs the tangent kernel, the second that of Hessian-vector products.
+The first order runs the tangent kernel, and the second the kernel of Hessian-vector products.
 """
 
 import functools
-import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Primitive
 
 try:
     from jax.experimental import jet as _jet
-except ImportError:  # it is experimental
+except ImportError:  # jet is experimental, so a release may drop it
     _jet = None
 
 
@@ -27,25 +26,25 @@ def register(primitive: Primitive) -> None:
         return
     rules = _jet.jet_rules
 
-    def rule(primals: Sequence[Any], series: Sequence[Sequence[Any]], **parameters: Any) -> Any:
+    def rule(primals, series, **params):
         rules.setdefault(_name_p(), _named)
         order = len(series[0])
         curves = [
-            _curve([x, *(c * factor for c, factor in zip(terms, _factors(order), strict=True))])
+            _curve([x, *(c * factor for c, factor in zip(terms, _factorials(order), strict=True))])
             if jnp.issubdtype(jnp.result_type(x), jnp.floating)
             else lambda _, x=x: x
             for x, terms in zip(primals, series, strict=True)
         ]
 
-        def at(t: Any) -> Any:
-            return primitive.bind(*(x(t) for x in curves), **parameters)
+        def at(t):
+            return primitive.bind(*(x(t) for x in curves), **params)
 
         value, *derivatives = _orders(at, order)(jnp.float32(0))
         if not primitive.multiple_results:
-            return value, [d / f for d, f in zip(derivatives, _factors(order), strict=True)]
+            return value, [d / f for d, f in zip(derivatives, _factorials(order), strict=True)]
         terms = [
-            [d / f for d, f in zip(of_one, _factors(order), strict=True)]
-            for of_one in zip(*derivatives, strict=True)
+            [d / f for d, f in zip(result, _factorials(order), strict=True)]
+            for result in zip(*derivatives, strict=True)
         ]
         return value, terms
 
@@ -54,30 +53,29 @@ def register(primitive: Primitive) -> None:
 
 @functools.cache
 def _name_p() -> Primitive:
-    """What gives the residuals their name. JAX has no rule for it."""
+    """Returns the primitive of `checkpoint_name`, which JAX has no jet rule for."""
     return jax.make_jaxpr(lambda x: checkpoint_name(x, ""))(np.float32(0)).eqns[0].primitive
 
 
-def _named(primals: Any, series: Any, **parameters: Any) -> Any:
-    return _name_p().bind(*primals, **parameters), series[0]
+def _named(primals, series, **params):
+    return _name_p().bind(*primals, **params), series[0]
 
 
-def _factors(order: int) -> list[float]:
-    """What makes a derivative of a term: terms are Taylor coefficients since JAX has a switch for
-    that, and were derivatives before."""
-    scaled = _jet is not None and "factorial_scaled" not in inspect.signature(_jet.jet).parameters
-    return [1.0 if scaled else float(math.factorial(k)) for k in range(1, order + 1)]
+def _factorials(order: int) -> list[float]:
+    """Returns k! for each order k, the factor from a Taylor coefficient to a derivative."""
+    return [float(math.factorial(k)) for k in range(1, order + 1)]
 
 
-def _curve(derivatives: Sequence[Any]) -> Callable[[Any], Any]:
-    """A function with these derivatives at 0, which is never asked for anything elsewhere."""
+def _curve(derivatives: Sequence[Array]) -> Callable[[Array], Array]:
+    """Returns a function with these derivatives at 0. It is evaluated at 0 only."""
 
     @jax.custom_jvp
-    def curve(_: Any) -> Any:
+    def curve(t):
+        del t
         return derivatives[0]
 
     @curve.defjvp
-    def _(primals: Any, tangents: Any) -> Any:
+    def _(primals, tangents):
         if len(derivatives) == 1:
             return curve(*primals), jnp.zeros_like(derivatives[0])
         slope = _curve(derivatives[1:])(*primals)
@@ -86,13 +84,13 @@ def _curve(derivatives: Sequence[Any]) -> Callable[[Any], Any]:
     return curve
 
 
-def _orders(f: Callable[[Any], Any], order: int) -> Callable[[Any], list[Any]]:
-    """f and its derivatives up to this order."""
+def _orders(f: Callable, order: int) -> Callable[[Array], list[Array]]:
+    """Returns f and its derivatives up to this order, in a list."""
     if order == 0:
         return lambda t: [f(t)]
     below = _orders(f, order - 1)
 
-    def up(t: Any) -> list[Any]:
+    def up(t):
         values, slopes = jax.jvp(below, (t,), (jnp.ones_like(t),))
         return [*values, slopes[-1]]
 

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A product in which 0 times anything is 0, inf and NaN too.
+"""A multiplication in which 0 times anything is 0, also 0 times inf or NaN.
 
-A derivative that is exactly 0 stays so, whatever direction or cotangent it is multiplied with.
-`jnp.where(x == 0, 0, x * y)` says that for x alone, and so not for its own transpose, in which y is
-the cotangent. The product here is a primitive: linear in each factor, and its own transpose.
+A derivative that is exactly 0 must stay 0, whatever direction or cotangent it is multiplied with.
+`jnp.where(x == 0, 0, x * y)` handles a zero x. But its transpose multiplies x by a cotangent, and
+there a zero cotangent times an infinite x is NaN. So the multiplication is a primitive of its own:
+it is linear in each factor, and its transpose is the same multiplication.
 """
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,42 +18,42 @@ from .. import _mesh
 from . import taylor
 
 
-def product(x: Array, y: Array) -> Array:
-    """x * y, 0 where x or y is. Their dtypes are the same; their shapes broadcast."""
-    return product_p.bind(*jnp.broadcast_arrays(*_mesh.vary_alike(x, y)))
+def multiply(x: Array, y: Array) -> Array:
+    """Returns x * y, and 0 if x or y is 0. Their dtypes are the same; their shapes broadcast."""
+    return multiply_p.bind(*jnp.broadcast_arrays(*_mesh.vary_alike(x, y)))
 
 
-def _product(x: Array, y: Array) -> Array:
+def _multiply(x: Array, y: Array) -> Array:
     return jnp.where((x == 0) | (y == 0), 0, x * y)
 
 
-def _batch(args: Any, dims: Any) -> tuple[Array, int]:
+def _batch(args, dims):
     x, y = (
         x[None] if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(args, dims, strict=True)
     )
-    return product(x, y), 0
+    return multiply(x, y), 0
 
 
-def _jvp(primals: Any, tangents: Any) -> Any:
+def _jvp(primals, tangents):
     (x, y), (d_x, d_y) = primals, tangents
-    terms = [product(d_x, y)] if type(d_x) is not ad.Zero else []
-    terms += [product(x, d_y)] if type(d_y) is not ad.Zero else []
-    out = product_p.bind(x, y)
+    terms = [multiply(d_x, y)] if type(d_x) is not ad.Zero else []
+    terms += [multiply(x, d_y)] if type(d_y) is not ad.Zero else []
+    out = multiply_p.bind(x, y)
     return out, sum(terms[1:], terms[0]) if terms else ad.Zero(jax.typeof(out))
 
 
-def _transpose(ct: Any, x: Any, y: Any) -> list[Any]:
+def _transpose(ct, x, y):
     if ad.is_undefined_primal(x):
-        return [ad.Zero(x.aval) if type(ct) is ad.Zero else product(ct, y), None]
-    return [None, ad.Zero(y.aval) if type(ct) is ad.Zero else product(x, ct)]
+        return [ad.Zero(x.aval) if type(ct) is ad.Zero else multiply(ct, y), None]
+    return [None, ad.Zero(y.aval) if type(ct) is ad.Zero else multiply(x, ct)]
 
 
-product_p = Primitive("ctc_product")
-product_p.def_impl(lambda *factors: xla.apply_primitive(product_p, *factors))
-# mul's rule returns its effects as well, which there are none of.
-product_p.def_abstract_eval(lambda *avals: jax_primitives.mul_p.abstract_eval(*avals)[0])
-batching.primitive_batchers[product_p] = _batch
-ad.primitive_jvps[product_p] = _jvp
-ad.primitive_transposes[product_p] = _transpose
-mlir.register_lowering(product_p, mlir.lower_fun(_product, multiple_results=False))
-taylor.register(product_p)
+multiply_p = Primitive("ctc_product")
+multiply_p.def_impl(lambda *factors: xla.apply_primitive(multiply_p, *factors))
+# mul's rule returns a type and effects. It has no effects.
+multiply_p.def_abstract_eval(lambda *avals: jax_primitives.mul_p.abstract_eval(*avals)[0])
+batching.primitive_batchers[multiply_p] = _batch
+ad.primitive_jvps[multiply_p] = _jvp
+ad.primitive_transposes[multiply_p] = _transpose
+mlir.register_lowering(multiply_p, mlir.lower_fun(_multiply, multiple_results=False))
+taylor.register(multiply_p)

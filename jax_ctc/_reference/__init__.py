@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The primitives in plain JAX: what platforms without kernels run, and what "correct" means."""
+"""The primitives in plain JAX. Platforms without kernels run them, and they define "correct"."""
 
 from .ctc import cotangent as cotangent
 from .ctc import forward as forward

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The primitives in plain JAX: what platforms without kernels run, and how higher derivatives go.
+"""The primitives in plain JAX, for platforms without kernels and for derivatives of third order.
 
-The same numbers as in the kernels, m * 2^e with an exponent for every state (docs/ctc.md, section
-3), so the same accuracy. Every function here has the operands of the primitive of its name and can
-be differentiated any number of times: exponents are integers, so a tangent shares the exponent of
-its value, and since nothing is ever 0 or infinite, neither is a derivative.
+Each function has the name and the operands of its primitive (_primitives/ctc.py). The values are
+those of the kernels, m * 2^e with an exponent for every state (docs/ctc.md, section 3), so the
+accuracy is the same.
 
-A zero stays a zero, whatever it is multiplied with: frames and sequences without a gradient have
-none, also where a cotangent or a direction is not finite.
+Each function can be differentiated any number of times. Exponents are integers, so a tangent shares
+the exponent of its value. No value is 0 or infinite, so no derivative divides by 0.
+
+A zero stays zero, whatever it is multiplied with. So frames and sequences without a gradient have a
+gradient of 0, even if a cotangent or a direction is not finite.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,23 +24,23 @@ from . import lattice, problem
 from .problem import Problem
 
 
-def _over_batch(f: Callable[..., Any]) -> Callable[..., Any]:
-    """`f` knows at most one batch axis. Further ones are mapped over: merged by a reshape, axes
-    that are sharded over devices would be gathered."""
+def _over_batch(f: Callable) -> Callable:
+    """Returns f for any number of batch axes. `f` itself takes at most one, so further ones are
+    mapped over. They are not merged by a reshape, because it would gather axes that are sharded."""
     signature = _operands.SIGNATURES[f.__name__]
 
     @functools.wraps(f)
-    def mapped(acts: Array, *rest: Array, time_axis: int, **parameters: Any) -> Any:
+    def mapped(acts, *rest, time_axis, **params):
         if acts.ndim <= 3:
-            return f(acts, *rest, time_axis=time_axis, **parameters)
+            return f(acts, *rest, time_axis=time_axis, **params)
         inner = max(time_axis - 1, 0)
 
-        def axis(kind: str) -> int:
-            return int(kind in _operands.WITH_FRAMES and time_axis == 0)
+        def axis(kind: _operands.Kind) -> int:
+            return int(kind.has_time and time_axis == 0)
 
         outs = [axis(kind) for kind in signature.results]
         return jax.vmap(
-            functools.partial(mapped, time_axis=inner, **parameters),
+            functools.partial(mapped, time_axis=inner, **params),
             in_axes=tuple(axis(kind) for kind in signature.operands),
             out_axes=outs if len(outs) > 1 else outs[0],
         )(acts, *rest)
@@ -48,95 +49,71 @@ def _over_batch(f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @_over_batch
-def loss(acts: Array, labels: Array, lengths: Array, **parameters: Any) -> Array:
-    """Cost per sequence, in nats."""
-    p = problem.make(acts, labels, lengths, **parameters)
+def loss(acts, labels, lengths, **params):
+    """Returns the cost per sequence, in nats."""
+    p = problem.make(acts, labels, lengths, **params)
     return lattice.cost(p).reshape(lengths.shape)
 
 
 @_over_batch
-def forward(acts: Array, labels: Array, lengths: Array, **parameters: Any) -> list[Array]:
-    """Cost, and what the derivatives need: rows (shift, scale) and columns."""
-    p = problem.make(acts, labels, lengths, **parameters)
+def forward(acts, labels, lengths, **params):
+    """Returns the cost and the residuals rows (shift, scale) and columns."""
+    p = problem.make(acts, labels, lengths, **params)
     cost, rows, columns = _forward(p)
     return [cost.reshape(lengths.shape), _unbatched(rows, acts), _unbatched(columns, acts)]
 
 
 @_over_batch
-def tangent(
-    acts: Array,
-    labels: Array,
-    lengths: Array,
-    rows: Array,
-    columns: Array,
-    directions: Array,
-    **parameters: Any,
-) -> Array:
-    """Derivative of the cost along `directions`."""
-    p = problem.make(acts, labels, lengths, **parameters)
+def tangent(acts, labels, lengths, rows, columns, direction, **params):
+    """Returns the derivative of the cost along `direction`."""
+    p = problem.make(acts, labels, lengths, **params)
     unit = _gradient(p, rows, columns)
-    along = _batched(directions).astype(unit.dtype)
-    change = jnp.where(unit == 0, 0, unit * along)
-    return change.sum(-1).sum(p.time_axis).reshape(lengths.shape)
+    direction = _batched(direction).astype(unit.dtype)
+    terms = jnp.where(unit == 0, 0, unit * direction)
+    return terms.sum(-1).sum(p.time_axis).reshape(lengths.shape)
 
 
 @_over_batch
-def cotangent(
-    acts: Array,
-    labels: Array,
-    lengths: Array,
-    rows: Array,
-    columns: Array,
-    cotangents: Array,
-    **parameters: Any,
-) -> Array:
-    """Gradient of the costs, each times its cotangent; exactly 0 where that is 0."""
-    p = problem.make(acts, labels, lengths, **parameters)
+def cotangent(acts, labels, lengths, rows, columns, cotangents, **params):
+    """Returns the gradient of each cost times its cotangent; exactly 0 if the cotangent is 0."""
+    p = problem.make(acts, labels, lengths, **params)
     unit = _gradient(p, rows, columns)
     return _unbatched(_with_cotangents(unit, cotangents, p), acts).astype(acts.dtype)
 
 
 @_over_batch
-def hvp(
-    acts: Array,
-    labels: Array,
-    lengths: Array,
-    rows: Array,
-    columns: Array,
-    cotangents: Array,
-    directions: Array,
-    **parameters: Any,
-) -> Array:
-    """Hessian of the costs times `directions`, each times its cotangent."""
-    wide, along = acts.astype(cotangents.dtype), _batched(directions).astype(cotangents.dtype)
+def hvp(acts, labels, lengths, rows, columns, cotangents, direction, **params):
+    """Returns the Hessian of each cost times `direction` times the cotangent."""
+    exact = acts.astype(cotangents.dtype)
+    direction = _batched(direction).astype(cotangents.dtype)
 
-    # A row of the Hessian adds up to 0, so any number may be taken off a frame's directions. Taken
-    # off is their mean under the occupancies: what is left is small where the directions are large
-    # (1000 + noise: an error of 1e-6 in place of 1).
-    p = problem.make(acts, labels, lengths, **parameters)
+    # A row of the Hessian adds up to 0, so any number may be subtracted from a frame's direction.
+    # We subtract its mean under the occupancies, because the rest is small even if the direction is
+    # large: for 1000 + noise the error is 1e-6 instead of 1.
+    p = problem.make(acts, labels, lengths, **params)
     unit = _gradient(p, rows, columns)
     used = problem.swapped(p.used, p.time_axis)
-    # Nothing changes with a logit of -inf, in whatever direction.
+    # A logit of -inf has no influence, so its direction counts as 0.
     alive = used[..., None] & (_batched(acts) != -jnp.inf)
-    along = jnp.where(alive, along, 0)
+    direction = jnp.where(alive, direction, 0)
     occupancy = _softmax(p, _scale(p)) - unit
-    along -= lax.stop_gradient((occupancy * along).sum(-1, keepdims=True))
+    direction -= lax.stop_gradient((occupancy * direction).sum(-1, keepdims=True))
 
-    # rows and columns are functions of acts too: the derivative starts from acts alone.
+    # rows and columns depend on acts too, so they are computed again from acts.
     def unit_gradient(x: Array) -> Array:
-        p = problem.make(x, labels, lengths, **parameters)
+        p = problem.make(x, labels, lengths, **params)
         return _gradient(p, *_forward(p)[1:])
 
-    _, change = jax.jvp(unit_gradient, (wide,), (_unbatched(along, wide),))
-    change = jnp.where(jnp.isnan(unit), jnp.nan, jnp.where(alive, change, 0))
-    return _unbatched(_with_cotangents(change, cotangents, p), acts).astype(acts.dtype)
+    _, d_unit = jax.jvp(unit_gradient, (exact,), (_unbatched(direction, exact),))
+    d_unit = jnp.where(jnp.isnan(unit), jnp.nan, jnp.where(alive, d_unit, 0))
+    return _unbatched(_with_cotangents(d_unit, cotangents, p), acts).astype(acts.dtype)
 
 
-# ---- parts of them -----------------------------------------------------------------------------
+# ---- steps of these ----------------------------------------------------------------------------
 
 
 def _batched(x: Array) -> Array:
-    """(T, K) as (T, 1, K): the axes of a problem."""
+    """Returns (T, K) as (T, 1, K), the axes of a problem."""
     return x[:, None] if x.ndim == 2 else x
 
 
@@ -145,31 +122,33 @@ def _unbatched(x: Array, acts: Array) -> Array:
 
 
 def _forward(p: Problem) -> tuple[Array, Array, Array]:
-    """Cost (N,), rows and columns in the order of acts."""
+    """Returns the cost (N,), and the residuals in the order of acts."""
     V, L = p.acts.shape[-1], p.labels.shape[-1]
     dense = _operands.is_dense(V, L)
     cost, columns, possible = lattice.cost_and_columns(p, dense=bool(dense))
 
     def kept(x: Array) -> Array:  # (T, N, K) in the order of acts
         active = (p.used & possible[None])[..., None]
-        x = jnp.where(p.broken[..., None], jnp.nan, jnp.where(active, x, 0))
+        x = jnp.where(p.undefined[..., None], jnp.nan, jnp.where(active, x, 0))
         return problem.swapped(x, p.time_axis)
 
-    rows = kept(jnp.stack([p.rows.shift, 1 / p.rows.total], axis=-1))
+    rows = kept(jnp.stack([p.normaliser.shift, 1 / p.normaliser.total], axis=-1))
     if dense is False:
         return cost, rows, kept(columns)
     softmax = problem.swapped(_softmax(p, _scale(p)), p.time_axis)
     if dense:
         return cost, rows[..., :0], kept(softmax - columns)
-    # Symbolic sizes: both layouts, as wide as the narrower one. At run time one of them is right.
-    count, width = _operands.kept_sizes(V, L)
+    # With symbolic sizes both layouts are computed, cut to the width of the narrower one. At run
+    # time one of the two is chosen.
+    factors, width = _operands.kept_sizes(V, L)
     by_class = _narrowed(kept(softmax - lattice.by_class(p, columns)), width)
     columns = jnp.where(_is_dense_now(V, L), by_class, _narrowed(kept(columns), width))
-    return cost, _narrowed(rows, count), columns
+    return cost, _narrowed(rows, factors), columns
 
 
 def _gradient(p: Problem, rows: Array, columns: Array) -> Array:
-    """Gradient of the costs like acts, from what `_forward` kept (eq. 9)."""
+    """Returns the gradient of each cost, in the order of acts, from the residuals of `_forward`
+    (eq. 9)."""
     V, L = p.acts.shape[-1], p.labels.shape[-1]
     rows, columns = _batched(rows), _batched(columns)
     dense = _operands.is_dense(V, L)
@@ -185,25 +164,25 @@ def _gradient(p: Problem, rows: Array, columns: Array) -> Array:
     )
 
 
-def _is_dense_now(V: Any, L: Any) -> Array:
+def _is_dense_now(V: int, L: int) -> Array:
     return jnp.asarray(V) <= jnp.asarray(L) + 1
 
 
-def _narrowed(x: Array, size: Any) -> Array:
+def _narrowed(x: Array, size: int) -> Array:
     return lax.slice_in_dim(x, 0, size, axis=-1)
 
 
-def _widened(x: Array, size: Any) -> Array:
+def _widened(x: Array, size: int) -> Array:
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, size - x.shape[-1])])
 
 
 def _scale(p: Problem) -> Array:
-    """(T, N), 0 in unused frames."""
-    return jnp.where(p.used, 1 / p.rows.total, 0)
+    """Returns the scale (T, N) of the softmax, 0 in unused frames."""
+    return jnp.where(p.used, 1 / p.normaliser.total, 0)
 
 
 def _softmax(p: Problem, scale: Array) -> Array:
-    shift, scale = (problem.swapped(x, p.time_axis) for x in (p.rows.shift, scale))
+    shift, scale = (problem.swapped(x, p.time_axis) for x in (p.normaliser.shift, scale))
     return problem.softmax(p.acts, shift, scale)
 
 

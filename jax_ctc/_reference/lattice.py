@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The recursion in plain JAX: alpha and beta of a problem (problem.py), its cost and occupancies.
 
-Numbers m * 2^e with an exponent for every state (scaled.py), as in the kernels. A sum whose order
-would show in the bits is written out: XLA chooses another order for another batch size.
+Values are m * 2^e with an exponent for every state (scaled.py), as in the kernels. Sums have a
+fixed order, because XLA would choose another order, and so other bits, for another batch size.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,30 +17,33 @@ from . import problem, scaled
 from .problem import Problem
 from .scaled import Scaled
 
-# Of so many states a sweep keeps all. Of more it keeps those between blocks of frames, and a block
-# is run again when its states are needed.
+# If T * N * S is at most this, a sweep keeps all states. Otherwise it keeps the states between
+# blocks of frames, and computes the states of a block again when they are needed.
 _KEPT = 1 << 24
+
+Index = Array | int
+Tree = TypeVar("Tree")
 
 
 class _Blocks(NamedTuple):
-    """The frames in `number` blocks of `size`. The last block ends with the last frame, so it may
-    begin with frames of the block before it."""
+    """`number` blocks of `size` frames. The last block ends with the last frame, so it may begin
+    with frames of the block before it."""
 
     number: int
-    size: Any
-    frames: Any  # of all blocks
+    size: int
+    frames: int  # of all blocks together
 
-    def start(self, i: Any) -> Any:
+    def start(self, i: Index) -> Index:
         return 0 if self.number == 1 else jnp.minimum(i * self.size, self.frames - self.size)
 
-    def is_first_time(self, i: Any) -> Array | bool:
-        """(size, 1): False for frames of the block before."""
+    def is_first_time(self, i: Index) -> Array | bool:
+        """Returns (size, 1): False for frames that the block before has too."""
         if self.number == 1:
             return True
         return (self.start(i) + jnp.arange(self.size, dtype=jnp.int32) >= i * self.size)[:, None]
 
     def joined(self, x: Array) -> Array:
-        """(number, size, ...) as (frames, ...)."""
+        """Returns (number, size, ...) as (frames, ...)."""
         rest = self.frames - (self.number - 1) * self.size
         return jnp.concatenate([x[:-1].reshape(-1, *x.shape[2:]), x[-1, self.size - rest :]])
 
@@ -54,10 +57,12 @@ def _blocks(p: Problem) -> _Blocks:
     return _Blocks(-(-T // size), size, T)
 
 
-def _of_block(p: Problem, blocks: _Blocks, i: Any) -> tuple[Scaled, Array]:
-    """Emissions (size, N, S) and frames in use (size, N)."""
+def _of_block(p: Problem, blocks: _Blocks, i: Index) -> tuple[Scaled, Array]:
+    """Returns emissions (size, N, S) and frames in use (size, N)."""
     start = blocks.start(i)
-    used, shift = (lax.dynamic_slice_in_dim(x, start, blocks.size) for x in (p.used, p.rows.shift))
+    used, shift = (
+        lax.dynamic_slice_in_dim(x, start, blocks.size) for x in (p.used, p.normaliser.shift)
+    )
     logits = problem.logits(p, start, blocks.size)
     emissions = scaled.split_exp(logits, jnp.broadcast_to(shift[..., None], logits.shape))
     return emissions, used & blocks.is_first_time(i)
@@ -67,7 +72,7 @@ def _of_block(p: Problem, blocks: _Blocks, i: Any) -> tuple[Scaled, Array]:
 
 
 def _advance(states: Scaled, may_skip: Array) -> Scaled:
-    """Sum over the states one may come from: the state itself, one before, two before (eq. 4)."""
+    """Sums over the predecessors of each state: itself, one before, two before (eq. 4)."""
     none = scaled.none_like(states.m)
 
     def shifted(by: int) -> Scaled:
@@ -83,12 +88,16 @@ def _advance(states: Scaled, may_skip: Array) -> Scaled:
 
 
 def _sweep(
-    start: Scaled, emissions: Scaled, used: Array, may_skip: Array, keep: Callable[..., Any]
-) -> Any:
-    """Runs the recursion over frames. Returns the last states, and what `keep` makes of each
-    frame's states before and after its emission."""
+    start: Scaled,
+    emissions: Scaled,
+    used: Array,
+    may_skip: Array,
+    keep: Callable[[Scaled, Scaled], Tree],
+) -> tuple[Scaled, Tree]:
+    """Runs the recursion over frames. Returns the last states, and for each frame the result of
+    `keep` for its states before and after the emission."""
 
-    def frame(states: Scaled, inputs: Any) -> Any:
+    def frame(states, inputs):
         emission, in_use = inputs
         before = _advance(states, may_skip)
         after = scaled.times(before, emission)
@@ -102,9 +111,9 @@ def _nothing(before: Scaled, after: Scaled) -> None:
 
 
 def _start(p: Problem, index: Array) -> Scaled:
-    """Value 1 in the state `index` (N,)."""
-    # Like an operand, so that inside shard_map it varies over the same mesh axes.
-    none = scaled.none_like(jnp.zeros_like(p.rows.shift, shape=p.states.shape))
+    """Returns states of which the one at `index` (N,) is 1 and no other is reached."""
+    # Made from an operand, so that inside shard_map it varies over the same mesh axes.
+    none = scaled.none_like(jnp.zeros_like(p.normaliser.shift, shape=p.states.shape))
     here = jnp.arange(p.states.shape[1], dtype=jnp.int32)[None] == index[:, None]
     return Scaled(none.m, jnp.where(here, 0, none.e))
 
@@ -114,23 +123,23 @@ def _flipped(x: Scaled, *axes: int) -> Scaled:
 
 
 def _skip_ahead(p: Problem) -> Array:
-    """`may_skip` as beta sees it, whose states are in reverse order."""
+    """Returns `may_skip` for beta, whose states are in reverse order."""
     return jnp.flip(jnp.pad(p.may_skip, ((0, 0), (0, 2)))[:, 2:], -1)
 
 
-def _both(alpha: Any, beta: Any, axis: int) -> Any:
-    """The two directions side by side. On an axis of its own, because N may be sharded."""
+def _both(alpha: Tree, beta: Tree, axis: int) -> Tree:
+    """Puts alpha and beta side by side on an axis of their own, because N may be sharded."""
     return jax.tree.map(lambda a, b: jnp.stack([a, b], axis), alpha, beta)
 
 
-# ---- what comes of them ------------------------------------------------------------------------
+# ---- costs, occupancies -----------------------------------------------------------------------
 
 
 def cost(p: Problem) -> Array:
-    """Costs (N,)."""
+    """Returns the costs (N,)."""
     blocks = _blocks(p)
 
-    def block(alpha: Scaled, i: Any) -> Any:
+    def block(alpha, i):
         return _sweep(alpha, *_of_block(p, blocks, i), p.may_skip, _nothing)
 
     first = _start(p, jnp.zeros_like(p.last))
@@ -140,20 +149,22 @@ def cost(p: Problem) -> Array:
 
 
 def cost_and_columns(p: Problem, dense: bool) -> tuple[Array, Array, Array]:
-    """Costs (N,); occupancies (T, N, C), of the blank and of each label position or of each class,
-    any numbers where there is no alignment; and whether there is one (N,)."""
+    """Returns costs (N,), occupancies (T, N, C), and whether there is an alignment (N,).
+
+    The C occupancies are those of the blank and of each label position, or those of each class if
+    `dense`. They have no meaning in a sequence without an alignment."""
     blocks = _blocks(p)
     skip_ahead = _skip_ahead(p)
     skips = _both(p.may_skip, skip_ahead, 0)
     first, last = _start(p, jnp.zeros_like(p.last)), _flipped(_start(p, p.last), -1)
 
-    def back(beta: Scaled, i: Any) -> Any:
+    def back(beta, i):
         emissions, used = _of_block(p, blocks, i)
         emissions = _flipped(emissions, 0, -1)
         return _sweep(beta, emissions, jnp.flip(used, 0), skip_ahead, _nothing)[0], beta
 
     # Beta is the same sweep over reversed frames and states, so one sweep does both.
-    def block(alpha: Scaled, inputs: Any) -> Any:
+    def block(alpha, inputs):
         i, beta = inputs
         emissions, used = _of_block(p, blocks, i)
         ends, pairs = _sweep(
@@ -180,7 +191,8 @@ def cost_and_columns(p: Problem, dense: bool) -> tuple[Array, Array, Array]:
 
 
 def _occupancies(p: Problem, before: Scaled, after: Scaled) -> Array:
-    """(frames, N, 1 + L), from alpha before each frame's emission and beta after it (eq. 8)."""
+    """Returns occupancies (frames, N, 1 + L): alpha before times beta after each emission, divided
+    by their sum (eq. 8)."""
     e = before.e + after.e
     gamma = before.m * after.m * scaled.pow2(e - e.max(-1, keepdims=True), p.dtype)
     blanks, labels = gamma[..., ::2], gamma[..., 1::2]
@@ -193,7 +205,8 @@ def _occupancies(p: Problem, before: Scaled, after: Scaled) -> Array:
 
 
 def by_class(p: Problem, columns: Array) -> Array:
-    """(frames, N, V)"""
+    """Returns occupancies (frames, N, V) of each class, from those of the blank and the label
+    positions."""
     V = p.acts.shape[-1]
 
     def one(classes: Array, columns: Array) -> Array:
@@ -204,22 +217,25 @@ def by_class(p: Problem, columns: Array) -> Array:
 
 
 def _cost(p: Problem, end: Scaled) -> tuple[Array, Array]:
-    """Costs (N,) from alpha after the last frame, and whether there is an alignment."""
+    """Returns costs (N,) from alpha after the last frame, and whether there is an alignment."""
     last = end.at(p.last)
     before = end.at(jnp.maximum(p.last - 1, 0))
     z = scaled.add(last, scaled.where(p.last > 0, before, scaled.none_like(last.m)))  # eq. 6
 
-    def add(total: tuple[Array, Array], x: Array) -> Any:
+    def add(total, x):
         return scaled.add_exactly(total, x), None
 
     nothing = jnp.zeros_like(z.m)
     T = p.used.shape[0]
     total, _ = lax.scan(
-        add, (nothing, nothing), p.rows.log_total, unroll=min(T, 32) if isinstance(T, int) else 1
+        add,
+        (nothing, nothing),
+        p.normaliser.log_total,
+        unroll=min(T, 32) if isinstance(T, int) else 1,
     )
     for x in scaled.log_terms(z):  # eq. 7
         total = scaled.add_exactly(total, -x)
     costs = jnp.maximum(total[0] + total[1], 0)
     possible = z.e >= scaled.NO_PATH
     costs = jnp.where(possible, costs, jnp.inf)
-    return jnp.where(p.bad | p.broken.any(0), jnp.nan, costs), possible
+    return jnp.where(p.invalid | p.undefined.any(0), jnp.nan, costs), possible

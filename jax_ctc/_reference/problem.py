@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A batch as the recursion in plain JAX takes it, and the softmax of its rows.
+"""A batch in the form that the recursion in plain JAX takes, and the softmax of its rows.
 
-Arrays with frames and no classes are (T, N), whatever the order of acts. What has V classes keeps
-the order of acts and is never copied: it is read by reductions over V and by gathers of classes.
+Arrays with frames but no classes are (T, N), whatever the order of acts. Arrays with V classes keep
+the order of acts and are never copied: reductions over V and gathers of classes read them in place.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,11 @@ from jax import Array, lax
 
 from .. import _operands
 
+Carry = TypeVar("Carry")
 
-class Rows(NamedTuple):
-    """softmax = exp(acts - shift) / total; all (T, N). shift 0 and total 1 in unused frames."""
+
+class Normaliser(NamedTuple):
+    """softmax = exp(acts - shift) / total. All are (T, N). In unused frames shift is 0, total 1."""
 
     shift: Array
     total: Array
@@ -24,17 +27,17 @@ class Rows(NamedTuple):
 
 
 class Problem(NamedTuple):
-    acts: Array  # (T, N, V) or (N, T, V), as they came: unused frames may hold anything
+    acts: Array  # (T, N, V) or (N, T, V); unused frames may hold anything
     time_axis: int  # of acts, 0 or 1
-    labels: Array  # (N, L) as they came, padding replaced by the blank
-    position: Array  # (N, L) where each of them stands among the real ones; padding comes after
+    labels: Array  # (N, L) the operand, with the blank for padding
+    position: Array  # (N, L) index of each entry of labels after padding is moved to the end
     states: Array  # (N, S) class of each state: blank, label, blank, ..., blank; S = 2 L + 1
-    may_skip: Array  # (N, S) from the state two before
+    may_skip: Array  # (N, S) whether a path may enter from the state two before
     last: Array  # (N,) index of the last state
-    bad: Array  # (N,) a label or a length is not valid
-    broken: Array  # (T, N) frames in use of sequences in which a row has no softmax
-    used: Array  # (T, N) frames in use of all other sequences
-    rows: Rows
+    invalid: Array  # (N,) whether a label or a length is not valid
+    undefined: Array  # (T, N) frames in use of sequences in which a row has no softmax
+    used: Array  # (T, N) frames in use of all other valid sequences
+    normaliser: Normaliser
     blank: int
 
     @property
@@ -43,7 +46,7 @@ class Problem(NamedTuple):
 
     @property
     def classes(self) -> Array:
-        """(N, 1 + L) the blank and the labels: the columns of the compact layout."""
+        """(N, 1 + L): the blank and the labels, one for each column of the compact layout."""
         blank = jnp.full_like(self.labels, self.blank, shape=(self.labels.shape[0], 1))
         return jnp.concatenate([blank, self.labels], axis=-1)
 
@@ -51,7 +54,7 @@ class Problem(NamedTuple):
 def make(
     acts: Array, labels: Array, lengths: Array, *, time_axis: int, blank: int, threads: int
 ) -> Problem:
-    """Of operands with one batch axis, or none."""
+    """Returns the problem of operands with one batch axis, or none."""
     del threads
     if acts.ndim == 2:
         acts, labels, lengths = acts[:, None], labels[None], lengths[None]
@@ -59,17 +62,17 @@ def make(
     N, S = labels.shape[0], 2 * L + 1
 
     padding = labels < 0
-    bad = ((labels >= V) | (labels == blank)).any(-1) | (lengths < 0) | (lengths > T)
-    count = jnp.where(bad, 0, (~padding).sum(-1, dtype=jnp.int32))
-    # Padding goes to the end, the order of the labels stays.
+    invalid = ((labels >= V) | (labels == blank)).any(-1) | (lengths < 0) | (lengths > T)
+    label_count = jnp.where(invalid, 0, (~padding).sum(-1, dtype=jnp.int32))
+    # Padding moves to the end. The order of the labels stays.
     order = jnp.argsort(padding, axis=-1, stable=True)
-    labels = jnp.where(padding | bad[:, None], blank, labels)
+    labels = jnp.where(padding | invalid[:, None], blank, labels)
     states = jnp.full((N, S), blank, labels.dtype)
     states = states.at[:, 1::2].set(jnp.take_along_axis(labels, order, axis=-1))
     two_before = jnp.pad(states, ((0, 0), (2, 0)), constant_values=blank)[:, :S]
     s = jnp.arange(S, dtype=jnp.int32)[None, :]
 
-    in_use = (jnp.arange(T, dtype=jnp.int32)[:, None] < lengths[None]) & ~bad[None]
+    in_use = (jnp.arange(T, dtype=jnp.int32)[:, None] < lengths[None]) & ~invalid[None]
     top, has_nan = largest(acts, swapped(in_use, time_axis))
     undefined = (has_nan | ~jnp.isfinite(top)).any(time_axis)
     used = in_use & ~undefined[None]
@@ -80,34 +83,36 @@ def make(
         position=jnp.argsort(order, axis=-1),
         states=states,
         may_skip=(s % 2 == 1) & (s > 1) & (states != two_before),
-        last=2 * count,
-        bad=bad,
-        broken=in_use & undefined[None],
+        last=2 * label_count,
+        invalid=invalid,
+        undefined=in_use & undefined[None],
         used=used,
-        rows=_rows(acts, top, used, time_axis),
+        normaliser=_normaliser(acts, top, used, time_axis),
         blank=blank,
     )
 
 
-def _rows(acts: Array, top: Array, used: Array, time_axis: int) -> Rows:
+def _normaliser(acts: Array, top: Array, used: Array, time_axis: int) -> Normaliser:
     in_order = swapped(used, time_axis)
     shift = lax.stop_gradient(jnp.where(in_order, top, 0))
-    count, tail = count_and_tail(acts, in_order, shift)
-    count = jnp.where(in_order, count, 1)
-    rows = shift, count + tail, jnp.log(count) + jnp.log1p(tail / count)
-    return Rows(*(swapped(x, time_axis) for x in rows))
+    ties, tail = ties_and_tail(acts, in_order, shift)
+    ties = jnp.where(in_order, ties, 1)
+    parts = shift, ties + tail, jnp.log(ties) + jnp.log1p(tail / ties)
+    return Normaliser(*(swapped(x, time_axis) for x in parts))
 
 
 # ---- sums over V -------------------------------------------------------------------------------
 
-# XLA on a CPU stores what it adds up. So that this does not grow with V, classes are read in groups
-# of at most so many; sums in groups are more accurate too.
+# XLA on a CPU stores the terms of a sum. Classes are read in groups of at most this many, so that
+# the memory does not grow with V. Sums in groups are more accurate too.
 _GROUP = 256
 
 
-def _over_classes(f: Any, start: Any, acts: Array, used: Array) -> Any:
-    """Folds `f(carry, x, fresh)` over groups of classes: x in the precision of costs, 0 in unused
-    frames; `fresh`, which of its classes have not been in another group."""
+def _over_classes(
+    f: Callable[[Carry, Array, Array], Carry], start: Carry, acts: Array, used: Array
+) -> Carry:
+    """Folds `f(carry, x, fresh)` over groups of classes. `x` are logits in the dtype of costs, 0 in
+    unused frames. `fresh` says which classes of the group were in no group before."""
     V, dtype = acts.shape[-1], _operands.cost_dtype(acts.dtype)
 
     def masked(x: Array) -> Array:
@@ -116,11 +121,11 @@ def _over_classes(f: Any, start: Any, acts: Array, used: Array) -> Any:
     if not isinstance(V, int) or V <= _GROUP:
         return f(start, masked(acts), used[..., None])
 
-    def group(carry: Any, i: Array) -> Any:
+    def group(carry, i):
         source = acts
         if acts.dtype == jnp.bfloat16:
-            # XLA on a CPU slices no bfloat16: it would convert all of acts, before the loop. With a
-            # barrier the conversion stays in the loop and is fused with the slice.
+            # XLA on a CPU does not slice bfloat16: it would convert all of acts before the loop.
+            # The barrier keeps the conversion in the loop, where it is fused with the slice.
             source, i = lax.optimization_barrier((acts, i))
         first = jnp.minimum(i * _GROUP, V - _GROUP)
         x = masked(lax.dynamic_slice_in_dim(source, first, _GROUP, axis=-1))
@@ -132,11 +137,11 @@ def _over_classes(f: Any, start: Any, acts: Array, used: Array) -> Any:
 
 
 def largest(acts: Array, used: Array) -> tuple[Array, Array]:
-    """The largest logit of each row, 0 in unused frames, and whether the row has a NaN: XLA's
-    maximum over a large array may lose it."""
+    """Returns the largest logit of each row, 0 in unused frames, and whether the row has a NaN. The
+    second is needed because XLA's maximum over a large array may lose a NaN."""
 
     def f(carry: tuple[Array, Array], x: Array, fresh: Array) -> tuple[Array, Array]:
-        del fresh  # a class may be looked at twice
+        del fresh  # a maximum may read a class twice
         return jnp.maximum(carry[0], x.max(-1)), carry[1] | jnp.isnan(x).any(-1)
 
     lowest = jnp.full_like(acts, -jnp.inf, _operands.cost_dtype(acts.dtype), shape=used.shape)
@@ -144,9 +149,10 @@ def largest(acts: Array, used: Array) -> tuple[Array, Array]:
 
 
 @jax.custom_jvp
-def count_and_tail(acts: Array, used: Array, shift: Array) -> tuple[Array, Array]:
-    """How many logits are equal to `shift`, the largest, so that a sum of 1 + 1e-9 keeps its
-    digits; and the sum of exp(acts - shift) of all others. 0 in unused frames."""
+def ties_and_tail(acts: Array, used: Array, shift: Array) -> tuple[Array, Array]:
+    """Returns how many logits equal `shift`, the largest, and the sum of exp(acts - shift) over all
+    others. Both are 0 in unused frames. They are kept apart so that a sum of 1 + 1e-9 keeps its
+    digits."""
 
     def f(carry: tuple[Array, Array], x: Array, fresh: Array) -> tuple[Array, Array]:
         is_top = x == shift[..., None]
@@ -158,18 +164,19 @@ def count_and_tail(acts: Array, used: Array, shift: Array) -> tuple[Array, Array
     return _over_classes(f, (nothing, nothing), acts, used)
 
 
-@count_and_tail.defjvp
-def _count_and_tail_jvp(primals: Any, tangents: Any) -> Any:
-    """`shift` is no function of acts; the tail has the derivative of the whole sum."""
+@ties_and_tail.defjvp
+def _(primals, tangents):
+    """`shift` and the ties count as constants. So the tail has the derivative of the whole sum."""
     acts, used, shift = primals
-    count, tail = count_and_tail(*primals)
+    ties, tail = ties_and_tail(*primals)
     terms = softmax(acts, shift, used.astype(shift.dtype))
     change = jnp.where(used[..., None], tangents[0].astype(shift.dtype), 0)
-    return (count, tail), (jnp.zeros_like(count), (terms * change).sum(-1))
+    return (ties, tail), (jnp.zeros_like(ties), (terms * change).sum(-1))
 
 
 def sum_in_order(x: Array) -> Array:
-    """Over the last axis, by halves: XLA would choose an order by all sizes, the batch too."""
+    """Sums over the last axis by halves. XLA's order of additions would depend on all sizes, also
+    that of the batch."""
     size = x.shape[-1]
     if not isinstance(size, int):  # jax.export
         return x.sum(-1)
@@ -185,13 +192,13 @@ def sum_in_order(x: Array) -> Array:
 
 
 def swapped(x: Array, time_axis: int) -> Array:
-    """(T, N, ...) in the order of acts, and back."""
+    """Returns (T, N, ...) in the order of acts, or the reverse."""
     return x if time_axis == 0 else jnp.swapaxes(x, 0, 1)
 
 
-def logits(p: Problem, start: Any, count: Any) -> Array:
-    """(count, N, S) of each state's class in the frames from `start` on, 0 in unused ones. acts are
-    read where these are, and nowhere else."""
+def logits(p: Problem, start: Array | int, count: int) -> Array:
+    """Returns the logits (count, N, S) of each state's class in `count` frames from `start` on, 0
+    in unused frames. No other logit is read."""
     dimensions = lax.GatherDimensionNumbers(
         offset_dims=(0,), collapsed_slice_dims=(1,), start_index_map=(0, 1)
     )
@@ -208,15 +215,15 @@ def logits(p: Problem, start: Any, count: Any) -> Array:
 
 
 def softmax(acts: Array, shift: Array, scale: Array) -> Array:
-    """scale * exp(acts - shift), 0 where scale is 0 and whatever stands there; arrays in the order
-    of acts, the last two without V."""
+    """Returns scale * exp(acts - shift), and 0 if scale is 0, whatever acts hold. All are in the
+    order of acts; shift and scale have no V."""
     alive = (scale != 0)[..., None]
     x = jnp.where(alive, acts.astype(scale.dtype) - shift[..., None], 0)
     return jnp.where(alive, jnp.exp(x) * scale[..., None], 0)
 
 
 def minus_columns(x: Array, p: Problem, columns: Array) -> Array:
-    """x like acts, less (T, N, 1 + L) columns, each at its class."""
+    """Returns x, in the order of acts, minus each of the columns (T, N, 1 + L) at its class."""
     batch = 1 - p.time_axis
 
     def one(x: Array, classes: Array, columns: Array) -> Array:

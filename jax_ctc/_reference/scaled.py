@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers without a range, m * 2^e, as JAX arrays: what kernels/common/scaled.h is in C++.
+"""Numbers m * 2^e as JAX arrays, as kernels/common/scaled.h has them in C++.
 
-Exponents are integers and have no tangent; a tangent of m shares the exponent of its value.
+Each exponent is an integer of its own, so nothing underflows or overflows. Exponents have no
+tangent: the tangent of m shares the exponent of m.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +13,9 @@ from jax import Array, lax
 
 NONE = -(1 << 28)  # exponent of a state that was not reached
 DEAD = -(1 << 26)  # exponent of an emission of probability 0
-NO_PATH = DEAD + (1 << 22)  # a total below this has a dead emission in it
-FURTHEST = -4.2e7  # nats below the largest logit of a row, from where on one counts as -inf
-# ln 2 in three parts: an integer below 2^18 times one of the first two is exact.
+NO_PATH = DEAD + (1 << 22)  # a total with a smaller exponent contains a dead emission
+FURTHEST = -4.2e7  # a logit this far from the largest of its row, in nats, counts as -inf
+# ln 2 in three parts. The product of one of the first two with an integer below 2^18 is exact.
 _LN2 = (0.6875, float.fromhex("0x1.7p-8"), float.fromhex("0x1.0bfbe8e7bcd5ep-15"))
 
 
@@ -23,18 +24,18 @@ class Scaled(NamedTuple):
     e: Array  # integers as wide as m
 
     def at(self, index: Array) -> "Scaled":
-        """(N, S) at (N,)."""
+        """Returns the states (N,) at the given indices (N,), of states (N, S)."""
         pick = index[:, None]
         return Scaled(*(jnp.take_along_axis(x, pick, axis=-1)[:, 0] for x in self))
 
 
-def _layout(dtype: Any) -> tuple[Any, int, int]:
-    """Integer type, mantissa bits and exponent bias."""
+def _layout(dtype: np.dtype) -> tuple[type[np.signedinteger], int, int]:
+    """Returns the integer type, the mantissa bits and the exponent bias of a dtype."""
     return (np.int64, 52, 1023) if dtype == np.float64 else (np.int32, 23, 127)
 
 
-def pow2(d: Array, dtype: Any) -> Array:
-    """2^d for integers d up to the bias, and exactly 0 from minus the bias down."""
+def pow2(d: Array, dtype: np.dtype) -> Array:
+    """Returns 2^d for integers d up to the exponent bias, and exactly 0 for d <= -bias."""
     _, mantissa, bias = _layout(dtype)
     return lax.bitcast_convert_type((jnp.maximum(d, -bias) + bias) << mantissa, dtype)
 
@@ -52,7 +53,7 @@ def times(a: Scaled, b: Scaled) -> Scaled:
 
 
 def fold(x: Scaled) -> Scaled:
-    """The same value with its mantissa in [1, 2)."""
+    """Returns the same value with its mantissa in [1, 2)."""
     integer, mantissa, bias = _layout(x.m.dtype)
     pattern = lax.bitcast_convert_type(lax.stop_gradient(x.m), integer)
     exponent = (pattern >> mantissa) - bias
@@ -60,13 +61,13 @@ def fold(x: Scaled) -> Scaled:
 
 
 def log_terms(x: Scaled) -> list[Array]:
-    """Numbers whose sum is the log of x, to be added exactly."""
+    """Returns numbers whose exact sum is the log of x."""
     e = x.e.astype(x.m.dtype)
     return [*(e * part for part in _LN2), jnp.log(x.m)]
 
 
 def add_exactly(total: tuple[Array, Array], x: Array) -> tuple[Array, Array]:
-    """Adds x to a sum of two numbers, of which the second holds what rounding took."""
+    """Adds x to a sum (high, low), where low holds the rounding errors of high."""
     high, low = total
     added = high + x
     seen = added - high
@@ -83,11 +84,11 @@ def none_like(x: Array) -> Scaled:
 
 
 def split_exp(x: Array, shift: Array) -> Scaled:
-    """exp(x - shift), x <= shift."""
+    """Returns exp(x - shift) for x <= shift."""
     integer, _, _ = _layout(x.dtype)
     d = x - shift
     back = d - x
-    rest = lax.stop_gradient((x - (d - back)) + (-shift - back))  # what rounding took from d
+    rest = lax.stop_gradient((x - (d - back)) + (-shift - back))  # the rounding error of d
     alive = d > FURTHEST
     d, rest = jnp.where(alive, d, 0), jnp.where(alive, rest, 0)
     q = lax.stop_gradient(jnp.round(d * np.log2(np.e).item()))

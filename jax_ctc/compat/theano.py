@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CTC as Theano users know it: `theano.tensor.nnet.ctc`.
+"""CTC with the names and signatures of Theano: `theano.tensor.nnet.ctc`.
 
-What is different: the kernels are part of jax_ctc, so there is no `config.ctc.root` to set. A label
-0 in a row is an error (under `jit` a cost of NaN), because 0 is the blank; padding is negative. A
-sequence too short for its labels costs +inf, where Theano returned 0. Frames after the length have
-the gradient 0, where Theano left what an earlier call had written.
+It differs from Theano in four ways. The kernels are part of jax_ctc, so there is no
+`config.ctc.root` to set. A label of 0 is an error (under `jit` a cost of NaN), because 0 is the
+blank; padding is negative. A sequence too short for its labels costs +inf; in Theano it cost 0.
+Frames after the length have a gradient of 0; in Theano they had whatever an earlier call wrote.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 from jax import Array
@@ -18,42 +17,41 @@ from .. import _kernels, _loss
 
 
 def ctc(activations: ArrayLike, labels: ArrayLike, input_lengths: ArrayLike | None) -> Array:
-    """Costs of a batch, in nats.
+    """Returns the costs of a batch, in nats.
 
     Args:
       activations: (T, B, V) unnormalised; class 0 is the blank.
-      labels: (B, L) classes; negative entries are padding wherever they stand.
-      input_lengths: (B,) frames in use; None for all T.
+      labels: (B, L) classes; negative entries are padding at any position.
+      input_lengths: (B,) frames in use; None means all T frames.
 
     Returns:
-      (B,) costs. See `jax_ctc.ctc` for what raises and what is NaN or inf.
+      (B,) costs. `jax_ctc.ctc` says which inputs raise, and which costs are NaN or inf.
     """
     return _loss.ctc(activations, labels, input_lengths)
 
 
 def ctc_available() -> bool:
-    """Whether `ctc` runs: always True, because pure JAX runs where compiled kernels do not.
+    """Says whether `ctc` runs. It always does, because pure JAX runs if no compiled kernels do.
 
-    As in Theano `ctc_available.msg` says why something is missing; None where nothing is.
+    As in Theano, `ctc_available.msg` says why a part is missing, or is None if none is.
     """
     notes = _kernels.build_info()["notes"] if _kernels.cpu is None else []
-    _available.msg = " ".join(notes) or None
+    ctc_available.msg = " ".join(notes) or None  # pyright: ignore[reportFunctionMemberAccess]
     return True
 
 
-_available: Any = ctc_available
-_available.msg = None
+ctc_available.msg = None  # pyright: ignore[reportFunctionMemberAccess]
 
 
 @dataclass(frozen=True)
 class ConnectionistTemporalClassification:
-    """The op behind `ctc`, with its two switches. Ops with the same switches are equal, so one can
+    """The op behind `ctc`, with its two options. Ops with the same options are equal, so an op can
     be a static argument of `jax.jit`.
 
     Args:
-      compute_grad: False makes differentiation an error. JAX does no gradient work that nobody
-        asked for, so there is nothing to save by it.
-      openmp: False runs on one thread; None and True on all that JAX has.
+      compute_grad: False makes differentiation an error. It saves no time, because JAX computes a
+        gradient only if the program differentiates.
+      openmp: False runs on one thread. None and True run on all threads of JAX.
     """
 
     compute_grad: bool = True
@@ -67,7 +65,7 @@ class ConnectionistTemporalClassification:
     def __call__(
         self, activations: ArrayLike, labels: ArrayLike, input_lengths: ArrayLike | None
     ) -> Array:
-        """(B,) costs of (T, B, V) activations, (B, L) labels and (B,) lengths, as in `ctc`."""
+        """Returns the (B,) costs of (T, B, V) activations, (B, L) labels and (B,) lengths."""
         num_threads = 1 if self.openmp is False else None
         if not self.compute_grad:
             activations = _not_differentiable(jax.numpy.asarray(activations))
