@@ -105,10 +105,15 @@ def in_this_process(name: str, file: Path, seconds: float, tiny: bool) -> None:
         getattr(module, name)(write, tiny, deadline)
 
 
-def save(rows: list[dict[str, Any]], output: Path, tiny: bool) -> None:
-    device = next((row["value"] for row in rows if row.get("what") == "device"), "unknown")
+def save(rows: list[dict[str, Any]], output: Path, tiny: bool, names: list[str]) -> None:
+    """Writes files named after the device and, where not all sections ran, after those that did.
+
+    So no run of some sections overwrites what another one found.
+    """
+    device = next((row["value"] for row in rows if row.get("what") == "device"), "gpu")
     stem = re.sub(r"\W+", "-", str(device)).strip("-").lower()
-    stem = f"{'tiny-' if tiny else ''}{stem}"
+    parts = [] if names == list(SECTIONS) else names
+    stem = "-".join([*["tiny"] * tiny, stem, *parts])
     output.mkdir(parents=True, exist_ok=True)
     (output / f"{stem}.json").write_text(json.dumps(rows, indent=1) + "\n")
     (output / f"{stem}.md").write_text(report(rows, list(SECTIONS)) + "\n")
@@ -145,10 +150,10 @@ def main() -> None:
                     rows.append({"section": name, "ended": "not begun: no time left", "seconds": 0})
                     continue
                 rows += run_section(name, seconds, options.tiny, Path(folder))
-                save(rows, options.output, options.tiny)  # for a run that is killed
+                save(rows, options.output, options.tiny, names)  # for a run that is killed
     except KeyboardInterrupt:
         print("stopped from outside", flush=True)
-    save(rows, options.output, options.tiny)
+    save(rows, options.output, options.tiny, names)
     print(report(rows, list(SECTIONS), log_characters=1200))
 
 
