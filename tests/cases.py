@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from conftest import COMPILED
+from conftest import COMPILED, sweep
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,9 @@ EDGES = [
     Case("a needed class impossible", 6, 3, [[1, 2], [1, 1]], impossible=np.s_[:, 0, 2]),
     Case("blank impossible between repeats", 6, 9, [[1, 1], [1, 2]], impossible=np.s_[:, :, 0]),
 ]
-WIDTHS = [case for L in (3, 4, 7, 8, 15, 16, 31, 32, 63, 64) for case in around_a_vector(L)]
+# Vectors have 2 to 16 lanes.
+LABELS = sweep((3, 4, 7, 8, 15, 16, 31, 32, 63, 64), (3, 4, 7, 8, 15, 16, 32))
+WIDTHS = [case for L in LABELS for case in around_a_vector(L)]
 CASES = EDGES + WIDTHS if COMPILED else EDGES  # plain JAX knows no vectors
 
 DENSE = Case("dense", 9, 4, [[1, 2, 2, 3], [3, -1, 1, -1], [-1, 2, -1, -1]], [9, 7, 4])

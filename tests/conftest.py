@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings of the whole suite, and the one place that says how close is close enough."""
 
+import fcntl
 import os
 import subprocess
+import tempfile
+from pathlib import Path
 
 import hypothesis
 import jax
@@ -19,6 +22,19 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 hypothesis.settings.register_profile("default", deadline=None, max_examples=60)
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=60, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") == "true" else "default")
+
+ALL = os.environ.get("JAX_CTC_TEST_ALL", "") not in ("", "0")
+only_all = pytest.mark.skipif(not ALL, reason="JAX_CTC_TEST_ALL=1 runs it: it takes long")
+
+
+def sweep(everything, few):
+    """Parameters of a test: all of them in `make test-all`, a few that differ in what matters in
+    `make test`. `few` are some of the parameters, or names of some where `everything` is a dict."""
+    if isinstance(everything, dict):
+        return everything if ALL else {name: everything[name] for name in few}
+    assert all(x in everything for x in few)
+    return everything if ALL else few
+
 
 DEVICE = "cpu" if jax.default_backend() == "cpu" else "cuda"
 COMPILED = bool(jax_ctc.build_info()[DEVICE])
@@ -65,6 +81,28 @@ def run(*command, **environment):
         text=True,
         check=False,
     )
+
+
+FOLDER = "JAX_CTC_TEST_FOLDER"  # of files that the processes of a run share
+
+
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):  # xdist's workers are started later
+        folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        os.environ[FOLDER] = folder.name
+        config.add_cleanup(folder.cleanup)
+
+
+def made_once(name, make):
+    """A file that `make(path)` writes: once in a run, by the process that asks first."""
+    path = Path(os.environ[FOLDER], name)
+    with open(path.with_name(f"{name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            unfinished = path.with_name(f"{name}.unfinished")
+            make(unfinished)
+            unfinished.rename(path)
+    return path
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ import functools
 import os
 import shutil
 import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import ml_dtypes
 import numpy as np
+from conftest import made_once
 
 ROOT = Path(__file__).parent.parent
 COMPILER = os.environ.get("CXX") or shutil.which("g++")
@@ -31,8 +31,12 @@ def build(library, sources=ROOT):
     return load(library)
 
 
-def build_handlers(library):
-    """Compiles XLA's handlers of the CUDA kernels, for calls on the CPU."""
+def handlers():
+    """XLA's handlers of the CUDA kernels, for calls on the CPU: a library, compiled once."""
+    return made_once("handlers.so", _build_handlers)
+
+
+def _build_handlers(library):
     command = [
         COMPILER, *FLAGS, "-O1", "-fPIC", "-shared", f"-I{ROOT / 'tests'}",
         "-isystem", jax.ffi.include_dir(), ROOT / "tests" / "emulated_handlers.cpp", "-o", library,
@@ -43,9 +47,8 @@ def build_handlers(library):
 
 @functools.cache
 def kernels():
-    """The kernels of this tree, compiled once for all test files."""
-    with tempfile.TemporaryDirectory() as folder:
-        return build(Path(folder) / "emulated.so")
+    """The kernels of this tree, compiled once for all test files and processes."""
+    return load(made_once("emulated.so", build))
 
 
 def load(library):

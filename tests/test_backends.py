@@ -9,28 +9,32 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from conftest import ALL
 
 import jax_ctc
 
 HERE = Path(__file__).parent
 PROJECT = HERE.parent / "pyproject.toml"
-KERNELS = [
-    "test_value.py",
-    "test_gradient.py",
-    "test_known_values.py",
-    "test_edges.py",
-    "test_dtypes.py",
+# Files, and which of their tests.
+KERNELS = (
+    "test_value.py test_gradient.py test_known_values.py test_edges.py test_dtypes.py "
     "test_zeros.py",
-]
-PURE = [
-    "test_known_values.py",
-    "test_edges.py",
-    "test_dtypes.py",
-    "test_precision.py",
-    "test_zeros.py",
-]
-if os.environ.get("JAX_CTC_TEST_ALL") == "1":  # each takes a minute
-    PURE += ["test_cotangents.py", "test_determinism.py", "test_few_classes.py"]
+    "",
+)
+PURE = (
+    "test_known_values.py test_edges.py test_dtypes.py test_precision.py test_zeros.py "
+    "test_cotangents.py test_determinism.py test_few_classes.py",
+    "",
+)
+if not ALL:
+    KERNELS = (
+        "test_value.py test_gradient.py test_zeros.py",
+        "all_alignments or softmax_less or test_a_product and float32",
+    )
+    PURE = (
+        "test_edges.py test_zeros.py",
+        "compact and not batch and not eager or V5 and float32",
+    )
 FORCED = any(os.environ.get(name) for name in ("JAX_CTC_ISA", "JAX_CTC_KERNELS"))
 
 pytestmark = pytest.mark.skipif(FORCED, reason="this run is one of those started here")
@@ -56,12 +60,23 @@ def other_backends():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("environment", "name", "files"), list(other_backends()))
-def test_every_backend_keeps_the_contract(environment, name, files):
+@pytest.mark.parametrize(("environment", "name", "tests"), list(other_backends()))
+def test_every_backend_keeps_the_contract(environment, name, tests):
     said = python("import jax_ctc; print(jax_ctc.build_info()['cpu'])", **environment)
     assert said.stdout.strip() == str(name), said.stderr
+    files, some = tests
     suite = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            *files.split(),
+            "-k",
+            some,
+        ],
         env={**os.environ, **environment},
         cwd=HERE,
         capture_output=True,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jaxlib
 import pytest
-from conftest import run
+from conftest import made_once, run, sweep
 
 import jax_ctc
 
@@ -40,14 +40,24 @@ pytestmark = pytest.mark.skipif(not CUDA.is_dir(), reason="not in a source tree"
 needs_nvcc = pytest.mark.skipif(not NVCC, reason="no nvcc: no toolkit and no nvidia-cuda-nvcc")
 
 
-def compiled(file, architecture, kind, to):
-    built = run(
-        NVCC, "-std=c++17", "--expt-relaxed-constexpr", f"-arch=sm_{architecture}", f"-{kind}",
-        "-Xptxas", "-v", CUDA / f"{file}.cu", "-o", to,
-    )  # fmt: skip
-    assert built.returncode == 0, built.stderr[-4000:]
-    assert "warning" not in built.stderr
-    return built.stderr
+each_file = pytest.mark.parametrize("file", FILES)
+each_architecture = pytest.mark.parametrize("architecture", sweep(ARCHITECTURES, [90]))
+
+
+def compiled(file, architecture):
+    """Where nvcc has left `file`.ptx and `file`.cubin, and what it said; compiled once in a run."""
+
+    def compile_into(folder):
+        folder.mkdir(exist_ok=True)
+        built = run(
+            NVCC, "-std=c++17", "--expt-relaxed-constexpr", f"-arch=sm_{architecture}", "-cubin",
+            "--keep", "--keep-dir", folder, "-Xptxas", "-v", CUDA / f"{file}.cu",
+            "-o", folder / f"{file}.cubin",
+        )  # fmt: skip
+        assert built.returncode == 0, built.stderr[-4000:]
+        (folder / "said").write_text(built.stderr)
+
+    return made_once(f"{file}-{architecture}", compile_into)
 
 
 def kernels_of(report):
@@ -63,10 +73,12 @@ def kernels_of(report):
 
 @pytest.mark.slow
 @needs_nvcc
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("file", FILES)
-def test_no_kernel_spills_or_takes_more_registers_than_planned(file, architecture, tmp_path):
-    kernels = kernels_of(compiled(file, architecture, "cubin", tmp_path / "cubin"))
+@each_architecture
+@each_file
+def test_no_kernel_spills_or_takes_more_registers_than_planned(file, architecture):
+    said = (compiled(file, architecture) / "said").read_text()
+    assert "warning" not in said
+    kernels = kernels_of(said)
     assert len(kernels) >= {"rows": 12, "lattice": 6, "gradient": 26, "hvp": 24}[file]
     for name, (stack, stored, loaded, registers) in kernels.items():
         assert (stack, stored, loaded) == (0, 0, 0), name
@@ -75,12 +87,13 @@ def test_no_kernel_spills_or_takes_more_registers_than_planned(file, architectur
         assert registers <= MOST_REGISTERS[f"{kind} {computed}"], name
 
 
+@pytest.mark.slow
 @needs_nvcc
-@pytest.mark.parametrize("file", FILES)
-def test_no_sum_depends_on_the_order_of_threads(file, tmp_path):
+@each_file
+def test_no_sum_depends_on_the_order_of_threads(file):
     """No atomic operation at all, of floats or others."""
-    compiled(file, 90, "ptx", tmp_path / "ptx")
-    assert re.findall(r"\b(?:atom|red)\.\S+", (tmp_path / "ptx").read_text()) == []
+    code = (compiled(file, 90) / f"{file}.ptx").read_text()
+    assert re.findall(r"\b(?:atom|red)\.\S+", code) == []
 
 
 def functions(assembly):
@@ -95,10 +108,10 @@ def functions(assembly):
 @pytest.mark.slow
 @needs_nvcc
 @pytest.mark.skipif(not DISASSEMBLER, reason="no nvdisasm (PyPI: nvidia-cuda-nvdisasm)")
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_frame_of_the_lattice_is_few_instructions_and_no_exp_or_log(architecture, tmp_path):
-    compiled("lattice", architecture, "cubin", tmp_path / "cubin")
-    kernels = functions(run(DISASSEMBLER, "-c", tmp_path / "cubin").stdout)
+@each_architecture
+def test_a_frame_of_the_lattice_is_few_instructions_and_no_exp_or_log(architecture):
+    binary = compiled("lattice", architecture) / "lattice.cubin"
+    kernels = functions(run(DISASSEMBLER, "-c", binary).stdout)
     for (name, each), most in zip(LOOPS.items(), INSTRUCTIONS[architecture], strict=True):
         (code,) = (code for kernel, code in kernels.items() if name in kernel)
         shuffles = [i for i, line in enumerate(code) if re.search(r"\bSHFL\.UP\b", line)]

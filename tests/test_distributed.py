@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import only_all, sweep
 
 PROGRAM = Path(__file__).parent.parent / "examples" / "distributed.py"
 NEEDED = ("flax", "optax", "sklearn", "matplotlib", "rapidfuzz", "tqdm")
@@ -61,6 +62,7 @@ def two_processes():
     return [start(*common, "--process", i) for i in range(2)]
 
 
+@only_all
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_other_with_an_error(victim):
     processes = two_processes()
@@ -96,7 +98,9 @@ def children_of(pid):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks for children in /proc")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    "number", sweep([signal.SIGTERM, signal.SIGKILL], [signal.SIGKILL]), ids=lambda n: n.name
+)
 def test_killing_the_launcher_kills_its_workers(number):
     launcher = start("--steps", 100_000, "--here", 2)
     workers = []
@@ -120,9 +124,10 @@ def test_killing_the_launcher_kills_its_workers(number):
             os.kill(worker, signal.SIGKILL)
 
 
-@pytest.mark.parametrize(
-    "arguments", [("--here", -1), ("--steps", 0), ("--processes", 2), ("--process", 0)], ids=str
-)
+BAD_ARGUMENTS = [("--here", -1), ("--steps", 0), ("--processes", 2), ("--process", 0)]
+
+
+@pytest.mark.parametrize("arguments", sweep(BAD_ARGUMENTS, [("--process", 0)]), ids=str)
 def test_bad_arguments_raise(arguments):
     program = start(*arguments)
     said, _ = program.communicate(timeout=120)
@@ -130,6 +135,7 @@ def test_bad_arguments_raise(arguments):
     assert f"{arguments[0]}" in said
 
 
+@only_all
 def test_a_worker_that_fails_makes_the_launcher_fail():
     """A batch of 9 does not divide by two."""
     program = start("--steps", 1, "--here", 2, "--batch", 9)

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The CUDA kernels by the emulator: what is exactly 0 stays 0, whatever it is multiplied with."""
 
+import itertools
+
 import emulated
 import numpy as np
 import pytest
-from conftest import assert_same_bits
+from conftest import assert_same_bits, sweep
 
 pytestmark = [
     pytest.mark.skipif(not (emulated.ROOT / "kernels").is_dir(), reason="not in a source tree"),
@@ -15,8 +17,16 @@ USUAL, REPEATS, LONG, HIGH, BLANKS, NEGATIVE, BEYOND, SHORT, BROKEN, EMPTY, DEAD
 WITHOUT = [REPEATS, LONG, HIGH, BLANKS, NEGATIVE, BEYOND, EMPTY, DEAD]  # a gradient
 NOT_FINITE = [np.inf, -np.inf, np.nan]
 
-sizes = pytest.mark.parametrize("V", [4, 6, 13, 600], ids="V{}".format)  # dense up to 6
-dtypes = pytest.mark.parametrize("dtype", emulated.DTYPES, ids=str)
+SIZES = [4, 6, 13, 600]  # dense up to 6
+FLOAT, DOUBLE, BFLOAT, HALF = emulated.DTYPES
+sizes_and_dtypes = pytest.mark.parametrize(
+    ("V", "dtype"),
+    sweep(
+        list(itertools.product(SIZES, emulated.DTYPES)),
+        [(4, FLOAT), (6, BFLOAT), (13, FLOAT), (13, HALF), (600, FLOAT), (600, DOUBLE)],
+    ),
+    ids=str,
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +61,7 @@ def must_be_zero(acts):
     return zero
 
 
-@sizes
-@dtypes
+@sizes_and_dtypes
 @pytest.mark.parametrize("place", [None, "acts"])
 def test_a_gradient_of_zero_stays_zero_whatever_the_cotangent(kernels, V, dtype, place):
     check_gradients_of_zero(kernels, V, dtype, place)
@@ -80,8 +89,7 @@ def check_gradients_of_zero(kernels, V, dtype, place):
     assert (hidden == 0).all()
 
 
-@sizes
-@dtypes
+@sizes_and_dtypes
 def test_a_cotangent_is_its_own_sequence_s(kernels, V, dtype):
     args = problem(V, dtype)
     answer = kernels.solve(*args, blank=BLANK)
@@ -92,8 +100,7 @@ def test_a_cotangent_is_its_own_sequence_s(kernels, V, dtype):
         assert_same_bits(gradient[:, sequence], answer.gradient[:, sequence])
 
 
-@sizes
-@dtypes
+@sizes_and_dtypes
 def test_no_direction_reaches_what_has_no_gradient(kernels, V, dtype):
     args = problem(V, dtype)
     answer = kernels.solve(*args, blank=BLANK)
@@ -107,8 +114,7 @@ def test_no_direction_reaches_what_has_no_gradient(kernels, V, dtype):
         assert_same_bits(tangents, usual)
 
 
-@sizes
-@dtypes
+@sizes_and_dtypes
 def test_nor_any_cotangent_or_direction_a_product_of_zero(kernels, V, dtype):
     args = problem(V, dtype)
     answer = kernels.solve(*args, blank=BLANK)

@@ -8,14 +8,15 @@ Needs XLA's CUDA plugin for the JAX in use, in a directory of its own that JAX_C
 import json
 import os
 import re
-import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import gpu_program
 import jax
 import jax.numpy as jnp
 import pytest
+from conftest import made_once, run
 from jax import export
 
 import jax_ctc
@@ -34,17 +35,18 @@ SIZES = pytest.mark.parametrize("size", ["dense", "compact"])
 LAYOUTS = pytest.mark.parametrize("layout", ["TBV", "BTV"])
 
 
+def compile_programs(file):
+    paths = os.pathsep.join(filter(None, [PLUGIN, os.environ.get("PYTHONPATH")]))
+    with tempfile.TemporaryDirectory() as temporary:
+        done = run(sys.executable, gpu_program.__file__, PYTHONPATH=paths, TMPDIR=temporary)
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert os.listdir(temporary) == []  # nothing stays behind
+    file.write_text(done.stdout[done.stdout.index("{") :])
+
+
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory):
-    temporary = tmp_path_factory.mktemp("temporary")
-    environment = {**os.environ, "PYTHONPATH": PLUGIN, "TMPDIR": str(temporary)}
-    done = subprocess.run(
-        [sys.executable, Path(gpu_program.__file__)],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert list(temporary.iterdir()) == []  # nothing stays behind
-    return json.loads(done.stdout[done.stdout.index("{") :])
+def programs():
+    return json.loads(made_once("programs.json", compile_programs).read_text())
 
 
 def calls(program):

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import sweep
 
 import jax_ctc
 
@@ -31,7 +32,7 @@ FUNCTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", sweep(FUNCTIONS, ["gradient, compact", "hypotheses"]))
 def test_series_are_those_of_nested_jvps(name):
     f, B, V = FUNCTIONS[name]
     rng = np.random.default_rng(V)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What pure JAX promises as the kernels do, asked of it directly: it needs no other process."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -8,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from cases import COMPACT, DENSE, both_layouts
-from conftest import assert_same_bits
+from cases import COMPACT, DENSE, both_layouts, every_edge
+from conftest import assert_costs, assert_gradient, assert_same_bits, sweep
 
 from jax_ctc import _reference
 from jax_ctc._primitives import row_sums
@@ -35,7 +36,13 @@ def ones(lengths):
     return np.ones(len(lengths), np.float32)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(
+    ("dtype", "time_major"),
+    sweep(
+        list(itertools.product([jnp.float32, jnp.bfloat16, jnp.float16], [True, False])),
+        [(jnp.float32, True), (jnp.bfloat16, False)],
+    ),
+)
 def test_the_loss_takes_no_memory_that_grows_with_classes(dtype, time_major):
     def temporaries(V):
         acts = jax.ShapeDtypeStruct((8, 4, V) if time_major else (4, 8, V), dtype)
@@ -47,7 +54,13 @@ def test_the_loss_takes_no_memory_that_grows_with_classes(dtype, time_major):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("T_B_V_L", [(20, 3, 7, 10), (20, 3, 37, 6), (9, 13, 3000, 4)])
+@pytest.mark.parametrize(
+    ("T_B_V_L", "time_major"),
+    sweep(
+        list(itertools.product([(20, 3, 7, 10), (20, 3, 37, 6), (9, 13, 3000, 4)], [True, False])),
+        [((20, 3, 7, 10), True), ((9, 13, 3000, 4), False)],
+    ),
+)
 def test_a_batch_has_the_bits_of_batches_of_one(T_B_V_L, time_major):
     T, B, V, L = T_B_V_L
     rng = np.random.default_rng(V)
@@ -89,8 +102,11 @@ def test_a_cost_is_off_by_at_most_a_unit_in_the_last_place():
     assert (np.abs(cost - exact) <= np.spacing(cost)).all()
 
 
-@both_layouts
-@pytest.mark.parametrize("T", [9, 11])
+@pytest.mark.parametrize(
+    ("case", "T"),
+    sweep(list(itertools.product([DENSE, COMPACT], [9, 11])), [(DENSE, 9), (COMPACT, 11)]),
+    ids=lambda x: getattr(x, "name", str(x)),
+)
 def test_blocks_of_frames_do_not_change_a_bit(case, T, monkeypatch):
     rng = np.random.default_rng(T)
     acts = rng.normal(size=(T, 3, case.V)).astype(np.float32)
@@ -134,30 +150,67 @@ def test_sums_see_a_nan_beside_nothing_but_minus_infinity(V):
     assert not np.isnan(tail).any()
 
 
+@partial(jax.jit, static_argnames="blank")
+def everything(acts, labels, lengths, cotangents, direction, blank=0):
+    """Costs, gradient, tangents, and products with the Hessian for cotangents of 1 and for these"""
+    p = parameters() | {"blank": blank}
+    cost, *kept = _reference.forward(acts, labels, lengths, **p)
+    problem = (acts, labels, lengths, *kept)
+    return (
+        cost,
+        _reference.cotangent(*problem, cotangents, **p),
+        _reference.tangent(*problem, direction, **p),
+        _reference.hvp(*problem, jnp.ones_like(cotangents), direction, **p),
+        _reference.hvp(*problem, cotangents, direction, **p),
+    )
+
+
+BLANK = 4
+
+
+def in_one_shape(case, L):
+    """Four sequences of 12 frames, 12 classes and L labels, the blank in one place: what is added
+    is not in use, or has probability 0."""
+    acts, labels, lengths, label_lengths = case.arguments()
+    if label_lengths is not None:
+        labels = np.where(np.arange(labels.shape[1]) < label_lengths[:, None], labels, -1)
+    T, B, V = acts.shape
+    acts = np.pad(acts, [(0, 12 - T), (0, 4 - B), (0, 12 - V)], constant_values=-np.inf)
+    acts, by = np.roll(acts, BLANK - case.blank, -1), BLANK - case.blank
+    labels = np.where(labels < 0, labels, (labels + by) % 12)
+    more = [(0, 4 - B), (0, L - labels.shape[1])]
+    return acts, np.pad(labels, more, constant_values=-1), np.pad(lengths, (0, 4 - B))
+
+
+@every_edge
+@pytest.mark.parametrize("L", [6, 11], ids=["compact", "dense"])
+def test_every_edge_is_what_the_oracle_says(case, L):
+    acts, labels, lengths = in_one_shape(case, L)
+    direction = np.random.default_rng(1).normal(size=acts.shape).astype(np.float32)
+    results = everything(acts, labels, lengths, np.ones(4, np.float32), direction, BLANK)
+    cost, gradient, change, product, _ = map(np.asarray, results)
+    truth = oracle.solve(acts, labels, lengths, blank=BLANK)
+    assert_costs(cost, truth.cost, 12)
+    assert_gradient(gradient, truth.gradient)
+    np.testing.assert_allclose(change, (truth.gradient * direction).sum((0, 2)), atol=1e-4)
+    expected = oracle.hessian_vector(acts, labels, lengths, direction, blank=BLANK)
+    np.testing.assert_allclose(product, np.nan_to_num(expected), rtol=0, atol=1e-4)
+
+
 @both_layouts
 @pytest.mark.parametrize("factor", [np.inf, -np.inf, np.nan])
 def test_what_has_no_gradient_has_none_whatever_it_is_multiplied_with(case, factor):
     """Sequence 0 is too short, 1 has a bad label, 2 is in order; all have padded frames."""
     acts, labels = case.acts(), case.labels.copy()
-    labels[0], labels[1, 0], p = 1, 99, parameters()
+    labels[0], labels[1, 0] = 1, 99
     lengths = np.array([2, 7, 6], np.int32)
     acts[6:] = np.nan
     unused = np.arange(case.T)[:, None] >= lengths * [0, 0, 1]
     everywhere = np.full(3, factor, np.float32)
     direction = np.where(unused[..., None], np.float32(factor), np.cos(np.nan_to_num(acts)))
 
-    @jax.jit
-    def products(acts, labels, lengths):
-        problem = (acts, labels, lengths, *_reference.forward(acts, labels, lengths, **p)[1:])
-        one = np.ones(3, np.float32)
-        return (
-            _reference.cotangent(*problem, everywhere, **p),
-            _reference.tangent(*problem, direction, **p),
-            _reference.hvp(*problem, one, direction, **p),
-            _reference.hvp(*problem, everywhere, direction, **p),
-        )
-
-    gradient, change, product, scaled = map(np.asarray, products(acts, labels, lengths))
+    results = everything(acts, labels, lengths, everywhere, direction)
+    _, gradient, change, product, scaled = map(np.asarray, results)
     for like_acts in (gradient, product, scaled):
         assert not like_acts[unused].any()
     assert not change[:2].any()

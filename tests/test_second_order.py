@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hessians, their products with vectors, and third derivatives."""
 
+import itertools
 from functools import cache, partial
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 import oracle
 import pytest
 from cases import COMPACT, DENSE, both_layouts, every_edge
-from conftest import TOLERANCE
+from conftest import TOLERANCE, sweep
 
 import jax_ctc
 
@@ -123,16 +124,30 @@ def test_every_way_to_a_product_agrees_with_the_scan(case, composition):
     assert_agrees(composition, case, PRODUCTS["forward over reverse"])
 
 
-@both_layouts
-@pytest.mark.parametrize("composition", HESSIANS.values(), ids=HESSIANS.keys())
-def test_every_way_to_a_hessian_agrees_with_the_scan(case, composition):
-    assert_agrees(composition, case, HESSIANS["hessian"])
+def in_layouts(compositions, dense, compact):
+    """Each composition in both layouts in `make test-all`, else these names in these layouts."""
+    few = [*((DENSE, name) for name in dense), *((COMPACT, name) for name in compact)]
+    chosen = sweep(list(itertools.product([DENSE, COMPACT], compositions)), few)
+    ids = [f"{name}, {case.name}" for case, name in chosen]
+    return pytest.mark.parametrize(("case", "name"), chosen, ids=ids)
 
 
-@both_layouts
-@pytest.mark.parametrize("composition", OTHERS.values(), ids=OTHERS.keys())
-def test_what_is_made_of_products_agrees_with_the_scan(case, composition):
-    assert_agrees(composition, case, composition)
+@in_layouts(
+    HESSIANS,
+    ["hessian", "jacrev of jacrev"],
+    ["jit of hessian", "jacfwd of jacfwd", "jacrev of jacfwd"],
+)
+def test_every_way_to_a_hessian_agrees_with_the_scan(case, name):
+    assert_agrees(HESSIANS[name], case, HESSIANS["hessian"])
+
+
+@in_layouts(
+    OTHERS,
+    ["products with several vectors", "products in a scan", "third order forward throughout"],
+    ["forward over forward", "products at several points", "third order in reverse"],
+)
+def test_what_is_made_of_products_agrees_with_the_scan(case, name):
+    assert_agrees(OTHERS[name], case, OTHERS[name])
 
 
 @every_edge

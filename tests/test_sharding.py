@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TOLERANCE, mesh_in_use
+from conftest import TOLERANCE, mesh_in_use, sweep
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -183,10 +183,11 @@ def test_hypotheses_by_type(typed, axis, V):
     jax.tree.map(
         partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10),
         (costs, total, several),
-        evaluate(acts, labels, lengths),
+        jax.jit(evaluate)(acts, labels, lengths),
     )
 
 
+@pytest.mark.parametrize("batch", sweep([4, 20], [20]), indirect=True)
 def test_third_order_by_type(typed, batch):
     acts, labels, lengths = (x.astype(float) if x.ndim == 3 else x for x in batch)
 
@@ -197,7 +198,8 @@ def test_third_order_by_type(typed, batch):
     spread = typed(acts, None, "data"), typed(labels, "data"), typed(lengths, "data")
     actual = jax.jit(third)(*spread)
     assert jax.typeof(actual).sharding.spec == P(None, "data", None)
-    np.testing.assert_allclose(actual, third(acts, labels, lengths), rtol=1e-9, atol=1e-9)
+    expected = jax.jit(third)(acts, labels, lengths)
+    np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_time_that_is_spread_by_its_type_is_an_error(batch):

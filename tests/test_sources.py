@@ -26,7 +26,7 @@ def test_no_instruction_set_leaks_into_functions_that_others_may_call(isa, tmp_p
     built = run(
         COMPILER,
         *FLAGS,
-        "-O3",
+        "-O1",
         "-fPIC",
         "-c",
         KERNELS / "cpu" / "simd" / f"{isa}.cpp",

@@ -9,17 +9,23 @@ import jax.numpy as jnp
 import jnp_reference
 import numpy as np
 import pytest
-from cases import both_layouts
+from cases import COMPACT, DENSE, both_layouts
+from conftest import sweep
 from jax import lax
 
 import jax_ctc
 
 K = 2
-AXES = [
-    axes
-    for axes in product([None, 0, 1, 2, 3], [None, 0, 2], [None, 0, 1])
-    if axes != (None, None, None)
-]
+OF_ACTS, OF_LABELS, OF_LENGTHS = [None, 0, 1, 2, 3], [None, 0, 2], [None, 0, 1]
+AXES = sweep(
+    list(product(OF_ACTS, OF_LABELS, OF_LENGTHS)),
+    [  # each axis of an argument with each axis of another
+        (of_acts, OF_LABELS[j], OF_LENGTHS[(i + j) % 3])
+        for i, of_acts in enumerate(OF_ACTS)
+        for j in range(3)
+    ],
+)
+AXES.remove((None, None, None))
 reference = jax.jit(jnp_reference.ctc)
 
 
@@ -182,9 +188,16 @@ NESTINGS = {
 }
 
 
-@both_layouts
-@pytest.mark.parametrize("nesting", NESTINGS.values(), ids=NESTINGS.keys())
-def test_nested_maps_agree_with_those_of_a_scan(case, nesting):
+EACH_NESTING = list(product([DENSE, COMPACT], NESTINGS))
+
+
+@pytest.mark.parametrize(
+    ("case", "name"),
+    sweep(EACH_NESTING, EACH_NESTING[::2]),  # an odd number of them: each in one layout
+    ids=lambda x: getattr(x, "name", str(x)),
+)
+def test_nested_maps_agree_with_those_of_a_scan(case, name):
+    nesting = NESTINGS[name]
     acts, labels, lengths = copies(case)
     arguments = jnp.stack([acts, jnp.tanh(acts)]), jnp.asarray(labels), jnp.asarray(lengths)
     actual = nesting(jax_ctc.ctc, *arguments)
