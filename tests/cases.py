@@ -5,6 +5,7 @@ The kernels keep occupancies by class ("dense") where V <= L + 1, by label ("com
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ class Case:
     label_lengths: list | None = None
     blank: int = 0
     impossible: tuple | None = None  # an index into acts: these logits are -inf
+
+    SHARED_BLANK: ClassVar = 4
 
     @property
     def labels(self):
@@ -43,6 +46,20 @@ class Case:
         lengths = [self.T] * len(self.rows) if self.lengths is None else self.lengths
         label_lengths = self.label_lengths and np.array(self.label_lengths, np.int32)
         return self.acts(dtype), self.labels, np.array(lengths, np.int32), label_lengths
+
+    def in_one_shape(self, V, L):
+        """acts (12, 4, V), labels (4, L), lengths: a shape that all EDGES fit, and a place of the
+        blank, so that they share one program. Frames and sequences that are added are not in use;
+        classes that are added have probability 0."""
+        acts, labels, lengths, label_lengths = self.arguments()
+        if label_lengths is not None:
+            labels = np.where(np.arange(labels.shape[1]) < label_lengths[:, None], labels, -1)
+        more = [(0, n - size) for n, size in zip((12, 4, V), acts.shape, strict=True)]
+        by = self.SHARED_BLANK - self.blank
+        acts = np.roll(np.pad(acts, more, constant_values=-np.inf), by, axis=-1)
+        labels = np.where(labels < 0, labels, (labels + by) % V)
+        more = [(0, n - size) for n, size in zip((4, L), labels.shape, strict=True)]
+        return acts, np.pad(labels, more, constant_values=-1), np.pad(lengths, more[0])
 
 
 def random_labels(L, V, seed=0):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from cases import COMPACT, DENSE, both_layouts, every_edge
+from cases import COMPACT, DENSE, Case, both_layouts, every_edge
 from conftest import assert_costs, assert_gradient, assert_same_bits, sweep
 
 from jax_ctc import _reference
@@ -165,35 +165,19 @@ def everything(acts, labels, lengths, cotangents, direction, blank=0):
     )
 
 
-BLANK = 4
-
-
-def in_one_shape(case, L):
-    """Four sequences of 12 frames, 12 classes and L labels, the blank in one place: what is added
-    is not in use, or has probability 0."""
-    acts, labels, lengths, label_lengths = case.arguments()
-    if label_lengths is not None:
-        labels = np.where(np.arange(labels.shape[1]) < label_lengths[:, None], labels, -1)
-    T, B, V = acts.shape
-    acts = np.pad(acts, [(0, 12 - T), (0, 4 - B), (0, 12 - V)], constant_values=-np.inf)
-    acts, by = np.roll(acts, BLANK - case.blank, -1), BLANK - case.blank
-    labels = np.where(labels < 0, labels, (labels + by) % 12)
-    more = [(0, 4 - B), (0, L - labels.shape[1])]
-    return acts, np.pad(labels, more, constant_values=-1), np.pad(lengths, (0, 4 - B))
-
-
 @every_edge
 @pytest.mark.parametrize("L", [6, 11], ids=["compact", "dense"])
 def test_every_edge_is_what_the_oracle_says(case, L):
-    acts, labels, lengths = in_one_shape(case, L)
+    acts, labels, lengths = case.in_one_shape(V=12, L=L)
     direction = np.random.default_rng(1).normal(size=acts.shape).astype(np.float32)
-    results = everything(acts, labels, lengths, np.ones(4, np.float32), direction, BLANK)
+    blank, one = Case.SHARED_BLANK, np.ones(4, np.float32)
+    results = everything(acts, labels, lengths, one, direction, blank)
     cost, gradient, change, product, _ = map(np.asarray, results)
-    truth = oracle.solve(acts, labels, lengths, blank=BLANK)
-    assert_costs(cost, truth.cost, 12)
+    truth = oracle.solve(acts, labels, lengths, blank=blank)
+    assert_costs(cost, truth.cost, len(acts))
     assert_gradient(gradient, truth.gradient)
     np.testing.assert_allclose(change, (truth.gradient * direction).sum((0, 2)), atol=1e-4)
-    expected = oracle.hessian_vector(acts, labels, lengths, direction, blank=BLANK)
+    expected = oracle.hessian_vector(acts, labels, lengths, direction, blank=blank)
     np.testing.assert_allclose(product, np.nan_to_num(expected), rtol=0, atol=1e-4)
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """V spread over the devices of a mesh axis: the costs of one device, and never acts on the wire."""
 
+import itertools
 import re
 from functools import cache, partial
 
@@ -9,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from cases import every_edge
-from conftest import COMPILED, TOLERANCE, assert_costs, assert_gradient, mesh_in_use
+from cases import Case, every_edge
+from conftest import COMPILED, TOLERANCE, assert_costs, assert_gradient, mesh_in_use, sweep
 from jax.experimental import checkify
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -30,7 +31,7 @@ def mesh_of(data, model, axis_type=AxisType.Auto):
 
 @cache
 def problem(V, T=T, B=B, spread=3, offset=0):
-    """acts, labels, lengths, a direction, and what the oracle says."""
+    """acts, labels, lengths, a direction, and what the oracle says of cost and gradient."""
     rng = np.random.default_rng(V)
     acts = (spread * rng.normal(size=(T, B, V)) + offset).astype(np.float32)
     labels = rng.integers(1, V, (B, L), dtype=np.int32)
@@ -39,12 +40,29 @@ def problem(V, T=T, B=B, spread=3, offset=0):
     lengths = (T - np.arange(B) % 3).astype(np.int32)
     direction = rng.normal(size=acts.shape).astype(np.float32)
     cost, gradient = oracle.cost_and_gradient(acts, labels, lengths)
-    product = oracle.hessian_vector(acts, labels, lengths, direction)
-    return (acts, labels, lengths), direction, cost, gradient, product
+    return (acts, labels, lengths), direction, cost, gradient
+
+
+@cache
+def product_of(V):
+    """What the oracle says of the Hessian times the direction of problem(V)."""
+    arguments, direction, *_ = problem(V)
+    return oracle.hessian_vector(*arguments, direction)
 
 
 def hessian_vector(f, acts, direction):
     return jax.jvp(jax.grad(lambda acts: f(acts).sum()), (acts,), (direction,))[1]
+
+
+@cache
+def solution_of(f):
+    """A program for all: cost and gradient of f(acts, labels, lengths)."""
+
+    def solve(acts, *rest):
+        cost, pull_back = jax.vjp(lambda acts: f(acts, *rest), acts)
+        return cost, pull_back(jnp.ones_like(cost))[0]
+
+    return jax.jit(solve)
 
 
 def evaluated(f, acts, direction):
@@ -116,8 +134,21 @@ def spread_out(way, mesh_shape, V, time_major=True, **sizes):
     return f, *(jax.device_put(order(x), sharding) for x in (acts, direction)), mesh
 
 
-@every_way
-@pytest.mark.parametrize("mesh_shape", MESHES, ids=str)
+@pytest.mark.parametrize(
+    ("way", "mesh_shape", "time_major"),
+    sweep(
+        list(itertools.product(WAYS, MESHES, [True, False])),
+        [
+            ("shard_map", (1, 8), True),
+            ("shard_map", (2, 4), False),
+            ("jit", (2, 4), True),
+            ("jit", (8, 1), False),
+            ("explicit", (2, 4), True),
+            ("explicit", (1, 8), False),
+        ],
+    ),
+    ids=str,
+)
 def test_costs_and_derivatives_are_those_of_one_device(way, mesh_shape, time_major):
     f, acts, direction, mesh = spread_out(way, mesh_shape, 24, time_major)
     with mesh_in_use(mesh):
@@ -126,14 +157,20 @@ def test_costs_and_derivatives_are_those_of_one_device(way, mesh_shape, time_maj
     order = (lambda x: x) if time_major else swapped
     assert_costs(cost, expected[0], T)
     assert_gradient(order(gradient), expected[1])
-    assert_gradient(order(product), expected[2], 5)
+    assert_gradient(order(product), product_of(24), 5)
     np.testing.assert_allclose(slope, (expected[1] * along).sum((0, 2)), rtol=1e-5, atol=1e-5)
     assert gradient.sharding.is_equivalent_to(acts.sharding, 3)
     assert product.sharding.is_equivalent_to(acts.sharding, 3)
 
 
-@every_way
-@pytest.mark.parametrize("mesh_shape", [(1, 8), (2, 4)], ids=str)
+@pytest.mark.parametrize(
+    ("way", "mesh_shape"),
+    sweep(
+        list(itertools.product(WAYS, [(1, 8), (2, 4)])),
+        [("shard_map", (2, 4)), ("jit", (1, 8)), ("explicit", (2, 4))],
+    ),
+    ids=str,
+)
 def test_what_goes_over_the_wire_does_not_grow_with_v(way, mesh_shape):
     sent = []
     for V in (64, 4096):
@@ -184,50 +221,6 @@ def test_acts_are_not_kept_a_second_time_for_the_gradient():
     assert memory.temp_size_in_bytes < (0.1 if COMPILED else 4) * slice_bytes
 
 
-@every_edge
-def test_every_edge_is_as_on_one_device(case):
-    acts, labels, lengths, label_lengths = case.arguments()
-    more = ((0, 0), (0, 0), (0, -case.V % 8))
-    acts = np.pad(acts, more, constant_values=-np.inf)
-    specs = P(None, None, "model"), P(), P(), P()
-
-    def spread(acts, *rest):
-        ctc = partial(jax_ctc.ctc, blank=case.blank, vocab_axis="model")
-        return jax.shard_map(
-            ctc, mesh=mesh_of(1, 8), in_specs=specs[: 1 + len(rest)], out_specs=P()
-        )(acts, *rest)
-
-    rest = [x for x in (labels, lengths, label_lengths) if x is not None]
-    cost = jax.jit(spread)(acts, *rest)
-    gradient = jax.jit(jax.grad(lambda acts: spread(acts, *rest).sum()))(acts)
-    expected = oracle.cost_and_gradient(acts, *rest, blank=case.blank)
-    assert_costs(cost, expected[0], case.T)
-    assert_gradient(gradient, expected[1])
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("place", [np.s_[2, 1, 9], np.s_[2, 1, :], np.s_[2, 1, 9:12], np.s_[-1, 1]])
-def test_what_is_not_a_number_stays_with_its_sequence(value, place):
-    (acts, labels, lengths), *_ = problem(24)
-    acts = acts.copy()
-    acts[place] = value
-    f = by_shard_map(mesh_of(1, 8), P(None, None, "model"), P(), labels, lengths)
-    cost, gradient = jax.jit(lambda x: (f(x), jax.grad(lambda x: f(x).sum())(x)))(acts)
-    whole = jax.jit(lambda x: jax_ctc.ctc(x, labels, lengths))
-    expected = whole(acts), jax.grad(lambda x: whole(x).sum())(acts)
-    np.testing.assert_allclose(cost, expected[0], rtol=1e-6)
-    np.testing.assert_allclose(gradient, expected[1], atol=TOLERANCE[np.dtype("float32")])
-
-
-@pytest.mark.parametrize(("spread", "offset"), [(1, 0), (20, 0), (3, 1000), (3, -1000)])
-def test_large_logits_and_long_sequences_keep_their_digits(spread, offset):
-    sizes = {"T": 1000, "B": 8, "spread": spread, "offset": offset}
-    (acts, labels, lengths), _, cost, gradient, _ = problem(40, **sizes)
-    f = by_shard_map(mesh_of(1, 8), P(None, None, "model"), P(), labels, lengths)
-    assert_costs(jax.jit(f)(acts), cost, 1000)
-    assert_gradient(jax.jit(jax.grad(lambda x: f(x).sum()))(acts), gradient)
-
-
 def on_one_device(acts, labels, lengths):
     return jax_ctc.ctc(acts, labels, lengths)
 
@@ -237,8 +230,43 @@ def hypothesis_of(acts, labels, lengths):
     return jax.vmap(jax_ctc.ctc, (None, 0, None))(acts, labels[None], lengths)[0]
 
 
-def over_eight(acts, labels, lengths):
-    return by_shard_map(mesh_of(1, 8), P(None, None, "model"), P(), labels, lengths)(acts)
+def over_eight(acts, labels, lengths, **options):
+    spec = P(None, None, "model")
+    return by_shard_map(mesh_of(1, 8), spec, P(), labels, lengths, **options)(acts)
+
+
+def over_eight_with_a_blank(*arguments):
+    return over_eight(*arguments, blank=Case.SHARED_BLANK)
+
+
+@every_edge
+def test_every_edge_is_as_on_one_device(case):
+    given = case.in_one_shape(V=16, L=6)
+    cost, gradient = solution_of(over_eight_with_a_blank)(*given)
+    expected = oracle.cost_and_gradient(*given, blank=Case.SHARED_BLANK)
+    assert_costs(cost, expected[0], 12)
+    assert_gradient(gradient, expected[1])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [np.s_[2, 1, 9], np.s_[2, 1, :], np.s_[2, 1, 9:12], np.s_[-1, 1]])
+def test_what_is_not_a_number_stays_with_its_sequence(value, place):
+    (acts, labels, lengths), *_ = problem(24)
+    acts = acts.copy()
+    acts[place] = value
+    cost, gradient = solution_of(over_eight)(acts, labels, lengths)
+    expected = solution_of(on_one_device)(acts, labels, lengths)
+    np.testing.assert_allclose(cost, expected[0], rtol=1e-6)
+    np.testing.assert_allclose(gradient, expected[1], atol=TOLERANCE[np.dtype("float32")])
+
+
+@pytest.mark.parametrize(("spread", "offset"), [(1, 0), (20, 0), (3, 1000), (3, -1000)])
+def test_large_logits_and_long_sequences_keep_their_digits(spread, offset):
+    sizes = {"T": 1000, "B": 8, "spread": spread, "offset": offset}
+    arguments, _, *expected = problem(40, **sizes)
+    cost, gradient = solution_of(over_eight)(*arguments)
+    assert_costs(cost, expected[0], 1000)
+    assert_gradient(gradient, expected[1])
 
 
 few_classes = pytest.mark.parametrize("f", [hypothesis_of, over_eight])
@@ -253,9 +281,17 @@ def test_rows_of_any_size_keep_their_digits(f, value, rows):
     acts = acts.copy()
     acts[rows] = acts[rows] + np.float32(value)
     given = acts, labels, lengths
-    cost, gradient = oracle.cost_and_gradient(*given)
-    assert_costs(jax.jit(f)(*given), cost, T)
-    assert_gradient(jax.jit(jax.grad(lambda x: f(x, labels, lengths).sum()))(acts), gradient)
+    expected = oracle.cost_and_gradient(*given)
+    cost, gradient = solution_of(f)(*given)
+    assert_costs(cost, expected[0], T)
+    assert_gradient(gradient, expected[1])
+
+
+@cache
+def program_of_products(f):
+    return jax.jit(
+        lambda acts, labels, lengths, u: hessian_vector(lambda x: f(x, labels, lengths), acts, u)
+    )
 
 
 @few_classes
@@ -264,11 +300,15 @@ def test_products_of_confident_rows_are_finite(f, margin):
     (acts, labels, lengths), direction, *_ = problem(40)
     acts = (0.1 * acts).astype(np.float32)
     acts[:, :, 0] += margin
-    along = [
-        jax.jit(lambda x, u, f=f: hessian_vector(lambda x: f(x, labels, lengths), x, u))
-        for f in (f, on_one_device)
-    ]
-    np.testing.assert_allclose(along[0](acts, direction), along[1](acts, direction), atol=3e-6)
+    given = acts, labels, lengths, direction
+    actual, expected = (program_of_products(f)(*given) for f in (f, on_one_device))
+    np.testing.assert_allclose(actual, expected, atol=3e-6)
+
+
+@cache
+def gradient_but_of_the_third(f):
+    weights = np.array([1, 1, 0, 1, 1, 1, 1, 1], np.float32)
+    return jax.jit(jax.grad(lambda x, *rest: jnp.vdot(f(x, *rest), weights)))
 
 
 @few_classes
@@ -278,9 +318,7 @@ def test_what_does_not_count_has_gradient_zero_whatever_acts_hold(f, value):
     acts, labels, lengths = acts.copy(), labels.copy(), lengths.copy()
     acts[5, :4, 7] = value
     labels[0, 0], lengths[1] = 99, T + 1  # bad, and their acts too
-    weights = np.array([1, 1, 0, 1, 1, 1, 1, 1], np.float32)
-    weighted = jax.grad(lambda x, *rest: jnp.vdot(f(x, *rest), weights))
-    gradient = jax.jit(weighted)(acts, labels, lengths)
+    gradient = gradient_but_of_the_third(f)(acts, labels, lengths)
     assert not gradient[:, :3].any()
     assert np.isnan(gradient[: lengths[3], 3]).all()
     assert np.isfinite(gradient[:, 4:]).all()
@@ -334,7 +372,7 @@ def test_types_of_a_mesh_with_more_axes(spec):
         cost, gradient, product, _ = jax.jit(partial(evaluated, f))(acts, direction)
     assert_costs(cost, expected[0], T)
     assert_gradient(gradient, expected[1])
-    assert_gradient(product, expected[2], 5)
+    assert_gradient(product, product_of(24), 5)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
