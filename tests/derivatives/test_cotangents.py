@@ -7,13 +7,13 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
-from conftest import TOLERANCE
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 import jax_ctc
+from support import oracle
+from support.results import TOLERANCE
 
 T, L = 7, 4
 ORDINARY, SHORT, TOO_SHORT, BAD, IMPOSSIBLE, NO_FRAMES, NOT_A_NUMBER = range(7)

@@ -9,13 +9,14 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
-from conftest import TOLERANCE, assert_costs, assert_gradient, assert_same_bits, sweep
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 import jax_ctc
+from support import oracle
+from support.results import TOLERANCE, assert_costs, assert_gradient, assert_same_bits
+from support.runs import sweep
 
 T, B, V, L, K = 6, 3, 24, 3, 2
 

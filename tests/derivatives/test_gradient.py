@@ -4,12 +4,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
-from cases import COMPACT, both_layouts, every_case
-from conftest import COMPILED, assert_gradient, assert_same_bits
 
 import jax_ctc
+from support import oracle
+from support.cases import COMPACT, both_layouts, every_case
+from support.results import COMPILED, assert_gradient, assert_same_bits
 
 
 def pull_back(cotangent, acts, *rest, **options):

@@ -7,11 +7,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
-from conftest import COMPILED, assert_costs, assert_gradient
 
 import jax_ctc
+from support import oracle
+from support.results import COMPILED, assert_costs, assert_gradient
 
 T, B, L, K = 14, 3, 4, 5
 

@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import sweep
 
 import jax_ctc
+from support.runs import sweep
 
 jet = pytest.importorskip("jax.experimental.jet").jet
 

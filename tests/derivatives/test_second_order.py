@@ -6,14 +6,14 @@ from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
-import jnp_reference
 import numpy as np
-import oracle
 import pytest
-from cases import COMPACT, DENSE, both_layouts, every_edge
-from conftest import TOLERANCE, sweep
 
 import jax_ctc
+from support import jnp_reference, oracle
+from support.cases import COMPACT, DENSE, both_layouts, every_edge
+from support.results import TOLERANCE
+from support.runs import sweep
 
 
 def scalar(cost):

@@ -5,15 +5,15 @@ from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
-import jnp_reference
 import numpy as np
 import pytest
-from cases import COMPACT, DENSE, both_layouts
-from conftest import sweep
 from jax import lax
 from jax.test_util import check_grads
 
 import jax_ctc
+from support import jnp_reference
+from support.cases import COMPACT, DENSE, both_layouts
+from support.runs import sweep
 
 
 def scalar(cost):

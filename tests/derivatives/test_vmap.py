@@ -6,14 +6,14 @@ from itertools import product
 
 import jax
 import jax.numpy as jnp
-import jnp_reference
 import numpy as np
 import pytest
-from cases import COMPACT, DENSE, both_layouts
-from conftest import sweep
 from jax import lax
 
 import jax_ctc
+from support import jnp_reference
+from support.cases import COMPACT, DENSE, both_layouts
+from support.runs import sweep
 
 K = 2
 OF_ACTS, OF_LABELS, OF_LENGTHS = [None, 0, 1, 2, 3], [None, 0, 2], [None, 0, 1]

@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_gradient
-from oracle import cost_and_gradient
 
 import jax_ctc
+from support.oracle import cost_and_gradient
+from support.results import assert_gradient
 
 T, B = 6, 8
 # Few classes for the labels there are (dense residuals), many (compact), and enough for a table.

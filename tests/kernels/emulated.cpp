@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CUDA kernels and what launches them, compiled as C++ over the emulator, as a library for test_emulated.py.
-#include "../kernels/cuda/ctc.cpp"
-#include "../kernels/cuda/gradient.cu"
-#include "../kernels/cuda/hvp.cu"
-#include "../kernels/cuda/lattice.cu"
-#include "../kernels/cuda/rows.cu"
+#include "../../kernels/cuda/ctc.cpp"
+#include "../../kernels/cuda/gradient.cu"
+#include "../../kernels/cuda/hvp.cu"
+#include "../../kernels/cuda/lattice.cu"
+#include "../../kernels/cuda/rows.cu"
 #include "emulator.h"
 
 using namespace jax_ctc;

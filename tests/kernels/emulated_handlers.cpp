@@ -17,7 +17,7 @@ template <class Stream> struct CtxDecoding<NoStream<Stream>> {
 }  // namespace xla::ffi
 
 #define PlatformStream NoStream
-#include "../kernels/cuda/ffi.cpp"
+#include "../../kernels/cuda/ffi.cpp"
 
 // The handler of a target, or null.
 extern "C" void* handler(const char* target) {

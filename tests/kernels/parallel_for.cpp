@@ -11,7 +11,7 @@
 #include <thread>
 #include <vector>
 
-#include "../kernels/cpu/parallel.h"
+#include "../../kernels/cpu/parallel.h"
 
 namespace {
 

@@ -11,7 +11,7 @@
 #include <memory>
 #include <random>
 
-#include "../kernels/common/batch.h"
+#include "../../kernels/common/batch.h"
 
 namespace {
 

@@ -5,8 +5,8 @@
 #include <thread>
 #include <vector>
 
-#include "../kernels/cpu/ctc.h"
-#include "../kernels/cpu/dispatch.h"
+#include "../../kernels/cpu/ctc.h"
+#include "../../kernels/cpu/dispatch.h"
 #include "failing_allocator.h"
 #include "random_problem.h"
 

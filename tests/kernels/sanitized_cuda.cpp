@@ -5,7 +5,7 @@
 #define JAX_CTC_GAP 256
 #include <sanitizer/asan_interface.h>
 
-#include "../kernels/cpu/ctc.h"
+#include "../../kernels/cpu/ctc.h"
 #include "emulated.cpp"
 #include "random_problem.h"
 

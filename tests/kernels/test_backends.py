@@ -9,30 +9,30 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import ALL
 
 import jax_ctc
+from support.runs import ALL, ROOT
 
-HERE = Path(__file__).parent
-PROJECT = HERE.parent / "pyproject.toml"
+TESTS, PROJECT = ROOT / "tests", ROOT / "pyproject.toml"
 # Files, and which of their tests.
 KERNELS = (
-    "test_value.py test_gradient.py test_known_values.py test_edges.py test_dtypes.py "
-    "test_zeros.py",
+    "loss/test_value.py loss/test_known_values.py loss/test_edges.py loss/test_dtypes.py "
+    "derivatives/test_gradient.py derivatives/test_zeros.py",
     "",
 )
 PURE = (
-    "test_known_values.py test_edges.py test_dtypes.py test_precision.py test_zeros.py "
-    "test_cotangents.py test_determinism.py test_few_classes.py",
+    "loss/test_known_values.py loss/test_edges.py loss/test_dtypes.py loss/test_precision.py "
+    "loss/test_determinism.py derivatives/test_zeros.py derivatives/test_cotangents.py "
+    "derivatives/test_few_classes.py",
     "",
 )
 if not ALL:
     KERNELS = (
-        "test_value.py test_gradient.py test_zeros.py",
+        "loss/test_value.py derivatives/test_gradient.py derivatives/test_zeros.py",
         "all_alignments or softmax_less or test_a_product and float32",
     )
     PURE = (
-        "test_edges.py test_zeros.py",
+        "loss/test_edges.py derivatives/test_zeros.py",
         "compact and not batch and not eager or V5 and float32",
     )
 FORCED = any(os.environ.get(name) for name in ("JAX_CTC_ISA", "JAX_CTC_KERNELS"))
@@ -44,7 +44,7 @@ def python(code, **environment):
     return subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **environment},
-        cwd=HERE,
+        cwd=TESTS,
         capture_output=True,
         text=True,
         check=False,
@@ -78,7 +78,7 @@ def test_every_backend_keeps_the_contract(environment, name, tests):
             some,
         ],
         env={**os.environ, **environment},
-        cwd=HERE,
+        cwd=TESTS,
         capture_output=True,
         text=True,
         check=False,

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import jaxlib
 import pytest
-from conftest import made_once, run, sweep
 
 import jax_ctc
+from support.runs import ROOT, made_once, run, sweep
 
-ROOT = Path(__file__).parent.parent
 CUDA = ROOT / "kernels" / "cuda"
 WHEELS = Path(sysconfig.get_path("purelib")) / "nvidia" / "cu13" / "bin"  # PyPI's nvidia-cuda-nvcc
 

@@ -10,14 +10,14 @@ import shutil
 import subprocess
 import sys
 
-import emulated
 import numpy as np
-import oracle
 import pytest
-from cases import COMPACT, DENSE, EDGES, Case, around_a_vector, both_layouts
-from conftest import ALL, assert_costs, assert_gradient, assert_same_bits, only_all, run, sweep
 
 from jax_ctc import _primitives
+from support import emulated, oracle
+from support.cases import COMPACT, DENSE, EDGES, Case, around_a_vector, both_layouts
+from support.results import assert_costs, assert_gradient, assert_same_bits
+from support.runs import ALL, only_all, run, sweep
 
 pytestmark = [
     pytest.mark.skipif(not (emulated.ROOT / "kernels").is_dir(), reason="not in a source tree"),
@@ -372,12 +372,13 @@ def test_a_near_certain_sequence_costs_nearly_nothing(kernels):
 
 # Files, and which of their tests.
 THROUGH_XLA = {
-    "edges": ("test_edges.py", "not slow"),
-    "transforms": ("test_transforms.py", "not slow"),
-    "sharding": ("test_sharding.py", "not slow"),
-    "second order": ("test_second_order.py", "slope or zero or reverse"),
+    "edges": ("loss/test_edges.py", "not slow"),
+    "transforms": ("derivatives/test_transforms.py", "not slow"),
+    "sharding": ("sharding/test_sharding.py", "not slow"),
+    "second order": ("derivatives/test_second_order.py", "slope or zero or reverse"),
     "a few of each": (
-        "test_edges.py test_transforms.py test_sharding.py test_second_order.py",
+        "loss/test_edges.py derivatives/test_transforms.py sharding/test_sharding.py "
+        "derivatives/test_second_order.py",
         "compact and (test_sharding or zero_cotangent and frame or vjp or gradient_zero)",
     ),
 }
@@ -391,8 +392,8 @@ def test_the_suite_passes_through_everything_but_the_device(part):
     tests = emulated.ROOT / "tests"
     paths = os.pathsep.join([str(tests), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "emulated_backend",
-         *files.split(), "-m", "not slow", "-k", some],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
+         "-p", "support.emulated_backend", *files.split(), "-m", "not slow", "-k", some],
         env={**os.environ, "PYTHONPATH": paths, "EMULATED_HANDLERS": str(emulated.handlers())},
         cwd=tests, capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -415,7 +416,7 @@ def test_no_input_makes_a_kernel_leave_its_arrays(tmp_path):
     assert plain.returncode == 0, plain.stderr[-4000:]
     built = run(
         *command, "-g1", *sanitizers, "-fno-sanitize-recover=all", "-pthread",
-        f"-I{emulated.ROOT / 'tests'}", emulated.ROOT / "tests" / "sanitized_cuda.cpp",
+        f"-I{emulated.SOURCES}", emulated.SOURCES / "sanitized_cuda.cpp",
         tmp_path / "libcpu.so", f"-Wl,-rpath,{tmp_path}", "-o", program,
     )  # fmt: skip
     if "cannot find" in built.stderr and "asan" in built.stderr:
@@ -495,9 +496,11 @@ BUGS = {
 
 def catches(library):
     """A few runs of small problems, in a process of their own: some bugs end it."""
+    paths = os.pathsep.join([str(emulated.ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
-        [sys.executable, __file__, library], capture_output=True, text=True, check=False
-    )
+        [sys.executable, __file__, library], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": paths},
+    )  # fmt: skip
 
 
 @pytest.mark.slow

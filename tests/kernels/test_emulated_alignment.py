@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The CUDA kernels by the emulator: no bit depends on where in memory a row lies."""
 
-import emulated
 import numpy as np
 import pytest
-from conftest import assert_same_bits
+
+from support import emulated
+from support.results import assert_same_bits
 
 pytestmark = [
     pytest.mark.skipif(not (emulated.ROOT / "kernels").is_dir(), reason="not in a source tree"),

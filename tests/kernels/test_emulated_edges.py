@@ -3,10 +3,12 @@
 
 import itertools
 
-import emulated
 import numpy as np
 import pytest
-from conftest import assert_same_bits, sweep
+
+from support import emulated
+from support.results import assert_same_bits
+from support.runs import sweep
 
 pytestmark = [
     pytest.mark.skipif(not (emulated.ROOT / "kernels").is_dir(), reason="not in a source tree"),

@@ -7,11 +7,12 @@ What they do with their arrays is seen by the address sanitizer (sanitized_cuda.
 import ctypes
 import itertools
 
-import emulated
 import jax
 import numpy as np
 import pytest
-from conftest import sweep
+
+from support import emulated
+from support.runs import sweep
 
 pytestmark = [
     pytest.mark.slow,

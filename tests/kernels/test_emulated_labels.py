@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The CUDA kernels by the emulator: equal labels share a column, however far apart they are."""
 
-import emulated
 import numpy as np
 import pytest
 from test_emulated import check, check_product, directions_like
+
+from support import emulated
 
 pytestmark = [
     pytest.mark.skipif(not (emulated.ROOT / "kernels").is_dir(), reason="not in a source tree"),

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the CUDA kernels are launched, by the emulator."""
 
-import emulated
 import numpy as np
 import pytest
+
+from support import emulated
 
 pytestmark = [
     pytest.mark.skipif(not (emulated.ROOT / "kernels").is_dir(), reason="not in a source tree"),

@@ -12,14 +12,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-import gpu_program
 import jax
 import jax.numpy as jnp
 import pytest
-from conftest import made_once, run
 from jax import export
 
 import jax_ctc
+from support import gpu_program
+from support.runs import made_once, run
 
 T, B, L = gpu_program.T, gpu_program.B, gpu_program.L
 PLUGIN = os.environ.get("JAX_CUDA_PLUGIN", "")

@@ -10,10 +10,11 @@ import threading
 import jax
 import numpy as np
 import pytest
-from conftest import assert_same_bits, run, sweep
 
 import jax_ctc
 from jax_ctc._primitives.custom_call import TARGETS
+from support.results import assert_same_bits
+from support.runs import run, sweep
 
 pytestmark = pytest.mark.skipif(
     not jax_ctc.build_info()["cpu"], reason="the CPU runs pure JAX here"

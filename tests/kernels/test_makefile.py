@@ -6,9 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import run
 
-ROOT = Path(__file__).parent.parent
+from support.runs import ROOT, run
 
 pytestmark = [
     pytest.mark.skipif(not (ROOT / "Makefile").is_file(), reason="not in a source tree"),

@@ -7,14 +7,15 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
-from cases import COMPACT, DENSE, Case, both_layouts, every_edge
-from conftest import assert_costs, assert_gradient, assert_same_bits, sweep
 
 from jax_ctc import _reference
 from jax_ctc._primitives import row_sums
 from jax_ctc._reference import lattice
+from support import oracle
+from support.cases import COMPACT, DENSE, Case, both_layouts, every_edge
+from support.results import assert_costs, assert_gradient, assert_same_bits
+from support.runs import sweep
 
 LABELS, LENGTHS = np.array([[1, 2]] * 3, np.int32), np.array([6, 4, 6], np.int32)
 

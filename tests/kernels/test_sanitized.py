@@ -7,14 +7,12 @@ overruns planted one after the other, each of which has to be found.
 
 import os
 import shutil
-from pathlib import Path
 
 import pytest
-from conftest import ALL, only_all, run
 
 import jax_ctc
+from support.runs import ALL, ROOT, only_all, run
 
-ROOT = Path(__file__).parent.parent
 KERNELS = ROOT / "kernels"
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 FLAGS = ["-std=c++17", "-Wno-psabi", "-fno-math-errno", "-fno-trapping-math", "-O1", "-g1"]
@@ -53,7 +51,7 @@ def objects(folder, sanitizers, fewer=None):
 
 
 def problems(folder, sanitizers, parts):
-    main = ROOT / "tests" / "sanitized.cpp"
+    main = ROOT / "tests" / "kernels" / "sanitized.cpp"
     return compile_to(folder / "sanitized", *sanitizers, main, *parts.values())
 
 
@@ -82,7 +80,7 @@ def test_threads_and_callers_share_nothing_unguarded(tmp_path):
 
 @pytest.mark.slow
 def test_an_exception_in_a_thread_reaches_the_caller_when_all_are_done(tmp_path):
-    sources = ROOT / "tests" / "parallel_for.cpp", KERNELS / "cpu" / "parallel.cpp"
+    sources = ROOT / "tests" / "kernels" / "parallel_for.cpp", KERNELS / "cpu" / "parallel.cpp"
     program = compile_to(tmp_path / "parallel_for", *RACES, *sources)
     result = run(program, 20 if ALL else 3)
     assert result.returncode == 0, result.stdout + result.stderr[-4000:]

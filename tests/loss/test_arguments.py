@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-import oracle
 import pytest
-from conftest import assert_costs, assert_same_bits, mesh_in_use
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 import jax_ctc
+from support import oracle
+from support.results import assert_costs, assert_same_bits
+from support.runs import mesh_in_use
 
 T, B, V = 6, 2, 5
 ACTS = np.random.default_rng(0).normal(size=(T, B, V)).astype(np.float32)

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import mesh_in_use
 from jax.experimental import checkify
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jax_ctc
 from jax_ctc import _verdict
+from support.runs import mesh_in_use
 
 T, B, V, L = 6, 4, 5, 4
 ACTS = np.random.default_rng(0).normal(size=(B, T, V)).astype(np.float32)

@@ -6,9 +6,9 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from conftest import assert_same_bits
 
 import jax_ctc
+from support.results import assert_same_bits
 
 pytestmark = pytest.mark.slow
 

@@ -4,12 +4,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
-from cases import COMPACT, DENSE, both_layouts
-from conftest import TOLERANCE, assert_costs, assert_same_bits
 
 import jax_ctc
+from support import oracle
+from support.cases import COMPACT, DENSE, both_layouts
+from support.results import TOLERANCE, assert_costs, assert_same_bits
 
 FLOATS = [jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16]
 HALVES = [jnp.bfloat16, jnp.float16]

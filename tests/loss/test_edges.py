@@ -10,11 +10,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
-from conftest import assert_costs, assert_gradient, assert_same_bits
 
 import jax_ctc
+from support import oracle
+from support.results import assert_costs, assert_gradient, assert_same_bits
 
 T, B, L, ODD = 9, 4, 4, 1
 ONES = np.ones(B, np.float32)

@@ -6,11 +6,12 @@ import os
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
-from conftest import COMPILED, assert_costs, assert_gradient, sweep
 
 import jax_ctc
+from support import oracle
+from support.results import COMPILED, assert_costs, assert_gradient
+from support.runs import sweep
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

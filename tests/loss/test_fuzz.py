@@ -5,15 +5,16 @@ import re
 import sys
 from pathlib import Path
 
-import fuzz
-import fuzz_problems
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import COMPILED, only_all, run, sweep
 
+import fuzz
 import jax_ctc
+from support import fuzz_problems
+from support.results import COMPILED
+from support.runs import only_all, run, sweep
 
 pytestmark = [
     pytest.mark.slow,

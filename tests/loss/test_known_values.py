@@ -6,12 +6,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import oracle
 import pytest
 
 import jax_ctc
+from support import oracle
 
-VECTORS = json.loads(Path(__file__).with_name("known_values.json").read_text())["vectors"]
+VECTORS = json.loads(Path(oracle.__file__).with_name("known_values.json").read_text())["vectors"]
 every_vector = pytest.mark.parametrize(
     "vector", [v for v in VECTORS if v["op"] == "ctc_loss"], ids=lambda vector: vector["id"]
 )

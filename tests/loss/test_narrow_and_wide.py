@@ -8,11 +8,11 @@ four, every place in a group of frames, both kinds of residuals.
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
-from conftest import assert_costs, assert_gradient
 
 import jax_ctc
+from support import oracle
+from support.results import assert_costs, assert_gradient
 
 B, L = 3, 6
 CLASSES = [5, 6, 7, 8, 15, 16, 17, 18, 19, 31, 33, 48, 49, 100]  # dense up to 7, table up to 48

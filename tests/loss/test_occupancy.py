@@ -3,12 +3,13 @@
 
 import jax
 import numpy as np
-import oracle
 import pytest
-from cases import both_layouts, every_case
-from conftest import TOLERANCE, assert_gradient, assert_same_bits, sweep
 
 import jax_ctc
+from support import oracle
+from support.cases import both_layouts, every_case
+from support.results import TOLERANCE, assert_gradient, assert_same_bits
+from support.runs import sweep
 
 occupancies = jax.jit(jax_ctc.ctc_occupancy, static_argnames=["blank", "time_major"])
 

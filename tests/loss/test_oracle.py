@@ -5,8 +5,9 @@ import itertools
 import math
 
 import numpy as np
-import oracle
 import pytest
+
+from support import oracle
 
 ROWS = [[], [1], [2, 1], [1, 1], [2, 2, 1], [1, 2, 1], [1, 1, 1]]
 

@@ -8,11 +8,12 @@ kernels keep occupancies by class, elsewhere by label; each kind of logits meets
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
-from conftest import COMPILED, assert_costs, assert_gradient, sweep
 
 import jax_ctc
+from support import oracle
+from support.results import COMPILED, assert_costs, assert_gradient
+from support.runs import sweep
 
 pytestmark = pytest.mark.slow
 

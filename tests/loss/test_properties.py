@@ -6,13 +6,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
-from conftest import assert_costs, assert_gradient, assert_same_bits
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import jax_ctc
+from support import oracle
+from support.results import assert_costs, assert_gradient, assert_same_bits
 
 B = 3
 

@@ -2,11 +2,12 @@
 """README's code runs and prints what it says."""
 
 import re
-from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parent.parent / "README.md"
+from support.runs import ROOT
+
+README = ROOT / "README.md"
 
 pytestmark = pytest.mark.skipif(not README.is_file(), reason="not in a source tree")
 

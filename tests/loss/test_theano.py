@@ -5,13 +5,13 @@ from functools import partial
 
 import jax
 import numpy as np
-import oracle
 import pytest
-from cases import DENSE, both_layouts
-from conftest import assert_costs, assert_gradient, assert_same_bits
 
 import jax_ctc
 from jax_ctc.compat import theano
+from support import oracle
+from support.cases import DENSE, both_layouts
+from support.results import assert_costs, assert_gradient, assert_same_bits
 
 
 @both_layouts

@@ -4,12 +4,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
-from cases import COMPACT, DENSE, both_layouts, every_case
-from conftest import assert_costs, assert_same_bits
 
 import jax_ctc
+from support import oracle
+from support.cases import COMPACT, DENSE, both_layouts, every_case
+from support.results import assert_costs, assert_same_bits
 
 
 @every_case

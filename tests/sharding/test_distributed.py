@@ -13,9 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import only_all, sweep
 
-PROGRAM = Path(__file__).parent.parent / "examples" / "distributed.py"
+from support.runs import ROOT, only_all, sweep
+
+PROGRAM = ROOT / "examples" / "distributed.py"
 NEEDED = ("flax", "optax", "sklearn", "matplotlib", "rapidfuzz", "tqdm")
 
 pytestmark = [

@@ -7,13 +7,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
-from cases import COMPACT, DENSE, both_layouts
-from conftest import assert_costs, assert_gradient, assert_same_bits, run
 from jax import export
 
 import jax_ctc
+from support import oracle
+from support.cases import COMPACT, DENSE, both_layouts
+from support.results import assert_costs, assert_gradient, assert_same_bits
+from support.runs import run
 
 pytest.importorskip("flatbuffers", reason="serialisation of exported programs needs flatbuffers")
 

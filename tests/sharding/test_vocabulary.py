@@ -8,15 +8,16 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
-from cases import Case, every_edge
-from conftest import COMPILED, TOLERANCE, assert_costs, assert_gradient, mesh_in_use, sweep
 from jax.experimental import checkify
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jax_ctc
+from support import oracle
+from support.cases import Case, every_edge
+from support.results import COMPILED, TOLERANCE, assert_costs, assert_gradient
+from support.runs import mesh_in_use, sweep
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 

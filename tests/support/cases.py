@@ -9,7 +9,9 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from conftest import COMPILED, sweep
+
+from support.results import COMPILED
+from support.runs import sweep
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ import os
 import shutil
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import ml_dtypes
 import numpy as np
-from conftest import made_once
 
-ROOT = Path(__file__).parent.parent
+from support.runs import ROOT, made_once
+
+SOURCES = ROOT / "tests" / "kernels"
 COMPILER = os.environ.get("CXX") or shutil.which("g++")
 DTYPES = [np.dtype(t) for t in (np.float32, np.float64, ml_dtypes.bfloat16, np.float16)]
 FLAGS = ["-std=gnu++17", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-fno-math-errno"]
@@ -23,8 +23,8 @@ FLAGS = ["-std=gnu++17", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-fno-math-
 def build(library, sources=ROOT):
     """Compiles `sources`, a tree with kernels/ and tests/, to a shared library."""
     command = [
-        COMPILER, *FLAGS, "-O1", "-fPIC", "-shared", f"-I{sources / 'tests'}",
-        sources / "tests" / "emulated.cpp", "-o", library,
+        COMPILER, *FLAGS, "-O1", "-fPIC", "-shared", f"-I{sources / 'tests' / 'kernels'}",
+        sources / "tests" / "kernels" / "emulated.cpp", "-o", library,
     ]  # fmt: skip
     built = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr[-4000:]
@@ -38,8 +38,8 @@ def handlers():
 
 def _build_handlers(library):
     command = [
-        COMPILER, *FLAGS, "-O1", "-fPIC", "-shared", f"-I{ROOT / 'tests'}",
-        "-isystem", jax.ffi.include_dir(), ROOT / "tests" / "emulated_handlers.cpp", "-o", library,
+        COMPILER, *FLAGS, "-O1", "-fPIC", "-shared", f"-I{SOURCES}",
+        "-isystem", jax.ffi.include_dir(), SOURCES / "emulated_handlers.cpp", "-o", library,
     ]  # fmt: skip
     built = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr[-4000:]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A pytest plugin: the suite on the CPU, but through everything that a GPU would run.
 
-`pytest -p emulated_backend` lowers each primitive as for CUDA, and XLA calls the CUDA handlers,
-whose kernels the emulator runs.
+`pytest -p support.emulated_backend` lowers each primitive as for CUDA, and XLA calls the CUDA
+handlers, whose kernels the emulator runs.
 """
 
 import ctypes

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import oracle
+
+from support import oracle
 
 HYPOTHESES = 2
 LABEL_DTYPES = (np.int32, np.int64, np.int8, np.int16, np.uint8, np.uint32)
