@@ -8,7 +8,7 @@ import hypothesis
 import jax
 import pytest
 
-pytest.register_assert_rewrite("support")
+pytest.register_assert_rewrite("support.results")
 
 from support.runs import FOLDER  # noqa: E402
 

@@ -77,7 +77,7 @@ def test_a_frame_without_a_class_of_the_sequence_costs_infinity(f, zero_infinity
     assert_gradient(gradient, sum(x.gradient for x in truth), K)
 
 
-def test_it_has_no_derivative_of_any_order():
+def test_an_infinite_cost_has_no_derivative_of_any_order():
     acts = np.zeros((3, 1, 40), np.float32)
     acts[1, 0, [0, 1]] = -np.inf
     labels, lengths = np.array([[[1]]]), np.array([3])

@@ -12,16 +12,9 @@ import pytest
 import jax_ctc
 from support import jnp_reference, oracle
 from support.cases import COMPACT, DENSE, both_layouts, every_edge
+from support.programs import direction_like, scalar
 from support.results import TOLERANCE
 from support.runs import sweep
-
-
-def scalar(cost):
-    return lambda acts: jnp.sum(jnp.sin(cost(acts)))
-
-
-def direction_like(acts, seed=1):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=acts.shape), acts.dtype)
 
 
 @partial(jax.jit, static_argnames=["blank", "time_major"])

@@ -13,16 +13,8 @@ from jax.test_util import check_grads
 import jax_ctc
 from support import jnp_reference
 from support.cases import COMPACT, DENSE, both_layouts
+from support.programs import direction_like, scalar
 from support.runs import sweep
-
-
-def scalar(cost):
-    """A function of all costs whose cotangents differ, and are not symbolic ones."""
-    return lambda acts: jnp.sum(jnp.sin(cost(acts)))
-
-
-def normal_like(array, seed):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=array.shape))
 
 
 def assert_trees_agree(actual, expected, tolerance=1e-9):
@@ -36,12 +28,12 @@ def assert_trees_agree(actual, expected, tolerance=1e-9):
 
 def linearized(cost, acts):
     value, push = jax.linearize(cost, acts)
-    return value, push(normal_like(acts, 1))
+    return value, push(direction_like(acts))
 
 
 def transposed(cost, acts):
     value, push = jax.linearize(cost, acts)
-    return jax.linear_transpose(push, acts)(normal_like(value, 1))
+    return jax.linear_transpose(push, acts)(direction_like(value))
 
 
 def descended(cost, acts):
@@ -63,7 +55,7 @@ def through_a_loop(cost, acts):
     def loop(acts):
         return lax.fori_loop(0, 3, lambda _, x: x + scalar(cost)(acts * x), jnp.float64(0.5))
 
-    return jax.jvp(loop, (acts,), (normal_like(acts, 1),))
+    return jax.jvp(loop, (acts,), (direction_like(acts),))
 
 
 def through_a_while_loop(cost, acts):
@@ -72,7 +64,7 @@ def through_a_while_loop(cost, acts):
             lambda a: jnp.abs(a).max() > 1, lambda a: a * jnp.tanh(0.1 * cost(a).mean()), acts
         )
 
-    return jax.jvp(shrink, (acts,), (normal_like(acts, 1),))
+    return jax.jvp(shrink, (acts,), (direction_like(acts),))
 
 
 def through_a_branch(cost, acts):
@@ -113,7 +105,7 @@ TRANSFORMS = {
     "jit of grad": lambda cost, acts: jax.jit(jax.grad(scalar(cost)))(acts),
     "grad of jit": lambda cost, acts: jax.grad(scalar(jax.jit(cost)))(acts),
     "value_and_grad": lambda cost, acts: jax.value_and_grad(scalar(cost))(acts),
-    "jvp": lambda cost, acts: jax.jvp(cost, (acts,), (normal_like(acts, 1),)),
+    "jvp": lambda cost, acts: jax.jvp(cost, (acts,), (direction_like(acts),)),
     "vjp": lambda cost, acts: jax.vjp(cost, acts)[1](jnp.array([1.0, -2.0, 0.5])),
     "jacfwd": lambda cost, acts: jax.jacfwd(cost)(acts),
     "jacrev": lambda cost, acts: jax.jacrev(cost)(acts),
@@ -197,7 +189,7 @@ def test_compilation_may_come_ahead_of_time(case):
 @both_layouts
 def test_the_batch_axis_may_come_first_in_every_derivative(case):
     acts, labels, lengths, _ = case.arguments(np.float64)
-    direction = normal_like(acts, 1)
+    direction = direction_like(acts)
 
     def derivatives(loss):
         cost = partial(loss, labels=labels, lengths=lengths)
@@ -216,7 +208,7 @@ def test_integers_have_float0_tangents(case):
     acts, labels, lengths, _ = case.arguments(np.float64)
     label_lengths = np.array([3, 2, 2])
     nothing = [np.zeros(x.shape, jax.dtypes.float0) for x in (labels, lengths, label_lengths)]
-    primals, tangents = (acts, labels, lengths, label_lengths), (normal_like(acts, 1), *nothing)
+    primals, tangents = (acts, labels, lengths, label_lengths), (direction_like(acts), *nothing)
     expected = jax.jit(lambda: jax.jvp(jnp_reference.ctc, primals, tangents))()
     assert_trees_agree(jax.jvp(jax_ctc.ctc, primals, tangents), expected)
 

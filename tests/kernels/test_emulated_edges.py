@@ -71,7 +71,7 @@ def test_a_gradient_of_zero_stays_zero_whatever_the_cotangent(kernels, V, dtype,
 
 @pytest.mark.parametrize("V", [4, 6])  # dense, where columns and acts have one dtype
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_also_in_the_place_of_columns(kernels, V, dtype):
+def test_a_gradient_of_zero_stays_zero_in_the_place_of_columns(kernels, V, dtype):
     check_gradients_of_zero(kernels, V, np.dtype(dtype), "columns")
 
 
@@ -117,7 +117,7 @@ def test_no_direction_reaches_what_has_no_gradient(kernels, V, dtype):
 
 
 @sizes_and_dtypes
-def test_nor_any_cotangent_or_direction_a_product_of_zero(kernels, V, dtype):
+def test_a_product_of_zero_stays_zero_whatever_it_is_multiplied_with(kernels, V, dtype):
     args = problem(V, dtype)
     answer = kernels.solve(*args, blank=BLANK)
     kept, zero = (answer.rows, answer.columns), must_be_zero(args[0])

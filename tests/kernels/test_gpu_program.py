@@ -79,7 +79,7 @@ def test_nothing_as_large_as_acts_is_copied(programs, size, layout, dtype):
 @with_compiler
 @SIZES
 @LAYOUTS
-def test_nor_by_transformations(programs, size, layout):
+def test_transformations_copy_nothing_as_large_as_acts(programs, size, layout):
     jvp, vmap = programs[f"{size} {layout} jvp"], programs[f"{size} {layout} vmap"]
     assert sorted(calls(jvp)) == ["forward", "tangent"]
     assert calls(vmap) == ["forward", "cotangent"]

@@ -179,7 +179,7 @@ def test_any_number_of_threads(threads):
     assert_same_bits(actual, COST)
 
 
-def test_switches_of_numpy():
+def test_switches_may_be_bools_of_numpy():
     swapped = ACTS.swapaxes(0, 1)
     actual = jax_ctc.ctc(
         swapped, LABELS, LENGTHS, LABEL_LENGTHS,

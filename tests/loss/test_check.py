@@ -200,7 +200,7 @@ def test_a_cost_made_zero_is_no_error_of_debugging(debugged, under_jit):
 
 
 @pytest.mark.parametrize("debugged", ["jax_debug_infs"], indirect=True)
-def test_an_infinite_cost_is_one(debugged):
+def test_debugging_reports_an_infinite_cost(debugged):
     with pytest.raises(FloatingPointError):
         jax_ctc.ctc(ACTS, GOOD, np.array([2, 4, 6, 6]), time_major=False)
 

@@ -5,13 +5,12 @@ A table is for V <= 8 L and V <= 256 (kernels/cpu/simd/emissions.h). Every remai
 four, every place in a group of frames, both kinds of residuals.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jax_ctc
 from support import oracle
+from support.programs import cost_and_gradient
 from support.results import assert_costs, assert_gradient
 
 B, L = 3, 6
@@ -26,14 +25,8 @@ def batch(T, V, dtype=np.float32, scale=3):
     return acts, labels, np.array([T, T, T - 1])
 
 
-@jax.jit
-def solved(acts, labels, lengths):
-    cost, pull = jax.vjp(lambda x: jax_ctc.ctc(x, labels, lengths), acts)
-    return cost, pull(jnp.ones_like(cost))[0]
-
-
 def assert_solved(acts, labels, lengths):
-    cost, gradient = solved(acts, labels, lengths)
+    cost, gradient = cost_and_gradient(acts, labels, lengths)
     truth = oracle.solve(np.asarray(acts, float), labels, lengths)
     assert_costs(cost, truth.cost, len(acts))
     assert_gradient(gradient, truth.gradient)
@@ -41,21 +34,21 @@ def assert_solved(acts, labels, lengths):
 
 @pytest.mark.parametrize("V", CLASSES)
 @pytest.mark.parametrize("T", [13, 14, 15, 16, 17])
-def test_any_number_of_frames_and_classes(T, V):
+def test_any_number_of_frames_and_classes_agrees_with_the_oracle(T, V):
     assert_solved(*batch(T, V))
 
 
 @pytest.mark.parametrize("V", CLASSES)
-def test_in_double_precision(V):
+def test_double_precision_agrees_with_the_oracle(V):
     assert_solved(*batch(15, V, np.float64))
 
 
 @pytest.mark.parametrize("V", [7, 16, 100])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_in_half_precision(V, dtype):
+def test_half_precision_is_rounded_once(V, dtype):
     acts, labels, lengths = batch(14, V)
     half = jnp.asarray(acts, dtype)
-    cost, gradient = solved(half, labels, lengths)
+    cost, gradient = cost_and_gradient(half, labels, lengths)
     truth = oracle.solve(np.asarray(half, float), labels, lengths)
     assert_costs(cost, truth.cost, len(acts))
     error = np.abs(np.asarray(gradient, float) - truth.gradient)
@@ -67,7 +60,7 @@ def test_in_half_precision(V, dtype):
 @pytest.mark.parametrize("V", [7, 18, 100])
 @pytest.mark.parametrize("frame", range(12, 17))
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_one_logit_that_is_not_finite(V, frame, value):
+def test_one_logit_that_is_not_finite_is_as_the_oracle_says(V, frame, value):
     acts, labels, lengths = batch(17, V)
     for v in (0, 1, V - 1):
         odd = acts.copy()
@@ -77,12 +70,12 @@ def test_one_logit_that_is_not_finite(V, frame, value):
 
 @pytest.mark.parametrize("V", [7, 18, 100])
 @pytest.mark.parametrize("far", [-3e4, -9e4, -1.1e5, -3e6, -1e8])
-def test_logits_far_apart(V, far):
+def test_logits_far_apart_agree_with_the_oracle(V, far):
     """Beyond 1e5 below the largest float has too few digits for the vector code."""
     acts, labels, lengths = batch(15, V)
     acts[5:7, 0, : V - 1] += np.float32(far)  # all but one that is no label
     acts[9, 1, 0] += np.float32(far)
-    cost, gradient = solved(acts, labels, lengths)
+    cost, gradient = cost_and_gradient(acts, labels, lengths)
     truth = oracle.solve(acts.astype(float), labels, lengths)
     if far < -4.2e7:  # counts as impossible
         assert np.isinf(cost[0])
@@ -93,13 +86,13 @@ def test_logits_far_apart(V, far):
 
 
 @pytest.mark.parametrize("padding", [False, True])
-def test_the_same_problem_by_table_and_by_row(padding):
+def test_a_table_and_rows_give_the_same_costs(padding):
     """Classes of probability 0 make rows wide and change nothing."""
     acts, labels, lengths = batch(40, 18)
     labels[1, 2] = -1 if padding else labels[1, 2]
     wide = np.pad(acts, [(0, 0), (0, 0), (0, 50)], constant_values=-np.inf)
-    cost, gradient = solved(acts, labels, lengths)
-    wide_cost, wide_gradient = solved(wide, labels, lengths)
+    cost, gradient = cost_and_gradient(acts, labels, lengths)
+    wide_cost, wide_gradient = cost_and_gradient(wide, labels, lengths)
     assert_costs(wide_cost, cost, len(acts))
     np.testing.assert_allclose(wide_gradient[..., :18], gradient, rtol=0, atol=1e-6)
     assert (wide_gradient[..., 18:] == 0).all()

@@ -5,13 +5,11 @@ Every batch has a full sequence and a shorter one with half the labels. Where V 
 kernels keep occupancies by class, elsewhere by label; each kind of logits meets both.
 """
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jax_ctc
 from support import oracle
+from support.programs import cost_and_gradient
 from support.results import COMPILED, assert_costs, assert_gradient
 from support.runs import sweep
 
@@ -161,12 +159,6 @@ def batch(name, dtype):
     labels = rng.integers(1, V, (2, L))
     labels[1, L // 2 :] = -1
     return logits(rng, labels, (T, 2, V)).astype(dtype), labels, frames(T)
-
-
-@jax.jit
-def cost_and_gradient(acts, labels, lengths):
-    cost, vjp = jax.vjp(lambda acts: jax_ctc.ctc(acts, labels, lengths), acts)
-    return cost, vjp(jnp.ones_like(cost))[0]
 
 
 def assert_accurate(acts, labels, lengths):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A batch spread over eight devices: the results of one device, and no acts sent around."""
+"""A batch sharded over eight devices: the results of one device, and no acts communicated."""
 
 import re
 from functools import partial
@@ -57,8 +57,8 @@ def assert_close(actual, expected):
     jax.tree.map(close, actual, expected)
 
 
-def spread(batch, mesh, time_major):
-    """The batch on the host, and spread over the devices."""
+def shard(batch, mesh, time_major):
+    """The batch on the host, and sharded over the devices."""
     acts, *rest = batch
     arguments = acts if time_major else acts.swapaxes(0, 1), *rest
     specs = P(None, "data") if time_major else P("data"), P("data"), P("data")
@@ -68,7 +68,7 @@ def spread(batch, mesh, time_major):
 
 @every_function
 def test_jit_over_a_mesh_gathers_nothing(function, batch, mesh, time_major):
-    arguments, shards, _ = spread(batch, mesh, time_major)
+    arguments, shards, _ = shard(batch, mesh, time_major)
     function = jax.jit(partial(function, time_major=time_major))
     compiled = function.lower(*shards).compile()
     assert not {"all-gather", "all-to-all"} & set(re.findall(r"[a-z-]+", compiled.as_text()))
@@ -76,7 +76,7 @@ def test_jit_over_a_mesh_gathers_nothing(function, batch, mesh, time_major):
 
 
 def test_results_lie_where_the_sequences_lie(batch, mesh, time_major):
-    _, shards, specs = spread(batch, mesh, time_major)
+    _, shards, specs = shard(batch, mesh, time_major)
     ctc = partial(jax_ctc.ctc, time_major=time_major)
     cost, vjp = jax.jit(lambda acts: jax.vjp(lambda acts: ctc(acts, *shards[1:]), acts))(shards[0])
     assert cost.sharding.is_equivalent_to(NamedSharding(mesh, P("data")), 1)
@@ -86,7 +86,7 @@ def test_results_lie_where_the_sequences_lie(batch, mesh, time_major):
 
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_shard_map_runs_each_part_by_itself(batch, mesh, time_major, check_vma):
-    arguments, shards, specs = spread(batch, mesh, time_major)
+    arguments, shards, specs = shard(batch, mesh, time_major)
 
     def evaluate(acts, *rest):
         ctc = partial(jax_ctc.ctc, time_major=time_major)
@@ -107,7 +107,7 @@ def test_shard_map_runs_each_part_by_itself(batch, mesh, time_major, check_vma):
 
 def test_labels_may_be_on_every_device_alike(batch, mesh):
     acts, labels, lengths = batch
-    (_, _, _), (acts_shards, _, _), _ = spread(batch, mesh, True)
+    (_, _, _), (acts_shards, _, _), _ = shard(batch, mesh, True)
     cost = jax.jit(jax_ctc.ctc)(acts_shards, labels, lengths)
     assert_close(cost, jax_ctc.ctc(acts, labels, lengths))
 
@@ -120,7 +120,7 @@ def in_pairs(function):
 @pytest.mark.parametrize("partitioner", ["Shardy", "GSPMD"])
 @every_function
 def test_vmap_over_a_mesh_gathers_nothing(function, batch, mesh, time_major, partitioner):
-    arguments, _, specs = spread(batch, mesh, time_major)
+    arguments, _, specs = shard(batch, mesh, time_major)
     pairs = [np.stack([x, x[:, ::-1] if x.ndim > 1 else x]) for x in arguments]
     shards = [
         jax.device_put(x, NamedSharding(mesh, P(None, *spec)))
@@ -139,9 +139,9 @@ def test_vmap_over_a_mesh_gathers_nothing(function, batch, mesh, time_major, par
 
 
 @every_function
-def test_types_say_where_results_lie(function, batch, time_major):
+def test_results_have_the_sharding_that_types_say(function, batch, time_major):
     mesh = Mesh(np.array(jax.devices()[:8]), ("data",), axis_types=(AxisType.Explicit,))
-    arguments, shards, specs = spread(batch, mesh, time_major)
+    arguments, shards, specs = shard(batch, mesh, time_major)
     with mesh_in_use(mesh):
         results = jax.jit(partial(function, time_major=time_major))(*shards)
     assert_close(results, function(*arguments, time_major=time_major))
@@ -162,10 +162,10 @@ def typed():
         yield lambda x, *spec: jax.device_put(x, NamedSharding(mesh, P(*spec)))
 
 
-@pytest.mark.parametrize("axis", ["k", None], ids=["spread", "whole"])
+@pytest.mark.parametrize("axis", ["k", None], ids=["sharded", "replicated"])
 @pytest.mark.parametrize("V", [12, 40])
-def test_hypotheses_by_type(typed, axis, V):
-    """Label sequences on one acts, mapped over an axis that is spread or not."""
+def test_hypotheses_have_the_sharding_that_types_say(typed, axis, V):
+    """Label sequences on one acts, mapped over an axis that is sharded or not."""
     rng = np.random.default_rng(0)
     acts = rng.normal(size=(T, B, V))
     labels, lengths = rng.integers(1, V, (4, B, L)), np.full(B, T)
@@ -189,21 +189,21 @@ def test_hypotheses_by_type(typed, axis, V):
 
 
 @pytest.mark.parametrize("batch", sweep([4, 20], [20]), indirect=True)
-def test_third_order_by_type(typed, batch):
+def test_third_derivatives_have_the_sharding_that_types_say(typed, batch):
     acts, labels, lengths = (x.astype(float) if x.ndim == 3 else x for x in batch)
 
     def third(acts, *rest):
         along = lambda acts: product(acts, *rest)  # noqa: E731
         return jax.jvp(along, (acts,), (jnp.cos(acts),))[1]
 
-    spread = typed(acts, None, "data"), typed(labels, "data"), typed(lengths, "data")
-    actual = jax.jit(third)(*spread)
+    sharded = typed(acts, None, "data"), typed(labels, "data"), typed(lengths, "data")
+    actual = jax.jit(third)(*sharded)
     assert jax.typeof(actual).sharding.spec == P(None, "data", None)
     expected = jax.jit(third)(acts, labels, lengths)
     np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_time_that_is_spread_by_its_type_is_an_error(batch):
+def test_time_sharded_by_type_is_an_error(batch):
     mesh = Mesh(np.array(jax.devices()[:2]), ("time",), axis_types=(AxisType.Explicit,))
     acts = jax.device_put(batch[0], NamedSharding(mesh, P("time")))
     with mesh_in_use(mesh), pytest.raises(TypeError, match="`acts`: expected its time axis"):
