@@ -139,6 +139,16 @@ def test_a_nan_is_seen_in_arrays_of_any_size(V, place):
     assert not np.asarray(gradient[4:, 1]).any()
 
 
+def test_every_class_counts_once_where_they_are_read_in_groups():
+    """The last of the groups begins with classes of the group before it."""
+    acts = np.random.default_rng(0).normal(size=(6, 3, 3000)).astype(np.float32)
+    alone, cost, gradient = evaluate(acts, LABELS, LENGTHS, ones(LENGTHS))
+    truth = oracle.solve(acts, LABELS, LENGTHS)
+    assert_costs(alone, truth.cost, 6)
+    assert_costs(cost, truth.cost, 6)
+    assert_gradient(gradient, truth.gradient)
+
+
 @pytest.mark.parametrize("V", [4, 5000])
 def test_sums_see_a_nan_beside_nothing_but_minus_infinity(V):
     acts = np.full((6, 3, V), -np.inf, np.float32)
