@@ -379,7 +379,8 @@ THROUGH_XLA = {
     "a few of each": (
         "loss/test_edges.py derivatives/test_transforms.py sharding/test_sharding.py "
         "derivatives/test_second_order.py",
-        "compact and (test_sharding or zero_cotangent and frame or vjp or gradient_zero)",
+        "compact and not third and not hypotheses and "
+        "(test_sharding or zero_cotangent and frame or vjp or gradient_zero)",
     ),
 }
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A batch sharded over eight devices: the results of one device, and no acts communicated."""
 
+import contextlib
 import re
 from functools import partial
 
@@ -112,6 +113,31 @@ def test_labels_may_be_on_every_device_alike(batch, mesh):
     assert_close(cost, jax_ctc.ctc(acts, labels, lengths))
 
 
+@pytest.mark.parametrize("partitioner", ["Shardy", "GSPMD"])
+@pytest.mark.parametrize("spec", [P("data"), P(None, None, "data")], ids=["time", "classes"])
+def test_sharded_time_or_classes_are_gathered(spec, partitioner, mesh):
+    """A program whose acts lie so has the right costs, at the price of communication."""
+    rng = np.random.default_rng(0)
+    acts = rng.normal(size=(16, B, 24)).astype(np.float32)
+    labels, lengths = rng.integers(1, 24, (B, L), dtype=np.int32), np.full(B, 16, np.int32)
+    expected = jax.jit(jax.value_and_grad(mean))(acts, labels, lengths)
+    shards = jax.device_put(acts, NamedSharding(mesh, spec))
+    with partitioned_by(partitioner):
+        # A function of its own: JAX would find the program of another partitioner.
+        actual = jax.jit(lambda *given: jax.value_and_grad(mean)(*given))(shards, labels, lengths)
+    assert_close(actual, expected)
+
+
+@contextlib.contextmanager
+def partitioned_by(name):
+    before = jax.config.jax_use_shardy_partitioner
+    jax.config.update("jax_use_shardy_partitioner", name == "Shardy")
+    try:
+        yield
+    finally:
+        jax.config.update("jax_use_shardy_partitioner", before)
+
+
 def in_pairs(function):
     """vmap over a leading axis of everything, two problems at once."""
     return lambda *arguments, **options: jax.vmap(partial(function, **options))(*arguments)
@@ -128,12 +154,8 @@ def test_vmap_over_a_mesh_gathers_nothing(function, batch, mesh, time_major, par
     ]
     function = in_pairs(partial(function, time_major=time_major))
     expected = jax.jit(function)(*pairs)
-    before = jax.config.jax_use_shardy_partitioner
-    jax.config.update("jax_use_shardy_partitioner", partitioner == "Shardy")
-    try:
+    with partitioned_by(partitioner):
         compiled = jax.jit(lambda *x: function(*x)).lower(*shards).compile()
-    finally:
-        jax.config.update("jax_use_shardy_partitioner", before)
     assert not {"all-gather", "all-to-all"} & set(re.findall(r"[a-z-]+", compiled.as_text()))
     assert_close(compiled(*shards), expected)
 
