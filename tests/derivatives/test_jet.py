@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Taylor series (jax.experimental.jet): the derivatives along a curve that nested JVPs give."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,23 +34,31 @@ FUNCTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", sweep(FUNCTIONS, ["gradient, compact", "hypotheses"]))
-def test_series_are_those_of_nested_jvps(name):
+@pytest.mark.parametrize(
+    ("name", "order"),
+    sweep(
+        [*((name, 3) for name in FUNCTIONS), ("gradient, compact", 2), ("hypotheses", 2)],
+        [("dense", 3), ("gradient, compact", 2), ("hypotheses", 2)],
+    ),
+)
+def test_series_are_those_of_nested_jvps(name, order):
     f, B, V = FUNCTIONS[name]
     rng = np.random.default_rng(V)
-    acts, *terms = (rng.normal(size=(T, B, V)).astype(np.float32) for _ in range(4))
+    acts, *terms = (rng.normal(size=(T, B, V)).astype(np.float32) for _ in range(order + 1))
 
     def along(t):
-        return f(acts + t * (terms[0] + t / 2 * (terms[1] + t / 3 * terms[2])))
+        powers = [t**k / math.factorial(k) for k in range(1, order + 1)]
+        return f(acts + sum(power * term for power, term in zip(powers, terms, strict=True)))
 
     def slope(g):
         return lambda t: jax.jvp(g, (t,), (jnp.ones_like(t),))[1]
 
     @jax.jit
     def both(acts):
-        t = jnp.float32(0)
-        orders = [g(t) for g in (slope(along), slope(slope(along)), slope(slope(slope(along))))]
-        return jet(f, (acts,), (terms,)), (f(acts), orders)
+        slopes = [slope(along)]
+        for _ in range(order - 1):
+            slopes.append(slope(slopes[-1]))
+        return jet(f, (acts,), (terms,)), (f(acts), [g(jnp.float32(0)) for g in slopes])
 
     (value, series), (expected, orders) = both(acts)
     np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-6)

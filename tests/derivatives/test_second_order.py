@@ -128,7 +128,7 @@ def in_layouts(compositions, dense, compact):
 @in_layouts(
     HESSIANS,
     ["hessian", "jacrev of jacrev"],
-    ["jit of hessian", "jacfwd of jacfwd", "jacrev of jacfwd"],
+    ["jacrev of jacfwd"],
 )
 def test_every_way_to_a_hessian_agrees_with_the_scan(case, name):
     assert_agrees(HESSIANS[name], case, HESSIANS["hessian"])
@@ -136,7 +136,7 @@ def test_every_way_to_a_hessian_agrees_with_the_scan(case, name):
 
 @in_layouts(
     OTHERS,
-    ["products with several vectors", "products in a scan", "third order forward throughout"],
+    ["products with several vectors", "products in a scan"],
     ["forward over forward", "products at several points", "third order in reverse"],
 )
 def test_what_is_made_of_products_agrees_with_the_scan(case, name):

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The CUDA kernels by the emulator: no bit depends on where in memory a row lies."""
 
+import itertools
+
 import numpy as np
 import pytest
 
 from support import emulated
 from support.results import assert_same_bits
+from support.runs import sweep
 
 pytestmark = [
     pytest.mark.skipif(not (emulated.ROOT / "kernels").is_dir(), reason="not in a source tree"),
@@ -19,9 +22,10 @@ def kernels():
     return emulated.kernels()
 
 
-@pytest.mark.parametrize("V", [33, 1001, 1002, 4100], ids="V{}".format)
-@pytest.mark.parametrize("dtype", emulated.DTYPES, ids=str)
-@pytest.mark.parametrize("time_axis", [0, 1])
+SIZES = list(itertools.product([33, 1001, 1002, 4100], emulated.DTYPES, [0, 1]))
+
+
+@pytest.mark.parametrize(("V", "dtype", "time_axis"), sweep(SIZES, SIZES[::3]), ids=str)
 def test_a_batch_has_the_bits_of_batches_of_one(kernels, V, dtype, time_axis):
     rng = np.random.default_rng(V)
     shape = (T, B, V) if time_axis == 0 else (B, T, V)

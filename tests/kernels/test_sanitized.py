@@ -11,7 +11,7 @@ import shutil
 import pytest
 
 import jax_ctc
-from support.runs import ALL, ROOT, only_all, run
+from support.runs import ALL, ROOT, only_all, run, sweep
 
 KERNELS = ROOT / "kernels"
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
@@ -36,16 +36,17 @@ def compile_to(output, *arguments):
     return output
 
 
+INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 PARTS = [KERNELS / "cpu" / f"{name}.cpp" for name in ("ctc", "parallel", "dispatch")]
-PARTS += [KERNELS / "cpu" / "simd" / f"{name}.cpp" for name in ("baseline", "avx2", "avx512")]
+PARTS += [KERNELS / "cpu" / "simd" / f"{name}.cpp" for name in INSTRUCTION_SETS]
 
 
-def objects(folder, sanitizers, fewer=None):
-    """Of all parts. With `fewer`, these are the sanitizers of all instruction sets but one: what is
-    undefined takes twice as long to compile."""
+def objects(folder, sanitizers, sets=SETS):
+    """Of all parts; instruction sets that are not among `sets` without sanitizers."""
+    plain = set(INSTRUCTION_SETS) - set(sets)
 
     def flags(part):
-        return fewer if fewer and part.stem in SETS and part.stem != ONE_SET else sanitizers
+        return [] if part.stem in plain else sanitizers
 
     return {x.stem: compile_to(folder / f"{x.stem}.o", *flags(x), "-c", x) for x in PARTS}
 
@@ -64,9 +65,9 @@ def assert_rounds(program, rounds, isa):
 @pytest.mark.slow
 def test_no_input_makes_a_kernel_leave_its_arrays(tmp_path):
     """Nor forged residuals, nor a failed allocation; several threads and callers, all blocks."""
-    fewer = None if ALL else ADDRESSES[:1]
-    program = problems(tmp_path, ADDRESSES, objects(tmp_path, ADDRESSES, fewer))
-    for isa in SETS:
+    sets = sweep(SETS, [ONE_SET])
+    program = problems(tmp_path, ADDRESSES, objects(tmp_path, ADDRESSES, sets))
+    for isa in sets:
         assert_rounds(program, 1500 if ALL else 40, isa)
 
 

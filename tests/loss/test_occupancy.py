@@ -7,14 +7,24 @@ import pytest
 
 import jax_ctc
 from support import oracle
-from support.cases import both_layouts, every_case
+from support.cases import CASES, WIDTHS, Case, both_layouts, every_edge
 from support.results import TOLERANCE, assert_gradient, assert_same_bits
-from support.runs import sweep
+from support.runs import ALL, sweep
 
 occupancies = jax.jit(jax_ctc.ctc_occupancy, static_argnames=["blank", "time_major"])
 
 
-@every_case
+@every_edge
+@pytest.mark.parametrize("L", [6, 11], ids=["compact", "dense"])
+def test_every_edge_is_the_oracle_s(case, L):
+    given = case.in_one_shape(V=12, L=L)
+    truth = oracle.solve(*given, blank=Case.SHARED_BLANK)
+    assert_gradient(occupancies(*given, blank=Case.SHARED_BLANK), truth.occupancy)
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if ALL or case in WIDTHS], ids=lambda case: case.name
+)
 @pytest.mark.parametrize("dtype", sweep([np.float32, np.float64], [np.float32]))
 def test_occupancy_is_the_oracle_s(case, dtype):
     acts, *rest = case.arguments(dtype)
