@@ -230,6 +230,18 @@ def test_forged_residuals_are_only_numbers(op, size):
 
 
 @pytest.mark.parametrize("op", ["sums", "sums_cotangent"])
+def test_sums_are_zero_in_frames_beyond_the_length(op):
+    operands, results = honest(op, *COMPACT)
+    for k in (ACTS, *range(3, len(operands))):
+        operands[k] = np.ones_like(operands[k])
+    operands[LENGTHS][:] = 5, 3, 0
+    in_use = np.arange(T)[:, None] < operands[LENGTHS]
+    for x in call(op, operands, results):
+        assert not x[~in_use].any()
+        assert x[in_use].any() or not x.any()  # nothing is less than the largest: no tail
+
+
+@pytest.mark.parametrize("op", ["sums", "sums_cotangent"])
 def test_a_symbol_that_is_no_class_is_refused(op):
     for symbol in (9, 10**9, 2**31 - 1):
         operands, results = honest(op, *COMPACT)
