@@ -20,10 +20,14 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 TESTS = HERE.parent / "tests"
-NOT_OF_A_DEVICE = [  # tests of compilers, sources and the emulator, which need no device
-    "gpu", "test_cuda_build.py", "test_emulated.py", "test_gpu_program.py", "test_sources.py",
-    "test_oracle.py", "test_backends.py",
+# Below tests/: tests of compilers, sources and the emulator, which need no device.
+NOT_OF_A_DEVICE = [
+    *(f"kernels/test_{name}.py" for name in (
+        "backends", "cuda_build", "emulated*", "gpu_program", "makefile", "sanitized", "sources",
+    )),
+    "loss/test_oracle.py", "gpu/*",
 ]  # fmt: skip
+NEED_HYPOTHESIS = ["loss/test_properties.py", "derivatives/test_few_classes.py"]
 SILENCE, RESTARTS, FAILURES = 60, 15, 40  # seconds, of each process, of all
 
 
@@ -35,11 +39,11 @@ def tests(write: Callable[..., None], tiny: bool, deadline: float) -> None:
 
 def suite(write: Callable[..., None], tiny: bool, deadline: float) -> None:
     """The quick part of the ordinary tests, which run on JAX's default device."""
-    what = [".", "-m", "not slow", *(f"--ignore={name}" for name in NOT_OF_A_DEVICE)]
-    if importlib.util.find_spec("hypothesis") is None:
-        what.append("--ignore=test_properties.py")
+    has_hypothesis = importlib.util.find_spec("hypothesis") is not None
+    others = NOT_OF_A_DEVICE + ([] if has_hypothesis else NEED_HYPOTHESIS)
+    what = [".", "-m", "not slow", *(f"--ignore-glob={TESTS / name}" for name in others)]
     if tiny:
-        what = ["test_known_values.py"]
+        what = ["loss/test_known_values.py"]
     run_tests(write, what, tiny, deadline, {})
 
 

@@ -17,12 +17,12 @@ import time
 from functools import partial
 from typing import NamedTuple
 
-import fuzz_problems
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import jax_ctc
+from support import fuzz_problems
 
 CASES_OF_A_SETTING = 40  # programs are compiled once for so many problems
 MOST_FAILURES = 10

@@ -4,9 +4,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from conftest import assert_costs
 
 import jax_ctc
+from support.results import assert_costs
 
 DEVICE, CPU = jax.devices()[0], jax.devices("cpu")[0]
 # A result is rounded once to the dtype of acts: its relative precision.

@@ -5,11 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import EDGES, WIDTHS
-from conftest import assert_costs, assert_gradient
-from oracle import cost_and_gradient
 
 import jax_ctc
+from support.cases import EDGES, WIDTHS
+from support.oracle import cost_and_gradient
+from support.results import assert_costs, assert_gradient
 
 from .problems import CPU, DEVICE, ROUNDING, compare, problem
 

@@ -4,9 +4,9 @@
 import jax
 import numpy as np
 import pytest
-from conftest import assert_costs
 
 import jax_ctc
+from support.results import assert_costs
 
 from .problems import DEVICE, problem
 

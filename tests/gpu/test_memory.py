@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_same_bits
 
 import jax_ctc
+from support.results import assert_same_bits
 
 from .problems import CPU, DEVICE, problem
 

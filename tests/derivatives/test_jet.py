@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Taylor series (jax.experimental.jet): the derivatives along a curve that nested JVPs give."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jax_ctc
+from support.runs import sweep
+
+jet = pytest.importorskip("jax.experimental.jet").jet
+
+T, LENGTHS = 6, np.array([6, 5, 2], np.int32)
+LABELS = np.array([[1, 2, 2], [3, 1, -1], [1, 2, 3]], np.int32)  # the last does not fit
+
+
+def cost(acts):
+    return jax_ctc.ctc(acts, LABELS, LENGTHS, zero_infinity=True)
+
+
+def hypotheses(acts):
+    return jax.vmap(jax_ctc.ctc, (None, 0, None))(acts, LABELS[None, :2], LENGTHS[:2])
+
+
+FUNCTIONS = {
+    "dense": (cost, 3, 4),
+    "compact": (cost, 3, 9),
+    "gradient, dense": (jax.grad(lambda acts: cost(acts).sum()), 3, 4),
+    "gradient, compact": (jax.grad(lambda acts: cost(acts).sum()), 3, 9),
+    "hypotheses": (hypotheses, 2, 16),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "order"),
+    sweep(
+        [*((name, 3) for name in FUNCTIONS), ("gradient, compact", 2), ("hypotheses", 2)],
+        [("dense", 3), ("gradient, compact", 2), ("hypotheses", 2)],
+    ),
+)
+def test_series_are_those_of_nested_jvps(name, order):
+    f, B, V = FUNCTIONS[name]
+    rng = np.random.default_rng(V)
+    acts, *terms = (rng.normal(size=(T, B, V)).astype(np.float32) for _ in range(order + 1))
+
+    def along(t):
+        powers = [t**k / math.factorial(k) for k in range(1, order + 1)]
+        return f(acts + sum(power * term for power, term in zip(powers, terms, strict=True)))
+
+    def slope(g):
+        return lambda t: jax.jvp(g, (t,), (jnp.ones_like(t),))[1]
+
+    @jax.jit
+    def both(acts):
+        slopes = [slope(along)]
+        for _ in range(order - 1):
+            slopes.append(slope(slopes[-1]))
+        return jet(f, (acts,), (terms,)), (f(acts), [g(jnp.float32(0)) for g in slopes])
+
+    (value, series), (expected, orders) = both(acts)
+    np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-6)
+    for actual, exact in zip(series, orders, strict=True):
+        scale = float(jnp.abs(exact).max())
+        np.testing.assert_allclose(actual, exact, rtol=0, atol=1e-5 * max(scale, 1))
+
+
+def test_a_sequence_without_an_alignment_has_no_series():
+    rng = np.random.default_rng(0)
+    acts, *terms = (rng.normal(size=(T, 3, 9)).astype(np.float32) for _ in range(3))
+    terms[1][:, 2] = np.nan
+    _, series = jax.jit(lambda acts: jet(cost, (acts,), (terms,)))(acts)
+    for term in series:
+        assert term[2] == 0
+        assert np.isfinite(term).all()

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is exactly 0 in a gradient stays 0, whatever it is multiplied with."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jax_ctc
+from support.oracle import cost_and_gradient
+from support.results import assert_gradient
+
+T, B = 6, 8
+# Few classes for the labels there are (dense residuals), many (compact), and enough for a table.
+SIZES = pytest.mark.parametrize(("V", "L"), [(5, 4), (7, 30), (40, 4)], ids=["V5", "V7", "V40"])
+DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
+INFEASIBLE, BAD_LABEL, BLANK, BAD_LENGTH, EMPTY, NAN, SHORT, GOOD = range(B)
+WITHOUT = [INFEASIBLE, BAD_LABEL, BLANK, BAD_LENGTH, EMPTY]  # sequences without a gradient
+NEVER = 3  # a class of probability 0 that no label asks for
+
+
+def problem(V, L, dtype):
+    """Every kind of sequence that the contract knows."""
+    acts = np.random.default_rng(0).normal(0, 2, (T, B, V))
+    acts[:, :, NEVER] = -np.inf
+    labels = np.full((B, L), -1, np.int32)
+    labels[:, :2] = [1, 2]
+    labels[INFEASIBLE, :4] = 1
+    labels[BAD_LABEL, 1], labels[BLANK, 1] = V, 0
+    lengths = np.array([T, T, T, T + 1, 0, T, T - 2, T], np.int32)
+    acts[2, NAN, 1] = np.nan
+    acts[T - 2 :, SHORT] = np.nan
+    return jnp.asarray(acts).astype(dtype), jnp.asarray(labels), jnp.asarray(lengths)
+
+
+def zeros_of(V):
+    """Where the contract says exactly 0."""
+    zero = np.zeros((T, B, V), bool)
+    zero[:, WITHOUT] = True
+    zero[T - 2 :, SHORT] = True
+    zero[:, [SHORT, GOOD], NEVER] = True
+    return zero
+
+
+def vjp(V, L, dtype, cotangent):
+    acts, labels, lengths = problem(V, L, dtype)
+
+    cost = jnp.float64 if dtype == "float64" else jnp.float32
+    return gradient_of(acts, labels, lengths, jnp.full(B, cotangent, cost))
+
+
+@jax.jit
+def gradient_of(acts, labels, lengths, cotangents):
+    return jax.vjp(lambda a: jax_ctc.ctc(a, labels, lengths), acts)[1](cotangents)[0]
+
+
+@jax.jit
+def tangents_of(acts, labels, lengths, u):
+    return jax.jvp(lambda a: jax_ctc.ctc(a, labels, lengths), (acts,), (u,))[1]
+
+
+@jax.jit
+def product_of(acts, labels, lengths, cotangents, u):
+    return jax.jvp(lambda a: gradient_of(a, labels, lengths, cotangents), (acts,), (u,))[1]
+
+
+@SIZES
+@DTYPES
+@pytest.mark.parametrize("cotangent", [np.inf, -np.inf, np.nan], ids=["inf", "-inf", "nan"])
+def test_a_zero_of_the_gradient_stays_zero_whatever_the_cotangent(V, L, dtype, cotangent):
+    gradient = np.asarray(vjp(V, L, dtype, cotangent), float)
+    zero = zeros_of(V)
+    assert (gradient[zero] == 0).all()
+    assert np.isnan(gradient[:, NAN]).all()
+    unit = np.asarray(vjp(V, L, dtype, 1), float)
+    with np.errstate(invalid="ignore"):
+        expected = np.where(unit == 0, 0, unit * cotangent)
+    np.testing.assert_array_equal(gradient, expected)
+    assert not np.isfinite(gradient[:, GOOD, [0, 1, 2]]).any()
+
+
+@SIZES
+def test_a_zero_cotangent_gives_zero_everywhere(V, L):
+    assert (np.asarray(vjp(V, L, "float32", 0.0)) == 0).all()
+
+
+def test_the_square_of_an_infinite_cost_has_the_gradient_zero():
+    acts = jnp.zeros((60, 2, 28))
+    labels, lengths = np.ones((2, 40), int), np.array([60, 3])
+    labels[0, 20:] = -1
+
+    def squares(acts):
+        return (jax_ctc.ctc(acts, labels, lengths) ** 2).sum()
+
+    gradient = np.asarray(jax.grad(squares)(acts))
+    assert (gradient[:, 1] == 0).all()
+    cost, expected = cost_and_gradient(np.zeros((60, 2, 28)), labels, lengths)
+    assert_gradient(gradient[:, 0], 2 * cost[0] * expected[:, 0], scale=2 * cost[0])
+
+
+def directions_of(zero, value, acts):
+    """Ordinary where the gradient is not 0."""
+    u = np.random.default_rng(1).normal(size=acts.shape)
+    return np.where(zero, value, u), np.where(zero, 0, u)
+
+
+@SIZES
+@DTYPES
+@pytest.mark.parametrize("value", [np.inf, np.nan], ids=["inf", "nan"])
+def test_a_direction_does_not_count_where_the_gradient_is_zero(V, L, dtype, value):
+    acts, labels, lengths = problem(V, L, dtype)
+    wild, tame = (jnp.asarray(u).astype(dtype) for u in directions_of(zeros_of(V), value, acts))
+    tangents = np.asarray(tangents_of(acts, labels, lengths, wild))
+    assert (tangents[WITHOUT] == 0).all()
+    assert np.isnan(tangents[NAN])
+    np.testing.assert_array_equal(tangents, tangents_of(acts, labels, lengths, tame))
+
+
+@SIZES
+def test_a_gradient_that_is_zero_by_cancelling_ignores_its_direction(V, L):
+    """One class has all of the probability: softmax and occupancy are both 1."""
+    acts = jnp.full((T, 1, V), -jnp.inf).at[:, :, 0].set(0)
+    u = jnp.full((T, 1, V), jnp.inf)
+    labels = jnp.full((1, L), -1)
+    out = jax.jvp(lambda a: jax_ctc.ctc(a, labels, jnp.array([T])), (acts,), (u,))
+    assert [float(x[0]) for x in out] == [0, 0]
+
+
+@SIZES
+@DTYPES
+@pytest.mark.parametrize(
+    ("cotangent", "wild"),
+    [(np.inf, False), (np.nan, False), (1.0, True), (np.inf, True), (0.0, True)],
+)
+def test_a_product_is_zero_where_the_gradient_is(V, L, dtype, cotangent, wild):
+    acts, labels, lengths = problem(V, L, dtype)
+    zero = zeros_of(V)
+    if wild:  # one entry that counts, too
+        zero[0, GOOD, 0] = True
+    u = jnp.asarray(directions_of(zero, np.inf if wild else 1.0, acts)[0]).astype(dtype)
+    cotangents = jnp.full(B, cotangent, jnp.float64 if dtype == "float64" else jnp.float32)
+    out = np.asarray(product_of(acts, labels, lengths, cotangents, u), float)
+    assert (out[zeros_of(V)] == 0).all()
+    if cotangent == 0:
+        assert (out == 0).all()
+    else:
+        assert np.isnan(out[:, NAN]).all()
+        used = out[: T - 2, SHORT][:, [0, 1, 2]]
+        assert np.isfinite(used).all() == (cotangent == 1)

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+// Random problems for the CPU kernels, honest and forged ones. Built by test_sanitized.py with -DJAX_CTC_TEST and
+// sanitizers: an access outside an array, the scratch arrays among them, or a race ends the program.
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include "../../kernels/cpu/ctc.h"
+#include "../../kernels/cpu/dispatch.h"
+#include "failing_allocator.h"
+#include "random_problem.h"
+
+namespace {
+
+class Threads final : public Executor {
+ public:
+  int64_t threads() const override { return 3; }
+  void schedule(std::function<void()> work) override { started_.emplace_back(std::move(work)); }
+  ~Threads() override {
+    for (std::thread& t : started_) t.join();
+  }
+
+ private:
+  std::vector<std::thread> started_;
+};
+
+// What XLA hands over for an array without elements.
+template <class T> T* pointer(const Array<T>& array) { return array.size > 0 ? array.data.get() : nullptr; }
+
+// All results of one problem.
+template <class F> struct Results {
+  Array<F> alone, cost, tangents, rows, columns;
+  Array<char> products, gradient;
+
+  explicit Results(const RandomProblem<F>& random)
+      : alone(random.s.sequences()),
+        cost(alone.size),
+        tangents(alone.size),
+        rows(random.kept_rows()),
+        columns(random.kept_columns()),
+        products(random.s.rows() * random.s.V * sizeof(F)),
+        gradient(products.size) {
+    for (Array<char>* array : {&products, &gradient}) std::memset(array->data.get(), 0, array->size);
+  }
+
+  Kept kept() const { return {pointer(rows), pointer(columns)}; }
+  void forwards(const Problem& p) {
+    Threads threads;
+    loss(p, pointer(alone), threads);
+    forward(p, pointer(cost), kept(), threads);
+  }
+  void backwards(const Problem& p, RandomProblem<F>& random) {
+    Threads threads;
+    const F* cotangents = pointer(random.cotangents);
+    tangent(p, kept(), random.directions(), pointer(tangents), threads);
+    hvp(p, kept(), cotangents, random.directions(), pointer(products), threads);
+    cotangent(p, kept(), cotangents, pointer(gradient), threads);
+  }
+  bool operator==(const Results& other) const {
+    const auto same = [](const auto& a, const auto& b) {
+      return a.size == 0 || std::memcmp(a.data.get(), b.data.get(), a.size * sizeof(a.data[0])) == 0;
+    };
+    return same(alone, other.alone) && same(cost, other.cost) && same(tangents, other.tangents) &&
+           same(rows, other.rows) && same(columns, other.columns) && same(products, other.products) &&
+           same(gradient, other.gradient);
+  }
+};
+
+// Symbols are classes or below 0: the handler sees to that.
+template <class F> void sums_and_back(Problem p) {
+  const int64_t rows = p.shape.rows(), n = p.shape.sequences() * p.shape.L;
+  std::vector<int32_t> symbols(p.labels, p.labels + n);
+  for (int32_t& symbol : symbols) symbol = symbol >= p.shape.V ? -1 : symbol;
+  p.labels = symbols.data();
+  Array<F> top(rows), count(rows), tail(rows), scores(rows * p.shape.L);
+  Threads threads;
+  sums(p, {pointer(top), pointer(count), pointer(tail), pointer(scores)}, threads);
+  Array<char> out(rows * p.shape.V * sizeof(F));
+  sums_cotangent(p, pointer(top), pointer(tail), pointer(scores), pointer(out), threads);
+}
+
+// A number that no forward pass leaves behind.
+template <class F> F forged() {
+  using Bits = std::conditional_t<sizeof(F) == 4, uint32_t, uint64_t>;
+  constexpr F most = std::numeric_limits<F>::max(), infinity = std::numeric_limits<F>::infinity();
+  const F some[] = {F(std::nan("")), infinity, -infinity, most, -most, F(1e-40), std::numeric_limits<F>::denorm_min(),
+                    F(-0.0),         1,        F(1e30),   -1,   2};
+  if (!sometimes(4)) return some[below(12)];
+  const Bits bits = Bits(generator()) << (8 * sizeof(F) - 32) | Bits(generator());
+  F number;
+  std::memcpy(&number, &bits, sizeof number);
+  return number;
+}
+
+bool sound(const Problem& p, int64_t sequence) {
+  const int32_t* labels = p.labels + sequence * p.shape.L;
+  bool good = p.lengths[sequence] >= 0 && p.lengths[sequence] <= p.shape.T;
+  for (int64_t i = 0; i < p.shape.L; ++i)
+    good = good && (labels[i] < 0 || (labels[i] < p.shape.V && labels[i] != p.blank));
+  return good;
+}
+
+// Residuals, labels and lengths that do not go together.
+template <class F> void forge(const Problem& p, RandomProblem<F>& random, Results<F>& results) {
+  const int32_t bad[] = {int32_t(p.shape.V), int32_t(p.shape.V + 1), 1000000000, INT32_MAX, INT32_MIN, p.blank};
+  for (Array<F>* array : {&results.rows, &results.columns})
+    for (int64_t i = 0; i < array->size; ++i)
+      if (sometimes(2)) array->data[i] = forged<F>();
+  for (int64_t i = 0; i < random.labels.size; ++i)
+    if (sometimes(40)) random.labels.data[i] = bad[below(6)];
+  for (int64_t i = 0; i < random.lengths.size; ++i)
+    if (sometimes(3)) random.lengths.data[i] = int32_t(generator());
+  results.backwards(p, random);
+  const int64_t V = p.shape.V, size = random.half() ? 2 : sizeof(F);
+  for (int64_t row = 0; row < p.shape.rows() * (V > 0); ++row) {
+    const int64_t i = p.shape.sequence_of_row(row);
+    if (sound(p, i)) continue;
+    const char *g = results.gradient.data.get() + row * V * size, *h = results.products.data.get() + row * V * size;
+    // Dense: the gradient was kept, and cotangents of 1 leave it as it is.
+    if (std::any_of(g, g + V * size, [](char c) { return c != 0; })) random.fail(i, "a forged gradient", row, 0);
+    if (std::any_of(h, h + V * size, [](char c) { return c != 0; })) random.fail(i, "a forged product", row, 0);
+    if (results.tangents.data[i] != 0) random.fail(i, "a forged tangent", double(results.tangents.data[i]), 0);
+  }
+}
+
+// Each allocation fails once. The call says so, or does without; afterwards everything works as before.
+template <class F> void without_memory(const Problem& p, RandomProblem<F>& random, const Results<F>& expected) {
+  Results<F> results(random);
+  int64_t k = 1;
+  for (bool failed = true; failed; k += 1 + below(4)) {
+    bool thrown = false;
+    failing::at = k;
+    try {
+      // In a thread that has no scratch memory yet.
+      std::thread([&] {
+        try {
+          results.forwards(p), results.backwards(p, random);
+        } catch (const std::bad_alloc&) {
+          thrown = true;
+        }
+      }).join();
+    } catch (const std::bad_alloc&) {
+      thrown = true;  // of the thread itself
+    }
+    failed = failing::at.exchange(0) <= 0;
+    if (thrown && !failed) random.fail(0, "bad_alloc without a failure, at allocation", double(k), 0);
+  }
+  if (!(results == expected)) random.fail(0, "other bits after allocations have failed", 0, 0);
+}
+
+template <class F> void one(Dtype dtype, bool memory) {
+  RandomProblem<F> random(dtype);
+  Problem p = {random.batch(), sometimes(2) ? 1 : 99};
+  p.blank = int32_t(below(p.shape.V));
+  for (int64_t i = 0; i < random.labels.size; ++i) {
+    int32_t& label = random.labels.data[i];  // the roles of class 0 and the blank change
+    if (label == 0 || label == p.blank) label = p.blank - label;
+  }
+  if (p.shape.rows() == 0) p.acts = nullptr;
+  if (random.labels.size == 0) p.labels = nullptr;
+
+  tested::block_length = 0;
+  Results<F> results(random);
+  results.forwards(p), results.backwards(p, random);
+  for (int64_t i = 0; i < results.cost.size; ++i) {
+    const F a = results.alone.data[i], b = results.cost.data[i];
+    if ((a != b && (a == a || b == b)) || a < 0 || (random.bad_length(i) && a == a))
+      random.fail(i, "cost alone, and with residuals", a, b);
+  }
+  // Several callers at once, blocks of any length: the same bits.
+  tested::block_length = 4 * below(6);
+  Results<F> others[2] = {Results<F>(random), Results<F>(random)};
+  const auto run = [&](Results<F>& to) { to.forwards(p), to.backwards(p, random); };
+  std::thread caller(run, std::ref(others[0]));
+  run(others[1]);
+  caller.join();
+  if (!(others[0] == results) || !(others[1] == results))
+    random.fail(0, "other bits with states kept for so many frames at once", double(tested::block_length), 0);
+  sums_and_back<F>(p);
+  if (memory) without_memory(p, random, results);
+  forge(p, random, results);
+  if (p.acts != nullptr) {
+    Threads threads;
+    cotangent(p, results.kept(), pointer(random.cotangents), random.acts(), threads);  // in the place of acts
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int rounds = argc > 1 ? std::atoi(argv[1]) : 200, first = argc > 2 ? std::atoi(argv[2]) : 0;
+  for (int seed = first; seed < first + rounds; ++seed) {
+    generator.seed(seed);
+    const bool memory = seed % 16 == 0;
+    one<float>(Dtype::kF32, memory);
+    one<double>(Dtype::kF64, memory);
+    one<float>(Dtype::kBF16, memory);
+    one<float>(Dtype::kF16, memory);
+  }
+  std::printf("%d rounds on %s\n", rounds, instruction_set().name);
+}

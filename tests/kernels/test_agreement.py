@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What both Python and C++ spell out must agree: constants, layouts of residuals, target names."""
+
+import re
+
+import numpy as np
+import pytest
+from test_sources import COMPILER, KERNELS, needs_compiler
+
+from jax_ctc import _kernels, _operands
+from jax_ctc._primitives import custom_call
+from jax_ctc._reference import scaled
+from support.runs import run
+
+pytestmark = pytest.mark.skipif(not KERNELS.is_dir(), reason="not in a source tree")
+
+PROGRAM = """
+#include <cstdio>
+#include <initializer_list>
+#include "common/emission.h"
+#include "common/problem.h"
+using namespace jax_ctc;
+int main() {
+  std::printf("none %d\\ndead %d\\nno_path %d\\n", kNone, kDead, kNoPath);
+  std::printf("furthest %a\\n", kFurthest);
+  std::printf("ln2 %a %a %a\\n", Ln2<double>::high, Ln2<double>::middle, Ln2<double>::low);
+  std::printf("float %d %d\\n", Layout<float>::mantissa, Layout<float>::bias);
+  std::printf("double %d %d\\n", Layout<double>::mantissa, Layout<double>::bias);
+  for (int V : {1, 2, 3, 7})
+    for (int L : {0, 1, 2, 6, 7}) {
+      const Shape shape = {1, 1, 1, V, L};
+      std::printf("shape %d %d %d %d\\n", V, L, shape.dense(), int(shape.columns()));
+    }
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    """What the headers of the kernels say: a list of numbers for each line of PROGRAM."""
+    folder = tmp_path_factory.mktemp("agreement")
+    (folder / "program.cpp").write_text(PROGRAM)
+    command = [COMPILER, "-std=c++17", "-Wno-psabi", "-I", KERNELS, folder / "program.cpp"]
+    built = run(*command, "-o", folder / "program")
+    assert built.returncode == 0, built.stderr
+    lines = [line.split() for line in run(folder / "program").stdout.splitlines()]
+    return [(name, [float.fromhex(x) if "x" in x else int(x) for x in xs]) for name, *xs in lines]
+
+
+@needs_compiler
+def test_numbers_without_a_range_are_the_same_in_python_and_cpp(said):
+    said = dict(said)
+    assert said["none"] == [scaled.NONE]
+    assert said["dead"] == [scaled.DEAD]
+    assert said["no_path"] == [scaled.NO_PATH]
+    assert said["furthest"] == [-scaled.FURTHEST]
+    assert said["ln2"] == list(scaled._LN2)
+    assert said["float"] == list(scaled._layout(np.dtype(np.float32))[1:])
+    assert said["double"] == list(scaled._layout(np.dtype(np.float64))[1:])
+
+
+@needs_compiler
+def test_residuals_have_the_layout_that_kernels_expect(said):
+    shapes = [numbers for name, numbers in said if name == "shape"]
+    assert len(shapes) == 20
+    for V, L, dense, columns in shapes:
+        assert _operands.is_dense(V, L) == dense
+        assert _operands.kept_sizes(V, L) == (0 if dense else 2, columns)
+
+
+def test_target_names_are_those_of_the_handlers():
+    header = (KERNELS / "common" / "ffi_targets.h").read_text()
+    named = set(re.findall(r'name = "(jax_ctc_\w+_v\d+)"', header))
+    assert named == set(custom_call.TARGETS.values())
+    assert _kernels.TARGETS.get("cpu", named) == named
+    assert _kernels.TARGETS.get("cuda", set()) <= named

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same promises on every instruction set and in pure JAX, and what build_info says of them."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import jax_ctc
+from support.runs import ALL, ROOT
+
+TESTS, PROJECT = ROOT / "tests", ROOT / "pyproject.toml"
+# Files, and which of their tests.
+KERNELS = (
+    "loss/test_value.py loss/test_known_values.py loss/test_edges.py loss/test_dtypes.py "
+    "derivatives/test_gradient.py derivatives/test_zeros.py",
+    "",
+)
+PURE = (
+    "loss/test_known_values.py loss/test_edges.py loss/test_dtypes.py loss/test_precision.py "
+    "loss/test_determinism.py derivatives/test_zeros.py derivatives/test_cotangents.py "
+    "derivatives/test_few_classes.py",
+    "",
+)
+if not ALL:
+    KERNELS = (
+        "loss/test_value.py derivatives/test_gradient.py derivatives/test_zeros.py",
+        "all_alignments or softmax_less or test_a_product and float32",
+    )
+    PURE = (
+        "loss/test_edges.py derivatives/test_zeros.py",
+        "compact and not batch and not eager or V5 and float32",
+    )
+FORCED = any(os.environ.get(name) for name in ("JAX_CTC_ISA", "JAX_CTC_KERNELS"))
+
+pytestmark = pytest.mark.skipif(FORCED, reason="this run is one of those started here")
+
+
+def python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        cwd=TESTS,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def other_backends():
+    info = jax_ctc.build_info()
+    for name in info["cpu_available"]:
+        if name != info["cpu"]:
+            yield pytest.param({"JAX_CTC_ISA": name}, name, KERNELS, id=name)
+    yield pytest.param({"JAX_CTC_KERNELS": "none"}, None, PURE, id="pure JAX")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("environment", "name", "tests"), list(other_backends()))
+def test_every_backend_keeps_the_contract(environment, name, tests):
+    said = python("import jax_ctc; print(jax_ctc.build_info()['cpu'])", **environment)
+    assert said.stdout.strip() == str(name), said.stderr
+    files, some = tests
+    suite = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            *files.split(),
+            "-k",
+            some,
+        ],
+        env={**os.environ, **environment},
+        cwd=TESTS,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert suite.returncode == 0, suite.stdout[-4000:]
+
+
+def test_an_unknown_instruction_set_is_noted_and_another_runs():
+    said = python("import jax_ctc; print(jax_ctc.build_info()['notes'])", JAX_CTC_ISA="vax")
+    assert "JAX_CTC_ISA=vax is not one of baseline" in said.stdout, said.stderr
+
+
+NO_CUDA = """
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name == "jax_ctc._cuda" else find(name, *a)
+"""
+
+
+def test_build_info_says_why_a_part_is_missing():
+    show = "import jax_ctc; print(jax_ctc.build_info()['cuda'], jax_ctc.build_info()['notes'])"
+    said = python(NO_CUDA + show)
+    assert said.stdout.startswith("None")
+    assert "Reinstall jax_ctc where nvcc is found" in said.stdout
+    said = python(show, JAX_CTC_KERNELS="none")
+    assert "JAX_CTC_KERNELS=none switches all kernels off" in said.stdout, said.stderr
+
+
+MODULE = "import sys, types, jax; sys.modules['jax_ctc._cpu'] = m = types.ModuleType('_cpu'); "
+
+
+def test_kernels_built_on_newer_headers_than_jaxlib_are_an_import_error_that_says_so():
+    failed = python(MODULE + "m.ffi_api_version = (0, 99); import jax_ctc")
+    assert "ImportError: jax_ctc was compiled for XLA's FFI 0.99, but jaxlib" in failed.stderr
+    assert "Upgrade jaxlib, or rebuild" in failed.stderr
+
+
+def test_missing_kernels_are_an_import_error_that_says_so():
+    failed = python("import sys; sys.modules['jax_ctc._cpu'] = None; import jax_ctc")
+    assert "ImportError: jax_ctc has no compiled kernels here" in failed.stderr
+    assert "pip install ." in failed.stderr
+
+
+def test_kernels_are_switched_off_in_any_case_of_letters():
+    said = python("import jax_ctc; print(jax_ctc.build_info()['cpu'])", JAX_CTC_KERNELS="None")
+    assert said.stdout == "None\n", said.stderr
+
+
+def test_an_unknown_value_of_the_switch_is_noted():
+    said = python(
+        "import jax_ctc; print(jax_ctc.build_info()['cpu'], jax_ctc.build_info()['notes'])",
+        JAX_CTC_KERNELS="off",
+    )
+    assert "JAX_CTC_KERNELS=off is ignored: expected none, or nothing." in said.stdout, said.stderr
+    assert not said.stdout.startswith("None")
+
+
+def test_a_jaxlib_without_headers_runs_the_kernels():
+    said = python(
+        "import jax; jax.ffi.include_dir = lambda: '/nowhere'; import numpy as np, jax_ctc; "
+        "print(jax_ctc.build_info()['cpu'], jax_ctc.ctc(np.zeros((4, 1, 3), 'f'), [[1, 2]], [4]))"
+    )
+    assert said.stdout.endswith("[1.686399]\n"), said.stderr
+    assert not said.stdout.startswith("None")
+
+
+# ---- a checkout without kernels, beside an installation ----------------------------------------
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """The Python sources in a folder of their own."""
+    sources = Path(jax_ctc.__file__).parent
+    ignored = shutil.ignore_patterns("*.so", "*.pyd", "__pycache__")
+    shutil.copytree(sources, tmp_path / "checkout" / "jax_ctc", ignore=ignored)
+    return tmp_path / "checkout"
+
+
+@pytest.fixture
+def installation(tmp_path):
+    """What an installer leaves, in a folder that stands for site-packages. `installed(version)`
+    makes it."""
+
+    def install(version):
+        site = tmp_path / "site"
+        shutil.copytree(Path(jax_ctc.__file__).parent, site / "jax_ctc")
+        about = site / f"jax_ctc-{version}.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: jax_ctc\nVersion: {version}\n"
+        )
+        files = [path.relative_to(site) for path in (site / "jax_ctc").rglob("*")]
+        (about / "RECORD").write_text("".join(f"{file},,\n" for file in files))
+        return site
+
+    return install
+
+
+def in_folder(folder, site, code):
+    """Runs code as if started in `folder`, with `site` before all that is really installed."""
+    paths = os.pathsep.join([str(folder), str(site)])
+    return python(code, PYTHONPATH=paths)
+
+
+def test_a_checkout_runs_the_kernels_of_an_installation_of_its_version(checkout, installation):
+    site = installation(jax_ctc.__version__)
+    said = in_folder(
+        checkout,
+        site,
+        "import jax_ctc; print(jax_ctc.__file__); print(jax_ctc._kernels.cpu.__file__); "
+        "print(jax_ctc.build_info()['notes'])",
+    )
+    ours, kernels, notes = said.stdout.splitlines()
+    assert Path(ours).is_relative_to(checkout)
+    assert Path(kernels).is_relative_to(site)
+    assert f"The compiled kernels are those of the installation: {site / 'jax_ctc'}." in notes
+
+
+def test_a_checkout_refuses_the_kernels_of_another_version(checkout, installation):
+    failed = in_folder(checkout, installation("0.0.1"), "import jax_ctc")
+    message = failed.stderr.splitlines()[-1]
+    assert message.startswith(f"ImportError: these sources of jax_ctc ({checkout / 'jax_ctc'})")
+    assert f"are version {jax_ctc.__version__}" in message
+    assert "the installed jax_ctc is version 0.0.1. Run `pip install .` again" in message
+
+
+@pytest.mark.skipif(not PROJECT.is_file(), reason="not in a source tree")
+def test_the_version_is_that_of_the_project():
+    assert tomllib.loads(PROJECT.read_text())["project"]["version"] == jax_ctc.__version__
+    assert jax_ctc.build_info()["version"] == jax_ctc.__version__

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Direct calls of the CUDA handlers, as a forged program makes them: an error or a defined result.
+
+What they do with their arrays is seen by the address sanitizer (sanitized_cuda.cpp).
+"""
+
+import ctypes
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from support import emulated
+from support.runs import sweep
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (emulated.ROOT / "kernels").is_dir(), reason="not in a source tree"),
+    pytest.mark.skipif(not emulated.COMPILER, reason="no C++ compiler"),
+]
+
+T, B, F32 = 5, 3, 0  # of kernels/common/problem.h
+OPS = ["loss", "forward", "tangent", "cotangent", "hvp"]
+SCRATCH = {"loss": 0, "forward": 1, "tangent": 2, "hvp": 3}
+ATTRIBUTES = {"time_axis": 0, "time_moved": False, "blank": 0, "threads": 0}
+each_op = pytest.mark.parametrize("op", OPS)
+COMPACT, DENSE = (9, 2), (3, 4)  # V, L
+each_size = pytest.mark.parametrize("size", [COMPACT, DENSE], ids=["compact", "dense"])
+
+
+@pytest.fixture(scope="module")
+def library():
+    library = emulated.load(emulated.handlers()).library
+    library.handler.restype = ctypes.c_void_p
+    for op in OPS:
+        handler = jax.ffi.pycapsule(library.handler(f"jax_ctc_{op}_v1".encode()))
+        jax.ffi.register_ffi_target(f"called_directly_{op}", handler, platform="cpu")
+    return library
+
+
+def honest(library, op, V, L):
+    """Operands and results of a call that is as it should be."""
+    acts, batch = np.zeros((T, B, V), "f"), np.ones(B, "f")
+    labels = np.tile(1 + np.arange(L, dtype=np.int32) % 2, (B, 1))
+    args = [acts, labels, np.full(B, T, np.int32)]
+    dense = V <= L + 1
+    rows = np.ones((T, B, 0 if dense else 2), "f")
+    columns = np.full((T, B, V if dense else L + 1), 0.5, "f")
+    operands, results = {
+        "loss": (args, [batch]),
+        "forward": (args, [batch, rows, columns]),
+        "tangent": ([*args, rows, columns, acts], [batch]),
+        "cotangent": ([*args, rows, columns, batch], [acts]),
+        "hvp": ([*args, rows, columns, batch, acts], [acts]),
+    }[op]
+    if op in SCRATCH:
+        results = [*results, np.zeros(B * library.scratch_bytes(SCRATCH[op], F32, T, L), np.uint8)]
+    return operands, results
+
+
+def call(op, operands, results, **attributes):
+    types = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results]
+    attributes = {
+        name: np.bool_(value) if isinstance(value, bool) else np.int64(value)
+        for name, value in (ATTRIBUTES | attributes).items()
+    }
+    target = jax.ffi.ffi_call(f"called_directly_{op}", types, has_side_effect=True)
+    return [np.asarray(x) for x in target(*operands, **attributes)]
+
+
+def refused(*args, **attributes):
+    try:
+        call(*args, **attributes)
+    except (ValueError, jax.errors.JaxRuntimeError) as error:
+        return "INVALID_ARGUMENT" in str(error)
+    return False
+
+
+def wrong(x):
+    """x of a batch that is smaller by one, and of another dtype."""
+    if x.size > 0:
+        yield x[:, 1:] if x.ndim == 3 else x[1:]
+    yield np.zeros(x.shape, np.int8)
+
+
+@pytest.mark.parametrize(
+    ("op", "size"),
+    sweep(
+        list(itertools.product(OPS, [COMPACT, DENSE])),
+        [*((op, COMPACT) for op in OPS), ("hvp", DENSE)],
+    ),
+    ids=str,
+)
+def test_an_array_that_does_not_fit_is_an_error(library, op, size):
+    operands, results = honest(library, op, *size)
+    assert np.isfinite(call(op, operands, results)[0]).all()
+    arrays, n = [*operands, *results], len(operands)
+    for k, x in enumerate(arrays):
+        for y in wrong(x):
+            some = [*arrays[:k], y, *arrays[k + 1 :]]
+            assert refused(op, some[:n], some[n:]), (k, y.shape, y.dtype)
+
+
+@each_op
+def test_an_attribute_out_of_range_is_an_error(library, op):
+    operands, results = honest(library, op, 9, 2)
+    for attributes in ({"blank": -1}, {"blank": 9}, {"blank": 2**40}, {"time_axis": -1},
+                       {"time_axis": 2}, {"time_axis": 1}):  # fmt: skip
+        assert refused(op, operands, results, **attributes), attributes
+
+
+@each_size
+@pytest.mark.parametrize("op", ["tangent", "cotangent", "hvp"])
+def test_labels_are_not_believed_whatever_was_kept(library, op, size):
+    operands, results = honest(library, op, *size)
+    for label in (10**9, size[0], -1, -(2**31), 2**31 - 1):
+        for length in (T, -1, T + 1, 2**31 - 1, -(2**31)):
+            operands[1][:, 1], operands[2][1] = label, length
+            assert np.isfinite(call(op, operands, results)[0]).all()

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What XLA makes of the op on NVIDIA GPUs, read off programs that are compiled without having one.
+
+Needs XLA's CUDA plugin for the JAX in use, in a directory of its own that JAX_CUDA_PLUGIN names:
+  pip install --no-deps --target DIRECTORY jax-cuda13-plugin==VERSION jax-cuda13-pjrt==VERSION
+"""
+
+import json
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import export
+
+import jax_ctc
+from support import gpu_program
+from support.runs import made_once, run
+
+T, B, L = gpu_program.T, gpu_program.B, gpu_program.L
+PLUGIN = os.environ.get("JAX_CUDA_PLUGIN", "")
+
+with_kernels = pytest.mark.skipif(
+    not jax_ctc.build_info()["cuda"], reason="jax_ctc was built without CUDA kernels"
+)
+with_compiler = pytest.mark.skipif(
+    not (Path(PLUGIN) / "jax_plugins").is_dir() or not PLUGIN,
+    reason="JAX_CUDA_PLUGIN names no directory with XLA's CUDA plugin",
+)
+SIZES = pytest.mark.parametrize("size", ["dense", "compact"])
+LAYOUTS = pytest.mark.parametrize("layout", ["TBV", "BTV"])
+
+
+def compile_programs(file):
+    paths = os.pathsep.join(filter(None, [PLUGIN, os.environ.get("PYTHONPATH")]))
+    with tempfile.TemporaryDirectory() as temporary:
+        done = run(sys.executable, gpu_program.__file__, PYTHONPATH=paths, TMPDIR=temporary)
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert os.listdir(temporary) == []  # nothing stays behind
+    file.write_text(done.stdout[done.stdout.index("{") :])
+
+
+@pytest.fixture(scope="module")
+def programs():
+    return json.loads(made_once("programs.json", compile_programs).read_text())
+
+
+def calls(program):
+    return re.findall(r'custom_call_target="jax_ctc_(\w+)_v1"', program["text"])
+
+
+def moved(program):
+    """Copies and transposes of something as large as acts: four frames and more."""
+    found = re.findall(
+        r"= \(?(?:bf16|f32)\[([\d,]+)\]\S* (?:copy|transpose|copy-start)\(", program["text"]
+    )
+    sizes = [int(jnp.prod(jnp.array(list(map(int, shape.split(",")))))) for shape in found]
+    return [size for size in sizes if size >= T * B]
+
+
+@with_kernels
+@with_compiler
+@SIZES
+@LAYOUTS
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_nothing_as_large_as_acts_is_copied(programs, size, layout, dtype):
+    value = programs[f"{size} {layout} {dtype} value"]
+    gradient = programs[f"{size} {layout} {dtype} gradient"]
+    assert calls(value) == ["loss"]
+    assert calls(gradient) == ["forward", "cotangent"]
+    assert moved(value) == moved(gradient) == []
+
+
+@with_kernels
+@with_compiler
+@SIZES
+@LAYOUTS
+def test_transformations_copy_nothing_as_large_as_acts(programs, size, layout):
+    jvp, vmap = programs[f"{size} {layout} jvp"], programs[f"{size} {layout} vmap"]
+    assert sorted(calls(jvp)) == ["forward", "tangent"]
+    assert calls(vmap) == ["forward", "cotangent"]
+    assert moved(jvp) == moved(vmap) == []
+    product = programs[f"{size} {layout} product"]
+    assert sorted(calls(product)) == ["cotangent", "forward", "hvp"]
+    assert moved(product) == []
+
+
+@with_kernels
+@with_compiler
+def test_a_transpose_would_be_seen(programs):
+    text = programs["transposed"]["text"]
+    assert (
+        moved(programs["transposed"]) or "transpose_fusion" in text or "wrapped_transpose" in text
+    )
+
+
+@with_kernels
+@with_compiler
+@SIZES
+@LAYOUTS
+def test_a_sharded_batch_stays_where_it_is(programs, size, layout):
+    for kind, expected in (
+        ("value", ["loss"]),
+        ("gradient", ["cotangent", "forward"]),
+        ("product", ["cotangent", "forward", "hvp"]),
+    ):
+        program = programs[f"{size} {layout} sharded {kind}"]
+        assert sorted(calls(program)) == expected
+        assert not re.search(r"all-gather|all-to-all|collective-permute", program["text"])
+        assert moved(program) == []
+        # The sum that the program asks for, of scalars, in whatever form XLA gives it.
+        reduced = re.findall(r"= (.*?) all-reduce[\w-]*\(", program["text"])
+        assert bool(reduced) == (kind != "product")
+        assert all(not re.search(r"\[\d", shape) for shape in reduced)
+        # An eighth of the batch: labels of two sequences.
+        operands = re.findall(r"operand_layout_constraints=\{(.*?)\}, api", program["text"])
+        assert operands
+        assert all(f"s32[{B // 8},{L}]" in shapes for shapes in operands)
+
+
+@with_kernels
+@with_compiler
+def test_one_command_buffer_holds_a_whole_training_step(programs):
+    lines = programs["step"]["thunks"].splitlines()
+    assert "kCommandBuffer" in lines[0]
+    assert all(line.startswith(" ") for line in lines[1:] if line.strip())
+    assert sum("kCustomCall" in line for line in lines) == 2
+
+
+@with_kernels
+@with_compiler
+def test_the_gradient_takes_the_place_of_acts(programs):
+    cotangent = re.search(
+        r"custom-call\(.*jax_ctc_cotangent_v1.*", programs["step"]["text"]
+    ).group()
+    assert "output_to_operand_aliasing={{}: (0, {})}" in cotangent
+    for layout in ("TBV", "BTV"):
+        unit = re.search(
+            r"custom-call\(.*jax_ctc_cotangent_v1.*",
+            programs[f"dense {layout} float32 gradient"]["text"],
+        ).group()
+        assert "output_to_operand_aliasing={{}: (4, {})}" in unit  # what the forward pass kept
+
+
+@with_kernels
+@with_compiler
+def test_the_loss_alone_needs_no_memory_that_grows_with_classes(programs):
+    few, many = (programs[f"loss alone, V = {V}"]["temporaries"] for V in (50, 5000))
+    assert few == many <= B * (T * (L + 1) * 8 + T * 24 + 1024)
+
+
+# ---- without the compiler: programs for CUDA as they are handed over -----------------------------
+
+
+def problem():
+    return jnp.zeros((5, 2, 9), jnp.float32), jnp.ones((2, 2), jnp.int32), jnp.full(2, 5, jnp.int32)
+
+
+def cost(acts, labels, lengths):
+    return jax_ctc.ctc(acts, labels, lengths).sum()
+
+
+@with_kernels
+@pytest.mark.parametrize("op", ["loss", "forward", "tangent", "hvp"])
+@pytest.mark.parametrize("is_double", [False, True])
+def test_scratch_memory_is_bilinear_so_that_symbolic_sizes_work(op, is_double):
+    from jax_ctc import _cuda, _kernels
+
+    def measured(T, L):
+        return _cuda.scratch_bytes(op, is_double, T, L)
+
+    constant = measured(0, 0)
+    per_T, per_L = measured(1, 0) - constant, measured(0, 1) - constant
+    both = measured(1, 1) - per_T - per_L - constant
+    for T, L in ((2, 0), (0, 5), (17, 3), (1001, 77), (100_000, 50_000)):
+        assert measured(T, L) == constant + per_T * T + per_L * L + both * T * L
+        assert 0 <= _kernels.scratch_bytes(op, is_double, T, L) - measured(T, L) < 16
+
+
+@with_kernels
+@pytest.mark.parametrize("platforms", [("cuda",), ("cpu", "cuda"), ("cpu", "cuda", "tpu")])
+def test_export_for_cuda(platforms):
+    pytest.importorskip("flatbuffers")
+    checks = [
+        export.DisabledSafetyCheck.custom_call(f"jax_ctc_{op}_v1")
+        for op in ("loss", "forward", "tangent", "cotangent")
+    ]
+    T, B = export.symbolic_shape("t, b")
+    shapes = (
+        jax.ShapeDtypeStruct((T, B, 9), jnp.float32),
+        jax.ShapeDtypeStruct((B, 2), jnp.int32),
+        jax.ShapeDtypeStruct((B,), jnp.int32),
+    )
+    exported = export.export(
+        jax.jit(jax.value_and_grad(cost)), platforms=platforms, disabled_checks=checks
+    )(*shapes)
+    assert exported.platforms == platforms
+    assert "jax_ctc_forward_v1" in exported.mlir_module()
+    again = export.deserialize(exported.serialize())
+    if "cpu" in platforms:
+        value, gradient = again.call(*problem())
+        wanted, slope = jax.value_and_grad(cost)(*problem())
+        assert value == wanted
+        assert (gradient == slope).all()

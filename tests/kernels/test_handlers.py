@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Direct calls of the CPU handlers, as a forged program makes them: an error or a defined result.
+
+What they do with their arrays is seen by the address sanitizer in test_sanitized.py.
+"""
+
+import sys
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+import jax_ctc
+from jax_ctc._primitives.custom_call import TARGETS
+from support.results import assert_same_bits
+from support.runs import run, sweep
+
+pytestmark = pytest.mark.skipif(
+    not jax_ctc.build_info()["cpu"], reason="the CPU runs pure JAX here"
+)
+
+T, B = 5, 3
+COMPACT, DENSE = (9, 2), (3, 6)  # (V, L)
+SIZES = pytest.mark.parametrize("size", [COMPACT, DENSE], ids=["compact", "dense"])
+OPS = pytest.mark.parametrize("op", TARGETS)
+FROM_RESIDUALS = pytest.mark.parametrize("op", ["tangent", "cotangent", "hvp"])
+ACTS, LABELS, LENGTHS, ROWS, COLUMNS = range(5)
+ATTRIBUTES = {"time_axis": 0, "time_moved": False, "blank": 0, "threads": 0}
+
+
+def honest(op, V, L, T=T, B=B):
+    """Operands and results of a call that is as it should be."""
+    acts, frames, batch = np.zeros((T, B, V), "f"), np.zeros((T, B), "f"), np.ones(B, "f")
+    labels, lengths = np.ones((B, L), np.int32), np.full(B, T, np.int32)
+    dense, scores = V <= L + 1, np.zeros((T, B, L), "f")
+    rows = np.ones((T, B, 0 if dense else 2), "f")
+    columns = np.full((T, B, V if dense else L + 1), 0.5, "f")
+    args = [acts, labels, lengths]
+    return {
+        "loss": (args, [batch]),
+        "forward": (args, [batch, rows, columns]),
+        "tangent": ([*args, rows, columns, acts + 1], [batch]),
+        "cotangent": ([*args, rows, columns, batch + 1], [acts]),
+        "hvp": ([*args, rows, columns, batch, acts + 1], [acts]),
+        "sums": (args, [frames, frames, frames, scores]),
+        "sums_cotangent": ([*args, frames, frames, scores], [acts]),
+    }[op]
+
+
+def call(op, operands, results, attributes=ATTRIBUTES):
+    types = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results]
+    types_of = {bool: np.bool_, int: np.int64, float: np.float32}
+    typed = {name: types_of[type(value)](value) for name, value in attributes.items()}
+    # XLA leaves out a call without a side effect whose results are empty.
+    target = jax.ffi.ffi_call(TARGETS[op], types, has_side_effect=True)
+    return [np.asarray(x) for x in target(*operands, **typed)]
+
+
+def refused(op, operands, results, attributes=ATTRIBUTES, because=""):
+    try:
+        call(op, operands, results, attributes)
+    except (ValueError, jax.errors.JaxRuntimeError) as error:
+        return str(error).startswith("INVALID_ARGUMENT") and because in str(error)
+    return False
+
+
+def each_with_one_changed(op, size, change):
+    """(position, operands, results), the results counted on from the operands."""
+    operands, results = honest(op, *size)
+    arrays = [*operands, *results]
+    for k, x in enumerate(arrays):
+        for what, y in change(x):
+            some = [*arrays[:k], y, *arrays[k + 1 :]]
+            yield k, what, some[: len(operands)], some[len(operands) :]
+
+
+def longer(x):
+    """One entry more along each axis."""
+    for axis in range(x.ndim):
+        yield axis, np.zeros([n + (a == axis) for a, n in enumerate(x.shape)], x.dtype)
+
+
+def of_other_dtypes(x):
+    for dtype in ("float64", "float16", "int64"):
+        if x.dtype != dtype:
+            yield dtype, x.astype(dtype)
+
+
+# (op, position, axis or dtype): what may be another number, because nothing else depends on it.
+FREE = {
+    ("loss", ACTS, 0), ("loss", ACTS, 2), ("loss", LABELS, 1), ("sums", ACTS, 2),
+    *((op, ACTS, "float16") for op in ("loss", "forward", "sums")),
+}  # fmt: skip
+FREE_DENSE = {
+    *((op, LABELS, 1) for op in ("forward", "tangent", "cotangent", "hvp")),
+    *(("forward", 4, axis) for axis in (0, 1)),  # rows, which are empty
+    *((op, ROWS, axis) for op in ("tangent", "cotangent", "hvp") for axis in (0, 1)),
+}
+
+
+@OPS
+@SIZES
+def test_an_honest_call_is_answered(op, size):
+    call(op, *honest(op, *size))
+
+
+@pytest.mark.slow
+@OPS
+@pytest.mark.parametrize(
+    ("size", "change"),
+    sweep(
+        [(COMPACT, longer), (DENSE, longer), (COMPACT, of_other_dtypes)],
+        [(COMPACT, longer), (COMPACT, of_other_dtypes)],
+    ),
+)
+def test_a_wrong_shape_or_dtype_is_refused(op, size, change):
+    free = FREE | (FREE_DENSE if size == DENSE else {("forward", ACTS, 2)})
+    for k, what, operands, results in each_with_one_changed(op, size, change):
+        assert refused(op, operands, results) != ((op, k, what) in free), (k, what)
+
+
+@pytest.mark.slow
+@OPS
+def test_a_wrong_rank_or_count_is_refused(op):
+    operands, results = honest(op, *COMPACT)
+    acts, labels, *rest = operands
+    for shape in ((), (9,), (T * B, 9), (1, T, B, 9), (1, 1, T, B, 9)):
+        assert refused(op, [np.zeros(shape, "f"), labels, *rest], results)
+    for shape in ((), (6,), (1, B, 2)):
+        assert refused(op, [acts, np.zeros(shape, np.int32), *rest], results)
+    assert refused(op, operands[:-1], results)
+    assert refused(op, [*operands, acts], results)
+    assert refused(op, operands, [*results, acts])
+
+
+@pytest.mark.slow
+@OPS
+def test_a_wrong_attribute_is_refused(op):
+    operands, results = honest(op, *COMPACT)
+    for wrong in (
+        *({"time_axis": k} for k in (-1, 2, 2**63 - 1, -(2**63))),
+        *({"blank": k} for k in (-1, 9, 2**32, 2**63 - 1)),
+    ):
+        assert refused(op, operands, results, {**ATTRIBUTES, **wrong}), wrong
+    for name in ATTRIBUTES:
+        fewer = {k: v for k, v in ATTRIBUTES.items() if k != name}
+        other = {**ATTRIBUTES, name: 0.5}
+        assert refused(op, operands, results, fewer), name
+        assert refused(op, operands, results, other), name
+
+
+@OPS
+def test_any_number_of_threads_is_taken(op):
+    first, *others = (
+        call(op, *honest(op, *COMPACT), {**ATTRIBUTES, "threads": threads})
+        for threads in (0, -(2**63), -1, 1, 2**63 - 1)
+    )
+    for other in others:
+        for x, y in zip(first, other, strict=True):
+            assert_same_bits(x, y)
+
+
+@OPS
+@pytest.mark.parametrize(
+    ("T", "B", "V", "L"),
+    [
+        (0, 3, 4, 2),
+        (5, 0, 4, 2),
+        (5, 3, 4, 0),
+        (0, 3, 4, 0),
+        (5, 3, 1, 0),
+        (0, 3, 2, 4),
+        (0, 0, 1, 0),
+    ],
+)
+def test_empty_arrays_are_answered(op, T, B, V, L):
+    operands, results = honest(op, V, L, T, B)
+    out = call(op, operands, results)
+    if op in ("loss", "forward") and T == 0:
+        np.testing.assert_array_equal(out[0], np.full(B, np.inf if L > 0 else 0))
+
+
+@OPS
+def test_an_empty_array_with_huge_sides_is_refused(op):
+    """No product of the sizes is counted in more than 64 bits."""
+    operands, results = honest(op, *COMPACT)
+    operands[ACTS] = np.zeros((0, 2**29, 2**30), "f")
+    assert refused(op, operands, results, because="more elements than an int64 counts")
+
+
+@OPS
+def test_more_labels_than_an_int32_counts_are_refused(op):
+    operands, results = honest(op, *COMPACT, B=0)
+    operands[LABELS] = np.zeros((0, 2**31 - 1), np.int32)
+    assert refused(op, operands, results, because="fit an int32")
+
+
+BAD_LABELS = [9, 10, 41, 10**9, 2**31 - 1, 0]  # with V = 9 and blank 0
+
+
+@FROM_RESIDUALS
+@SIZES
+def test_residuals_cannot_make_a_bad_sequence_have_a_gradient(op, size):
+    """A scale other than 0 in `rows` is no promise that labels are good."""
+    V, L = size
+    for bad in BAD_LABELS:
+        operands, results = honest(op, V, L)
+        operands[LABELS][1, L - 1] = bad
+        operands[LENGTHS][2] = T + 1 if bad % 2 else -1
+        (out,) = call(op, operands, results)
+        sequences = out if op == "tangent" else np.moveaxis(out, 1, 0).reshape(B, -1)
+        assert (sequences[1:] == 0).all()
+        assert (sequences[0] != 0).any() or op == "hvp"
+
+
+@FROM_RESIDUALS
+@SIZES
+def test_forged_residuals_are_only_numbers(op, size):
+    numbers = [np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-45, -0.0, -1.0, 1.0]
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        operands, results = honest(op, *size, T=40)
+        for k in (ROWS, COLUMNS, *range(5, len(operands))):
+            operands[k] = rng.choice(numbers, operands[k].shape).astype("f")
+        operands[LENGTHS] = rng.integers(-(2**31), 2**31, B).astype(np.int32)
+        operands[LENGTHS][0] = 40
+        first, again = call(op, operands, results), call(op, operands, results)
+        assert_same_bits(first[0], again[0])
+
+
+@pytest.mark.parametrize("op", ["sums", "sums_cotangent"])
+def test_sums_are_zero_in_frames_beyond_the_length(op):
+    operands, results = honest(op, *COMPACT)
+    for k in (ACTS, *range(3, len(operands))):
+        operands[k] = np.ones_like(operands[k])
+    operands[LENGTHS][:] = 5, 3, 0
+    in_use = np.arange(T)[:, None] < operands[LENGTHS]
+    for x in call(op, operands, results):
+        assert not x[~in_use].any()
+        assert x[in_use].any() or not x.any()  # nothing is less than the largest: no tail
+
+
+@pytest.mark.parametrize("op", ["sums", "sums_cotangent"])
+def test_a_symbol_that_is_no_class_is_refused(op):
+    for symbol in (9, 10**9, 2**31 - 1):
+        operands, results = honest(op, *COMPACT)
+        operands[LABELS][0, 0] = symbol
+        assert refused(op, operands, results, because="no class of acts")
+    operands[LABELS][0, 0] = -(2**31)
+    call(op, operands, results)
+
+
+WITHOUT_MEMORY = """
+import resource, jax, jax.numpy as jnp, numpy as np
+from jax_ctc import ctc
+def gradient(T, L):
+    acts = jnp.zeros((T, 4, 8))
+    labels = jnp.asarray(np.arange(4 * L).reshape(4, L) % 7 + 1)
+    return jax.jit(jax.grad(lambda a: ctc(a, labels, jnp.full(4, T)).sum()))(acts)
+expected = np.asarray(gradient(50, 20))
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+limit = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (used + (400 << 20), limit[1]))
+try:
+    jax.block_until_ready(gradient(100_001, 50_000))
+except (ValueError, MemoryError, jax.errors.JaxRuntimeError) as error:
+    print(type(error).__name__, error)
+resource.setrlimit(resource.RLIMIT_AS, limit)
+print((np.asarray(gradient(50, 20)) == expected).all())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux limits the memory of a process")
+def test_out_of_memory_is_an_error_and_the_process_goes_on():
+    result = run(sys.executable, "-c", WITHOUT_MEMORY, JAX_PLATFORMS="cpu")
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "RESOURCE_EXHAUSTED: jax_ctc: out of memory (a thread asked for " in result.stdout
+    assert result.stdout.endswith("True\n")
+
+
+def test_python_threads_that_call_at_once_get_the_bits_of_one():
+    rng = np.random.default_rng(0)
+    acts = rng.normal(size=(60, 16, 30)).astype("f")
+    labels, lengths = rng.integers(1, 30, (16, 12)), rng.integers(30, 61, 16)
+    f = jax.jit(jax.value_and_grad(lambda a: jax_ctc.ctc(a, labels, lengths).sum()))
+    expected = jax.tree.leaves(f(acts))
+    failures = []
+
+    def work():
+        for _ in range(20):
+            for x, y in zip(jax.tree.leaves(f(acts)), expected, strict=True):
+                if np.asarray(x).tobytes() != np.asarray(y).tobytes():
+                    failures.append(x)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures

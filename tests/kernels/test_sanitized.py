@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CPU kernels under the address, undefined-behaviour and thread sanitizers.
+
+`JAX_CTC_TEST_ALL=1` adds the long variants: more problems, races in the kernels themselves, and
+overruns planted one after the other, each of which has to be found.
+"""
+
+import os
+import shutil
+
+import pytest
+
+import jax_ctc
+from support.runs import ALL, ROOT, only_all, run, sweep
+
+KERNELS = ROOT / "kernels"
+COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+FLAGS = ["-std=c++17", "-Wno-psabi", "-fno-math-errno", "-fno-trapping-math", "-O1", "-g1"]
+FLAGS += ["-pthread", "-DJAX_CTC_TEST"]
+ADDRESSES = ["-fsanitize=address", "-fsanitize=undefined", "-fno-sanitize-recover=all"]
+RACES = ["-fsanitize=thread"]
+SETS = jax_ctc.build_info()["cpu_available"]
+ONE_SET = SETS[min(1, len(SETS) - 1)]  # tables need 8 floats
+
+pytestmark = [
+    pytest.mark.skipif(not KERNELS.is_dir(), reason="not in a source tree"),
+    pytest.mark.skipif(not COMPILER, reason="no C++ compiler"),
+]
+
+
+def compile_to(output, *arguments):
+    built = run(COMPILER, *FLAGS, *arguments, "-o", output)
+    if "cannot find" in built.stderr and "san" in built.stderr:
+        pytest.skip("this compiler comes without sanitizers")
+    assert built.returncode == 0, built.stderr[-4000:]
+    return output
+
+
+INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
+PARTS = [KERNELS / "cpu" / f"{name}.cpp" for name in ("ctc", "slice_sums", "parallel", "dispatch")]
+PARTS += [KERNELS / "cpu" / "simd" / f"{name}.cpp" for name in INSTRUCTION_SETS]
+
+
+def objects(folder, sanitizers, sets=SETS):
+    """Of all parts; instruction sets that are not among `sets` without sanitizers."""
+    plain = set(INSTRUCTION_SETS) - set(sets)
+
+    def flags(part):
+        return [] if part.stem in plain else sanitizers
+
+    return {x.stem: compile_to(folder / f"{x.stem}.o", *flags(x), "-c", x) for x in PARTS}
+
+
+def problems(folder, sanitizers, parts):
+    main = ROOT / "tests" / "kernels" / "sanitized.cpp"
+    return compile_to(folder / "sanitized", *sanitizers, main, *parts.values())
+
+
+def assert_rounds(program, rounds, isa):
+    result = run(program, rounds, JAX_CTC_ISA=isa)
+    assert result.returncode == 0, result.stdout + result.stderr[-4000:]
+    assert result.stdout == f"{rounds} rounds on {isa}\n"
+
+
+@pytest.mark.slow
+def test_no_input_makes_a_kernel_leave_its_arrays(tmp_path):
+    """Nor forged residuals, nor a failed allocation; several threads and callers, all blocks."""
+    sets = sweep(SETS, [ONE_SET])
+    program = problems(tmp_path, ADDRESSES, objects(tmp_path, ADDRESSES, sets))
+    for isa in sets:
+        assert_rounds(program, 1500 if ALL else 40, isa)
+
+
+@pytest.mark.slow
+@only_all
+def test_threads_and_callers_share_nothing_unguarded(tmp_path):
+    program = problems(tmp_path, RACES, objects(tmp_path, RACES))
+    for isa in SETS:
+        assert_rounds(program, 300, isa)
+
+
+@pytest.mark.slow
+def test_an_exception_in_a_thread_reaches_the_caller_when_all_are_done(tmp_path):
+    sources = ROOT / "tests" / "kernels" / "parallel_for.cpp", KERNELS / "cpu" / "parallel.cpp"
+    program = compile_to(tmp_path / "parallel_for", *RACES, *sources)
+    result = run(program, 20 if ALL else 3)
+    assert result.returncode == 0, result.stdout + result.stderr[-4000:]
+
+
+# Each of them one element too many, in an array of the scratch memory; or a check left out.
+PLANTED = {
+    "emissions": (
+        "emissions.h",
+        "store_parts(y + k * frame_size(), width(), dead);",
+        "y[k * frame_size() + frame_size()] = 0;",
+    ),
+    "shifts": ("emissions.h", "shift[t] = n.shift", "shift[t + 1] = n.shift"),
+    "labels of a table": (
+        "emissions.h",
+        "for (int64_t i = 0; i < pairs; ++i) labels[i]",
+        "for (int64_t i = 0; i <= pairs; ++i) labels[i]",
+    ),
+    "logits of the labels": (
+        "emissions.h",
+        "i < pairs + N; ++i) raw[i] = -F",
+        "i <= pairs + N; ++i) raw[i] = -F",
+    ),
+    "a table": (
+        "class_table.h",
+        "for (; v < table_classes(V); ++v)",
+        "for (; v <= table_classes(V); ++v)",
+    ),
+    "skips": ("sweep.h", "i < pairs; ++i) skip[i] =", "i <= pairs; ++i) skip[i] ="),
+    "checkpoints": ("sweep.h", "checkpoint(k).copy(at)", "checkpoint(k + 1).copy(at)"),
+    "occupancies": (
+        "sweep.h",
+        "i < kFrames * kParts * pairs; ++i) gamma",
+        "i <= kFrames * kParts * pairs; ++i) gamma",
+    ),
+    "states": ("step.h", "to.set(end, {V::none()", "to.set(end + 1, {V::none()"),
+    "sums by class": (
+        "class_table.h",
+        "i < kFrames * classes; ++i) sums",
+        "i <= kFrames * classes; ++i) sums",
+    ),
+    "means of a direction": ("directed_emissions.h", "    mean[t] = F(", "    mean[t + 1] = F("),
+    "a kept shift": ("emissions.h", "if (product == nullptr) stay_below(shift[t]);", ""),
+}
+
+
+@pytest.fixture(scope="module")
+def sound_objects(tmp_path_factory):
+    return objects(tmp_path_factory.mktemp("sound"), ADDRESSES)
+
+
+@pytest.mark.slow
+@only_all
+@pytest.mark.parametrize("bug", PLANTED)
+def test_a_planted_overrun_is_found(bug, sound_objects, tmp_path):
+    file, sound, planted = PLANTED[bug]
+    shutil.copytree(KERNELS, tmp_path / "kernels")
+    path = tmp_path / "kernels" / "cpu" / "simd" / file
+    source = path.read_text()
+    assert source.count(sound) == 1
+    path.write_text(source.replace(sound, planted))
+    part = compile_to(tmp_path / "o", *ADDRESSES, "-c", path.parent / f"{ONE_SET}.cpp")
+    program = problems(tmp_path, ADDRESSES, {**sound_objects, ONE_SET: part})
+    result = run(program, 300, JAX_CTC_ISA=ONE_SET)
+    assert result.returncode != 0
+    assert "Sanitizer" in result.stderr or "runtime error" in result.stderr

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be read off the sources and what a compiler makes of them."""
+
+import ast
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from support.runs import ROOT, run
+
+KERNELS = ROOT / "kernels"
+COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+FLAGS = ["-std=c++17", "-Wno-psabi", "-fno-math-errno", "-fno-trapping-math"]
+
+pytestmark = pytest.mark.skipif(not KERNELS.is_dir(), reason="not in a source tree")
+needs_compiler = pytest.mark.skipif(not COMPILER, reason="no C++ compiler")
+
+
+@needs_compiler
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_no_instruction_set_leaks_into_functions_that_others_may_call(isa, tmp_path):
+    """The linker may pick any weak symbol for everybody: one made for AVX-512 would be fatal."""
+    built = run(
+        COMPILER,
+        *FLAGS,
+        "-O1",
+        "-fPIC",
+        "-c",
+        KERNELS / "cpu" / "simd" / f"{isa}.cpp",
+        "-o",
+        tmp_path / "o",
+    )
+    assert built.returncode == 0, built.stderr
+    symbols = run("nm", "-C", tmp_path / "o").stdout.splitlines()
+    assert [s for s in symbols if re.search(" [WVu] ", s)] == []
+    assert sum(" k" in s or "::k" in s for s in symbols if re.search(" [DRB] ", s)) == 1, symbols
+
+
+# Which file may include which: knowledge flows one way.
+INCLUDES = {
+    "common/platform.h": set(),
+    "common/problem.h": {"common/platform.h"},
+    "common/batch.h": {"common/problem.h"},
+    "common/scaled.h": {"common/platform.h"},
+    "common/dual.h": {"common/scaled.h"},
+    "common/occupancy.h": {"common/dual.h"},
+    "common/emission.h": {"common/scaled.h"},
+    "common/ffi_decode.h": {"common/batch.h", "xla/ffi/api/ffi.h"},
+    "common/ffi_targets.h": {"common/ffi_decode.h"},
+    "common/handlers.h": set(),
+    "common/bindings.h": {"common/handlers.h"},
+    "common/recursion.h": {"common/problem.h", "common/scaled.h"},
+    "cpu/tested.h": set(),
+    "cpu/simd/interface.h": {"common/problem.h", "cpu/tested.h"},
+    "cpu/simd/arena.h": {"cpu/simd/interface.h"},
+    "cpu/simd/target.h": {"cpu/simd/interface.h"},
+    "cpu/simd/half.h": {"common/scaled.h", "cpu/simd/interface.h"},
+    "cpu/simd/lanes.h": {"common/emission.h"},
+    "cpu/simd/normaliser.h": {"cpu/simd/lanes.h"},
+    "cpu/simd/rows.h": {"cpu/simd/normaliser.h"},
+    "cpu/simd/step.h": {"common/occupancy.h", "common/recursion.h", "cpu/simd/lanes.h"},
+    "cpu/simd/class_table.h": {"cpu/simd/rows.h", "cpu/simd/step.h"},
+    "cpu/simd/emissions.h": {"cpu/simd/arena.h", "cpu/simd/class_table.h", "cpu/simd/half.h"},
+    "cpu/simd/sweep.h": {"cpu/simd/emissions.h"},
+    "cpu/simd/directed_emissions.h": {"cpu/simd/emissions.h"},
+    "cpu/simd/hvp.h": {"cpu/simd/directed_emissions.h", "cpu/simd/sweep.h"},
+    "cpu/simd/slice_sums.h": {"cpu/simd/half.h", "cpu/simd/rows.h"},
+    "cpu/simd/gradient.h": {"cpu/simd/arena.h", "cpu/simd/half.h", "cpu/simd/rows.h"},
+    "cpu/simd/forward.h": {"cpu/simd/gradient.h", "cpu/simd/sweep.h"},
+    "cpu/simd/table.h": {"cpu/simd/forward.h", "cpu/simd/hvp.h", "cpu/simd/slice_sums.h"},
+    "cpu/simd/avx2.cpp": {"cpu/simd/table.h", "cpu/simd/target.h"},
+    "cpu/simd/avx512.cpp": {"cpu/simd/table.h", "cpu/simd/target.h"},
+    "cpu/simd/baseline.cpp": {"cpu/simd/table.h", "cpu/simd/target.h"},
+    "cpu/dispatch.h": {"cpu/simd/interface.h"},
+    "cpu/bindings.cpp": {"common/bindings.h", "cpu/dispatch.h"},
+    "cpu/parallel.h": set(),
+    "cpu/ctc.h": {"common/batch.h", "cpu/parallel.h", "cpu/simd/interface.h"},
+    "cpu/labels.h": {"common/batch.h"},
+    "cpu/memory.h": {"common/problem.h", "cpu/simd/interface.h"},
+    "cpu/schedule.h": {"cpu/ctc.h", "cpu/labels.h"},
+    "cpu/ctc.cpp": {
+        "cpu/ctc.h",
+        "cpu/dispatch.h",
+        "cpu/labels.h",
+        "cpu/memory.h",
+        "cpu/schedule.h",
+    },
+    "cpu/slice_sums.cpp": {"cpu/ctc.h", "cpu/dispatch.h", "cpu/memory.h", "cpu/schedule.h"},
+    "cpu/dispatch.cpp": {"cpu/dispatch.h"},
+    "cpu/ffi.cpp": {"common/ffi_targets.h", "common/handlers.h", "cpu/ctc.h"},
+    "cpu/parallel.cpp": {"cpu/parallel.h"},
+    "cuda/ctc.h": {"common/batch.h"},
+    "cuda/bindings.cpp": {"common/bindings.h", "cuda/ctc.h"},
+    "cuda/cell.h": {"common/dual.h"},
+    "cuda/launchers.h": {"cuda/ctc.h"},
+    "cuda/workspace.h": {"common/recursion.h", "cuda/cell.h"},
+    "cuda/ctc.cpp": {"cuda/ctc.h", "cuda/launchers.h", "cuda/workspace.h"},
+    "cuda/device.cuh": {"cuda/cell.h", "emulator.h"},
+    "cuda/ffi.cpp": {"common/ffi_targets.h", "common/handlers.h", "cuda/ctc.h"},
+    "cuda/rows.cuh": {"common/batch.h", "common/emission.h", "cuda/device.cuh", "cuda/workspace.h"},
+    "cuda/gradient.cu": {"cuda/launchers.h", "cuda/rows.cuh"},
+    "cuda/labels.cuh": {"cuda/device.cuh", "cuda/workspace.h"},
+    "cuda/hvp.cu": {"cuda/labels.cuh", "cuda/launchers.h", "cuda/rows.cuh"},
+    "cuda/sweep.cuh": {"cuda/device.cuh", "cuda/workspace.h"},
+    "cuda/tuning.h": set(),
+    "cuda/lattice.cu": {"cuda/launchers.h", "cuda/sweep.cuh", "cuda/tuning.h"},
+    "cuda/occupancy.cu": {"common/occupancy.h", "cuda/launchers.h", "cuda/rows.cuh"},
+    "cuda/rows.cu": {"cuda/labels.cuh", "cuda/launchers.h", "cuda/rows.cuh"},
+}
+
+
+def included_by(file):
+    """Names below kernels/ of its own files, others as they stand."""
+    names = re.findall('#include "([^"]+)"', (KERNELS / file).read_text())
+    paths = [Path(os.path.normpath(KERNELS / Path(file).parent / name)) for name in names]
+    return {
+        path.relative_to(KERNELS).as_posix() if path.is_file() and KERNELS in path.parents else name
+        for name, path in zip(names, paths, strict=True)
+    }
+
+
+@pytest.mark.parametrize("file", INCLUDES)
+def test_a_kernel_file_knows_only_what_its_room_may_know(file):
+    assert included_by(file) == INCLUDES[file]
+
+
+def test_kernel_files_only_know_those_that_stand_before_them():
+    files = list(INCLUDES)
+    sources = {".h", ".cpp", ".cu", ".cuh"}
+    found = [path for path in KERNELS.rglob("*") if path.suffix in sources]
+    assert set(files) == {path.relative_to(KERNELS).as_posix() for path in found}
+    for i, file in enumerate(files):
+        assert INCLUDES[file] & set(files) <= set(files[:i])
+
+
+# A package stands for the module that it takes its names from.
+IMPORTS = {
+    "_kernels": set(),
+    "_operands": set(),
+    "_mesh": set(),
+    "_shapes": set(),
+    "_values": {"_shapes"},
+    "_arguments": {"_mesh", "_shapes", "_values"},
+    "_verdict": {"_mesh", "_values"},
+    "_reference.problem": {"_operands"},
+    "_reference.scaled": set(),
+    "_reference.lattice": {"_reference.problem", "_reference.scaled"},
+    "_reference.ctc": {"_operands", "_reference.lattice", "_reference.problem"},
+    "_primitives.custom_call": {"_kernels", "_mesh", "_operands"},
+    "_primitives.taylor": set(),
+    "_primitives.family": {"_mesh", "_operands", "_primitives.custom_call", "_primitives.taylor"},
+    "_primitives.zero_product": {"_mesh", "_primitives.taylor"},
+    "_primitives.row_sums": {
+        "_mesh",
+        "_operands",
+        "_primitives.family",
+        "_primitives.zero_product",
+        "_reference.problem",
+    },
+    "_primitives.few_classes": {
+        "_mesh",
+        "_primitives.family",
+        "_primitives.row_sums",
+        "_primitives.zero_product",
+    },
+    "_primitives.ctc": {
+        "_mesh",
+        "_primitives.family",
+        "_primitives.few_classes",
+        "_primitives.zero_product",
+        "_reference",
+    },
+    "_split_classes": {"_arguments", "_mesh", "_primitives", "_primitives.few_classes"},
+    "_check": {"_shapes", "_split_classes", "_values", "_verdict"},
+    "_loss": {"_arguments", "_primitives", "_shapes", "_split_classes"},
+    "_export": {"_primitives.custom_call"},
+    "_occupancy": {"_arguments", "_operands", "_primitives"},
+}
+PACKAGES = {"_primitives": "_primitives.ctc", "_reference": "_reference.ctc"}
+
+
+def module_file(module):
+    return (ROOT / "jax_ctc").joinpath(*module.split(".")).with_suffix(".py")
+
+
+def imported_by(module):
+    """Modules of jax_ctc, by their names below it."""
+    found = set()
+    for node in ast.walk(ast.parse(module_file(module).read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level > 0:
+            base = module.split(".")[: -node.level] + (node.module or "").split(".")
+            path = [part for part in base if part]
+            if module_file(".".join(path)).is_file():
+                found.add(".".join(path))
+            else:
+                found |= {".".join([*path, name.name]) for name in node.names}
+    return found - {"__version__"}
+
+
+@pytest.mark.parametrize("module", IMPORTS)
+def test_a_module_knows_only_what_its_room_may_know(module):
+    assert imported_by(module) == IMPORTS[module]
+
+
+def test_modules_only_know_those_that_stand_before_them():
+    modules = list(IMPORTS)
+    paths = (ROOT / "jax_ctc").rglob("_[a-z]*.py")
+    inner = [path for name in PACKAGES for path in (ROOT / "jax_ctc" / name).glob("[a-z]*.py")]
+    assert {module_file(module) for module in modules} == {*paths, *inner}
+    for i, module in enumerate(modules):
+        known = {PACKAGES.get(name, name) for name in IMPORTS[module]}
+        assert known <= set(modules[:i])
+
+
+def test_no_flag_breaks_infinities_or_ties_a_build_to_its_machine():
+    text = (ROOT / "CMakeLists.txt").read_text()
+    code = "\n".join(line.split("#")[0] for line in text.splitlines())
+    assert not re.search("fast-math|march=native|openmp|Ofast", code, re.IGNORECASE)

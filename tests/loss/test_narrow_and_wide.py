@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Few classes go through a table, four frames at a time, many row by row: both against the oracle.
+
+A table is for V <= 8 L and V <= 256 (kernels/cpu/simd/emissions.h). Every remainder of T and V by
+four, every place in a group of frames, both kinds of residuals.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from support import oracle
+from support.programs import cost_and_gradient
+from support.results import assert_costs, assert_gradient
+
+B, L = 3, 6
+CLASSES = [5, 6, 7, 8, 15, 16, 17, 18, 19, 31, 33, 48, 49, 100]  # dense up to 7, table up to 48
+
+
+def batch(T, V, dtype=np.float32, scale=3):
+    rng = np.random.default_rng(100 * T + V)
+    acts = (scale * rng.normal(size=(T, B, V))).astype(dtype)
+    labels = rng.integers(1, min(V, 5), (B, L))  # few values: repeats, next to each other or not
+    labels[1, 2] = -1
+    return acts, labels, np.array([T, T, T - 1])
+
+
+def assert_solved(acts, labels, lengths):
+    cost, gradient = cost_and_gradient(acts, labels, lengths)
+    truth = oracle.solve(np.asarray(acts, float), labels, lengths)
+    assert_costs(cost, truth.cost, len(acts))
+    assert_gradient(gradient, truth.gradient)
+
+
+@pytest.mark.parametrize("V", CLASSES)
+@pytest.mark.parametrize("T", [13, 14, 15, 16, 17])
+def test_any_number_of_frames_and_classes_agrees_with_the_oracle(T, V):
+    assert_solved(*batch(T, V))
+
+
+@pytest.mark.parametrize("V", CLASSES)
+def test_double_precision_agrees_with_the_oracle(V):
+    assert_solved(*batch(15, V, np.float64))
+
+
+@pytest.mark.parametrize("V", [7, 16, 100])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_rounded_once(V, dtype):
+    acts, labels, lengths = batch(14, V)
+    half = jnp.asarray(acts, dtype)
+    cost, gradient = cost_and_gradient(half, labels, lengths)
+    truth = oracle.solve(np.asarray(half, float), labels, lengths)
+    assert_costs(cost, truth.cost, len(acts))
+    error = np.abs(np.asarray(gradient, float) - truth.gradient)
+    assert (
+        error <= 1e-6 + np.abs(truth.gradient) * (2**-8 if dtype == "bfloat16" else 2**-11)
+    ).all()
+
+
+@pytest.mark.parametrize("V", [7, 18, 100])
+@pytest.mark.parametrize("frame", range(12, 17))
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_one_logit_that_is_not_finite_is_as_the_oracle_says(V, frame, value):
+    acts, labels, lengths = batch(17, V)
+    for v in (0, 1, V - 1):
+        odd = acts.copy()
+        odd[frame, 0, v] = value
+        assert_solved(odd, labels, lengths)
+
+
+@pytest.mark.parametrize("V", [7, 18, 100])
+@pytest.mark.parametrize("far", [-3e4, -9e4, -1.1e5, -3e6, -1e8])
+def test_logits_far_apart_agree_with_the_oracle(V, far):
+    """Beyond 1e5 below the largest float has too few digits for the vector code."""
+    acts, labels, lengths = batch(15, V)
+    acts[5:7, 0, : V - 1] += np.float32(far)  # all but one that is no label
+    acts[9, 1, 0] += np.float32(far)
+    cost, gradient = cost_and_gradient(acts, labels, lengths)
+    truth = oracle.solve(acts.astype(float), labels, lengths)
+    if far < -4.2e7:  # counts as impossible
+        assert np.isinf(cost[0])
+        assert (gradient[:, 0] == 0).all()
+    else:
+        assert_costs(cost, truth.cost, len(acts))
+        assert_gradient(gradient, truth.gradient)
+
+
+@pytest.mark.parametrize("padding", [False, True])
+def test_a_table_and_rows_give_the_same_costs(padding):
+    """Classes of probability 0 make rows wide and change nothing."""
+    acts, labels, lengths = batch(40, 18)
+    labels[1, 2] = -1 if padding else labels[1, 2]
+    wide = np.pad(acts, [(0, 0), (0, 0), (0, 50)], constant_values=-np.inf)
+    cost, gradient = cost_and_gradient(acts, labels, lengths)
+    wide_cost, wide_gradient = cost_and_gradient(wide, labels, lengths)
+    assert_costs(wide_cost, cost, len(acts))
+    np.testing.assert_allclose(wide_gradient[..., :18], gradient, rtol=0, atol=1e-6)
+    assert (wide_gradient[..., 18:] == 0).all()

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The posterior of each class at each frame, given the labels."""
+
+import jax
+import numpy as np
+import pytest
+
+import jax_ctc
+from support import oracle
+from support.cases import CASES, WIDTHS, Case, both_layouts, every_edge
+from support.results import TOLERANCE, assert_gradient, assert_same_bits
+from support.runs import ALL, sweep
+
+occupancies = jax.jit(jax_ctc.ctc_occupancy, static_argnames=["blank", "time_major"])
+
+
+@every_edge
+@pytest.mark.parametrize("L", [6, 11], ids=["compact", "dense"])
+def test_every_edge_is_the_oracle_s(case, L):
+    given = case.in_one_shape(V=12, L=L)
+    truth = oracle.solve(*given, blank=Case.SHARED_BLANK)
+    assert_gradient(occupancies(*given, blank=Case.SHARED_BLANK), truth.occupancy)
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if ALL or case in WIDTHS], ids=lambda case: case.name
+)
+@pytest.mark.parametrize("dtype", sweep([np.float32, np.float64], [np.float32]))
+def test_occupancy_is_the_oracle_s(case, dtype):
+    acts, *rest = case.arguments(dtype)
+    occupancy = occupancies(acts, *rest, blank=case.blank)
+    assert occupancy.shape == acts.shape
+    assert occupancy.dtype == dtype
+    assert_gradient(occupancy, oracle.solve(acts, *rest, blank=case.blank).occupancy)
+
+
+@both_layouts
+def test_the_batch_axis_may_come_first(case):
+    acts, labels, lengths, _ = case.arguments()
+    occupancy = occupancies(acts.swapaxes(0, 1), labels, lengths, time_major=False)
+    truth = oracle.solve(acts, labels, lengths)
+    assert_gradient(occupancy, truth.occupancy.swapaxes(0, 1))
+
+
+@both_layouts
+def test_occupancies_are_probabilities(case):
+    acts, labels, lengths, _ = case.arguments()
+    occupancy = np.asarray(jax_ctc.ctc_occupancy(acts, labels, lengths))
+    used = np.arange(case.T)[:, None] < lengths
+    assert (occupancy >= 0).all()
+    tolerance = TOLERANCE[occupancy.dtype]
+    np.testing.assert_allclose(occupancy.sum(axis=-1)[used], 1, rtol=tolerance)
+    assert not occupancy[~used].any()
+    absent = np.setdiff1d(np.arange(case.V), [0, *labels[1]])
+    assert occupancy[:, 1, absent].max() <= tolerance
+
+
+@both_layouts
+def test_softmax_less_occupancy_is_the_gradient(case):
+    acts, labels, lengths, _ = case.arguments()
+    occupancy = jax_ctc.ctc_occupancy(acts, labels, lengths)
+    gradient = jax.grad(lambda acts: jax_ctc.ctc(acts, labels, lengths).sum())(acts)
+    used = np.arange(case.T)[:, None, None] < lengths[:, None]
+    softmax = np.where(used, np.exp(oracle.log_softmax(acts.astype(float))), 0)
+    np.testing.assert_allclose(
+        softmax, occupancy + gradient, rtol=0, atol=2 * TOLERANCE[np.dtype("float32")]
+    )
+
+
+@both_layouts
+def test_odd_sequences_leave_the_others_alone(case):
+    acts, labels, lengths, _ = case.arguments()
+    acts, labels, lengths = (
+        np.concatenate([x, x], axis) for x, axis in ((acts, 1), (labels, 0), (lengths, 0))
+    )
+    usual = np.asarray(occupancies(acts, labels, lengths))
+    lengths[0] = 1  # infeasible
+    labels[1, 0] = 99  # bad
+    lengths[2] = 10  # bad
+    acts[2, 3] = np.nan
+    acts[:, 4, 3] = -np.inf  # infeasible
+    odd = np.asarray(occupancies(acts, labels, lengths))
+    assert_same_bits(odd[:, 5], usual[:, 5])
+    assert not odd[:, [0, 1, 2, 4]].any()
+    assert np.isnan(odd[: lengths[3], 3]).all()
+
+
+@both_layouts
+def test_one_sequence_needs_no_batch_axis(case):
+    acts, labels, lengths, _ = case.arguments()
+    truth = oracle.solve(acts, labels, lengths)
+    occupancy = jax_ctc.ctc_occupancy(acts[:, 1], labels[1], lengths[1])
+    assert_gradient(occupancy, truth.occupancy[:, 1])
+
+
+@pytest.mark.parametrize("V", [4, 4000])
+def test_a_nan_is_seen_in_arrays_of_any_size(V):
+    acts = np.zeros((5, 2, V), np.float32)
+    acts[3, 0, -1] = np.nan
+    occupancy = np.asarray(occupancies(acts, np.array([[1], [2]]), np.array([4, 5])))
+    assert np.isnan(occupancy[:4, 0]).all()
+    assert not occupancy[4, 0].any()
+    assert np.isfinite(occupancy[:, 1]).all()
+
+
+@both_layouts
+def test_an_infinite_cotangent_leaves_what_has_no_occupancy_alone(case):
+    acts, labels, lengths, _ = case.arguments()
+    lengths[0] = 1  # infeasible
+    _, vjp = jax.vjp(lambda acts: jax_ctc.ctc_occupancy(acts, labels, lengths), acts)
+    cotangent = np.ones_like(acts)
+    cotangent[:, 0] = cotangent[lengths[1] :, 1] = np.inf
+    gradient = np.asarray(vjp(cotangent)[0])
+    assert not gradient[:, 0].any()
+    assert np.isfinite(gradient).all()
+
+
+def test_a_bad_value_raises():
+    with pytest.raises(ValueError, match=r"^labels\[0, 1\] = 4 is not a class of acts with V = 4"):
+        jax_ctc.ctc_occupancy(np.zeros((3, 1, 4), np.float32), [[1, 4]], [3])

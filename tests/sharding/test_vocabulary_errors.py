@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""V sharded over devices: errors name the argument and say what to do."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jax_ctc
+from support.runs import mesh_in_use
+from support.sharded_classes import mesh_of, needs_devices, problem
+
+pytestmark = needs_devices
+
+
+def test_an_unknown_axis_is_named():
+    (acts, *rest), *_ = problem(24)
+    with pytest.raises(ValueError, match=r"`vocab_axis`.*'nowhere'.*is not set"):
+        jax_ctc.ctc(acts, *rest, vocab_axis="nowhere")
+    with (
+        mesh_in_use(mesh_of(2, 4)),
+        pytest.raises(ValueError, match=r"`vocab_axis`.*'nowhere'.*'data', 'model'"),
+    ):
+        jax.jit(partial(jax_ctc.ctc, vocab_axis="nowhere"))(acts, *rest)
+
+
+@pytest.mark.parametrize("vocab_axis", [0, ("model", 1), ()])
+def test_an_axis_is_a_name(vocab_axis):
+    (acts, *rest), *_ = problem(24)
+    with pytest.raises(TypeError, match="`vocab_axis`: expected the name"):
+        jax_ctc.ctc(acts, *rest, vocab_axis=vocab_axis)
+
+
+def test_classes_that_do_not_divide_are_an_error_that_says_what_to_do():
+    (acts, *rest), *_ = problem(24)
+    with (
+        mesh_in_use(mesh_of(1, 8)),
+        pytest.raises(ValueError, match=r"multiple of the 8 devices.*got V = 23.*-inf"),
+    ):
+        jax.jit(partial(jax_ctc.ctc, vocab_axis="model"))(acts[..., :23], *rest)
+
+
+def test_time_sharded_by_type_beside_classes_is_an_error():
+    (acts, *rest), *_ = problem(24)
+    mesh = mesh_of(2, 4, AxisType.Explicit)
+    acts = jax.device_put(acts, NamedSharding(mesh, P("data", None, "model")))
+    with mesh_in_use(mesh), pytest.raises(TypeError, match="time axis"):
+        jax.jit(jax_ctc.ctc)(acts, *rest)
+
+
+@pytest.mark.parametrize(
+    ("specs", "message"),
+    [
+        ((P(None, "data"), P("data"), P("data")), "`acts`: expected a slice.*all along 'model'"),
+        ((P(None, "model"), P("model"), P("model")), "`labels`: expected the same on every dev"),
+        ((P(None, None, "model"), P(), P("model")), "`lengths`: expected the same on every dev"),
+    ],
+    ids=["acts alike", "batch on that axis", "lengths differ"],
+)
+def test_wrong_replication_over_vocab_axis_raises(specs, message):
+    (acts, labels, lengths), *_ = problem(24)
+    if specs[1] == P():  # so many that each device has one for every sequence
+        lengths = np.tile(lengths, 4)
+    mapped = jax.shard_map(
+        partial(jax_ctc.ctc, vocab_axis="model"), mesh=mesh_of(2, 4), in_specs=specs,
+        out_specs=P(("data", "model")),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        jax.jit(mapped)(acts, labels, lengths)
+
+
+@pytest.mark.parametrize(
+    ("spec", "vocab_axis", "message"),
+    [
+        (P(None, None, "model"), "data", "expected 'model', over which the type of `acts`"),
+        (P(None, "model"), "model", "expected axes that shard nothing else.*batch over 'model'"),
+        (P(), ("model", "model"), "expected every axis once"),
+    ],
+    ids=["another axis", "the batch's axis", "twice"],
+)
+def test_an_axis_that_types_contradict_is_an_error(spec, vocab_axis, message):
+    (acts, *rest), *_ = problem(24)
+    mesh = mesh_of(2, 4, AxisType.Explicit)
+    acts = jax.device_put(acts, NamedSharding(mesh, spec))
+    with mesh_in_use(mesh), pytest.raises(ValueError, match=f"`vocab_axis`: {message}"):
+        jax.jit(partial(jax_ctc.ctc, vocab_axis=vocab_axis))(acts, *rest)
+
+
+def test_acts_without_axes_are_an_error():
+    with pytest.raises(ValueError, match=r"`acts`: expected shape .* got shape \(\)"):
+        jax_ctc.ctc(jnp.float32(1), np.zeros((1, 1), int), np.zeros(1, int))

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CUDA kernels as C++ over the emulator: compiles them, and calls them with NumPy arrays."""
+
+import ctypes
+import functools
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from support.runs import ROOT, made_once
+
+SOURCES = ROOT / "tests" / "kernels"
+COMPILER = os.environ.get("CXX") or shutil.which("g++")
+DTYPES = [np.dtype(t) for t in (np.float32, np.float64, ml_dtypes.bfloat16, np.float16)]
+FLAGS = ["-std=gnu++17", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-fno-math-errno"]
+
+
+def build(library, sources=ROOT):
+    """Compiles `sources`, a tree with kernels/ and tests/, to a shared library."""
+    command = [
+        COMPILER, *FLAGS, "-O1", "-fPIC", "-shared", f"-I{sources / 'tests' / 'kernels'}",
+        sources / "tests" / "kernels" / "emulated.cpp", "-o", library,
+    ]  # fmt: skip
+    built = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr[-4000:]
+    return load(library)
+
+
+def handlers():
+    """XLA's handlers of the CUDA kernels, for calls on the CPU: a library, compiled once."""
+    return made_once("handlers.so", _build_handlers)
+
+
+def _build_handlers(library):
+    command = [
+        COMPILER, *FLAGS, "-O1", "-fPIC", "-shared", f"-I{SOURCES}",
+        "-isystem", jax.ffi.include_dir(), SOURCES / "emulated_handlers.cpp", "-o", library,
+    ]  # fmt: skip
+    built = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr[-4000:]
+
+
+@functools.cache
+def kernels():
+    """The kernels of this tree, compiled once for all test files and processes."""
+    return load(made_once("emulated.so", build))
+
+
+def load(library):
+    return Emulated(ctypes.CDLL(str(library)))
+
+
+@dataclass
+class Answer:
+    cost: np.ndarray
+    alone: np.ndarray  # the cost by the kernels of the loss without a gradient
+    rows: np.ndarray
+    columns: np.ndarray
+    gradient: np.ndarray
+    tangent: np.ndarray | None
+
+
+def _dirty(shape, dtype, at=0):
+    """NaN patterns, `at` elements past a 64-byte boundary: what is not written shows."""
+    n = int(np.prod(shape))
+    flat = np.empty(n * dtype.itemsize + 128, np.uint8)
+    flat[:] = 0xFF
+    start = -flat.ctypes.data % 64 + at * dtype.itemsize
+    return flat[start : start + n * dtype.itemsize].view(dtype).reshape(shape)
+
+
+def _address(x):
+    return None if x is None else ctypes.c_void_p(x.ctypes.data)
+
+
+class Emulated:
+    def __init__(self, library):
+        self.library = library
+        library.launches.restype = ctypes.c_int64
+        library.scratch_bytes.restype = ctypes.c_int64
+        library.scratch_bytes.argtypes = [ctypes.c_int] * 2 + [ctypes.c_int64] * 2
+
+    def solve(
+        self, acts, labels, lengths, *, blank=0, time_axis=0, cotangents=None, directions=None,
+        in_place=False, seed=1, shared=227 << 10, shift=0,
+    ):  # fmt: skip
+        """acts (T, B, V), or (B, T, V) with time_axis=1; labels (B, L); lengths (B,)."""
+        p = _Problem(acts, labels, lengths, blank, time_axis, shift)
+        cotangents = p.cotangents(cotangents)
+        rows, columns = (_dirty((*p.frames, n), p.computed) for n in p.kept_sizes())
+        alone, cost, tangent = (_dirty((p.B,), p.computed) for _ in range(3))
+        gradient = p.acts if in_place else _dirty(acts.shape, acts.dtype, shift)
+        scratch = [self.scratch(op, p) for op in range(3)]
+        self.library.set_shared_memory_limit(shared)
+
+        def call(seed, cost, kept, scratch, gradient, directions, tangent, last):
+            self.library.set_seed(seed)
+            wrong = self.library.solve(
+                *p.operands(), _address(cost), *map(_address, kept), _address(scratch),
+                *map(_address, (cotangents, gradient, directions, tangent, last)),
+            )  # fmt: skip
+            assert wrong == 0
+
+        if directions is not None:
+            directions = np.ascontiguousarray(directions, acts.dtype)
+        call(seed, alone, (None, None), scratch[0], None, None, None, None)
+        call(
+            seed + 1000, cost, (rows, columns), scratch[1], gradient, directions,
+            None if directions is None else tangent, scratch[2],
+        )  # fmt: skip
+        tangent = None if directions is None else tangent
+        return Answer(cost, alone, rows, columns, gradient, tangent)
+
+    def cotangent(
+        self, acts, labels, lengths, kept, cotangents, *, blank=0, place=None, seed=1
+    ):  # fmt: skip
+        """The gradient times cotangents, from what was kept; written to the place of "acts", of
+        "columns", or beside them."""
+        p = _Problem(acts, labels, lengths, blank, 0, 0)
+        kept = [np.array(x, p.computed) for x in kept]
+        gradient = {None: _dirty(acts.shape, acts.dtype), "acts": p.acts, "columns": kept[1]}[place]
+        self.library.set_seed(seed)
+        arrays = *kept, p.cotangents(cotangents), gradient
+        assert self.library.cotangent(*p.operands(), *map(_address, arrays)) == 0
+        return gradient
+
+    def tangent(self, acts, labels, lengths, kept, directions, *, blank=0, seed=1):
+        """The tangents of directions, from what was kept."""
+        p = _Problem(acts, labels, lengths, blank, 0, 0)
+        kept = [np.array(x, p.computed) for x in kept]
+        directions = np.ascontiguousarray(directions, acts.dtype)
+        tangents = _dirty((p.B,), p.computed)
+        self.library.set_seed(seed)
+        arrays = *kept, directions, tangents, self.scratch(2, p)
+        assert self.library.tangent(*p.operands(), *map(_address, arrays)) == 0
+        return tangents
+
+    def product(
+        self, acts, labels, lengths, directions, *, blank=0, time_axis=0, cotangents=None,
+        kept=None, seed=1, shared=227 << 10, shift=0,
+    ):  # fmt: skip
+        """The Hessian times directions. Arguments as for `solve`; `kept`, rows and columns, may
+        come from elsewhere."""
+        p = _Problem(acts, labels, lengths, blank, time_axis, shift)
+        if kept is None:
+            answer = self.solve(acts, labels, lengths, blank=blank, time_axis=time_axis)
+            kept = answer.rows, answer.columns
+        kept = [np.ascontiguousarray(x, p.computed) for x in kept]
+        cotangents = p.cotangents(cotangents)
+        directions = np.ascontiguousarray(directions, acts.dtype)
+        out, scratch = _dirty(acts.shape, acts.dtype, shift), self.scratch(3, p)
+        self.library.set_shared_memory_limit(shared)
+        self.library.set_seed(seed)
+        wrong = self.library.product(
+            *p.operands(), *map(_address, (*kept, cotangents, directions, out, scratch))
+        )
+        assert wrong == 0
+        return out
+
+    def scratch(self, operation, p):
+        size = self.library.scratch_bytes(operation, p.dtype, p.T, p.L)
+        return _dirty((max(p.B, 1) * size,), np.dtype(np.uint8))
+
+
+class _Problem:
+    """The operands that every operation has."""
+
+    def __init__(self, acts, labels, lengths, blank, time_axis, shift):
+        self.acts = _dirty(acts.shape, acts.dtype, shift)
+        self.acts[...] = acts
+        self.blank, self.frames = blank, acts.shape[:-1]
+        (self.B, self.L), self.V, self.T = labels.shape, acts.shape[-1], acts.shape[time_axis]
+        N, inner = (1, self.B) if time_axis == 0 else (self.B, 1)
+        self.dtype = DTYPES.index(acts.dtype)
+        self.computed = np.dtype(np.float64 if acts.dtype == np.float64 else np.float32)
+        self.shape = np.array([N, self.T, inner, self.V, self.L], np.int64)
+        self.labels = np.ascontiguousarray(labels, np.int32)
+        self.lengths = np.ascontiguousarray(lengths, np.int32)
+
+    def kept_sizes(self):
+        return (0, self.V) if self.V <= self.L + 1 else (2, self.L + 1)
+
+    def cotangents(self, given):
+        return np.ascontiguousarray(np.ones(self.B) if given is None else given, self.computed)
+
+    def operands(self):
+        arrays = map(_address, (self.shape, self.acts, self.labels, self.lengths))
+        return self.dtype, *arrays, self.blank

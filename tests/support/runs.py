@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What runs and what is made in a run: how many cases, other programs, files made once, meshes."""
+
+import fcntl
+import os
+import subprocess
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ALL = os.environ.get("JAX_CTC_TEST_ALL", "") not in ("", "0")
+only_all = pytest.mark.skipif(not ALL, reason="JAX_CTC_TEST_ALL=1 runs it: it takes long")
+
+
+def sweep(everything, few):
+    """Parameters of a test: all of them in `make test-all`, a few that differ in what matters in
+    `make test`. `few` are some of the parameters, or names of some where `everything` is a dict."""
+    if isinstance(everything, dict):
+        return everything if ALL else {name: everything[name] for name in few}
+    assert all(x in everything for x in few)
+    return everything if ALL else few
+
+
+def run(*command, **environment):
+    """A program with more in its environment; what it says, and how it ends."""
+    return subprocess.run(
+        list(map(str, command)),
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+FOLDER = "JAX_CTC_TEST_FOLDER"  # of files that the processes of a run share
+
+
+def made_once(name, make):
+    """A file that `make(path)` writes: once in a run, by the process that asks first."""
+    path = Path(os.environ[FOLDER], name)
+    with open(path.with_name(f"{name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            unfinished = path.with_name(f"{name}.unfinished")
+            make(unfinished)
+            unfinished.rename(path)
+    return path
+
+
+def mesh_in_use(mesh):
+    """A context in which `mesh` is the mesh (jax.set_mesh came with JAX 0.7.1)."""
+    return (jax.set_mesh if hasattr(jax, "set_mesh") else jax.sharding.use_mesh)(mesh)
