@@ -20,10 +20,11 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 TESTS = HERE.parent / "tests"
-# Below tests/: tests of compilers, sources and the emulator, which need no device.
+# Below tests/: what tests compilers, sources, the emulator, or the CPU alone.
 NOT_OF_A_DEVICE = [
     *(f"kernels/test_{name}.py" for name in (
-        "backends", "cuda_build", "emulated*", "gpu_program", "makefile", "sanitized", "sources",
+        "agreement", "backends", "cuda_build", "emulated*", "gpu_program", "handlers", "makefile",
+        "program", "sanitized", "sources",
     )),
     "loss/test_oracle.py", "gpu/*",
 ]  # fmt: skip

@@ -36,8 +36,8 @@ template <class To, class From> CTC_FN To bits(From from) {
   __builtin_memcpy(&to, &from, sizeof to);
   return to;
 }
-template <class T> CTC_FN T max_of(T a, T b) { return a > b ? a : b; }
-template <class T> CTC_FN T min_of(T a, T b) { return a < b ? a : b; }
+template <class T> CTC_FN constexpr T max_of(T a, T b) { return a > b ? a : b; }
+template <class T> CTC_FN constexpr T min_of(T a, T b) { return a < b ? a : b; }
 
 // x as a T, or in every lane of T if T is a vector.
 template <class T, class = void> struct ElementOf {

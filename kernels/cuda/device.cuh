@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What kernels use of the machine. The only file that differs between nvcc and the emulator, a header that runs kernels
-// as C++ on a CPU (tests/emulator.h): nothing else here looks at __CUDACC__.
+// as C++ on a CPU (tests/kernels/emulator.h): nothing else here looks at __CUDACC__.
 #pragma once
 
 #include <cfloat>

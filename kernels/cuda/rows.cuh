@@ -110,11 +110,11 @@ template <class Function> const char* for_rows_of(const Batch& p, Function f) {
 }
 template <int G> int64_t blocks_for(const Shape& s) { return (s.rows() + kRowsOfBlock<G> - 1) / kRowsOfBlock<G>; }
 
-// 16 bytes of an array, read `n` elements at a time.
-template <int n, class A> CTC_DEVICE Piece<A> load_piece(const A* from) {
-  Piece<A> piece;
+// `size` elements of an array, read `n` at a time.
+template <int n, int size, class A> CTC_DEVICE Piece<A, size> load_piece(const A* from) {
+  Piece<A, size> piece;
 #pragma unroll
-  for (int k = 0; k < Piece<A>::size; k += n) {
+  for (int k = 0; k < size; k += n) {
     const Piece<A, n> some = *reinterpret_cast<const Piece<A, n>*>(from + k);
 #pragma unroll
     for (int j = 0; j < n; ++j) piece.at[k + j] = some.at[j];
@@ -125,17 +125,18 @@ template <class A> CTC_DEVICE void store_piece(A* to, Piece<A> piece) { *reinter
 
 // Pieces that are loaded before any is used: with more, 16-bit elements, twice as many of them, do not fit the
 // registers.
-template <class A> constexpr int kAhead = sizeof(A) == 2 ? 2 : 4;
+template <class A, int size> constexpr int kAhead = size > 4 ? 2 : 4;
 
 // Calls use(piece, i) for each piece i that falls to this thread.
-template <int G, int n, class A, class Use> CTC_DEVICE void for_each_piece(const A* first, int64_t pieces, Use use) {
-  for (int64_t i = thread_of_group<G>(); i < pieces; i += G * kAhead<A>) {
-    Piece<A> piece[kAhead<A>];
+template <int G, int n, int size, class A, class Use>
+CTC_DEVICE void for_each_piece(const A* first, int64_t pieces, Use use) {
+  for (int64_t i = thread_of_group<G>(); i < pieces; i += G * kAhead<A, size>) {
+    Piece<A, size> piece[kAhead<A, size>];
 #pragma unroll
-    for (int u = 0; u < kAhead<A>; ++u)
-      if (i + u * G < pieces) piece[u] = load_piece<n>(first + (i + u * G) * Piece<A>::size);
+    for (int u = 0; u < kAhead<A, size>; ++u)
+      if (i + u * G < pieces) piece[u] = load_piece<n, size>(first + (i + u * G) * size);
 #pragma unroll
-    for (int u = 0; u < kAhead<A>; ++u)
+    for (int u = 0; u < kAhead<A, size>; ++u)
       if (i + u * G < pieces) use(piece[u], i + u * G);
   }
 }
@@ -144,16 +145,17 @@ template <int G, int n, class A, class Use> CTC_DEVICE void for_each_piece(const
 // not by their address, because sums depend on it and an address depends on the batch. A row that does not begin at a
 // multiple of 16 bytes is read in smaller steps.
 template <int G, class A, class Use> CTC_DEVICE void for_each(const A* row, int64_t V, Use use) {
-  constexpr int kWhole = Piece<A>::size, kPart = sizeof(A) == 2 ? 2 : 1;
+  // As many 16-bit elements as floats: a row has the same sum in every dtype that its numbers fit.
+  constexpr int kWhole = min_of(4, Piece<A>::size), kPart = sizeof(A) == 2 ? 2 : 1;
   const int64_t pieces = V / kWhole;
-  const auto use_piece = [&](const Piece<A>& piece, int64_t) { use(piece); };
+  const auto use_piece = [&](const Piece<A, kWhole>& piece, int64_t) { use(piece); };
   const auto aligned_to = [row](size_t bytes) { return reinterpret_cast<uintptr_t>(row) % bytes == 0; };
-  if (aligned_to(16))
-    for_each_piece<G, kWhole>(row, pieces, use_piece);
+  if (aligned_to(kWhole * sizeof(A)))
+    for_each_piece<G, kWhole, kWhole>(row, pieces, use_piece);
   else if (kPart > 1 && aligned_to(kPart * sizeof(A)))
-    for_each_piece<G, kPart>(row, pieces, use_piece);
+    for_each_piece<G, kPart, kWhole>(row, pieces, use_piece);
   else
-    for_each_piece<G, 1>(row, pieces, use_piece);
+    for_each_piece<G, 1, kWhole>(row, pieces, use_piece);
   for (int64_t v = pieces * kWhole + thread_of_group<G>(); v < V; v += G) use(row[v]);
 }
 
@@ -176,12 +178,14 @@ CTC_DEVICE void transform(const X* x, A* out, int64_t V, Function f) {
   if constexpr (sizeof(X) == sizeof(A)) {
     if (((reinterpret_cast<uintptr_t>(x) ^ reinterpret_cast<uintptr_t>(out)) & 15) == 0) {
       const Cut<A> cut(out, V);
-      for_each_piece<G, Piece<X>::size>(x + cut.head, cut.pieces, [&](const Piece<X>& given, int64_t i) {
-        Piece<A> result;
+      for_each_piece<G, Piece<X>::size, Piece<X>::size>(x + cut.head, cut.pieces,
+                                                        [&](const Piece<X>& given, int64_t i) {
+                                                          Piece<A> result;
 #pragma unroll
-        for (int k = 0; k < Piece<A>::size; ++k) result.at[k] = f(given.at[k]);
-        store_piece(out + cut.head + i * Piece<A>::size, result);
-      });
+                                                          for (int k = 0; k < Piece<A>::size; ++k)
+                                                            result.at[k] = f(given.at[k]);
+                                                          store_piece(out + cut.head + i * Piece<A>::size, result);
+                                                        });
       for (int64_t i = thread_of_group<G>(); i < cut.loose; i += G) out[cut.at_loose(i)] = f(x[cut.at_loose(i)]);
       return;
     }
@@ -218,13 +222,13 @@ template <class F> struct Softmax {
     count += x == top ? F(1) : F(0);
   }
   template <class A> CTC_DEVICE void use(A x) { rise(widen(x)), add(widen(x)); }
-  template <class A> CTC_DEVICE void use(const Piece<A>& piece) {
+  template <class A, int n> CTC_DEVICE void use(const Piece<A, n>& piece) {
     F most = widen(piece.at[0]);
 #pragma unroll
-    for (int k = 1; k < Piece<A>::size; ++k) most = max_of<F>(widen(piece.at[k]), most);  // a NaN is passed over here
+    for (int k = 1; k < n; ++k) most = max_of<F>(widen(piece.at[k]), most);  // a NaN is passed over here
     rise(most);
 #pragma unroll
-    for (int k = 0; k < Piece<A>::size; ++k) add(widen(piece.at[k]));
+    for (int k = 0; k < n; ++k) add(widen(piece.at[k]));
   }
   // NaN, +inf or nothing but -inf: no softmax.
   CTC_DEVICE bool defined() const { return top < infinity<F>() && count + tail > 0; }

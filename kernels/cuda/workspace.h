@@ -10,7 +10,8 @@ namespace jax_ctc {
 namespace cuda {
 
 #ifndef JAX_CTC_GAP
-#define JAX_CTC_GAP 0  // bytes behind each array, that tests/sanitized_cuda.cpp forbids to touch; a multiple of 16
+#define JAX_CTC_GAP \
+  0  // bytes behind each array, that tests/kernels/sanitized_cuda.cpp forbids to touch; a multiple of 16
 #endif
 
 enum Direction { kAlpha, kBeta };

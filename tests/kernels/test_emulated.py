@@ -31,9 +31,9 @@ CASES += [(case, np.float64) for case in EDGES + sweep(WIDTHS, list(around_a_vec
 every_case = pytest.mark.parametrize(
     ("case", "dtype"), CASES, ids=[f"{case.name}, {dtype.__name__}" for case, dtype in CASES]
 )
-ONE_WARP = (
-    24 << 10
-)  # so little shared memory leaves one warp to a direction: the pairs go in strips
+# Bytes of shared memory that leave a direction two warps, and one of a Hessian-vector product: the
+# pairs go in strips.
+FEW_WARPS = 24 << 10
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_a_block_of_threads_to_a_row(kernels, V, in_place):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("L", "T", "shared"), [(130, 290, ONE_WARP), (700, 1000, 227 << 10)])
+@pytest.mark.parametrize(("L", "T", "shared"), [(130, 290, FEW_WARPS), (700, 1000, 227 << 10)])
 def test_more_labels_than_a_block_has_lanes(kernels, L, T, shared):
     rng = np.random.default_rng(L)
     acts = rng.normal(scale=2, size=(T, 2, 9)).astype(np.float32)
@@ -103,8 +103,8 @@ def test_more_labels_than_a_block_has_lanes(kernels, L, T, shared):
     check(kernels.solve(acts, labels, lengths, shared=shared), acts, labels, lengths)
 
 
-@pytest.mark.parametrize("shared", [ONE_WARP, 60 << 10])
-@pytest.mark.parametrize("L", [31, 32, 64, 65])
+@pytest.mark.parametrize("shared", [FEW_WARPS, 60 << 10])
+@pytest.mark.parametrize("L", [65, 127, 128, 200])
 def test_strips_give_the_same_bits(kernels, L, shared):
     problem = arguments(next(iter(around_a_vector(L))))
     whole, strips = kernels.solve(*problem), kernels.solve(*problem, shared=shared, seed=5)
@@ -121,11 +121,21 @@ def test_half_precision_is_rounded_once(kernels, case, name):
     half = kernels.solve(acts, labels, lengths, in_place=True)
     exact = kernels.solve(acts.astype(np.float32), labels, lengths)
     assert_costs(half.cost, oracle.solve(acts.astype(float), labels, lengths).cost, len(acts))
+    assert_same_bits(half.cost, exact.cost)
     assert half.gradient.dtype == dtype
     rounding = 2.0**-8 if name == "bfloat16" else 2.0**-11  # half a unit in the last place
     np.testing.assert_allclose(
         half.gradient.astype(float), exact.gradient, rtol=rounding, atol=2e-7
     )
+
+
+@pytest.mark.parametrize("V", [33, 130, 1031, 2500, 9001])
+def test_a_cost_has_the_bits_of_the_same_numbers_in_single_precision(kernels, V):
+    dtype = next(d for d in emulated.DTYPES if d.name == "bfloat16")
+    acts, labels, lengths = arguments(Case("wide", 5, V, [[V - 1, 1], [3, -1]], [5, 4]))
+    acts = acts.astype(dtype)
+    half = kernels.solve(acts, labels, lengths)
+    assert_same_bits(half.cost, kernels.solve(acts.astype(np.float32), labels, lengths).cost)
 
 
 @pytest.mark.parametrize("case", [*EDGES, DENSE, COMPACT], ids=lambda case: case.name)
@@ -296,7 +306,7 @@ def test_products_have_the_same_bits_in_any_order_of_threads_batch_and_strips(ke
     directions = directions_like(acts)
     first = kernels.product(acts, labels, lengths, directions)
     for seed in range(2, 6):
-        again = kernels.product(acts, labels, lengths, directions, seed=seed, shared=ONE_WARP)
+        again = kernels.product(acts, labels, lengths, directions, seed=seed, shared=FEW_WARPS)
         assert_same_bits(again, first)
     for b in range(len(labels)):
         one = np.s_[b : b + 1]
@@ -309,7 +319,7 @@ def test_products_by_strips_have_the_same_bits(kernels, L):
     problem = arguments(next(iter(around_a_vector(L))))
     directions = directions_like(problem[0])
     whole = kernels.product(*problem, directions)
-    strips = kernels.product(*problem, directions, shared=ONE_WARP, seed=5)
+    strips = kernels.product(*problem, directions, shared=FEW_WARPS, seed=5)
     assert_same_bits(strips, whole)
 
 
