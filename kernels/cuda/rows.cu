@@ -48,7 +48,8 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
   }
   const int64_t r = row_of_group<G>(a.label_blocks);
   if (r >= s.rows()) return;
-  const auto [sequence, t] = place_of(s, r);
+  const Place at = place_of(s, r);
+  const int64_t sequence = at.sequence, t = at.t;  // a lambda of C++17 may not capture parts of a structured binding
   const int me = thread_of_group<G>();
   if (t >= in.lengths[sequence]) {  // never read
     if (!training) return;

@@ -195,16 +195,21 @@ template <class Value, int kPairs> struct Sweep {
     }
     if (kStore) state += tile.state_step;
   }
-  // A tile's frames, each read while the one before is worked on.
+  // A tile's frames, each read while the one before is worked on. Eight at a time, written out: the loss's loop over
+  // frames was not unrolled by `#pragma unroll`.
   template <bool kStore>
   CTC_DEVICE void whole(State (&at)[kPairs], const Integer<F> (&skip)[kPairs], const Tile& tile) const {
     Frame next = read(tile, 0);
     Pair<Cell<Value>>* state = tile.state;
-#pragma unroll 8  // 16 would need more registers than there are
-    for (int d = 0; d < kTile; ++d) {
-      const Frame now = next;
-      if (d + 1 < kTile) next = read(tile, d + 1);
-      one<kStore>(at, skip, now, tile, d, state);
+#pragma unroll 1
+    for (int first = 0; first < kTile; first += 8) {
+      const auto frame_of = [&](int d) {
+        const Frame now = next;
+        if (d + 1 < kTile) next = read(tile, d + 1);
+        one<kStore>(at, skip, now, tile, d, state);
+      };
+      frame_of(first), frame_of(first + 1), frame_of(first + 2), frame_of(first + 3);
+      frame_of(first + 4), frame_of(first + 5), frame_of(first + 6), frame_of(first + 7);
     }
   }
   template <bool kStore>

@@ -30,13 +30,20 @@ def tool(name):
 NVCC, DISASSEMBLER, CMAKE = tool("nvcc"), tool("nvdisasm"), shutil.which("cmake")
 FILES = ["rows", "lattice", "occupancy", "gradient", "hvp"]
 ARCHITECTURES = [80, 90, 100, 120]
-# A frame in the lattice's loop: of the loss, of training, of a product; 2 more than there are.
-INSTRUCTIONS = {80: (39, 42, 55), 90: (31, 34, 52), 100: (30, 35, 50), 120: (37, 42, 57)}
-LOOPS = {  # shuffles of a frame; with two pairs a lane and with one
+# Lattice kernels: the loss and training with two pairs a lane, the same with one, a product.
+LOOPS = {  # shuffles of a frame
     "ScaledIfEELi2ELb0E": 2, "ScaledIfEELi2ELb1E": 2,
     "ScaledIfEELi1ELb0E": 2, "ScaledIfEELi1ELb1E": 2, "DualIfEELi1ELb1E": 3,
 }  # fmt: skip
-MOST_REGISTERS = {"lattice f": 128, "lattice d": 255, "rows d": 128, "rows f": 64}
+INSTRUCTIONS = {  # of a frame; 2 more than there are
+    80: (64, 64, 43, 47, 67), 90: (48, 50, 37, 40, 60),
+    100: (48, 52, 31, 35, 52), 120: (65, 62, 38, 41, 58),
+}  # fmt: skip
+# Of a thread. The lattice's kernels leave registers for their own blocks only (lattice.cu).
+MOST_REGISTERS = {
+    "lattice f": 168, "lattice d": 255, "occupancy f": 128, "occupancy d": 128,
+    "rows d": 128, "rows f": 64,
+}  # fmt: skip
 
 pytestmark = pytest.mark.skipif(not CUDA.is_dir(), reason="not in a source tree")
 needs_nvcc = pytest.mark.skipif(not NVCC, reason="no nvcc: no toolkit and no nvidia-cuda-nvcc")
@@ -85,7 +92,7 @@ def test_no_kernel_spills_or_takes_more_registers_than_planned(file, architectur
     assert len(kernels) >= planned[file]
     for name, (stack, stored, loaded, registers) in kernels.items():
         assert (stack, stored, loaded) == (0, 0, 0), name
-        kind = "lattice" if file == "lattice" else "rows"
+        kind = file if file in ("lattice", "occupancy") else "rows"
         computed = "d" if re.search(r"_kernelI(NS_\d[A-Za-z]+I)?d", name) else "f"
         assert registers <= MOST_REGISTERS[f"{kind} {computed}"], name
 
