@@ -30,11 +30,8 @@ CTC_DEVICE auto total_in_the_middle(const Workspace<Value>& ws, int32_t count, i
   using F = decltype(Value::m);
   const bool stored = kTraining && frames > 0;
   const int64_t middle = (frames / 2) * ws.columns;
-  const auto *const alpha = stored ? ws.states_of(kAlpha) + middle : ws.ends_of(kAlpha), *const beta =
-                                                                                             stored
-                                                                                                 ? ws.states_of(kBeta) +
-                                                                                                       middle
-                                                                                                 : ws.ends_of(kBeta);
+  const auto* const alpha = stored ? ws.states_of(kAlpha) + middle : ws.ends_of(kAlpha);
+  const auto* const beta = stored ? ws.states_of(kBeta) + middle : ws.ends_of(kBeta);
   const auto at = [](const Cell<Value>& cell) { return value_of(load(&cell)); };
   Scaled<F> sum = Scaled<F>::none();
 #pragma unroll 4
@@ -86,12 +83,13 @@ template <bool kTraining, class Value, class F> CTC_DEVICE void decide(const Lat
 // Threads of a block, and those that it leaves registers for. 512 have 128 each. A Dual needs some more, a double twice
 // as many; a pair a lane of floats is swept by one warp a direction. The loss alone needs few enough for four blocks of
 // five warps on a multiprocessor.
-template <class Value, int kPairs> constexpr int kMostThreads = sizeof(Value::m) == 8 ? 256
-                                                                : sizeof(Value) > 8   ? 384
-                                                                : kPairs == 1         ? 96
-                                                                                      : 512;
+template <class Value, int kPairs> constexpr int most_threads() {
+  if (sizeof(Value::m) == 8) return 256;
+  if (sizeof(Value) > 8) return 384;
+  return kPairs == 1 ? 96 : 512;
+}
 template <class Value, int kPairs, bool kTraining> constexpr int kRegistersFor =
-    kPairs == 2 && !kTraining ? 640 : kMostThreads<Value, kPairs>;
+    kPairs == 2 && !kTraining ? 640 : most_threads<Value, kPairs>();
 
 template <class Value, int kPairs, bool kTraining, class F = decltype(Value::m)>
 __global__ void __launch_bounds__(kRegistersFor<Value, kPairs, kTraining>, 1) lattice_kernel(LatticeArguments<F> a) {
@@ -131,7 +129,7 @@ __global__ void __launch_bounds__(kRegistersFor<Value, kPairs, kTraining>, 1) la
 template <class Value, int kPairs, bool kTraining>
 const char* launch_lattice_of(const Problem& p, Operation operation, void* cost, void* scratch) {
   using F = decltype(Value::m);
-  const LatticeShape shape = lattice_shape(p.shape.L, kPairs, kMostThreads<Value, kPairs>,
+  const LatticeShape shape = lattice_shape(p.shape.L, kPairs, most_threads<Value, kPairs>(),
                                            sizeof(typename Sweep<Value, kPairs>::Memory), shared_memory_limit());
   const LatticeArguments<F> a = {p.shape,
                                  shape.directions,

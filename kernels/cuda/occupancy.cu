@@ -25,8 +25,8 @@ template <class F> struct OccupancyArguments {
 template <class Product, class F> struct FrameMemory {
   Product* products;  // of a warp: of each label
   F* results;         // of a warp: a row of columns
-  int32_t *next,
-      *head;  // of each label: the next one equal to it or -1; if none is before, where its class has its result
+  int32_t* next;      // of each label: the next one equal to it, or -1
+  int32_t* head;      // of each label: where its class has its result, or -1 if an equal label is before it
 
   static constexpr int64_t bytes(int64_t L) {
     return kWarpsOfBlock * (L * int64_t(sizeof(Product)) + (L + 1) * int64_t(sizeof(F))) +
