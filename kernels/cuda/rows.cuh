@@ -279,7 +279,7 @@ template <int n, class F> CTC_DEVICE void emissions(const F (&x)[n], F shift, Sc
 #pragma unroll
   for (int i = 0; i < n; ++i) {
     const F d = x[i] - shift, back = d - x[i], rest = (x[i] - (d - back)) + (-shift - back);
-    const Split<F> y = split_exp<F>(d, rest);
+    const Split<F> y = split_exp<F>(max_of(d, F(-kNear<F>)), rest);  // farther, or NaN: an exponent that no int holds
     out[i] = {y.p, y.q};
     near &= d > F(-kNear<F>);
   }
