@@ -29,6 +29,16 @@ template <class F, class V> CTC_FN V exp_reduced(V r) {
   return p;
 }
 
+// x - shift exactly, as the sum of two numbers, so that logits that are far apart keep their digits: the rounded
+// difference, and what it lost.
+template <class V> struct Difference {
+  V d, rest;
+};
+template <class V> CTC_FN Difference<V> difference(V x, V shift) {
+  const V d = x - shift, back = d - x;
+  return {d, (x - (d - back)) + (-shift - back)};
+}
+
 template <class V> struct Split {
   V p;
   Integer<V> q;

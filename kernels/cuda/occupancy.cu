@@ -49,16 +49,13 @@ template <class Value, class F = decltype(Value::m)> struct Occupancies {
   const OccupancyArguments<F>& a;
   const Workspace<Value>& ws;
   const Memory& memory;
-  unsigned sequence;
+  int64_t first_row;  // of the sequence
   int32_t count;
   Integer<F> reference;
 
   CTC_DEVICE bool dense() const { return !kProduct && a.shape.dense(); }
   CTC_DEVICE int64_t width() const { return kProduct ? ws.columns : a.shape.columns(); }
-  CTC_DEVICE int64_t row(int64_t t) const {
-    const unsigned outer = sequence / unsigned(a.shape.B), b = sequence % unsigned(a.shape.B);
-    return (outer * a.shape.T + t) * a.shape.B + b;
-  }
+  CTC_DEVICE int64_t row(int64_t t) const { return first_row + t * a.shape.B; }
   CTC_DEVICE F* columns(int64_t t) const {
     return kProduct ? ws.changes + t * ws.columns : a.columns + row(t) * a.shape.columns();
   }
@@ -164,7 +161,8 @@ __global__ void __launch_bounds__(kWarpsOfBlock* kWarp, sizeof(Value) == 8 ? 3 :
   const Outcome outcome = *ws.outcome;
   const int64_t end = min_of<int64_t>(begin + a.frames, labels.good ? labels.frames : a.shape.T);
   const typename Occupancies<Value>::Memory memory(a.shape.L);
-  const Occupancies<Value> occupancies = {a, ws, memory, sequence, labels.count, Integer<F>(outcome.reference)};
+  const Occupancies<Value> occupancies = {
+      a, ws, memory, a.shape.first_row(sequence), labels.count, Integer<F>(outcome.reference)};
   if (outcome.has_gradient) {
     occupancies.read_labels();
     for (int64_t t = begin + warp_index(); t < end; t += kWarpsOfBlock) occupancies.frame(t);

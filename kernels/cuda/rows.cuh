@@ -143,7 +143,7 @@ CTC_DEVICE void for_each_piece(const A* first, int64_t pieces, Use use) {
 
 // Calls use(x) for all that falls to this thread of a row: pieces, then elements. Elements are dealt by their number,
 // not by their address, because sums depend on it and an address depends on the batch. A row that does not begin at a
-// multiple of 16 bytes is read in smaller steps.
+// multiple of a piece's bytes is read in smaller steps.
 template <int G, class A, class Use> CTC_DEVICE void for_each(const A* row, int64_t V, Use use) {
   // As many 16-bit elements as floats: a row has the same sum in every dtype that its numbers fit.
   constexpr int kWhole = min_of(4, Piece<A>::size), kPart = sizeof(A) == 2 ? 2 : 1;
@@ -262,9 +262,9 @@ template <int G, class F> CTC_DEVICE Softmax<F> of_group(Softmax<F> mine) {
   return of_lanes<G / kWarp>(parts[lane_index() % (G / kWarp)]);
 }
 
-// exp(x - shift) as a value of the lattice. The difference is taken exactly, as a pair.
+// exp(x - shift) as a value of the lattice.
 template <class F> CTC_DEVICE Scaled<F> emission(F x, F shift) {
-  const F d = x - shift, back = d - x, rest = (x - (d - back)) + (-shift - back);
+  const auto [d, rest] = difference(x, shift);
   if (d > F(-kNear<F>)) {
     const Split<F> y = split_exp<F>(d, rest);
     return {y.p, y.q};
@@ -278,7 +278,7 @@ template <int n, class F> CTC_DEVICE void emissions(const F (&x)[n], F shift, Sc
   bool near = true;
 #pragma unroll
   for (int i = 0; i < n; ++i) {
-    const F d = x[i] - shift, back = d - x[i], rest = (x[i] - (d - back)) + (-shift - back);
+    const auto [d, rest] = difference(x[i], shift);
     const Split<F> y = split_exp<F>(max_of(d, F(-kNear<F>)), rest);  // farther, or NaN: an exponent that no int holds
     out[i] = {y.p, y.q};
     near &= d > F(-kNear<F>);

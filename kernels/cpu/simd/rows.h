@@ -42,16 +42,14 @@ template <class F> void split_far_emissions(const F* x, int64_t n, F shift, F* p
   }
 }
 
-// exp(x - shift) = p * 2^q. The difference is exact, as the sum of two numbers, so that logits that are far apart keep
-// their digits. `far` is the mask of the lanes that split_far_emissions must compute.
+// exp(x - shift) = p * 2^q. `far` is the mask of the lanes that split_far_emissions must compute.
 template <class F> struct Emission {
   Lanes<F> p;
   Integer<Lanes<F>> q, far;
 };
 template <class F> CTC_FN Emission<F> split_emission(Lanes<F> x, Lanes<F> shift) {
   using Vec = Lanes<F>;
-  const Vec d = x - shift, back = d - x;
-  const Vec rest = (x - (d - back)) + (-shift - back);
+  const auto [d, rest] = difference(x, shift);
   const Integer<Vec> near = d > F(-kNear<F>);
   Integer<Vec> far = {};
   if constexpr (kNear<F> < kFurthest) far = (d > F(-kFurthest)) & ~near;
