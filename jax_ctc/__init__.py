@@ -7,7 +7,16 @@ from . import compat as compat
 from ._check import check as check
 from ._export import export_checks as export_checks
 from ._kernels import build_info as build_info
+from ._linear import ctc_linear as ctc_linear
 from ._loss import ctc as ctc
 from ._occupancy import ctc_occupancy as ctc_occupancy
 
-__all__ = ["build_info", "check", "compat", "ctc", "ctc_occupancy", "export_checks"]
+__all__ = [
+    "build_info",
+    "check",
+    "compat",
+    "ctc",
+    "ctc_linear",
+    "ctc_occupancy",
+    "export_checks",
+]

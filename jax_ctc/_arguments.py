@@ -16,11 +16,12 @@ from . import _mesh, _shapes, _values
 
 
 class Arguments(NamedTuple):
-    acts: Array  # (..., T, ..., V)
+    acts: Array  # (..., T, ..., V), or hidden (..., T, ..., D)
     labels: Array  # (..., L) int32; padding is negative
     lengths: Array  # (...) int32; -1 for a sequence with a bad label length
     time_axis: int
     blank: int  # in [0, V)
+    V: int  # classes of all slices
 
 
 def prepare(
@@ -32,12 +33,21 @@ def prepare(
     blank: int,
     time_major: bool,
     slices: int | None = None,
+    kernel: Array | None = None,
 ) -> Arguments:
     """Checks the arguments of a public function and makes them operands. Raises TypeError (dtypes)
     and ValueError (shapes, and values if they are known). If `slices` is given, `acts` hold one of
-    that many slices of V, and all other arguments are the same on every device."""
+    that many slices of V, and all other arguments are the same on every device. If `kernel` is
+    given, then it holds the classes, and `acts` are hidden states."""
     given = _shapes.checked(
-        acts, labels, lengths, label_lengths, blank=blank, time_major=time_major, slices=slices or 1
+        acts,
+        labels,
+        lengths,
+        label_lengths,
+        blank=blank,
+        time_major=time_major,
+        slices=slices or 1,
+        kernel=kernel,
     )
     _values.raise_on_known(given)
     arguments = _normalised(given)
@@ -57,4 +67,4 @@ def _normalised(given: _shapes.Given) -> Arguments:
         inside = lax.broadcasted_iota(jnp.int32, labels.shape, labels.ndim - 1) < count[..., None]
         labels = jnp.where(inside, labels, -1)
         lengths = jnp.where((count < 0) | (count > given.L), -1, lengths)
-    return Arguments(acts, labels, lengths, given.time_axis, given.blank)
+    return Arguments(acts, labels, lengths, given.time_axis, given.blank, given.V)

@@ -35,7 +35,7 @@ def check(
       >>> error, value = jax.jit(checkify.checkify(loss))(acts, labels, lengths)
       >>> error.throw()  # JaxRuntimeError: labels[1, 3] = 0 is the blank, ...
     """
-    acts = _shapes.activations(acts, labels)
+    acts = _shapes.floats("acts", acts, labels)
     slices = _split_classes.local_slices(_split_classes.axes_of(acts, vocab_axis))
     given = _shapes.checked(
         acts, labels, lengths, label_lengths, blank=blank, time_major=time_major, slices=slices or 1

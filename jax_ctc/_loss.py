@@ -92,7 +92,7 @@ def ctc(
     """
     threads = _shapes.threads_of(num_threads)
     zero_infinity = _shapes.switch("zero_infinity", zero_infinity)
-    acts = _shapes.activations(acts, labels)
+    acts = _shapes.floats("acts", acts, labels)
     vocab_axes = _split_classes.axes_of(acts, vocab_axis)
     a = _arguments.prepare(
         acts,
@@ -104,7 +104,8 @@ def ctc(
         slices=_split_classes.local_slices(vocab_axes),
     )
     if vocab_axes:
-        return _with_zeros(_split_classes.cost(a, vocab_axes, threads), zero_infinity)
+        source = _split_classes.source_of_acts(a.acts, a.time_axis, threads)
+        return with_zeros(_split_classes.cost(a, source, vocab_axes, threads), zero_infinity)
     return _cost(
         a.acts,
         a.labels,
@@ -124,8 +125,9 @@ def _cost(
 ) -> Array:
     """An eager call is one program too, because of this jit. So jax.debug_infs checks its result
     only."""
-    return _with_zeros(_primitives.loss_p.bind(acts, labels, lengths, **parameters), zero_infinity)
+    return with_zeros(_primitives.loss_p.bind(acts, labels, lengths, **parameters), zero_infinity)
 
 
-def _with_zeros(cost: Array, zero_infinity: bool) -> Array:
+def with_zeros(cost: Array, zero_infinity: bool) -> Array:
+    """Returns cost, with 0 for +inf if `zero_infinity`."""
     return jnp.where(jnp.isposinf(cost), 0, cost) if zero_infinity else cost

@@ -24,7 +24,7 @@ class Given(NamedTuple):
 
     Labels and lengths keep the caller's integer dtype, because their values are checked later."""
 
-    acts: Array
+    acts: Array  # or hidden
     labels: AnyArray
     lengths: AnyArray
     label_lengths: AnyArray | None
@@ -33,6 +33,16 @@ class Given(NamedTuple):
     T: int
     V: int  # classes of all slices
     L: int
+    kernel: Array | None
+
+    @property
+    def of_frames(self) -> str:
+        """What says how many frames there are, as the subject of a sentence."""
+        return "acts have" if self.kernel is None else "hidden has"
+
+    @property
+    def of_classes(self) -> str:
+        return "acts" if self.kernel is None else "kernel"
 
 
 def checked(
@@ -44,22 +54,26 @@ def checked(
     blank: int,
     time_major: bool,
     slices: int = 1,
+    kernel: Array | None = None,
 ) -> Given:
     """Returns the arguments as arrays whose shapes and dtypes agree. Raises TypeError (dtypes) and
-    ValueError (shapes). `acts` hold the classes of one of `slices` equal slices of V."""
-    acts = activations(acts, labels)
+    ValueError (shapes). `acts` hold the classes of one of `slices` equal slices of V. If `kernel`
+    (D, V) is given, then it holds them, and `acts` are the hidden states (T, B, D)."""
+    name, last = ("acts", "V") if kernel is None else ("hidden", "D")
+    acts = floats(name, acts, labels)
     if acts.ndim not in (2, 3):
         raise ValueError(
-            "`acts`: expected shape (T, B, V), (B, T, V) with time_major=False, or (T, V) for one "
-            f"sequence, got shape {acts.shape}. Use jax.vmap for more batch axes."
+            f"`{name}`: expected shape (T, B, {last}), (B, T, {last}) with time_major=False, or "
+            f"(T, {last}) for one sequence, got shape {acts.shape}. Use jax.vmap for more batch "
+            "axes."
         )
     time_major = switch("time_major", time_major)
     batched = acts.ndim == 3
     time_axis = int(batched and not time_major)
     batch = (acts.shape[1 - time_axis],) if batched else ()
-    T, V = acts.shape[time_axis], slices * acts.shape[-1]
-    order = "(B, T, V)" if time_axis else "(T, B, V)" if batched else "(T, V)"
-    from_acts = f"because `acts` has shape {acts.shape} as {order}"
+    T, V = acts.shape[time_axis], slices * (acts if kernel is None else kernel).shape[-1]
+    order = "(B, T, {})" if time_axis else "(T, B, {})" if batched else "(T, {})"
+    from_acts = f"because `{name}` has shape {acts.shape} as {order.format(last)}"
     if batched:
         from_acts += f" with time_major={time_major}"
 
@@ -76,33 +90,50 @@ def checked(
         label_lengths = _integers("label_lengths", label_lengths)
         fits("label_lengths", label_lengths.shape, batch)
     L = labels.shape[-1]
-    for name, size in (("T", T), ("V", V), ("L", L)):
+    for letter, size in (("T", T), ("V", V), ("L", L)):
         if isinstance(size, int) and size > INT32.max:
-            raise ValueError(f"`acts`, `labels`: expected {name} to fit an int32, got {size}.")
+            raise ValueError(f"`{name}`, `labels`: expected {letter} to fit an int32, got {size}.")
+    if kernel is not None:
+        from_acts = f"because `kernel` has shape {kernel.shape} as (D, V)"
     blank = _class_in(V, blank, from_acts)
-    return Given(acts, labels, lengths, label_lengths, time_axis, blank, T, V, L)
+    return Given(acts, labels, lengths, label_lengths, time_axis, blank, T, V, L, kernel)
 
 
 # ---- arrays ------------------------------------------------------------------------------------
 
 
-def activations(acts: ArrayLike, labels: ArrayLike) -> Array:
-    """Returns `acts` as a JAX array of floats."""
-    if not isinstance(acts, jax.Array):  # jnp.asarray would copy a tracer
+_FLOATING = {  # arguments of floats: what they are, and their shape
+    "acts": ("unnormalised activations", "(T, B, V)"),
+    "hidden": ("hidden states", "(T, B, D)"),
+    "kernel": ("weights of the output layer", "(D, V)"),
+    "bias": ("bias of the output layer", "(V,)"),
+}
+
+
+def floats(name: str, x: ArrayLike, labels: ArrayLike | None = None) -> Array:
+    """Returns x as a JAX array of floats. `labels` are looked at if x is not one, because the two
+    may be swapped."""
+    what, shape = _FLOATING[name]
+    if not isinstance(x, jax.Array):  # jnp.asarray would copy a tracer
         try:
-            acts = jnp.asarray(acts)
+            x = jnp.asarray(x)
         except (TypeError, ValueError) as error:
             raise type(error)(
-                f"`acts`: expected an array of floats (T, B, V), got {_kind(acts)}. {error}"
+                f"`{name}`: expected an array of floats {shape}, got {_kind(x)}. {error}"
             ) from error
-    if acts.dtype in _FLOATS:
-        return acts
-    way_out = "Convert it first, for instance with acts.astype('float32')."
-    if jnp.issubdtype(acts.dtype, jnp.integer) and _are_floats(labels):
-        way_out = "`labels` holds floats: are the two swapped? The order is ctc(acts, labels, ...)."
+    if x.dtype in _FLOATS:
+        return x
+    way_out = f"Convert it first, for instance with {name}.astype('float32')."
+    if labels is not None and jnp.issubdtype(x.dtype, jnp.integer) and _are_floats(labels):
+        order = (
+            "ctc(acts, labels, ...)"
+            if name == "acts"
+            else "ctc_linear(hidden, kernel, labels, ...)"
+        )
+        way_out = f"`labels` holds floats: are the two swapped? The order is {order}, labels, ...)."
     raise TypeError(
-        "`acts` (unnormalised activations): expected float32, float64, bfloat16 or float16, "
-        f"got {acts.dtype}. {way_out}"
+        f"`{name}` ({what}): expected float32, float64, bfloat16 or float16, got {x.dtype}. "
+        f"{way_out}"
     )
 
 

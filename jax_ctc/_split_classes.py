@@ -9,6 +9,8 @@ depends on V.
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -22,10 +24,11 @@ from ._primitives import few_classes
 Names = tuple[str, ...]
 
 
-def axes_of(acts: Array, vocab_axis: str | Names | None) -> Names:
-    """Returns the mesh axes over which V is sharded: those named, else those in the type of acts
-    (explicit sharding). Raises TypeError (no name) and ValueError (no such axis, or no mesh)."""
-    typed = _mesh.sharded_over(acts, acts.ndim - 1) if acts.ndim else ()
+def axes_of(x: Array, vocab_axis: str | Names | None, name: str = "acts") -> Names:
+    """Returns the mesh axes over which V is sharded: those named, else those in the type of x
+    (explicit sharding), whose last axis is V. Raises TypeError (no name) and ValueError (no such
+    axis, or no mesh)."""
+    typed = _mesh.sharded_over(x, x.ndim - 1) if x.ndim else ()
     if vocab_axis is None:
         return typed
     names = vocab_axis if isinstance(vocab_axis, tuple) else (vocab_axis,)
@@ -46,7 +49,7 @@ def axes_of(acts: Array, vocab_axis: str | Names | None) -> Names:
         raise ValueError(f"`vocab_axis`: expected every axis once, got {names}.")
     if typed and typed != names:
         raise ValueError(
-            f"`vocab_axis`: expected {_listed(typed)}, over which the type of `acts` has its "
+            f"`vocab_axis`: expected {_listed(typed)}, over which the type of `{name}` has its "
             f"classes, got {_listed(names)}. It need not be given where types say it."
         )
     return names
@@ -65,70 +68,112 @@ def local_slices(names: Names) -> int | None:
     return math.prod(mesh.shape[name] for name in manual) if manual else None
 
 
-def cost(a: _arguments.Arguments, names: Names, threads: int) -> Array:
-    """Returns the costs of `a`. Inside a shard_map over `names` its acts are a slice; elsewhere
-    they have all classes."""
-    slices = partial(
-        _cost_of_slices, time_axis=a.time_axis, blank=a.blank, names=names, threads=threads
-    )
+@dataclass(frozen=True)
+class Source:
+    """The arrays that hold the classes, and how a device reduces its slice of them."""
+
+    arrays: tuple[Array, ...]  # the first has the batch and T
+    have_classes: tuple[bool, ...]  # whether their last axis is V
+    name: str  # of the argument that holds the classes
+    sums: Callable[[tuple[Array, ...], Array, Array], few_classes.Sums]  # arrays, symbols, lengths
+
+    @property
+    def local_V(self) -> int:
+        return self.arrays[self.have_classes.index(True)].shape[-1]
+
+
+def source_of_acts(acts: Array, time_axis: int, threads: int) -> Source:
+    def sums(arrays: tuple[Array, ...], symbols: Array, lengths: Array) -> few_classes.Sums:
+        acts, symbols, lengths = _mesh.vary_alike(*arrays, symbols, lengths)
+        return few_classes.sums_of(acts, symbols, lengths, time_axis, threads)
+
+    return Source((acts,), (True,), "acts", sums)
+
+
+def cost(a: _arguments.Arguments, source: Source, names: Names, threads: int) -> Array:
+    """Returns the costs of `a`. Inside a shard_map over `names` the source is a slice; elsewhere
+    it has all classes."""
+
+    def of_slices(labels: Array, lengths: Array, *arrays: Array) -> Array:
+        part = replace(source, arrays=arrays)
+        return _cost_of_slices(
+            part, labels, lengths, V=a.V, time_axis=a.time_axis, blank=a.blank, names=names,
+            threads=threads,
+        )  # fmt: skip
+
     if local_slices(names) is not None:
-        _check_variation(a, names)
-        return slices(a.acts, a.labels, a.lengths)
+        _check_variation(a, source, names)
+        return of_slices(a.labels, a.lengths, *source.arrays)
     mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.axis_names:  # then acts are a concrete array, and its type has a mesh
-        mesh = jax.typeof(a.acts).sharding.mesh
+    frames = source.arrays[0]
+    if not mesh.axis_names:  # then arrays are concrete, and their types have a mesh
+        mesh = jax.typeof(frames).sharding.mesh
     count = math.prod(mesh.shape[name] for name in names)
-    V = a.acts.shape[-1]
-    if V % count:
-        raise ValueError(
-            f"`acts`: expected V to be a multiple of the {count} devices along mesh axis "
-            f"{_listed(names)}, got V = {V}. Pad the classes with logits of -inf."
+    if a.V % count:
+        remedy = (
+            "Pad the classes with logits of -inf."
+            if source.name == "acts"
+            else "Pad the classes with columns of 0 and a bias of -inf."
         )
-    # Axes over which types shard the batch become manual too. All others stay as they are.
-    sharded = [_mesh.sharded_over(a.acts, axis) for axis in range(a.acts.ndim - 1)]
+        raise ValueError(
+            f"`{source.name}`: expected V to be a multiple of the {count} devices along mesh axis "
+            f"{_listed(names)}, got V = {a.V}. {remedy}"
+        )
+    # Axes over which types may shard the batch become manual too. All others stay as they are.
+    sharded = [_mesh.sharded_over(frames, axis) for axis in range(frames.ndim - 1)]
+    of_frames = "acts" if source.have_classes[0] else "hidden"
     if sharded[a.time_axis]:
         raise TypeError(
-            f"`acts`: expected its time axis ({a.time_axis}) replicated, but its type "
+            f"`{of_frames}`: expected its time axis ({a.time_axis}) replicated, but its type "
             f"has it sharded over {sharded[a.time_axis]}. Reshard it first (jax.sharding.reshard)."
         )
     batch = [axes for axis, axes in enumerate(sharded) if axis != a.time_axis]
     taken = [name for axes in batch for name in axes if name in names]
     if taken:
         raise ValueError(
-            f"`vocab_axis`: expected axes that shard nothing else, but the type of `acts` has its "
-            f"batch over {_listed(tuple(taken))}: {jax.typeof(a.acts)}."
+            f"`vocab_axis`: expected axes that shard nothing else, but the type of `{of_frames}` "
+            f"has its batch over {_listed(tuple(taken))}: {jax.typeof(frames)}."
         )
-    if count == 1 and not _mesh.sharded_over(a.acts, a.acts.ndim - 1):
+    if count == 1 and source.name == "acts" and not _mesh.sharded_over(frames, frames.ndim - 1):
         return _primitives.loss_p.bind(
-            a.acts, a.labels, a.lengths, time_axis=a.time_axis, blank=a.blank, threads=threads
+            frames, a.labels, a.lengths, time_axis=a.time_axis, blank=a.blank, threads=threads
         )
-    specs = P(*(axes or None for axes in sharded), names), *[P(*(x or None for x in batch))] * 2
-    arguments = (a.acts, a.labels, a.lengths)
+    manual = {*names, *(name for axes in batch for name in axes), *_mesh.explicit_axes(mesh)}
+    if not manual:
+        return of_slices(a.labels, a.lengths, *source.arrays)
+    of_batch = P(*(x or None for x in batch))
+    specs = [of_batch, of_batch]
+    for x, has_classes in zip(source.arrays, source.have_classes, strict=True):
+        before = sharded if x is frames else [()] * (x.ndim - 1)
+        specs.append(P(*(axes or None for axes in before), names if has_classes else None))
+    arguments = [a.labels, a.lengths, *source.arrays]
     if _mesh.explicit_axes(mesh):  # in other modes shard_map reshards its arguments
-        shardings = tuple(jax.sharding.NamedSharding(mesh, spec) for spec in specs)
-        arguments = jax.sharding.reshard(arguments, shardings)
+        arguments = [
+            jax.sharding.reshard(x, jax.sharding.NamedSharding(mesh, spec))
+            for x, spec in zip(arguments, specs, strict=True)
+        ]
     return jax.shard_map(
-        slices,
-        mesh=mesh,
-        in_specs=specs,
-        out_specs=specs[2],
-        axis_names={*names, *(name for axes in batch for name in axes)},
+        of_slices, mesh=mesh, in_specs=tuple(specs), out_specs=of_batch, axis_names=manual
     )(*arguments)
 
 
-def _check_variation(a: _arguments.Arguments, names: Names) -> None:
-    """Raises ValueError if acts are the same on all devices of an axis in `names`, or if labels or
-    lengths differ. Types say so inside shard_map, except with check_vma=False."""
+def _check_variation(a: _arguments.Arguments, source: Source, names: Names) -> None:
+    """Raises ValueError if the classes are the same on all devices of an axis in `names`, or if
+    another argument differs. Types say so inside shard_map, except with check_vma=False."""
     if not all(_mesh.varying_axes(lax.axis_index(name)) for name in names):
         return
-    alike = set(names) - _mesh.varying_axes(a.acts)
+    classes = source.arrays[source.have_classes.index(True)]
+    alike = set(names) - _mesh.varying_axes(classes)
     if alike:
         raise ValueError(
-            "`acts`: expected a slice of the classes on each device of mesh axis "
+            f"`{source.name}`: expected a slice of the classes on each device of mesh axis "
             f"{_listed(names)}, but it is the same all along {_listed(tuple(sorted(alike)))}. Its "
             "in_spec must name that axis in the last place."
         )
-    for what, x in (("labels", a.labels), ("lengths", a.lengths)):
+    others = [("labels", a.labels), ("lengths", a.lengths)]
+    if not source.have_classes[0]:
+        others.append(("hidden", source.arrays[0]))
+    for what, x in others:
         different = set(names) & _mesh.varying_axes(x)
         if different:
             raise ValueError(
@@ -143,29 +188,26 @@ def _listed(names: Names) -> str:
 
 
 def _cost_of_slices(
-    acts: Array,
+    source: Source,
     labels: Array,
     lengths: Array,
     *,
+    V: int,
     time_axis: int,
     blank: int,
     names: Names,
     threads: int,
 ) -> Array:
-    """Runs on each of M devices, with acts (T, B, V / M) or (B, T, V / M)."""
-    M, slice_size = lax.psum(1, names), acts.shape[-1]
-    symbols, few_labels = few_classes.symbols_of(labels, blank, M * slice_size)
+    """Runs on each of M devices, whose source has V / M classes."""
+    symbols, few_labels = few_classes.symbols_of(labels, blank, V)
+    if not names:
+        sums = source.sums(source.arrays, symbols, lengths)
+        return few_classes.cost(sums, symbols, few_labels, lengths, time_axis, threads)
+    M, slice_size = lax.psum(1, names), source.local_V
     local = symbols - lax.axis_index(names) * slice_size
     local = jnp.where((symbols >= 0) & (local >= 0) & (local < slice_size), local, -1)
-    alike = _mesh.vary_alike(acts, local, lengths)
-    part = few_classes.sums_of(alike[0], alike[1], alike[2], time_axis, threads)
-    params = {"time_axis": time_axis, "blank": 0, "threads": threads}
-
-    def costs_of(sums: few_classes.Sums, symbols: Array, labels: Array, lengths: Array) -> Array:
-        few_acts = few_classes.acts_of(sums, symbols, time_axis)
-        few_acts, labels, lengths = _mesh.vary_alike(few_acts, labels, lengths)
-        few_cost = _primitives.loss_p.bind(few_acts, labels, lengths, **params)
-        return few_classes.cost_of(few_cost, sums, symbols, lengths, time_axis)
+    part = source.sums(source.arrays, local, lengths)
+    costs_of = partial(few_classes.cost, time_axis=time_axis, threads=threads)
 
     # If M divides the batch, each device runs the recursion for 1/M of the sequences, instead of
     # all M devices running all of them. The volume communicated is the same. Device m takes

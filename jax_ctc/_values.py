@@ -31,7 +31,7 @@ def verdicts(
     T, V, L = given.T, given.V, given.L
     if lengths is not None:
         x = xp.asarray(saturated(lengths))
-        what = f"is outside [0, {T}]: acts have T = {T} frames"
+        what = f"is outside [0, {T}]: {given.of_frames} T = {T} frames"
         yield Verdict("lengths", lengths, (x < 0) | (x > T), what)
     count = None
     if label_lengths is not None:
@@ -44,7 +44,7 @@ def verdicts(
         if count is not None:
             position = np.arange(L, dtype=np.int32).reshape((1,) * count.ndim + (L,))
             real = real & (position < count[..., None])
-        what = f"is not a class of acts with V = {V}"
+        what = f"is not a class of {given.of_classes} with V = {V}"
         yield Verdict("labels", labels, real & (x >= V), what)
         what = (
             "is the blank, which is no label. Padding is negative: jnp.where(padding, -1, labels), "

@@ -81,10 +81,9 @@ def _hypotheses(op, args, dims, *, time_axis, blank, threads):
     def one_hypothesis(labels, lengths):
         symbols, few_labels = few_classes.symbols_of(labels, blank, acts.shape[-1])
         sums = few_classes.sums_of(acts, symbols, lengths, time_axis, threads)
-        few_acts = few_classes.acts_of(sums, symbols, time_axis)
         if op == "loss":
-            cost = loss_p.bind(few_acts, few_labels, lengths, **params)
-            return few_classes.cost_of(cost, sums, symbols, lengths, time_axis)
+            return few_classes.cost(sums, symbols, few_labels, lengths, time_axis, threads)
+        few_acts = few_classes.acts_of(sums, symbols, time_axis)
         cost, rows, columns = forward_p.bind(few_acts, few_labels, lengths, **params)
         # Rows that say "zero gradient" or "NaN" stay; the others get the softmax over all classes.
         all_classes = jnp.broadcast_to(few_classes.softmax_of(sums), rows.shape)

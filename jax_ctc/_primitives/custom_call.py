@@ -33,10 +33,14 @@ TARGETS = {
 def register(op: str, primitive: Primitive, pure: Callable) -> None:
     """Registers the lowerings of `primitive`: kernels on platforms that have one, `pure` JAX on all
     others."""
-    mlir.register_lowering(primitive, _pure_rule(primitive, pure))
+    register_pure(primitive, pure)
     for platform in _platforms(op):
         rule = _kernel_rule(op, primitive, platform)
         mlir.register_lowering(primitive, rule, platform=platform)
+
+
+def register_pure(primitive: Primitive, pure: Callable, platform: str | None = None) -> None:
+    mlir.register_lowering(primitive, _pure_rule(primitive, pure), platform=platform)
 
 
 def _platforms(op: str) -> list[str]:

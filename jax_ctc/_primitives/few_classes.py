@@ -23,7 +23,7 @@ from jax.interpreters import ad
 
 from .. import _mesh
 from . import row_sums
-from .family import RESIDUALS, define, is_zero, zero_like
+from .family import RESIDUALS, define, is_zero, primitives, zero_like
 from .zero_product import multiply
 
 
@@ -66,7 +66,7 @@ def over_slices(part: Sums, names: tuple[str, ...], share: int | None, scatters:
     otherwise every device computes all sums and then takes its own index."""
     top = _largest(part.top, names)
     ties = jnp.where((part.top == top) | jnp.isnan(part.ties), part.ties, 0)
-    tail = _tail(part.top, _with_tangent(part.ties, part.tail), part.tail, top)
+    tail = tail_below(part.top, _with_tangent(part.ties, part.tail), part.tail, top)
     sums = jnp.concatenate([part.scores, ties[..., None], tail[..., None]], axis=-1)
 
     def own(x: Array) -> Array:
@@ -106,7 +106,7 @@ def _with_tangent(x: Array, like: Array) -> Array:
 @jax.custom_jvp
 @partial(jax.jit, inline=True)
 @_unfused
-def _tail(top: Array, ties: Array, tail: Array, new_top: Array) -> Array:
+def tail_below(top: Array, ties: Array, tail: Array, new_top: Array) -> Array:
     """Returns the tail of a slice relative to new_top, the largest logit of all slices. If that is
     not in this slice, the slice's own largest logits belong to the tail."""
     scale = _scale(top, new_top)
@@ -114,7 +114,7 @@ def _tail(top: Array, ties: Array, tail: Array, new_top: Array) -> Array:
     return jnp.where(below, ties * scale, 0) + tail * scale
 
 
-@_tail.defjvp
+@tail_below.defjvp
 def _(primals, tangents):
     top, ties, tail, new_top = primals
     d_top, _, d_tail, d_new_top = tangents
@@ -122,7 +122,7 @@ def _(primals, tangents):
     scale = jnp.maximum(_scale(top, new_top), jnp.finfo(top.dtype).tiny)
     everything = jnp.where(jnp.isnan(ties), 0, ties) + tail
     of_scale = multiply(multiply(scale, everything), d_top - d_new_top)
-    return _tail(*primals), multiply(scale, d_tail) + of_scale
+    return tail_below(*primals), multiply(scale, d_tail) + of_scale
 
 
 def _scale(top: Array, new_top: Array) -> Array:
@@ -159,6 +159,17 @@ def acts_of(sums: Sums, symbols: Array, time_axis: int) -> Array:
     others = tail - jnp.where(nothing, lax.stop_gradient(tail), jnp.inf)
     few_acts = jnp.concatenate([scores, others[..., None]], axis=-1)
     return few_acts + jnp.where(undefined, jnp.nan, 0).astype(few_acts.dtype)[..., None]
+
+
+def cost(
+    sums: Sums, symbols: Array, labels: Array, lengths: Array, time_axis: int, threads: int
+) -> Array:
+    """Returns the costs (batch,) over all classes, for the results of `symbols_of`."""
+    few_acts = acts_of(sums, symbols, time_axis)
+    few_acts, labels, lengths = _mesh.vary_alike(few_acts, labels, lengths)
+    params = {"time_axis": time_axis, "blank": 0, "threads": threads}
+    few_cost = primitives["loss"].bind(few_acts, labels, lengths, **params)
+    return cost_of(few_cost, sums, symbols, lengths, time_axis)
 
 
 def cost_of(few_cost: Array, sums: Sums, symbols: Array, lengths: Array, time_axis: int) -> Array:

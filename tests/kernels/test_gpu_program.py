@@ -6,6 +6,7 @@ Needs XLA's CUDA plugin for the JAX in use, in a directory of its own that JAX_C
 """
 
 import json
+import math
 import os
 import re
 import sys
@@ -206,3 +207,25 @@ def test_export_for_cuda(platforms):
         wanted, slope = jax.value_and_grad(cost)(*problem())
         assert value == wanted
         assert (gradient == slope).all()
+
+
+# ---- an output layer ---------------------------------------------------------------------------
+
+
+@with_compiler
+@pytest.mark.parametrize("dtype", ["", " bfloat16"])
+def test_no_array_of_an_output_layer_has_all_frames_and_all_classes(programs, dtype):
+    program = programs[f"linear{dtype}"]
+    shapes = re.findall(r"(?:f32|bf16)\[([\d,]+)\]", program["text"])
+    sizes = [math.prod(map(int, s.split(","))) for s in shapes]
+    assert max(sizes) == gpu_program.D * gpu_program.LINEAR_V
+    kernel = gpu_program.D * gpu_program.LINEAR_V * 4  # whose gradient is summed in float32
+    library = 32 << 20  # what cuBLAS works in
+    assert program["temporaries"] < library + 4 * gpu_program.LINEAR_TILE + kernel
+
+
+@with_compiler
+def test_a_row_of_a_tile_is_reduced_in_one_step(programs):
+    """Two loops in the forward pass, over frames and over classes, and two in the backward pass."""
+    loops = re.findall(r" while\(.*op_name=\"jit\(linear\)/([^\"]*)\"", programs["linear"]["text"])
+    assert len([x for x in loops if "ctc_tiles" in x]) == 4

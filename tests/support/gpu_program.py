@@ -42,6 +42,7 @@ platform_name: "CUDA"
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
 T, B, L, D = 40, 16, 9, 32
+LINEAR_V, LINEAR_TILE = 5000, 1 << 18
 
 
 def compiled(function, *arguments, **options):
@@ -92,6 +93,16 @@ def step(w, x, labels, lengths):
     return w - 0.1 * gradient, value
 
 
+def linear(hidden, kernel, bias, labels, lengths):
+    """An output layer of many classes, whose logits are not stored."""
+
+    def cost(*arrays):
+        options = {"bias": arrays[2], "tile_bytes": LINEAR_TILE}
+        return jax_ctc.ctc_linear(*arrays[:2], labels, lengths, **options).sum()
+
+    return jax.value_and_grad(cost, (0, 1, 2))(hidden, kernel, bias)
+
+
 def main():
     topology = topologies.get_topology_desc(platform="cuda", target_config=TARGET, topology="1x1x8")
     one = SingleDeviceSharding(topology.devices[0])
@@ -138,6 +149,11 @@ def main():
     x = jax.ShapeDtypeStruct((T, B, D), jnp.float32, sharding=one)
     w = jax.ShapeDtypeStruct((D, 50), jnp.float32, sharding=one)
     programs["step"] = compiled(step, w, x, *arguments(alone, 50)[1:], donate_argnums=0)
+
+    for name, dtype in (("linear", jnp.float32), ("linear bfloat16", jnp.bfloat16)):
+        shapes = (T, B, D), (D, LINEAR_V), (LINEAR_V,)
+        arrays = [jax.ShapeDtypeStruct(s, dtype, sharding=one) for s in shapes]
+        programs[name] = compiled(linear, *arrays, *arguments(alone, 50)[1:])
 
     answer = {name: report(program) for name, program in programs.items()}
     (thunks,) = glob.glob(f"{DUMP.name}/*jit_step*.thunk_sequence_after_thunk_passes.txt")

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loss of an output layer, whose logits are never stored."""
+
+import functools
+import operator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from . import _arguments, _mesh, _shapes, _split_classes
+from ._loss import with_zeros
+from ._primitives import few_classes, linear_sums
+
+# Two tiles of this size exist at a time in a derivative. A product of fewer numbers is slower, and
+# the passes over larger tiles leave the caches (docs/performance.md).
+TILE_BYTES = 16 << 20
+
+
+def ctc_linear(
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    labels: ArrayLike,
+    lengths: ArrayLike | None,
+    label_lengths: ArrayLike | None = None,
+    *,
+    bias: ArrayLike | None = None,
+    blank: int = 0,
+    time_major: bool = True,
+    zero_infinity: bool = False,
+    num_threads: int | None = None,
+    vocab_axis: str | tuple[str, ...] | None = None,
+    tile_bytes: int = TILE_BYTES,
+    precision: lax.PrecisionLike = None,
+) -> Array:
+    """Returns ``ctc(hidden @ kernel + bias, ...)`` without storing the logits.
+
+    The logits (T, B, V) of an output layer are the largest array of a CTC model, and their gradient
+    is as large. This function makes a tile of them at a time, and makes it again for the
+    derivatives. So memory does not grow with V beyond `kernel` and its gradient. Frames at and
+    after the length of their sequence are not multiplied, except in a program that a partitioner
+    splits (docs/scaling.md).
+
+    Use it where V is large: word pieces, characters of Chinese or Japanese, CTC at several layers.
+    For a small V, where the logits are small too, `ctc` is faster.
+
+    Args:
+      hidden: (T, B, D) output of the last hidden layer. (B, T, D) with ``time_major=False``, (T, D)
+        for one sequence. float32, float64, bfloat16 or float16.
+      kernel: (D, V) weights of the output layer, as `kernel` of ``flax.nnx.Linear`` has them;
+        Equinox and PyTorch have the transposed array.
+      labels, lengths, label_lengths, blank, time_major, zero_infinity, num_threads: as in `ctc`.
+      bias: (V,), optional. A class with a bias of -inf has probability 0.
+      vocab_axis: the mesh axis (or axes) over which V is sharded, as in `ctc`. Inside
+        ``shard_map``, `kernel` is the slice (D, V / M) of this device, `bias` the slice (V / M,),
+        and all other arguments are replicated over the axis.
+      tile_bytes: the size of a tile of logits in memory. One tile exists at a time in the forward
+        pass, two in the backward pass. Results depend on it by rounding.
+      precision: of the products, as in `jax.numpy.matmul`.
+
+    Returns:
+      (B,) or () costs in nats, never below 0. float64 if one of hidden, kernel and bias is, else
+      float32.
+
+    Raises: as `ctc`; also ValueError if hidden, kernel and bias disagree on D or V, and TypeError
+      if a type shards D.
+
+    Products are summed in float32, or in float64 for float64. Their factors are bfloat16 if both
+    hidden and kernel are, and float32 (float64) otherwise. Logits and sums are not rounded to a
+    half. The gradient of an argument that is a half is rounded once; of bfloat16 layers, the
+    gradient of each logit is rounded before it is multiplied.
+
+    The edges are those of `ctc`. A NaN in `hidden` reaches the cost of its own sequence alone.
+    Frames at and after the length have no influence and a gradient of exactly 0, whatever they
+    hold. Every transformation of JAX applies. Under `vmap` over labels alone, a tile is made once
+    for all label sequences.
+
+    Example:
+      >>> hidden, kernel = jnp.zeros((4, 1, 8)), jnp.zeros((8, 3))
+      >>> jax_ctc.ctc_linear(hidden, kernel, jnp.array([[1, 2]]), jnp.array([4]))
+      Array([1.686399], dtype=float32)
+    """
+    threads = _shapes.threads_of(num_threads)
+    zero_infinity = _shapes.switch("zero_infinity", zero_infinity)
+    tile_bytes = _positive("tile_bytes", tile_bytes)
+    _check_precision(precision)
+    hidden = _shapes.floats("hidden", hidden, labels)
+    kernel = _shapes.floats("kernel", kernel)
+    bias = None if bias is None else _shapes.floats("bias", bias)
+    _check_layer(hidden, kernel, bias)
+    vocab_axes = _split_classes.axes_of(kernel, vocab_axis, "kernel")
+    a = _arguments.prepare(
+        hidden,
+        labels,
+        lengths,
+        label_lengths,
+        blank=blank,
+        time_major=time_major,
+        slices=_split_classes.local_slices(vocab_axes),
+        kernel=kernel,
+    )
+    if bias is None:
+        bias = jnp.zeros_like(kernel, _wide_dtype(hidden, kernel), shape=kernel.shape[1:])
+    return _cost(
+        a.acts,
+        kernel,
+        bias,
+        a.labels,
+        a.lengths,
+        time_axis=a.time_axis,
+        blank=a.blank,
+        V=a.V,
+        threads=threads,
+        names=vocab_axes,
+        zero_infinity=zero_infinity,
+        tile_bytes=tile_bytes,
+        precision=precision,
+    )
+
+
+@functools.partial(
+    jax.jit,
+    inline=True,
+    static_argnames=(
+        "time_axis", "blank", "V", "threads", "names", "zero_infinity", "tile_bytes", "precision",
+    ),
+)  # fmt: skip
+def _cost(
+    hidden: Array,
+    kernel: Array,
+    bias: Array,
+    labels: Array,
+    lengths: Array,
+    *,
+    time_axis: int,
+    blank: int,
+    V: int,
+    threads: int,
+    names: tuple[str, ...],
+    zero_infinity: bool,
+    tile_bytes: int,
+    precision: lax.PrecisionLike,
+) -> Array:
+    product = _product_dtype(hidden, kernel)
+    layer = linear_sums.Layer(product.name, precision, threads)
+
+    def sums(arrays: tuple[Array, ...], symbols: Array, lengths: Array) -> few_classes.Sums:
+        return linear_sums.sums_of(layer, arrays, symbols, lengths, time_axis, tile_bytes)
+
+    arrays = (hidden, kernel, bias[None])
+    source = _split_classes.Source(arrays, (False, True, True), "kernel", sums)
+    a = _arguments.Arguments(hidden, labels, lengths, time_axis, blank, V)
+    return with_zeros(_split_classes.cost(a, source, names, threads), zero_infinity)
+
+
+def _wide_dtype(*arrays: Array) -> np.dtype:
+    wide = any(x.dtype == np.float64 for x in arrays)
+    return np.dtype(np.float64 if wide else np.float32)
+
+
+def _product_dtype(hidden: Array, kernel: Array) -> np.dtype:
+    """Returns the dtype of the factors of products. float16 is none, because the gradient of a
+    logit may be too small for it."""
+    if hidden.dtype == kernel.dtype == jnp.bfloat16:
+        return np.dtype(jnp.bfloat16)
+    return _wide_dtype(hidden, kernel)
+
+
+def _check_layer(hidden: Array, kernel: Array, bias: Array | None) -> None:
+    """Raises ValueError if hidden, kernel and bias do not fit each other, TypeError if a type
+    shards D."""
+    if kernel.ndim != 2:
+        raise ValueError(
+            f"`kernel`: expected shape (D, V), got shape {kernel.shape}. Use jax.vmap for many."
+        )
+    D, V = kernel.shape
+    if hidden.ndim and hidden.shape[-1] != D:
+        hint = ""
+        if hidden.shape[-1] == V:
+            hint = " Is it (V, D)? Give kernel.T (the `weight` of Equinox and PyTorch is (V, D))."
+        raise ValueError(
+            f"`kernel`: expected shape ({hidden.shape[-1]}, V) because `hidden` has shape "
+            f"{hidden.shape} with D = {hidden.shape[-1]} last, got shape {kernel.shape}.{hint}"
+        )
+    if bias is not None and bias.shape != (V,):
+        raise ValueError(
+            f"`bias`: expected shape ({V},) because `kernel` has shape {kernel.shape} as (D, V), "
+            f"got shape {bias.shape}."
+        )
+    for name, x, axis in (("hidden", hidden, hidden.ndim - 1), ("kernel", kernel, 0)):
+        axes = _mesh.sharded_over(x, axis) if x.ndim else ()
+        if axes:
+            raise TypeError(
+                f"`{name}`: expected its axis {axis} (D) replicated, but its type has it sharded "
+                f"over {', '.join(map(repr, axes))}: {jax.typeof(x)}. Shard the batch or V, or "
+                "reshard it first (jax.sharding.reshard)."
+            )
+
+
+def _positive(name: str, value: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        raise TypeError(f"`{name}`: expected a Python int, got {value!r}.") from error
+    if number < 1:
+        raise ValueError(f"`{name}`: expected at least 1, got {number}.")
+    return number
+
+
+def _check_precision(precision: lax.PrecisionLike) -> None:
+    """Raises what JAX says of a precision that it does not know."""
+    x = jax.ShapeDtypeStruct((1, 1), np.float32)
+    try:
+        jax.eval_shape(lambda x: jnp.matmul(x, x, precision=precision), x)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"`precision`: {error}") from error
