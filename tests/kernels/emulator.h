@@ -11,6 +11,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -85,6 +86,7 @@ struct Machine {
   std::mt19937 random{1};
   std::function<void()> kernel;
   int64_t launches = 0;
+  std::deque<std::array<int64_t, 3>> last_launches;  // six of them: blocks, threads, bytes of shared memory
 };
 inline Machine& machine() {
   static Machine m;
@@ -309,6 +311,8 @@ inline void launch(const void* kernel_address, unsigned blocks, int threads, siz
   if (shared_bytes > size_t(allowed_shared_memory(kernel_address))) fail("more shared memory than the kernel may have");
   m.kernel = std::move(kernel);
   ++m.launches;
+  m.last_launches.push_back({int64_t(blocks), threads, int64_t(shared_bytes)});
+  if (m.last_launches.size() > 6) m.last_launches.pop_front();
   m.grid.x = blocks, m.block_size.x = unsigned(threads);
   std::vector<unsigned> order(blocks);
   for (unsigned i = 0; i < blocks; ++i) order[i] = i;
