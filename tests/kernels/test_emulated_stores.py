@@ -86,9 +86,7 @@ BUGS = {
         "rows.cu", "    group_barrier<G>();\n    emit(Some", f"    {VOTE}\n    emit(Some",
     ),
     "warps do not wait for their left neighbour": (
-        "sweep.cuh",
-        "      else if (direction == kAlpha)\n        barrier<1>(active * kWarp);",
-        "      else if (direction == kAlpha)\n        __syncwarp();",
+        "sweep.cuh", "barrier<1>(active * kWarp);", "__syncwarp();",
     ),
     "nobody waits for the sweeps": (
         "lattice.cu", "  if (both)\n    __syncthreads();", "  if (both)\n    __syncwarp();",

@@ -23,7 +23,7 @@ STEPS = {  # in a turn in which a warp has a tile, and at the turn's end
     r"__syncwarp\(\);": "order the warp",
     r"whole<kStore>\(": "work",
     r"slot = 1 - slot;": "flip",
-    r"if \(active == 1\)\s+__syncwarp\(\);\s+else if \(direction == kAlpha\)\s+barrier<1>\((.*?)\);"
+    r"if \(active == 1\)\s+__syncwarp\(\);\s+else if \(\w+ == kAlpha\)\s+barrier<1>\((.*?)\);"
     r"\s+else\s+barrier<2>\((.*?)\);": "meet",
 }
 
