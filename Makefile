@@ -29,7 +29,7 @@ why-test = CUDA kernels for $(architectures-test) where nvcc is found (JAX_CTC_C
 
 # Two pips at once would break the environment.
 .NOTPARALLEL:
-.PHONY: demo test test-all fuzz bench lint format clean
+.PHONY: demo test test-all fuzz bench gpu-paper lint format clean
 
 # Trains a small network to read handwritten digits with the loss, and draws what it has learnt.
 demo: $(HERE) $(VENV)/.demo-tools
@@ -50,6 +50,10 @@ fuzz: $(HERE)
 # jax_ctc beside its peers on this machine. `$(BIN)/pip install torch` adds PyTorch to them.
 bench: $(HERE) $(VENV)/.bench-tools
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+# What the CUDA kernels should take on an H100 and an H200, off their machine code: no GPU is needed.
+gpu-paper: $(VENV)/.test-tools
+	$(BIN)/python benchmarks/gpu_paper.py
 
 lint: $(HERE) $(VENV)/.lint-tools
 	$(BIN)/ruff check

@@ -109,8 +109,15 @@ pybind11_add_module(_cuda
   kernels/cuda/gradient.cu
   kernels/cuda/hvp.cu)
 jax_ctc_module(_cuda)
-string(REPLACE ";" "," architectures "${CMAKE_CUDA_ARCHITECTURES}")
-string(REPLACE "-real" "" architectures "${architectures}")
+# Numbers for CMake's words native, all, all-major: Python compares them with the GPUs that it finds.
+string(REPLACE "-" "_" word "${CMAKE_CUDA_ARCHITECTURES}")
+string(TOUPPER "CMAKE_CUDA_ARCHITECTURES_${word}" word)
+if(DEFINED "${word}" AND NOT "${${word}}" STREQUAL "")
+  set(architectures "${${word}}")
+else()
+  set(architectures "${CMAKE_CUDA_ARCHITECTURES}")
+endif()
+string(REPLACE ";" "," architectures "${architectures}")
 target_compile_definitions(_cuda PRIVATE JAX_CTC_CUDA_ARCHITECTURES="${architectures}")
 target_compile_options(_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr>)
 target_include_directories(_cuda SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})

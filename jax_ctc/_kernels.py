@@ -13,7 +13,7 @@ from typing import TypedDict
 
 import jax
 
-from . import __version__
+from . import __version__, _gpus
 
 _SETTING = os.environ.get("JAX_CTC_KERNELS", "")
 _DISABLED = _SETTING.lower() == "none"
@@ -91,7 +91,8 @@ def _register(module: ModuleType, platform: str) -> None:
 
 
 cpu = None if _DISABLED else _load("_cpu")
-# A build without a CUDA compiler has no module _cuda. The module needs no device to be imported.
+# A build without a CUDA compiler has no module _cuda. The module needs no device to be imported,
+# and looks for none. Its handlers are registered in any case, because exported programs name them.
 cuda = None
 if not _DISABLED and importlib.util.find_spec("jax_ctc._cuda") is not None:
     cuda = _load("_cuda")
@@ -108,6 +109,12 @@ for _name, _module in (("cpu", cpu), ("CUDA", cuda)):
 
 # The largest L for which the CUDA gradient kernel can overwrite `acts`.
 most_labels_in_place = cuda.most_labels_in_place if cuda is not None else 0
+
+
+def runs_on_all_gpus() -> bool:
+    """Says whether programs for GPUs may call the CUDA kernels. One answer for the whole process,
+    because a program does not know which of its GPUs it will run on."""
+    return cuda is not None and not _gpus.complaint(cuda)
 
 
 def has_scratch(op: str) -> bool:
@@ -146,13 +153,16 @@ class BuildInfo(TypedDict):
 def build_info() -> BuildInfo:
     """Says which kernels are loaded, what they run on, and why a part is missing.
 
+    It asks the CUDA driver, if there is one, for the GPUs. After that a fork of this process has
+    no GPU.
+
     Returns:
       A dict with
         ``version``  of jax_ctc; ``jax``, ``jaxlib``  the versions in use
         ``cpu``      the instruction set that runs, or None if pure JAX runs on CPUs
         ``cpu_available``  the instruction sets that this machine can run
         ``cuda``     the architectures that CUDA kernels were compiled for ("80,90,..."), or None
-                     if pure JAX runs on GPUs
+                     if pure JAX runs on GPUs, as it does if one of them has no compiled kernels
         ``ffi``      the version of XLA's FFI that the kernels were compiled for
         ``notes``    sentences that say why a part is missing, or why a setting has no effect
     """
@@ -165,6 +175,8 @@ def build_info() -> BuildInfo:
             "nvcc is found: of a CUDA toolkit, or from `pip install nvidia-cuda-nvcc "
             "nvidia-cuda-cccl`."
         )
+    elif complaint := _gpus.complaint(cuda):
+        notes.append(f"cuda: {complaint}")
     if cpu is not None and cpu.isa_complaint():
         notes.append(f"cpu: {cpu.isa_complaint()}; running {cpu.instruction_set()}.")
     return {
@@ -173,7 +185,11 @@ def build_info() -> BuildInfo:
         "jaxlib": metadata.version("jaxlib"),
         "cpu": cpu.instruction_set() if cpu is not None else None,
         "cpu_available": cpu.instruction_sets() if cpu is not None else [],
-        "cuda": cuda.architectures if cuda is not None else None,
+        "cuda": (
+            cuda.architectures.replace("-real", "")
+            if cuda is not None and runs_on_all_gpus()
+            else None
+        ),
         "ffi": cpu.ffi_api_version if cpu is not None else None,
         "notes": notes,
     }

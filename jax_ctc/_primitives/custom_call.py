@@ -32,15 +32,29 @@ TARGETS = {
 
 def register(op: str, primitive: Primitive, pure: Callable) -> None:
     """Registers the lowerings of `primitive`: kernels on platforms that have one, `pure` JAX on all
-    others."""
-    register_pure(primitive, pure)
+    others, and on GPUs if one of them has no compiled kernels."""
+    without_kernels = _pure_rule(primitive, pure)
+    mlir.register_lowering(primitive, without_kernels)
     for platform in _platforms(op):
         rule = _kernel_rule(op, primitive, platform)
+        if platform == "cuda":
+            rule = _where_gpus_have_code(rule, without_kernels)
         mlir.register_lowering(primitive, rule, platform=platform)
 
 
-def register_pure(primitive: Primitive, pure: Callable, platform: str | None = None) -> None:
+def register_pure(primitive: Primitive, pure: Callable, platform: str) -> None:
+    """Registers another computation in pure JAX for one platform."""
     mlir.register_lowering(primitive, _pure_rule(primitive, pure), platform=platform)
+
+
+def _where_gpus_have_code(rule: Callable, otherwise: Callable) -> mlir.LoweringRule:
+    """Returns a rule that asks for GPUs when the first program for one is lowered. By then JAX has
+    initialised CUDA itself, if there is a GPU."""
+
+    def choose(ctx, *operands, **params):
+        return (rule if _kernels.runs_on_all_gpus() else otherwise)(ctx, *operands, **params)
+
+    return choose
 
 
 def _platforms(op: str) -> list[str]:

@@ -1,11 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0
-// Hands the handlers for CUDA devices to Python as capsules, and says what was compiled. Nothing else: it imports on a
-// machine without a device or a driver.
+// Hands the handlers for CUDA devices to Python as capsules, and says what was compiled and which devices there are. It
+// imports on a machine without a device or a driver.
 #include "../common/bindings.h"
 
 #include <cuda_runtime_api.h>
 
+#include <string>
+#include <utility>
+#include <vector>
+
 #include "ctc.h"
+
+// Name and compute capability of each device that this process sees; none without a driver that can be used. It makes
+// no contexts, which would take memory of every device.
+static std::vector<std::pair<std::string, std::pair<int, int>>> gpus() {
+  std::vector<std::pair<std::string, std::pair<int, int>>> found;
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
+  for (int device = 0; device < count; ++device) {
+    cudaDeviceProp of_device;
+    if (cudaGetDeviceProperties(&of_device, device) == cudaSuccess)
+      found.push_back({of_device.name, {of_device.major, of_device.minor}});
+  }
+  cudaGetLastError();  // what went wrong here is nobody else's error
+  return found;
+}
+
+// The newest CUDA that the driver knows, as CUDART_VERSION counts; 0 without a driver.
+static int driver_version() {
+  int version = 0;
+  return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;
+}
 
 PYBIND11_MODULE(_cuda, m) {
   using namespace jax_ctc;
@@ -21,6 +46,8 @@ PYBIND11_MODULE(_cuda, m) {
     return int64_t(0);
   });
   m.attr("most_labels_in_place") = cuda::kMostLabelsInPlace;
-  m.attr("architectures") = JAX_CTC_CUDA_ARCHITECTURES;
+  m.def("gpus", gpus, pybind11::call_guard<pybind11::gil_scoped_release>());
+  m.def("driver_version", driver_version, pybind11::call_guard<pybind11::gil_scoped_release>());
+  m.attr("architectures") = JAX_CTC_CUDA_ARCHITECTURES;  // as CMake has them: with -real there is no PTX
   m.attr("runtime_version") = CUDART_VERSION;
 }

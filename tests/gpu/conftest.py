@@ -18,8 +18,9 @@ def missing():
         return None
     if jax.default_backend() != "gpu":
         return f"JAX runs on {jax.default_backend()} here and not on a GPU"
-    if not jax_ctc.build_info()["cuda"]:
-        return "jax_ctc was built without CUDA kernels"
+    info = jax_ctc.build_info()
+    if not info["cuda"]:
+        return f"GPUs run pure JAX: {' '.join(info['notes'])}"
     return None
 
 

@@ -16,6 +16,10 @@ void set_seed(unsigned seed) { emulator::seed(seed); }
 void set_shared_memory_limit(int bytes) { emulator::shared_memory_limit() = bytes; }
 
 int64_t launches() { return emulator::machine().launches; }
+// Of each of the last six: blocks, threads of a block, bytes of shared memory.
+void last_launches(int64_t* out) {
+  for (const auto& launch : emulator::machine().last_launches) out = std::copy(launch.begin(), launch.end(), out);
+}
 
 int64_t scratch_bytes(int operation, int dtype, int64_t T, int64_t L) {
   return cuda::scratch_stride(static_cast<cuda::Operation>(operation), static_cast<Dtype>(dtype), T, L);

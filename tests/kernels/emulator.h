@@ -4,13 +4,14 @@
 //
 // Blocks run one after another. The threads of a block run in an order drawn anew all the time from the seed, and some
 // are left behind, so what is right only by luck of timing (a missing barrier, a copy not waited for) goes wrong for
-// some seed. Operations that not all threads reach end the program with a report. It knows nothing of memory order: all
-// that was written is seen at once.
+// some seed. Operations that not all threads reach end the program with a report. What was written is seen at once, or
+// as late as it may be (store_buffer.h).
 #pragma once
 
 #include <ucontext.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -23,6 +24,8 @@
 #include <mutex>
 #include <random>
 #include <vector>
+
+#include "store_buffer.h"
 
 #define __global__
 #define __device__
@@ -67,7 +70,7 @@ struct Exchange {
 
 struct Barrier {
   int arrived = 0, expected = 0;
-  unsigned generation = 0;
+  unsigned generation = 0, warps = 0;  // a bit for each that has arrived
 };
 
 struct Machine {
@@ -83,6 +86,7 @@ struct Machine {
   std::mt19937 random{1};
   std::function<void()> kernel;
   int64_t launches = 0;
+  std::deque<std::array<int64_t, 3>> last_launches;  // six of them: blocks, threads, bytes of shared memory
 };
 inline Machine& machine() {
   static Machine m;
@@ -120,13 +124,21 @@ inline int allowed_shared_memory(const void* kernel, int given = 0) {
 // ---- threads wait ------------------------------------------------------------------------------
 
 inline void wait(const char* what, std::function<bool()> may_go_on) {
+  const NotTheKernel here;
   Fiber& me = *machine().current;
   me.waits_for = what, me.may_go_on = std::move(may_go_on);
   swapcontext(&me.context, &machine().scheduler);
 }
 
+inline void complete(Exchange& x, int warp) {
+  std::memcpy(x.result, x.value, sizeof x.value);
+  x.took_part = x.arrived, x.arrived = 0, ++x.generation;
+  if (std::strcmp(x.operation, "__syncwarp") == 0) stores.order_warp(warp);  // no other one orders memory
+}
+
 // All lanes of the warp that live put in a value and see everybody's.
 inline const Exchange& exchange(const char* operation, unsigned mask, uint64_t value) {
+  const NotTheKernel here;
   Machine& m = machine();
   const int warp = thread() / kLanes, lane = thread() % kLanes;
   Exchange& x = m.warps[warp];
@@ -136,40 +148,46 @@ inline const Exchange& exchange(const char* operation, unsigned mask, uint64_t v
   x.value[lane] = value, x.arrived |= 1u << lane;
   const unsigned generation = x.generation;
   // Who came last lets all of them go on, itself too, in any order.
-  if ((x.arrived & m.alive[warp]) == m.alive[warp]) {
-    std::memcpy(x.result, x.value, sizeof x.value);
-    x.took_part = x.arrived, x.arrived = 0, ++x.generation;
-  }
+  if ((x.arrived & m.alive[warp]) == m.alive[warp]) complete(x, warp);
   wait(operation, [&x, generation] { return x.generation != generation; });
   return x;  // it cannot be used again before this lane arrives
 }
 
 inline void barrier(int id, int threads) {
+  const NotTheKernel here;
   Machine& m = machine();
   Barrier& b = m.barriers[id];
   if (id < 0 || id > 15 || threads % kLanes != 0) fail("no such barrier");
   if (b.arrived > 0 && b.expected != threads) fail("threads at a barrier disagree on how many they are");
-  b.expected = threads;
+  b.expected = threads, b.warps |= 1u << thread() / kLanes;
   const unsigned generation = b.generation;
-  if (++b.arrived == threads) b.arrived = 0, ++b.generation;
+  if (++b.arrived == threads) {
+    stores.order_warps(b.warps);
+    b.arrived = 0, b.warps = 0, ++b.generation;
+  }
   wait("a barrier of some warps", [&b, generation] { return b.generation != generation; });
 }
 
 inline void block_barrier() {
+  const NotTheKernel here;
   Machine& m = machine();
   Barrier& b = m.barriers[0];
   const unsigned generation = b.generation;
   ++b.arrived;
   wait("__syncthreads", [&m, &b, generation] {
-    if (b.generation == generation && b.arrived == m.living) b.arrived = 0, ++b.generation;
+    if (b.generation == generation && b.arrived == m.living) {
+      stores.order_warps(~0u);
+      b.arrived = 0, ++b.generation;
+    }
     return b.generation != generation;
   });
 }
 
 // Adds 1 for the block, and tells all of its threads what was there before.
 inline int32_t block_adds(int32_t* to, int32_t* before) {
+  const NotTheKernel here;
   block_barrier();
-  if (thread() == 0) *before = (*to)++;
+  if (thread() == 0) stores.fence(), *before = (*to)++;
   block_barrier();
   return *before;
 }
@@ -179,27 +197,27 @@ inline int32_t block_adds(int32_t* to, int32_t* before) {
 inline void carry_out(Fiber& f) {
   const Copy c = f.copies.front();
   f.copies.pop_front();
+  stores.note(c.to, c.bytes);
   std::memcpy(c.to, c.from, c.bytes);
 }
 inline void copy_async(void* to, const void* from, int bytes) {
+  const NotTheKernel here;
   const auto aligned = [&](const void* p) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; };
   if ((bytes != 4 && bytes != 8 && bytes != 16) || !aligned(to) || !aligned(from)) fail("a copy that is not aligned");
   machine().current->copies.push_back({static_cast<char*>(to), static_cast<const char*>(from), bytes, false});
 }
 inline void copy_commit() {  // an entry of no bytes ends the group
+  const NotTheKernel here;
   Fiber& me = *machine().current;
   me.copies.push_back({nullptr, nullptr, 0, true});
   ++me.groups;
 }
 inline void copy_wait(int pending) {
+  const NotTheKernel here;
   Fiber& me = *machine().current;
   while (me.groups > pending) {
-    const Copy c = me.copies.front();
-    me.copies.pop_front();
-    if (c.committed)
-      --me.groups;
-    else
-      std::memcpy(c.to, c.from, c.bytes);
+    me.groups -= me.copies.front().committed;
+    carry_out(me);
   }
 }
 
@@ -207,7 +225,9 @@ inline void copy_wait(int pending) {
 
 inline void run_thread() {
   Machine& m = machine();
+  watch(true);
   m.kernel();
+  watch(false);
   Fiber& me = *m.current;
   me.done = true, --m.living;
   m.alive[me.thread.x / kLanes] &= ~(1u << me.thread.x % kLanes);
@@ -221,8 +241,7 @@ inline void release_exchanges() {
   for (size_t w = 0; w < m.warps.size(); ++w) {
     Exchange& x = m.warps[w];
     if (x.arrived == 0 || m.alive[w] == 0 || (x.arrived & m.alive[w]) != m.alive[w]) continue;
-    std::memcpy(x.result, x.value, sizeof x.value);
-    x.took_part = x.arrived, x.arrived = 0, ++x.generation;
+    complete(x, int(w));
   }
 }
 
@@ -250,6 +269,7 @@ inline void run_block(int threads, size_t shared_bytes) {
     makecontext(&f.context, run_thread, 0);
     m.alive[i / kLanes] |= 1u << i % kLanes;
   }
+  stores.begin_block(threads, m.shared, shared_bytes);
   std::vector<int> order(threads);
   for (int i = 0; i < threads; ++i) order[i] = i;
   int frozen = -1;
@@ -264,9 +284,11 @@ inline void run_block(int threads, size_t shared_bytes) {
       // A fiber runs until it waits, which is kinder than a GPU: so some are left behind, one of them for long.
       if (i == frozen || m.random() % 8 == 0) continue;
       f.waits_for = nullptr;
-      if (!f.copies.empty() && f.copies.front().bytes > 0 && m.random() % 4 == 0) carry_out(f);
       m.current = &f;
+      stores.enter(i, f.stack.data(), f.stack.size());
+      if (!f.copies.empty() && f.copies.front().bytes > 0 && m.random() % 4 == 0) carry_out(f);
       swapcontext(&m.scheduler, &f.context);
+      stores.leave();
     }
     release_exchanges();
     if (!progress) {
@@ -275,6 +297,7 @@ inline void run_block(int threads, size_t shared_bytes) {
       if (!progress && m.living > 0) fail("nobody can go on");
     }
   }
+  stores.end_block();
   m.shared = nullptr;
 }
 
@@ -288,6 +311,8 @@ inline void launch(const void* kernel_address, unsigned blocks, int threads, siz
   if (shared_bytes > size_t(allowed_shared_memory(kernel_address))) fail("more shared memory than the kernel may have");
   m.kernel = std::move(kernel);
   ++m.launches;
+  m.last_launches.push_back({int64_t(blocks), threads, int64_t(shared_bytes)});
+  if (m.last_launches.size() > 6) m.last_launches.pop_front();
   m.grid.x = blocks, m.block_size.x = unsigned(threads);
   std::vector<unsigned> order(blocks);
   for (unsigned i = 0; i < blocks; ++i) order[i] = i;
@@ -296,6 +321,7 @@ inline void launch(const void* kernel_address, unsigned blocks, int threads, siz
     m.block.x = b;
     run_block(threads, shared_bytes);
   }
+  stores.end_launch();
 }
 
 template <class T> uint64_t packed(T v) {

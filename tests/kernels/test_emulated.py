@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The CUDA kernels' own source, run on the CPU by the emulator: what can be known without a GPU.
 
-Not seen here: the order in which memory becomes visible, and time.
+Not seen here: time, and the order in which memory becomes visible (test_emulated_stores.py).
 """
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 
@@ -516,27 +515,10 @@ BUGS = {
 }
 
 
-def catches(library):
-    """A few runs of small problems, in a process of their own: some bugs end it."""
-    paths = os.pathsep.join([str(emulated.ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
-        [sys.executable, __file__, library], capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": paths},
-    )  # fmt: skip
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("bug", sweep(BUGS, ["warps do not wait for their left neighbour"]))
 def test_planted_bugs_are_caught(bug, tmp_path):
-    file, right, wrong = BUGS[bug]
-    for room in ("kernels", "tests"):
-        shutil.copytree(emulated.ROOT / room, tmp_path / room)
-    path = tmp_path / "kernels" / "cuda" / file
-    source = path.read_text()
-    assert source.count(right) == 1
-    path.write_text(source.replace(right, wrong))
-    emulated.build(tmp_path / "emulated.so", tmp_path)
-    result = catches(tmp_path / "emulated.so")
+    result = emulated.run_alone(__file__, emulated.planted(tmp_path, *BUGS[bug]))
     assert result.returncode != 0
     assert "AssertionError" in result.stderr or "emulator: block" in result.stderr
 
@@ -545,7 +527,7 @@ def test_planted_bugs_are_caught(bug, tmp_path):
 @only_all
 def test_nothing_is_caught_where_no_bug_is(tmp_path):
     emulated.build(tmp_path / "emulated.so")
-    result = catches(tmp_path / "emulated.so")
+    result = emulated.run_alone(__file__, tmp_path / "emulated.so")
     assert result.returncode == 0, result.stderr
 
 

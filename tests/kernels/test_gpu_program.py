@@ -149,6 +149,41 @@ def test_the_gradient_takes_the_place_of_acts(programs):
 
 @with_kernels
 @with_compiler
+@pytest.mark.parametrize(
+    ("size", "donated", "copies"),
+    [
+        ("compact", False, ["acts"]),  # the gradient must take the place of acts, which are kept
+        ("compact", True, []),
+        ("dense", False, []),
+        ("dense", True, ["ctc_cotangent"]),  # it takes that of the residuals, and moves to acts
+    ],
+)
+def test_acts_that_are_an_argument_cost_a_copy_of_the_gradient_or_none(
+    programs, size, donated, copies
+):
+    program = programs[f"{size} argument{' donated' * donated}"]
+    assert calls(program) == ["forward", "cotangent"]
+    assert ("input_output_alias" in program["text"]) == donated
+    V = {"dense": 8, "compact": 50}[size]
+    assert moved(program) == [T * B * V] * len(copies)
+    assert re.findall(r" copy\(%(\w+)\.\d+\)", program["text"]) == copies
+
+
+@with_kernels
+@with_compiler
+def test_acts_are_not_copied_for_several_hypotheses(programs):
+    program = programs["compact hypotheses"]
+    assert calls(program) == ["forward", "cotangent"]
+    # Arrays of hypotheses and their few classes are moved.
+    assert max(moved(program), default=0) < T * B * 50
+    shapes = re.findall(
+        r"custom_call_target.*?operand_layout_constraints=\{f32\[([\d,]+)\]", program["text"]
+    )
+    assert shapes == [f"3,{T},{B},{L + 2}"] * 2  # the few classes that the labels name
+
+
+@with_kernels
+@with_compiler
 def test_the_loss_alone_needs_no_memory_that_grows_with_classes(programs):
     few, many = (programs[f"loss alone, V = {V}"]["temporaries"] for V in (50, 5000))
     assert few == many <= B * (T * (L + 1) * 8 + T * 24 + 1024)

@@ -6,13 +6,14 @@ import functools
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 
 import jax
 import ml_dtypes
 import numpy as np
 
-from support.runs import ROOT, made_once
+from support.runs import ROOT, made_once, run
 
 SOURCES = ROOT / "tests" / "kernels"
 COMPILER = os.environ.get("CXX") or shutil.which("g++")
@@ -20,14 +21,18 @@ DTYPES = [np.dtype(t) for t in (np.float32, np.float64, ml_dtypes.bfloat16, np.f
 FLAGS = ["-std=gnu++17", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-fno-math-errno"]
 
 
-def build(library, sources=ROOT):
-    """Compiles `sources`, a tree with kernels/ and tests/, to a shared library."""
+def build(library, sources=ROOT, buffers_stores=False):
+    """Compiles `sources`, a tree with kernels/ and tests/, to a shared library. Other threads see
+    stores at once, or as late as they may (store_buffer.h)."""
     command = [
-        COMPILER, *FLAGS, "-O1", "-fPIC", "-shared", f"-I{sources / 'tests' / 'kernels'}",
-        sources / "tests" / "kernels" / "emulated.cpp", "-o", library,
+        COMPILER, *FLAGS, "-O1", "-fPIC", f"-I{sources / 'tests' / 'kernels'}",
+        "-c", sources / "tests" / "kernels" / "emulated.cpp", "-o", f"{library}.o",
     ]  # fmt: skip
-    built = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stderr[-4000:]
+    if buffers_stores:
+        command.append("-fsanitize=thread")
+    for step in (command, [COMPILER, "-shared", f"{library}.o", "-o", library]):
+        built = subprocess.run(list(map(str, step)), capture_output=True, text=True, check=False)
+        assert built.returncode == 0, built.stderr[-4000:]
     return load(library)
 
 
@@ -49,6 +54,30 @@ def _build_handlers(library):
 def kernels():
     """The kernels of this tree, compiled once for all test files and processes."""
     return load(made_once("emulated.so", build))
+
+
+@functools.cache
+def kernels_that_buffer_stores():
+    make = functools.partial(build, buffers_stores=True)
+    return load(made_once("emulated_stores.so", make))
+
+
+def planted(folder, file, right, wrong, **options):
+    """A library with a bug in a file of kernels/cuda."""
+    for room in ("kernels", "tests"):
+        shutil.copytree(ROOT / room, folder / room)
+    path = folder / "kernels" / "cuda" / file
+    source = path.read_text()
+    assert source.count(right) == 1
+    path.write_text(source.replace(right, wrong))
+    build(folder / "emulated.so", folder, **options)
+    return folder / "emulated.so"
+
+
+def run_alone(program, *libraries):
+    """A program in a process of its own: some bugs end it."""
+    paths = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    return run(sys.executable, program, *libraries, PYTHONPATH=paths)
 
 
 def load(library):

@@ -83,6 +83,15 @@ def transposed(acts, labels, lengths):  # what a copy would look like
     return jax_ctc.ctc(moved, labels, lengths, time_major=True).sum()
 
 
+def gradient_of_an_argument(acts, labels, lengths):
+    return jax.value_and_grad(lambda acts: jax_ctc.ctc(acts, labels, lengths).sum())(acts)
+
+
+def gradient_of_hypotheses(acts, labels, lengths):  # of acts that are made here
+    costs = jax.vmap(jax_ctc.ctc, in_axes=(None, 0, None))
+    return jax.value_and_grad(lambda acts: costs(acts * 2, labels, lengths).sum())(acts)
+
+
 def step(w, x, labels, lengths):
     """A training step of one dense layer."""
 
@@ -154,6 +163,14 @@ def main():
         shapes = (T, B, D), (D, LINEAR_V), (LINEAR_V,)
         arrays = [jax.ShapeDtypeStruct(s, dtype, sharding=one) for s in shapes]
         programs[name] = compiled(linear, *arrays, *arguments(alone, 50)[1:])
+    for size, V in (("dense", 8), ("compact", 50)):
+        for donated in (False, True):
+            programs[f"{size} argument{' donated' * donated}"] = compiled(
+                gradient_of_an_argument, *arguments(alone, V), donate_argnums=(0,) * donated
+            )
+    acts, _, lengths = arguments(alone, 50)
+    labels = jax.ShapeDtypeStruct((3, B, L), jnp.int32, sharding=one)
+    programs["compact hypotheses"] = compiled(gradient_of_hypotheses, acts, labels, lengths)
 
     answer = {name: report(program) for name, program in programs.items()}
     (thunks,) = glob.glob(f"{DUMP.name}/*jit_step*.thunk_sequence_after_thunk_passes.txt")

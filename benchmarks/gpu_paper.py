@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the CUDA kernels should take on an H100 and an H200, on paper: no GPU is needed.
+
+`python benchmarks/gpu_paper.py` (or `make gpu-paper`) prints a row for each kernel of each shape.
+  instructions  of a warp for a frame of the lattice, with its share of what a tile costs; read off
+                the machine code for sm_90, as are the registers of a thread
+  MB            moved between kernel and memory, if no cache holds what a kernel before has written;
+                of all kernels: read and written together
+  blocks, waves that one multiprocessor holds at a time; blocks of the launch / blocks of all
+  H100, H200    microseconds predicted: the larger of memory and of instructions, and a launch
+  floor         as in gpu_speed.py, on an H200
+  measured      on an H200 (benchmarks/results/nvidia-h200.md): a kernel by the profiler, the whole
+                by a loop, which has launches of its own
+The exit status is 1 if a number is over its bound (BOUNDS) or a kernel spills registers.
+
+float32. Without nvcc and nvdisasm the bounds stand in for what they would say.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+ROOT = next(p for p in Path(__file__).resolve().parents if (p / "kernels").is_dir())
+RESULTS = ROOT / "benchmarks" / "results" / "nvidia-h200.md"
+SHAPES = [  # T, B, V, L
+    (32, 64, 80, 12), (200, 1, 32, 30), (150, 64, 28, 40), (400, 16, 32, 100), (400, 16, 1024, 60),
+    (250, 8, 10_000, 50), (1000, 64, 5000, 100), (5000, 2, 64, 800), (1600, 256, 128, 200),
+]  # fmt: skip
+BANDWIDTH = {"H100": 3.0e6, "H200": 4.1e6}  # bytes a microsecond that a copy reaches
+PROCESSORS, CLOCK = 132, 1980  # multiprocessors, cycles a microsecond: of both
+CHAIN = 46  # cycles of a frame's dependent instructions
+LAUNCH = 2.5  # microseconds from a kernel's start to the next one's, by the profiler, with no work
+CYCLES = 2  # of a scheduler for an instruction of the lattice: most are of integers, at half rate
+ROW_CYCLES = 1.25  # the same for rows, 32-bit floats and loads among them
+COPIED = 0.85  # of the bandwidth of a copy, by kernels that do some arithmetic besides
+
+# What a change may not exceed without a reason: what there is today, and a little.
+INSTRUCTIONS = {  # of a warp a frame, (training, pairs of states a lane); 2 more than there are
+    (False, 1): 51, (True, 1): 55, (False, 2): 80, (True, 2): 90,
+}  # fmt: skip
+REGISTERS = {  # rows, gradient: 1024 threads on a multiprocessor; the lattice: lattice.cu says why
+    "rows": 64, "gradient": 64, "occupancy": 80, (False, 1): 168, (True, 1): 168,
+    (False, 2): 96, (True, 2): 128,
+}  # fmt: skip
+GIGABYTES = {
+    (1600, 256, 128, 200): 8.1
+}  # of training; the design aims at 3: states are 5.3 of them
+MICROSECONDS = {  # of the loss, of training, on an H200: 5 % more than is predicted today
+    (32, 64, 80, 12): (6.7, 13.7), (200, 1, 32, 30): (11.1, 22.5), (150, 64, 28, 40): (15.7, 33),
+    (400, 16, 32, 100): (25.9, 58.5), (400, 16, 1024, 60): (30.6, 77),
+    (250, 8, 10_000, 50): (40, 108), (1000, 64, 5000, 100): (449, 1360),
+    (5000, 2, 64, 800): (723, 1650), (1600, 256, 128, 200): (729, 2580),
+}  # fmt: skip
+
+
+@dataclass
+class Kernel:
+    """A launch. Bytes are moved to or from memory; threads and shared memory are of a block."""
+
+    name: str
+    read: int
+    written: int
+    blocks: int
+    threads: int
+    shared: int
+    cycles: float = 0  # of a scheduler, if each block had a multiprocessor to itself
+    warps: int = 0  # of a block, that work all the time
+    key: object = None  # of the machine code
+
+
+def launches(shape, training, instructions=None):
+    """The kernels of the loss, or of training where cotangents are 1, as kernels/cuda launches
+    them."""
+    T, B, V, L = shape
+    frames, columns, dense = T * B, L + 1, V <= L + 1
+    group = 32 if V <= 2048 else 128 if V <= 8192 else 256
+    threads = 256 if group == 32 else group
+    row_blocks = ceil(frames / 8) if group == 32 else frames
+    emissions, states = 8 * frames * columns, 2 * 16 * frames * columns
+    kept = 4 * frames * (V if dense else columns)
+
+    # Fitted to the 960 of a warp at V = 128, L = 200.
+    row = 150 + 7.4 * V / group + (60 * columns + (80 * V if dense else 0)) / group
+    of_classes = 8 * V * 8 if dense and group == 32 and V <= 512 else 0
+    rows = Kernel(
+        "rows", 4 * frames * V, emissions + 8 * frames, B + row_blocks, threads,
+        max(of_classes, group // 32 * 12), ROW_CYCLES * row * (threads // 32) / 4, threads // 32,
+        ("rows", group),
+    )  # fmt: skip
+    if training:
+        rows.written += kept if dense else 8 * frames
+
+    pairs = 2 if L >= 32 else 1
+    of_warp, tile = 32 * pairs, 16 if pairs == 1 else 8
+    memory = 2 * tile * (of_warp + 2) * 8
+    warps = min(ceil(columns / of_warp), (512 if pairs == 2 else 96) // 32 - 1)
+    directions = 2 if warps == 1 else 1
+    strips = ceil(columns / (warps * of_warp))
+    turns = ceil((T if training else T / 2) / tile) + warps - 1
+    a_frame = (instructions or INSTRUCTIONS)[training, pairs]
+    lattice = Kernel(
+        "lattice", (2 if training else 1) * emissions + 8 * frames, states if training else 0,
+        2 // directions * B, 32 * (directions * warps + 1), 16 + directions * warps * memory,
+        strips * turns * tile * a_frame * CYCLES, directions * warps, (training, pairs),
+    )  # fmt: skip
+    if not training:
+        return [rows, lattice]
+
+    a_block = 8 * (1 if frames < 32768 else 4)  # frames
+    occupancies = 8 * (4 * L + 4 * columns) + 8 * L
+    occupancy = Kernel(
+        "occupancy", states + (kept if dense else 0), kept, B * ceil(T / a_block), 256,
+        occupancies if occupancies <= 227 << 10 else 0, key="occupancy",
+    )  # fmt: skip
+    moved = 0 if dense else 4 * frames * V  # dense: the gradient is there
+    gradient = Kernel(
+        "gradient", moved and moved + kept + 8 * frames, moved, row_blocks, threads,
+        0 if dense else 4 * columns * (8 if group == 32 else 1), key=("gradient", group),
+    )  # fmt: skip
+    return [rows, lattice, occupancy, gradient]
+
+
+def blocks_at_once(kernel, registers):
+    """That one multiprocessor has room for."""
+    by_registers = 65536 // (ceil(registers / 8) * 8 * kernel.threads)
+    by_memory = (228 << 10) // (kernel.shared + 1024)
+    return max(1, min(32, 2048 // kernel.threads, by_registers, by_memory))
+
+
+def microseconds(kernel, registers, device):
+    memory = (kernel.read + kernel.written) / (BANDWIDTH[device] * COPIED)
+    room = blocks_at_once(kernel, registers)
+    waves = kernel.blocks / (room * PROCESSORS)
+    if kernel.name == "lattice":  # a block lasts as long as its sweep
+        resident = min(room, ceil(kernel.blocks / PROCESSORS))
+        busy = kernel.cycles * max(1, resident * kernel.warps / 4) * max(1, ceil(waves)) / CLOCK
+    else:
+        busy = kernel.cycles * kernel.blocks / PROCESSORS / CLOCK
+    return max(memory, busy) + LAUNCH
+
+
+def floor(shape, training, device="H200"):
+    T, B, V, _ = shape
+    memory = 4 * T * B * V * (3 if training else 1) / BANDWIDTH[device]
+    return max(memory, CHAIN * T * (1 if training else 0.5) / CLOCK)
+
+
+# ---- the machine code --------------------------------------------------------------------------
+
+
+def tool(name):
+    wheels = Path(sysconfig.get_path("purelib")) / "nvidia" / "cu13" / "bin"
+    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), str(wheels)]))
+
+
+def compiled(folder):
+    """For each kernel its (registers, spilled bytes), and instructions a frame; by its key."""
+    files = {
+        "rows": [(("rows", g), rf"rows_kernelIfLi{g}E") for g in (32, 128, 256)],
+        "gradient": [(("gradient", g), rf"gradient_kernelIfLi{g}E") for g in (32, 128, 256)],
+        "occupancy": [("occupancy", "occupancy_kernelINS_6ScaledIfE")],
+        "lattice": [((bool(t), p), f"ScaledIfEELi{p}ELb{t}E") for t in (0, 1) for p in (1, 2)],
+    }
+    resources, instructions = {}, {}
+    for file, kernels in files.items():
+        cubin = Path(folder) / f"{file}.cubin"
+        command = [tool("nvcc"), "-std=c++17", "--expt-relaxed-constexpr", "-arch=sm_90", "-cubin"]
+        command += ["-Xptxas", "-v", ROOT / "kernels" / "cuda" / f"{file}.cu", "-o", cubin]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        parts = re.split(r"Compiling entry function '(\w+)'", said)[1:]
+        for key, name in kernels:
+            (text,) = (
+                t for n, t in zip(parts[::2], parts[1::2], strict=True) if re.search(name, n)
+            )
+            spilled = sum(map(int, re.findall(r"(\d+) bytes spill", text)))
+            resources[key] = int(re.findall(r"Used (\d+) registers", text)[0]), spilled
+        if file == "lattice":
+            code = subprocess.run(
+                [tool("nvdisasm"), "-c", cubin], capture_output=True, text=True, check=True
+            ).stdout
+            parts = re.split(r"\.section\s+\.text\.(\w+)", code)[1:]
+            for key, name in kernels:
+                (text,) = (t for n, t in zip(parts[::2], parts[1::2], strict=True) if name in n)
+                instructions[key] = of_a_frame(text, tile=16 if key[1] == 1 else 8)
+    return resources, instructions
+
+
+def of_a_frame(assembly, tile):
+    """Instructions of a turn, which is the smallest loop with a barrier and with shuffles, for each
+    of its frames. Loops in it are of short tiles and not counted, but for one over 8 frames."""
+    code, labels, loops = [], {}, []
+    for line in assembly.splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label[1]] = len(code)
+        if instruction := re.search(r"/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
+            target = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", instruction[1])
+            if target and target[1] in labels:
+                loops.append((labels[target[1]], len(code) + 1))
+            code.append(instruction[1])
+
+    def count(loop, word):
+        return sum(word in x for x in code[slice(*loop)])
+
+    sweeps = [x for x in loops if count(x, "SHFL.UP") and count(x, "BAR.SYNC")]
+    turn = min(sweeps, key=lambda x: x[1] - x[0])
+    total = turn[1] - turn[0]
+    for loop in loops:
+        if loop != turn and turn[0] <= loop[0] and loop[1] <= turn[1]:
+            times = tile / 8 if count(loop, "SHFL.UP") >= 16 else 0
+            total += (loop[1] - loop[0]) * (times - 1)
+    return total / tile
+
+
+# ---- the table ---------------------------------------------------------------------------------
+
+
+def measured():
+    """Microseconds on an H200 of (shape, what, kernel); kernel "all" is the whole."""
+    text = RESULTS.read_text() if RESULTS.is_file() else ""
+    loops = r"^\| ([\d ]+) \| float32 \| (loss\S*) \| (\S+) \|"
+    profiles = r"^\| ([\d ]+) (loss\S*) \| [^|]*\| (\w+)_kernel \| (\S+) \|"
+    found = {(*x[:2], "all"): float(x[2]) for x in re.findall(loops, text, re.MULTILINE)}
+    found |= {x[:3]: float(x[3]) for x in re.findall(profiles, text, re.MULTILINE)}
+    return found
+
+
+def main():
+    resources, instructions = {}, INSTRUCTIONS
+    if tool("nvcc") and tool("nvdisasm"):
+        with tempfile.TemporaryDirectory() as folder:
+            resources, instructions = compiled(folder)
+    else:
+        print("no nvcc or no nvdisasm: registers and instructions are the bounds\n")
+    missed = [f"{key} spills {n} bytes" for key, (_, n) in resources.items() if n > 0]
+    for key, (used, _) in resources.items():
+        most = REGISTERS[key[0] if isinstance(key[0], str) and len(key) == 2 else key]
+        missed += [f"{key} has {used} registers, bound {most}"] if used > most else []
+    for key, n in instructions.items():
+        missed += [f"{key}: {n:.1f} instructions"] if n > INSTRUCTIONS[key] else []
+    known = measured()
+    show("T, B, V, L", "what", "kernel", "instructions", "MB read", "MB written", "registers",
+         "blocks", "waves", "H100", "H200", "floor", "measured")  # fmt: skip
+    show(*["---"] * 13)
+    for shape in SHAPES:
+        for training in (False, True):
+            name, what = " ".join(map(str, shape)), "loss+grad" if training else "loss"
+            total, moved = {"H100": 0.0, "H200": 0.0}, 0
+            for k in launches(shape, training, instructions):
+                used = (
+                    resources[k.key][0] if resources else REGISTERS.get(k.key) or REGISTERS[k.name]
+                )
+                room = blocks_at_once(k, used)
+                times = {device: microseconds(k, used, device) for device in total}
+                total = {device: total[device] + times[device] for device in total}
+                moved += k.read + k.written
+                show(name, what, k.name, instructions.get(k.key, ""), k.read / 1e6, k.written / 1e6,
+                     used, room, k.blocks / room / PROCESSORS, *times.values(), "",
+                     known.get((name, what, k.name), ""))  # fmt: skip
+            bound = MICROSECONDS.get(shape, (1e9, 1e9))[training]
+            missed += [f"{name} {what}: {total['H200']:.1f} us"] if total["H200"] > bound else []
+            if training and moved > GIGABYTES.get(shape, 1e9) * 1e9:
+                missed += [f"{name} {what}: {moved / 1e9:.2f} GB"]
+            show(name, what, "all", "", moved / 1e6, "", "", "", "", *total.values(),
+                 floor(shape, training), known.get((name, what, "all"), ""))  # fmt: skip
+    print("\n" + "\n".join(f"over its bound: {x}" for x in missed) if missed else "\nwithin bounds")
+    return 1 if missed else 0
+
+
+def show(*cells):
+    print("| " + " | ".join(f"{x:.3g}" if isinstance(x, float) else str(x) for x in cells) + " |")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

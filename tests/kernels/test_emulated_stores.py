@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All CUDA kernels where a store is seen by other threads only after what orders it, by the
+emulator: a __syncwarp in the warp, a barrier in the block, a fence in other blocks."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from support import emulated
+from support.results import assert_same_bits
+from support.runs import sweep
+
+pytestmark = [
+    pytest.mark.skipif(not (emulated.ROOT / "kernels").is_dir(), reason="not in a source tree"),
+    pytest.mark.skipif(not emulated.COMPILER, reason="no C++ compiler"),
+]
+
+# T, V, L: both directions in a block; a block each, of several warps; strips, where there is little
+# shared memory; a warp to a row, or a block.
+SHAPES = {
+    "dense": (25, 9, 20),
+    "warps": (90, 90, 70),
+    "strips": (160, 30, 140),
+    "compact": (9, 700, 3),
+    "block": (5, 2600, 3),
+}
+FEW_WARPS = 24 << 10  # bytes of shared memory, for float32
+
+
+def assert_same_results(kernels, expected, name, dtype=np.float32, seed=1, **options):
+    """Of every kernel: loss, training, tangents, a gradient in the place of acts, a product."""
+    T, V, L = SHAPES[name]
+    rng = np.random.default_rng(T)
+    acts, directions = (rng.normal(size=(T, 3, V)).astype(dtype) for _ in range(2))
+    acts[3, 1] = np.nan
+    labels = rng.integers(1, V, (3, L)).astype(np.int32)
+    labels[:, 1] = labels[:, 0]
+    labels[0, T // 2 :] = labels[1, T // 3 :] = -1
+    problem = acts, labels, np.array([T, T - 1, T], np.int32)
+
+    def results(of, **options):
+        answer = of.solve(*problem, directions=directions, in_place=True, **options)
+        kept = answer.rows, answer.columns
+        product = of.product(*problem, directions, kept=kept, **options)
+        return answer.alone, answer.cost, *kept, answer.gradient, answer.tangent, product
+
+    for found, right in zip(results(kernels, seed=seed, **options), results(expected), strict=True):
+        assert_same_bits(found, right)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", [name for name in SHAPES if name != "strips"])
+def test_what_one_thread_stores_is_ordered_before_another_reads_it(name, dtype):
+    kernels = emulated.kernels_that_buffer_stores()
+    for seed in (1, 2):
+        assert_same_results(kernels, emulated.kernels(), name, dtype, seed)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("strips", np.float32), ("warps", np.float32), ("warps", np.float64)]
+)
+def test_strips_pass_their_edges_on_in_order(name, dtype):
+    kernels = emulated.kernels_that_buffer_stores()
+    shared = FEW_WARPS * (np.dtype(dtype).itemsize // 4)
+    assert_same_results(kernels, emulated.kernels(), name, dtype, shared=shared)
+
+
+VOTE = "__ballot_sync(kAllLanes, 1);"  # lanes wait for each other, but no store is ordered
+BUGS = {
+    "blank and edge are copied by lanes that only vote": (
+        "sweep.cuh", "started\n        __syncwarp();", f"started\n        {VOTE}",
+    ),
+    "a row is set to 0 by lanes that only vote": (
+        "occupancy.cu", "results[c] = 0;\n    __syncwarp();", f"results[c] = 0;\n    {VOTE}",
+    ),
+    "results leave after a vote": (
+        "occupancy.cu",
+        "    if (!a.in_shared) return;\n    __syncwarp();",
+        f"    if (!a.in_shared) return;\n    {VOTE}",
+    ),
+    "corrections wait for a vote": (
+        "gradient.cu", "  group_barrier<G>();\n  for_each_column", f"  {VOTE}\n  for_each_column",
+    ),
+    "emissions of classes are read after a vote": (
+        "rows.cu", "    group_barrier<G>();\n    emit(Some", f"    {VOTE}\n    emit(Some",
+    ),
+    "warps do not wait for their left neighbour": (
+        "sweep.cuh", "barrier<1>(active * kWarp);", "__syncwarp();",
+    ),
+    "nobody waits for the sweeps": (
+        "lattice.cu", "  if (both)\n    __syncthreads();", "  if (both)\n    __syncwarp();",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", sweep(BUGS, ["a row is set to 0 by lanes that only vote"]))
+def test_stores_that_nothing_orders_are_caught(bug, tmp_path):
+    emulated.kernels()
+    library = emulated.planted(tmp_path, *BUGS[bug], buffers_stores=True)
+    result = emulated.run_alone(__file__, library)
+    assert result.returncode != 0
+    assert "AssertionError" in result.stderr or "emulator: block" in result.stderr
+
+
+if __name__ == "__main__":
+    kernels = emulated.load(sys.argv[1])
+    for name in SHAPES:
+        for seed in range(3):
+            shared = FEW_WARPS if name == "strips" else 227 << 10
+            assert_same_results(kernels, emulated.kernels(), name, seed=seed, shared=shared)

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What benchmarks/gpu_paper.py takes for granted: how kernels are launched, and what they move."""
+
+import importlib.util
+import sys
+
+import numpy as np
+import pytest
+
+from support import emulated
+from support.runs import ROOT, only_all, run
+
+FILE = next((ROOT / "benchmarks").rglob("*paper.py"), None)
+pytestmark = pytest.mark.skipif(FILE is None, reason="not in a source tree")
+needs_compiler = pytest.mark.skipif(not emulated.COMPILER, reason="no C++ compiler")
+
+
+@pytest.fixture(scope="module")
+def paper():
+    description = importlib.util.spec_from_file_location("gpu_paper", FILE)
+    module = importlib.util.module_from_spec(description)
+    sys.modules["gpu_paper"] = module  # for its dataclass
+    description.loader.exec_module(module)
+    return module
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "V_L", [(80, 12), (32, 30), (28, 40), (32, 100), (1024, 60), (10_000, 50), (5000, 100),
+            (64, 800), (128, 200)],
+)  # fmt: skip
+def test_kernels_are_launched_as_the_table_has_it(paper, V_L):
+    """With the classes and labels of its shapes. The labels need more frames than there are."""
+    shape = T, B, V, L = 9, 2, *V_L
+    labels, lengths = np.ones((B, L), np.int32), np.full(B, T, np.int32)
+    kernels, found = emulated.kernels(), np.zeros((6, 3), np.int64)
+    kernels.solve(np.zeros((T, B, V), np.float32), labels, lengths, in_place=True)
+    kernels.library.last_launches(emulated._address(found))
+    expected = [k for training in (False, True) for k in paper.launches(shape, training)]
+    assert found.tolist() == [[k.blocks, k.threads, k.shared] for k in expected]
+
+
+@needs_compiler
+def test_emissions_and_states_are_as_large_as_the_table_has_them(paper):
+    """What grows with frames times labels: 8 bytes of emissions, 32 of states for training."""
+
+    def per_frame_and_label(operation):
+        def size(T, L):
+            return emulated.kernels().library.scratch_bytes(operation, 0, T, L)
+
+        return (size(160, 160) - size(160, 80) - size(80, 160) + size(80, 80)) / 80**2
+
+    assert [per_frame_and_label(operation) for operation in (0, 1)] == [8, 8 + 32]
+    T, B, _, L = shape = (100, 7, 5000, 60)
+    rows, lattice, occupancy, _ = paper.launches(shape, True)
+    assert rows.written == T * B * (8 * (L + 1) + 8 + 8)  # sums; shift and scale
+    assert lattice.written == occupancy.read == 32 * T * B * (L + 1)
+
+
+def test_training_moves_8_gigabytes_where_the_design_aims_at_3(paper):
+    shape = 1600, 256, 128, 200
+    kernels = paper.launches(shape, True)
+    moved = {k.name: round((k.read + k.written) / 1e6) for k in kernels}
+    assert moved == {"rows": 1081, "lattice": 3955, "occupancy": 3054, "gradient": 0}
+    assert sum(moved.values()) * 1e6 < paper.GIGABYTES[shape] * 1e9
+    assert sum(moved.values()) > 3000  # 5.3 GB of them are states
+
+
+def test_a_number_over_its_bound_is_told_and_ends_with_1(paper, monkeypatch, capsys):
+    """By the bounds on machine code, in its place."""
+    monkeypatch.setattr(paper, "tool", lambda name: None)
+    assert paper.main() == 0
+    assert "within bounds" in capsys.readouterr().out
+    monkeypatch.setitem(paper.GIGABYTES, (1600, 256, 128, 200), 3)
+    monkeypatch.setitem(paper.MICROSECONDS, (200, 1, 32, 30), (5, 100))
+    assert paper.main() == 1
+    said = capsys.readouterr().out
+    assert "over its bound: 1600 256 128 200 loss+grad: 8.09 GB" in said
+    assert "over its bound: 200 1 32 30 loss: 1" in said
+    assert said.count("over its bound") == 2
+
+
+@only_all
+@pytest.mark.slow
+def test_the_compiled_kernels_are_within_bounds(paper):
+    if not (paper.tool("nvcc") and paper.tool("nvdisasm")):
+        pytest.skip("no nvcc or no nvdisasm")
+    result = run(sys.executable, FILE)
+    assert result.returncode == 0, result.stdout[-2000:]
+    assert "within bounds" in result.stdout
