@@ -32,7 +32,8 @@ def build(library, sources=ROOT):
 
 
 def handlers():
-    """XLA's handlers of the CUDA kernels, for calls on the CPU: a library, compiled once."""
+    """A library, compiled once for all test files and processes: the kernels, and XLA's handlers of
+    them for calls on the CPU."""
     return made_once("handlers.so", _build_handlers)
 
 
@@ -47,8 +48,8 @@ def _build_handlers(library):
 
 @functools.cache
 def kernels():
-    """The kernels of this tree, compiled once for all test files and processes."""
-    return load(made_once("emulated.so", build))
+    """The kernels of this tree."""
+    return load(handlers())
 
 
 def load(library):
