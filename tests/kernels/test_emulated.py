@@ -196,7 +196,7 @@ def test_four_launches_for_a_product(kernels):
     acts, labels, lengths = arguments(COMPACT)
     answer, launches = kernels.solve(acts, labels, lengths), kernels.library.launches
     before = launches()
-    kernels.product(acts, labels, lengths, acts, kept=(answer.rows, answer.columns))
+    kernels.hvp(acts, labels, lengths, acts, kept=(answer.rows, answer.columns))
     assert launches() - before == 4
 
 
@@ -231,7 +231,7 @@ def test_products_of_every_case_against_the_oracle(kernels, case, dtype):
     problem = arguments(case, dtype)
     directions = directions_like(problem[0])
     for seed in (1, 2):
-        product = kernels.product(*problem, directions, blank=case.blank, seed=seed)
+        product = kernels.hvp(*problem, directions, blank=case.blank, seed=seed)
         check_product(product, *problem, directions, blank=case.blank)
 
 
@@ -241,7 +241,7 @@ def test_products_of_every_case_against_the_oracle(kernels, case, dtype):
 def test_products_in_any_layout_and_alignment(kernels, case, time_axis, shift):
     acts, labels, lengths = arguments(case)
     directions, cotangents = directions_like(acts), [2.0, 0.0, 0.5]
-    product = kernels.product(
+    product = kernels.hvp(
         np.moveaxis(acts, 0, time_axis), labels, lengths, np.moveaxis(directions, 0, time_axis),
         time_axis=time_axis, shift=shift, cotangents=cotangents,
     )  # fmt: skip
@@ -254,7 +254,7 @@ def test_products_in_any_layout_and_alignment(kernels, case, time_axis, shift):
 def test_products_by_a_block_of_threads_to_a_row(kernels, V):
     problem = arguments(Case("wide", 7, V, [[V - 1, 1, 1], [300, -1, 2]], [7, 5]))
     directions = directions_like(problem[0])
-    check_product(kernels.product(*problem, directions), *problem, directions)
+    check_product(kernels.hvp(*problem, directions), *problem, directions)
 
 
 @pytest.mark.parametrize("case", [*EDGES, DENSE, COMPACT], ids=lambda case: case.name)
@@ -265,7 +265,7 @@ def test_products_are_what_the_cpu_kernels_make_of_the_same_residuals(kernels, c
     directions = directions_like(acts)
     ones = np.ones(len(labels), np.float32)
     expected = _primitives.hvp_p.bind(acts, labels, lengths, *kept, ones, directions, **p)
-    product = kernels.product(acts, labels, lengths, directions, kept=kept, blank=case.blank)
+    product = kernels.hvp(acts, labels, lengths, directions, kept=kept, blank=case.blank)
     np.testing.assert_allclose(product, expected, rtol=0, atol=5e-6)
 
 
@@ -274,11 +274,11 @@ def test_products_of_what_is_wrong_are_nan_or_exactly_zero(kernels):
     directions = directions_like(acts)
     answer = kernels.solve(acts, labels, lengths)
     for seed in range(3):
-        product = kernels.product(acts, labels, lengths, directions, seed=seed)
+        product = kernels.hvp(acts, labels, lengths, directions, seed=seed)
         np.testing.assert_array_equal(np.isnan(product), np.isnan(answer.gradient))
         assert (product[answer.gradient == 0] == 0).all()
     assert np.isnan(product).any()
-    hidden = kernels.product(acts, labels, lengths, directions, cotangents=np.zeros(8))
+    hidden = kernels.hvp(acts, labels, lengths, directions, cotangents=np.zeros(8))
     assert (hidden == 0).all()
 
 
@@ -286,9 +286,9 @@ def test_impossible_classes_may_have_any_direction(kernels):
     acts, labels, lengths = arguments(COMPACT)
     acts[3, 0, 2] = acts[5, 1, 0] = acts[4, 2, 6] = -np.inf
     directions = directions_like(acts)
-    usual = kernels.product(acts, labels, lengths, directions)
+    usual = kernels.hvp(acts, labels, lengths, directions)
     directions[acts == -np.inf] = np.inf
-    product = kernels.product(acts, labels, lengths, directions)
+    product = kernels.hvp(acts, labels, lengths, directions)
     np.testing.assert_allclose(product, usual, rtol=0, atol=1e-6)
     check_product(usual, acts, labels, lengths, np.where(acts == -np.inf, 0, directions))
 
@@ -299,8 +299,8 @@ def test_products_in_half_precision_are_rounded_once(kernels, case, name):
     dtype = next(d for d in emulated.DTYPES if d.name == name)
     acts, labels, lengths = arguments(case)
     acts, directions = acts.astype(dtype), directions_like(acts).astype(dtype)
-    half = kernels.product(acts, labels, lengths, directions)
-    exact = kernels.product(acts.astype(np.float32), labels, lengths, directions)
+    half = kernels.hvp(acts, labels, lengths, directions)
+    exact = kernels.hvp(acts.astype(np.float32), labels, lengths, directions)
     assert half.dtype == dtype
     rounding = 2.0**-8 if name == "bfloat16" else 2.0**-11
     np.testing.assert_allclose(half.astype(float), exact, rtol=rounding, atol=1e-6)
@@ -310,13 +310,13 @@ def test_products_in_half_precision_are_rounded_once(kernels, case, name):
 def test_products_have_the_same_bits_in_any_order_of_threads_batch_and_strips(kernels, case):
     acts, labels, lengths = arguments(case)
     directions = directions_like(acts)
-    first = kernels.product(acts, labels, lengths, directions)
+    first = kernels.hvp(acts, labels, lengths, directions)
     for seed in range(2, 6):
-        again = kernels.product(acts, labels, lengths, directions, seed=seed, shared=FEW_WARPS)
+        again = kernels.hvp(acts, labels, lengths, directions, seed=seed, shared=FEW_WARPS)
         assert_same_bits(again, first)
     for b in range(len(labels)):
         one = np.s_[b : b + 1]
-        alone = kernels.product(acts[:, one], labels[one], lengths[one], directions[:, one])
+        alone = kernels.hvp(acts[:, one], labels[one], lengths[one], directions[:, one])
         assert_same_bits(alone, first[:, one])
 
 
@@ -324,8 +324,8 @@ def test_products_have_the_same_bits_in_any_order_of_threads_batch_and_strips(ke
 def test_products_by_strips_have_the_same_bits(kernels, L):
     problem = arguments(next(iter(around_a_vector(L))))
     directions = directions_like(problem[0])
-    whole = kernels.product(*problem, directions)
-    strips = kernels.product(*problem, directions, shared=FEW_WARPS, seed=5)
+    whole = kernels.hvp(*problem, directions)
+    strips = kernels.hvp(*problem, directions, shared=FEW_WARPS, seed=5)
     assert_same_bits(strips, whole)
 
 
@@ -339,7 +339,7 @@ def test_products_of_long_sequences_keep_their_digits(kernels, T, L, V, offset):
     acts = rng.normal(size=(T, 1, V)).astype(np.float32)
     directions = (offset + rng.normal(size=acts.shape)).astype(np.float32)
     problem = acts, rng.integers(1, V, (1, L)).astype(np.int32), np.array([T], np.int32)
-    product = kernels.product(*problem, directions)
+    product = kernels.hvp(*problem, directions)
     check_product(product, *problem, directions.astype(float) - offset)
 
 
@@ -448,8 +448,8 @@ BUGS = {
     ),
     "warps do not wait for their left neighbour": (
         "sweep.cuh",
-        "      else if (direction == kAlpha)\n        barrier<1>(active * kWarp);",
-        "      else if (direction == kAlpha)\n        __syncwarp();",
+        "      else if (recursion == kAlpha)\n        barrier<1>(active * kWarp);",
+        "      else if (recursion == kAlpha)\n        __syncwarp();",
     ),
     "the edge is taken after the frame": (
         "sweep.cuh",
@@ -489,13 +489,13 @@ BUGS = {
     "equal labels are not added up": ("occupancy.cu", "i >= 0; i = next_of(i))", "i >= 0; i = -1)"),
     "a product has the softmax of another row": (
         "hvp.cu",
-        "along.shift = in.rows[2 * r],",
-        "along.shift = in.rows[0],",
+        "directed.shift = in.rows[2 * r],",
+        "directed.shift = in.rows[0],",
     ),
     "a product forgets the softmax's mean": (
         "hvp.cu",
-        "along.mean = of_softmax - (along.centre - base);",
-        "along.mean = 0;",
+        "directed.mean = of_softmax - (directed.centre - base);",
+        "directed.mean = 0;",
     ),
     "the derivative of an emission is forgotten": (
         "hvp.cu",
@@ -564,4 +564,4 @@ if __name__ == "__main__":
         check(kernels.solve(*problem, seed=seed, in_place=True), *problem)
         check(kernels.solve(*wrong_problems(), seed=seed), *wrong_problems())
         directions = directions_like(acts)
-        check_product(kernels.product(*problem, directions, seed=seed), *problem, directions)
+        check_product(kernels.hvp(*problem, directions, seed=seed), *problem, directions)

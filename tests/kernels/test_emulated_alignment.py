@@ -39,7 +39,7 @@ def test_a_batch_has_the_bits_of_batches_of_one(kernels, V, dtype, time_axis):
         how = {"time_axis": time_axis, "shift": shift}
         answer = kernels.solve(*args, directions=directions[of_acts], **how)
         kept = answer.rows, answer.columns
-        product = kernels.product(*args, directions[of_acts], kept=kept, **how)
+        product = kernels.hvp(*args, directions[of_acts], kept=kept, **how)
         return [answer.cost, answer.tangent], [*kept, answer.gradient, product]
 
     costs, arrays = everything(slice(None), 0)

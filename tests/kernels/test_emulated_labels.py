@@ -25,4 +25,4 @@ def test_equal_labels_are_found_at_any_distance(distance):
     problem = acts, labels, np.array([36, 35], np.int32)
     check(kernels.solve(*problem), *problem)
     directions = directions_like(acts)
-    check_product(kernels.product(*problem, directions), *problem, directions)
+    check_product(kernels.hvp(*problem, directions), *problem, directions)

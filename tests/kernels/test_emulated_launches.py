@@ -23,4 +23,4 @@ def test_no_launch_takes_shared_memory_from_another_thread_s(shared, dtype):
         labels[0, 7] = 1
         answer = kernels.solve(acts, labels, lengths, shared=shared)
         np.testing.assert_allclose(answer.cost, -np.log(3 / 9), rtol=1e-6)
-        kernels.product(acts, labels, lengths, acts, shared=shared)
+        kernels.hvp(acts, labels, lengths, acts, shared=shared)

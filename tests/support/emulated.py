@@ -141,7 +141,7 @@ class Emulated:
         assert self.library.tangent(*p.operands(), *map(_address, arrays)) == 0
         return tangents
 
-    def product(
+    def hvp(
         self, acts, labels, lengths, directions, *, blank=0, time_axis=0, cotangents=None,
         kept=None, seed=1, shared=227 << 10, shift=0,
     ):  # fmt: skip
@@ -157,7 +157,7 @@ class Emulated:
         out, scratch = _dirty(acts.shape, acts.dtype, shift), self.scratch(3, p)
         self.library.set_shared_memory_limit(shared)
         self.library.set_seed(seed)
-        wrong = self.library.product(
+        wrong = self.library.hvp(
             *p.operands(), *map(_address, (*kept, cotangents, directions, out, scratch))
         )
         assert wrong == 0
