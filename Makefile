@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install --quiet
 SOURCES := pyproject.toml CMakeLists.txt $(shell find jax_ctc kernels cmake -type f -not -name '*.pyc' -not -name '*.so')
-FORMATTED = $(filter %.h %.cpp %.cu %.cuh,$(SOURCES)) $(wildcard tests/kernels/*.h tests/kernels/*.cpp)
+FORMATTED = $(filter %.h %.cpp %.cu %.cuh,$(SOURCES)) $(wildcard $(addprefix tests/kernels/,*.h *.cpp emulator/*))
 TEST_ARGS ?=
 BENCH_ARGS ?=
 FUZZ_ARGS ?=

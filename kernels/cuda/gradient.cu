@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Residuals -> the gradient, times a cotangent; and its product with directions. One read of acts, one write.
+#include "launch.cuh"
 #include "launchers.h"
 #include "rows.cuh"
 

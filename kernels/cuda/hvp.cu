@@ -2,6 +2,7 @@
 // Hessian-vector products (docs/ctc.md, eq. 11 to 13), but for their lattice: what it needs of acts and directions, and
 // what is made of the changes of occupancies that it leaves. Two reads of both arrays, one write.
 #include "labels.cuh"
+#include "launch.cuh"
 #include "launchers.h"
 #include "rows.cuh"
 

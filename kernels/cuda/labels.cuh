@@ -2,7 +2,7 @@
 // The labels of a sequence without their padding, by one block. What the other kernels know of labels comes from here.
 #pragma once
 
-#include "device.cuh"
+#include "warp.cuh"
 #include "workspace.h"
 
 namespace jax_ctc {

@@ -5,7 +5,9 @@
 // For the loss both stop where they meet, in the middle of the frames. For training each goes on through the other's
 // half and leaves all its states. Whichever ends last multiplies the states in the middle, which gives the cost. So
 // loss and training share every operation that the cost is made of: the same bits.
+#include "launch.cuh"
 #include "launchers.h"
+#include "numbers.cuh"
 #include "sweep.cuh"
 #include "tuning.h"
 

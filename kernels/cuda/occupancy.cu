@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The states of alpha and beta -> occupancies; or, of Duals, how occupancies change. A warp a frame.
 #include "../common/occupancy.h"
+#include "launch.cuh"
 #include "launchers.h"
 #include "rows.cuh"
 

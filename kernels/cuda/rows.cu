@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "labels.cuh"
+#include "launch.cuh"
 #include "launchers.h"
 #include "rows.cuh"
 

@@ -6,7 +6,8 @@
 
 #include "../common/batch.h"
 #include "../common/emission.h"
-#include "device.cuh"
+#include "numbers.cuh"
+#include "warp.cuh"
 #include "workspace.h"
 
 namespace jax_ctc {

@@ -11,7 +11,7 @@
 // all of a tile's together, made the chain 15 % longer.)
 #pragma once
 
-#include "device.cuh"
+#include "warp.cuh"
 #include "workspace.h"
 
 namespace jax_ctc {

@@ -15,6 +15,7 @@ import numpy as np
 from support.runs import ROOT, made_once
 
 SOURCES = ROOT / "tests" / "kernels"
+EMULATOR = SOURCES / "emulator"  # its machine.cuh takes the place of nvcc's
 COMPILER = os.environ.get("CXX") or shutil.which("g++")
 DTYPES = [np.dtype(t) for t in (np.float32, np.float64, ml_dtypes.bfloat16, np.float16)]
 FLAGS = ["-std=gnu++17", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-fno-math-errno"]
@@ -22,9 +23,10 @@ FLAGS = ["-std=gnu++17", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-fno-math-
 
 def build(library, sources=ROOT):
     """Compiles `sources`, a tree with kernels/ and tests/, to a shared library."""
+    tests = sources / "tests" / "kernels"
     command = [
-        COMPILER, *FLAGS, "-O1", "-fPIC", "-shared", f"-I{sources / 'tests' / 'kernels'}",
-        sources / "tests" / "kernels" / "emulated.cpp", "-o", library,
+        COMPILER, *FLAGS, "-O1", "-fPIC", "-shared", f"-I{tests / 'emulator'}",
+        tests / "emulated.cpp", "-o", library,
     ]  # fmt: skip
     built = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr[-4000:]
@@ -39,7 +41,7 @@ def handlers():
 
 def _build_handlers(library):
     command = [
-        COMPILER, *FLAGS, "-O1", "-fPIC", "-shared", f"-I{SOURCES}",
+        COMPILER, *FLAGS, "-O1", "-fPIC", "-shared", f"-I{EMULATOR}",
         "-isystem", jax.ffi.include_dir(), SOURCES / "emulated_handlers.cpp", "-o", library,
     ]  # fmt: skip
     built = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
