@@ -22,10 +22,7 @@ from support.cases import COMPACT, DENSE, EDGES, Case, around_a_vector, both_lay
 from support.results import assert_costs, assert_gradient, assert_same_bits
 from support.runs import ALL, only_all, sweep
 
-pytestmark = [
-    pytest.mark.skipif(not (emulated.ROOT / "kernels").is_dir(), reason="not in a source tree"),
-    pytest.mark.skipif(not emulated.COMPILER, reason="no C++ compiler"),
-]
+pytestmark = emulated.NEEDED
 
 LABELS = sweep((2, 31, 32, 33, 63, 64, 65, 130), (2, 31, 32, 33, 65))
 WIDTHS = [case for L in LABELS for case in around_a_vector(L)]
@@ -37,11 +34,6 @@ every_case = pytest.mark.parametrize(
 # Bytes of shared memory that leave a direction two warps, and one of a Hessian-vector product: the
 # pairs go in strips.
 FEW_WARPS = 24 << 10
-
-
-@pytest.fixture(scope="module")
-def kernels():
-    return emulated.kernels()
 
 
 def arguments(case, dtype=np.float32):

@@ -10,16 +10,8 @@ from support import emulated
 from support.results import assert_same_bits
 from support.runs import sweep
 
-pytestmark = [
-    pytest.mark.skipif(not (emulated.ROOT / "kernels").is_dir(), reason="not in a source tree"),
-    pytest.mark.skipif(not emulated.COMPILER, reason="no C++ compiler"),
-]
+pytestmark = emulated.NEEDED
 T, B, L = 3, 5, 4
-
-
-@pytest.fixture(scope="module")
-def kernels():
-    return emulated.kernels()
 
 
 SIZES = list(itertools.product([33, 1001, 1002, 4100], emulated.DTYPES, [0, 1]))

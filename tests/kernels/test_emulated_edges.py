@@ -10,10 +10,7 @@ from support import emulated
 from support.results import assert_same_bits
 from support.runs import sweep
 
-pytestmark = [
-    pytest.mark.skipif(not (emulated.ROOT / "kernels").is_dir(), reason="not in a source tree"),
-    pytest.mark.skipif(not emulated.COMPILER, reason="no C++ compiler"),
-]
+pytestmark = emulated.NEEDED
 T, BLANK = 9, 3
 USUAL, REPEATS, LONG, HIGH, BLANKS, NEGATIVE, BEYOND, SHORT, BROKEN, EMPTY, DEAD = range(11)
 WITHOUT = [REPEATS, LONG, HIGH, BLANKS, NEGATIVE, BEYOND, EMPTY, DEAD]  # a gradient
@@ -29,11 +26,6 @@ sizes_and_dtypes = pytest.mark.parametrize(
     ),
     ids=str,
 )
-
-
-@pytest.fixture(scope="module")
-def kernels():
-    return emulated.kernels()
 
 
 def problem(V, dtype):

@@ -11,12 +11,17 @@ from dataclasses import dataclass
 import jax
 import ml_dtypes
 import numpy as np
+import pytest
 
 from support.runs import ROOT, made_once
 
 SOURCES = ROOT / "tests" / "kernels"
 EMULATOR = SOURCES / "emulator"  # its machine.cuh takes the place of nvcc's
 COMPILER = os.environ.get("CXX") or shutil.which("g++")
+NEEDED = [  # marks of tests that compile the kernels
+    pytest.mark.skipif(not (ROOT / "kernels").is_dir(), reason="not in a source tree"),
+    pytest.mark.skipif(not COMPILER, reason="no C++ compiler"),
+]
 DTYPES = [np.dtype(t) for t in (np.float32, np.float64, ml_dtypes.bfloat16, np.float16)]
 FLAGS = ["-std=gnu++17", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-fno-math-errno"]
 
