@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install --quiet
 SOURCES := pyproject.toml CMakeLists.txt $(shell find jax_ctc kernels cmake -type f -not -name '*.pyc' -not -name '*.so')
-FORMATTED = $(filter %.h %.cpp %.cu %.cuh,$(SOURCES)) $(wildcard tests/kernels/*.h tests/kernels/*.cpp)
+FORMATTED = $(filter %.h %.cpp %.cu %.cuh,$(SOURCES)) $(wildcard $(addprefix tests/kernels/,*.h *.cpp emulator/*))
 TEST_ARGS ?=
 BENCH_ARGS ?=
 FUZZ_ARGS ?=
@@ -53,7 +53,7 @@ bench: $(HERE) $(VENV)/.bench-tools
 
 # What the CUDA kernels should take on an H100 and an H200, off their machine code: no GPU is needed.
 gpu-paper: $(VENV)/.test-tools
-	$(BIN)/python benchmarks/gpu_paper.py
+	$(BIN)/python -m benchmarks.gpu.paper
 
 lint: $(HERE) $(VENV)/.lint-tools
 	$(BIN)/ruff check

@@ -120,4 +120,6 @@ endif()
 string(REPLACE ";" "," architectures "${architectures}")
 target_compile_definitions(_cuda PRIVATE JAX_CTC_CUDA_ARCHITECTURES="${architectures}")
 target_compile_options(_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr>)
+# machine.cuh, in the place of the emulator's.
+target_include_directories(_cuda PRIVATE kernels/cuda/nvidia)
 target_include_directories(_cuda SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})

@@ -29,7 +29,7 @@ struct Batch {
 //
 // A row of zeros means a zero gradient: the frame is beyond the length, or its sequence has no alignment or an invalid
 // argument. A row of NaN means a NaN gradient: the frame is in use, and its sequence has a row without a softmax.
-struct Kept {
+struct Residuals {
   void* rows;
   void* columns;
 };

@@ -16,11 +16,11 @@ namespace {
 
 // Sets the residuals of frames [begin, end) of a sequence to `value`.
 template <class F>
-void fill_residuals(const Shape& s, Kept kept, int64_t sequence, int64_t begin, int64_t end, F value) {
+void fill_residuals(const Shape& s, Residuals residuals, int64_t sequence, int64_t begin, int64_t end, F value) {
   for (int64_t t = begin; t < end; ++t) {
     const int64_t row = s.first_row(sequence) + t * s.B;
-    std::fill_n(row_of<F>(kept.columns, row, s.columns()), s.columns(), value);
-    if (!s.dense()) std::fill_n(row_of<F>(kept.rows, row, 2), 2, value);
+    std::fill_n(row_of<F>(residuals.columns, row, s.columns()), s.columns(), value);
+    if (!s.dense()) std::fill_n(row_of<F>(residuals.rows, row, 2), 2, value);
   }
 }
 
@@ -40,16 +40,16 @@ template <class F> Sequence<F> sequence_of(const Problem& p, int64_t sequence, c
           &thread_scratch()};
 }
 
-template <class F> void run_sequence(const Problem& p, int64_t sequence, F* cost, Kept kept) {
+template <class F> void run_sequence(const Problem& p, int64_t sequence, F* cost, Residuals residuals) {
   constexpr F kNaN = std::numeric_limits<F>::quiet_NaN();
   const Shape& s = p.shape;
-  const bool training = kept.columns != nullptr;
+  const bool training = residuals.columns != nullptr;
   const int64_t first = first_row(s, sequence);
   const int32_t length = p.lengths[sequence];
   thread_local UnpaddedLabels labels;
   if (!is_valid_length(s, length) || !labels.read(p, p.labels + sequence * s.L)) {
     *cost = kNaN;
-    if (training) fill_residuals<F>(s, kept, sequence, 0, s.T, 0);
+    if (training) fill_residuals<F>(s, residuals, sequence, 0, s.T, 0);
     return;
   }
   const Sequence<F> in = sequence_of<F>(p, sequence, labels);
@@ -59,9 +59,9 @@ template <class F> void run_sequence(const Problem& p, int64_t sequence, F* cost
       out.has_gaps = in.L > 0 && labels.columns.back() != in.L;
       labels.share_columns();
       out.repeated = labels.repeated.data(), out.repeats = labels.repeated.size();
-      out.rows = row_of<F>(kept.rows, first, 2), out.rows_stride = 2 * s.B;
+      out.rows = row_of<F>(residuals.rows, first, 2), out.rows_stride = 2 * s.B;
     }
-    out.columns = row_of<F>(kept.columns, first, s.columns()), out.columns_stride = s.B * s.columns();
+    out.columns = row_of<F>(residuals.columns, first, s.columns()), out.columns_stride = s.B * s.columns();
     out.width = s.columns(), out.column_of_label = labels.columns.data(), out.dense = s.dense();
   }
   const Outcome outcome = kernels<F>().cost(in, out, cost);
@@ -69,27 +69,28 @@ template <class F> void run_sequence(const Problem& p, int64_t sequence, F* cost
   if (outcome == Outcome::kNoSoftmax) *cost = kNaN;
   if (training) {
     if (outcome != Outcome::kFinite)
-      fill_residuals<F>(s, kept, sequence, 0, length, outcome == Outcome::kNoSoftmax ? kNaN : F(0));
-    fill_residuals<F>(s, kept, sequence, length, s.T, 0);
+      fill_residuals<F>(s, residuals, sequence, 0, length, outcome == Outcome::kNoSoftmax ? kNaN : F(0));
+    fill_residuals<F>(s, residuals, sequence, length, s.T, 0);
   }
   thread_scratch().trim();
 }
 
-template <class F> void run_forward(const Problem& p, void* cost, Kept kept, Executor& executor) {
-  if (kept.columns != nullptr) advise_huge_pages(kept.columns, p.shape.rows() * p.shape.columns() * sizeof(F));
-  for_each_sequence(p, kept.columns != nullptr ? 3 : 1, executor,
-                    [&](int64_t i) { run_sequence<F>(p, i, static_cast<F*>(cost) + i, kept); });
+template <class F> void run_forward(const Problem& p, void* cost, Residuals residuals, Executor& executor) {
+  if (residuals.columns != nullptr)
+    advise_huge_pages(residuals.columns, p.shape.rows() * p.shape.columns() * sizeof(F));
+  for_each_sequence(p, residuals.columns != nullptr ? 3 : 1, executor,
+                    [&](int64_t i) { run_sequence<F>(p, i, static_cast<F*>(cost) + i, residuals); });
 }
 
-template <class F> Row<F> row_at(const Problem& p, Kept kept, int64_t row) {
+template <class F> Row<F> row_at(const Problem& p, Residuals residuals, int64_t row) {
   const Shape& s = p.shape;
-  const F* normaliser = row_of<F>(kept.rows, row, 2);
+  const F* normaliser = row_of<F>(residuals.rows, row, 2);
   return {p.dtype,
           at(p.acts, row * s.V, p.dtype),
           s.V,
           normaliser[0],
           normaliser[1],
-          row_of<F>(kept.columns, row, s.columns()),
+          row_of<F>(residuals.columns, row, s.columns()),
           p.labels + s.sequence_of_row(row) * s.L,
           s.L,
           p.blank,
@@ -97,14 +98,14 @@ template <class F> Row<F> row_at(const Problem& p, Kept kept, int64_t row) {
 }
 
 // Writes cotangent * gradient of one row. Its sequence has valid arguments.
-template <class F> void write_gradient_row(const Problem& p, Kept kept, int64_t row, F cotangent, void* out) {
+template <class F> void write_gradient_row(const Problem& p, Residuals residuals, int64_t row, F cotangent, void* out) {
   const Shape& s = p.shape;
   if (cotangent == 0 || s.frame_of_row(row) >= p.lengths[s.sequence_of_row(row)]) {
     std::memset(out, 0, s.V * element_size(p.dtype));
   } else if (s.dense()) {
-    kernels<F>().dense_gradient(row_of<F>(kept.columns, row, s.V), s.V, cotangent, p.dtype, out);
+    kernels<F>().dense_gradient(row_of<F>(residuals.columns, row, s.V), s.V, cotangent, p.dtype, out);
   } else {
-    const Row<F> r = row_at<F>(p, kept, row);
+    const Row<F> r = row_at<F>(p, residuals, row);
     if (r.scale == 0)
       std::memset(out, 0, s.V * element_size(p.dtype));
     else
@@ -113,10 +114,10 @@ template <class F> void write_gradient_row(const Problem& p, Kept kept, int64_t 
 }
 
 template <class F>
-void run_cotangent(const Problem& p, Kept kept, const F* cotangents, void* gradient, Executor& executor) {
+void run_cotangent(const Problem& p, Residuals residuals, const F* cotangents, void* gradient, Executor& executor) {
   const Shape& s = p.shape;
   // `columns` is the gradient, and the result overwrites it. So there is nothing to do if all cotangents are 1.
-  if (s.dense() && gradient == kept.columns &&
+  if (s.dense() && gradient == residuals.columns &&
       std::all_of(cotangents, cotangents + s.sequences(), [](F c) { return c == 1; }))
     return;
   advise_huge_pages(gradient, s.rows() * s.V * element_size(p.dtype));
@@ -124,27 +125,28 @@ void run_cotangent(const Problem& p, Kept kept, const F* cotangents, void* gradi
   for_each_row(p, executor, [&](int64_t row) {
     const int64_t sequence = s.sequence_of_row(row);
     const F cotangent = valid[sequence] ? cotangents[sequence] : F(0);
-    write_gradient_row<F>(p, kept, row, cotangent, at(gradient, row * s.V, p.dtype));
+    write_gradient_row<F>(p, residuals, row, cotangent, at(gradient, row * s.V, p.dtype));
   });
 }
 
-template <class F> double tangent_of_row(const Problem& p, Kept kept, int64_t row, const void* direction) {
+template <class F> double tangent_of_row(const Problem& p, Residuals residuals, int64_t row, const void* direction) {
   const Shape& s = p.shape;
   if (s.dense())
-    return kernels<F>().dense_tangent(row_of<F>(kept.columns, row, s.V), s.V, p.dtype, direction, &thread_scratch());
-  const Row<F> r = row_at<F>(p, kept, row);
+    return kernels<F>().dense_tangent(row_of<F>(residuals.columns, row, s.V), s.V, p.dtype, direction,
+                                      &thread_scratch());
+  const Row<F> r = row_at<F>(p, residuals, row);
   return r.scale == 0 ? 0 : kernels<F>().tangent(r, direction);
 }
 
 template <class F>
-void run_tangent(const Problem& p, Kept kept, const void* direction, F* tangents, Executor& executor) {
+void run_tangent(const Problem& p, Residuals residuals, const void* direction, F* tangents, Executor& executor) {
   const Shape& s = p.shape;
   const std::vector<char> valid = valid_sequences(p);
   parallel_for(executor, threads_for(p, row_work(s)), s.sequences(), [&](int64_t i) {
     double sum = 0;
     for (int64_t t = 0; valid[i] && t < p.lengths[i]; ++t) {
       const int64_t row = s.first_row(i) + t * s.B;
-      sum += tangent_of_row<F>(p, kept, row, at(direction, row * s.V, p.dtype));
+      sum += tangent_of_row<F>(p, residuals, row, at(direction, row * s.V, p.dtype));
     }
     tangents[i] = F(sum);
   });
@@ -160,8 +162,8 @@ void fill_like_acts(const Problem& p, void* out, int64_t sequence, int64_t begin
   }
 }
 
-template <class F>
-void hvp_of_sequence(const Problem& p, int64_t sequence, Kept kept, F cotangent, const void* direction, void* out) {
+template <class F> void hvp_of_sequence(const Problem& p, int64_t sequence, Residuals residuals, F cotangent,
+                                        const void* direction, void* out) {
   const Shape& s = p.shape;
   const int64_t first = first_row(s, sequence);
   const int32_t length = p.lengths[sequence];
@@ -170,9 +172,9 @@ void hvp_of_sequence(const Problem& p, int64_t sequence, Kept kept, F cotangent,
     return fill_like_acts(p, out, sequence, 0, s.T, false);
   const Sequence<F> in = sequence_of<F>(p, sequence, labels);
   const HvpArguments<F> arguments = {at(direction, first * s.V, p.dtype),
-                                     s.dense() ? nullptr : row_of<F>(kept.rows, first, 2),
+                                     s.dense() ? nullptr : row_of<F>(residuals.rows, first, 2),
                                      2 * s.B,
-                                     row_of<F>(kept.columns, first, s.columns()),
+                                     row_of<F>(residuals.columns, first, s.columns()),
                                      s.B * s.columns(),
                                      labels.columns.data(),
                                      cotangent,
@@ -183,38 +185,40 @@ void hvp_of_sequence(const Problem& p, int64_t sequence, Kept kept, F cotangent,
   thread_scratch().trim();
 }
 
-template <class F>
-void run_hvp(const Problem& p, Kept kept, const F* cotangents, const void* direction, void* out, Executor& executor) {
+template <class F> void run_hvp(const Problem& p, Residuals residuals, const F* cotangents, const void* direction,
+                                void* out, Executor& executor) {
   advise_huge_pages(out, p.shape.rows() * p.shape.V * element_size(p.dtype));
-  for_each_sequence(p, 5, executor, [&](int64_t i) { hvp_of_sequence<F>(p, i, kept, cotangents[i], direction, out); });
+  for_each_sequence(p, 5, executor,
+                    [&](int64_t i) { hvp_of_sequence<F>(p, i, residuals, cotangents[i], direction, out); });
 }
 
 }  // namespace
 
 void loss(const Problem& p, void* cost, Executor& executor) { forward(p, cost, {nullptr, nullptr}, executor); }
 
-void forward(const Problem& p, void* cost, Kept kept, Executor& executor) {
-  with_result_type(p.dtype, [&](auto zero) { run_forward<decltype(zero)>(p, cost, kept, executor); });
+void forward(const Problem& p, void* cost, Residuals residuals, Executor& executor) {
+  with_result_type(p.dtype, [&](auto zero) { run_forward<decltype(zero)>(p, cost, residuals, executor); });
 }
 
-void tangent(const Problem& p, Kept kept, const void* direction, void* tangents, Executor& executor) {
+void tangent(const Problem& p, Residuals residuals, const void* direction, void* tangents, Executor& executor) {
   with_result_type(p.dtype, [&](auto zero) {
     using F = decltype(zero);
-    run_tangent<F>(p, kept, direction, static_cast<F*>(tangents), executor);
+    run_tangent<F>(p, residuals, direction, static_cast<F*>(tangents), executor);
   });
 }
 
-void cotangent(const Problem& p, Kept kept, const void* cotangents, void* gradient, Executor& executor) {
+void cotangent(const Problem& p, Residuals residuals, const void* cotangents, void* gradient, Executor& executor) {
   with_result_type(p.dtype, [&](auto zero) {
     using F = decltype(zero);
-    run_cotangent<F>(p, kept, static_cast<const F*>(cotangents), gradient, executor);
+    run_cotangent<F>(p, residuals, static_cast<const F*>(cotangents), gradient, executor);
   });
 }
 
-void hvp(const Problem& p, Kept kept, const void* cotangents, const void* direction, void* out, Executor& executor) {
+void hvp(const Problem& p, Residuals residuals, const void* cotangents, const void* direction, void* out,
+         Executor& executor) {
   with_result_type(p.dtype, [&](auto zero) {
     using F = decltype(zero);
-    run_hvp<F>(p, kept, static_cast<const F*>(cotangents), direction, out, executor);
+    run_hvp<F>(p, residuals, static_cast<const F*>(cotangents), direction, out, executor);
   });
 }
 

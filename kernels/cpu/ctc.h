@@ -16,15 +16,15 @@ struct Problem : Batch {
 };
 
 void loss(const Problem& problem, void* cost, Executor& executor);  // cost (N*B,)
-void forward(const Problem& problem, void* cost, Kept kept, Executor& executor);
+void forward(const Problem& problem, void* cost, Residuals residuals, Executor& executor);
 
 // direction and gradient are like acts, tangents and cotangents like cost. A zero cotangent gives a zero gradient,
 // whatever the residuals hold. The gradient may overwrite acts or, if dense, columns.
-void tangent(const Problem& problem, Kept kept, const void* direction, void* tangents, Executor& executor);
-void cotangent(const Problem& problem, Kept kept, const void* cotangents, void* gradient, Executor& executor);
+void tangent(const Problem& problem, Residuals residuals, const void* direction, void* tangents, Executor& executor);
+void cotangent(const Problem& problem, Residuals residuals, const void* cotangents, void* gradient, Executor& executor);
 
 // Hessian-vector products: out = cotangent * Hessian * direction for each sequence, like acts.
-void hvp(const Problem& problem, Kept kept, const void* cotangents, const void* direction, void* out,
+void hvp(const Problem& problem, Residuals residuals, const void* cotangents, const void* direction, void* out,
          Executor& executor);
 
 // What the lattice needs of V classes, or of a slice of them. Here `labels` are L symbols: classes of acts, or below 0.

@@ -42,7 +42,7 @@ PYBIND11_MODULE(_cuda, m) {
     if (operation == "loss") return cuda::scratch_bytes(cuda::Operation::kLoss, dtype, T, L);
     if (operation == "forward") return cuda::scratch_bytes(cuda::Operation::kForward, dtype, T, L);
     if (operation == "tangent") return cuda::scratch_bytes(cuda::Operation::kTangent, dtype, T, L);
-    if (operation == "hvp") return cuda::scratch_bytes(cuda::Operation::kProduct, dtype, T, L);
+    if (operation == "hvp") return cuda::scratch_bytes(cuda::Operation::kHvp, dtype, T, L);
     return int64_t(0);
   });
   m.attr("most_labels_in_place") = cuda::kMostLabelsInPlace;

@@ -12,7 +12,7 @@ int64_t scratch_bytes(Operation operation, Dtype dtype, int64_t T, int64_t L) {
   char nowhere[64];  // only measured
   const auto measure = [&](auto type) {
     using F = decltype(type);
-    if (operation == Operation::kProduct) return Workspace<Dual<F>>(nowhere, T, L, true).bytes;
+    if (operation == Operation::kHvp) return Workspace<Dual<F>>(nowhere, T, L, true).bytes;
     return Workspace<Scaled<F>>(nowhere, T, L, operation == Operation::kForward).bytes;
   };
   return dtype == Dtype::kF64 ? measure(double()) : measure(float());
@@ -23,28 +23,28 @@ int64_t scratch_stride(Operation operation, Dtype dtype, int64_t T, int64_t L) {
 
 const char* loss(const Problem& p, void* cost, void* scratch) { return forward(p, cost, {nullptr, nullptr}, scratch); }
 
-const char* forward(const Problem& p, void* cost, Kept kept, void* scratch) {
-  const bool training = kept.columns != nullptr;
-  const char* wrong = launch_rows(p, kept, scratch);
+const char* forward(const Problem& p, void* cost, Residuals residuals, void* scratch) {
+  const bool training = residuals.columns != nullptr;
+  const char* wrong = launch_rows(p, residuals, scratch);
   if (wrong == nullptr) wrong = launch_lattice(p, training, cost, scratch);
-  return wrong != nullptr || !training ? wrong : launch_occupancies(p, kept, scratch);
+  return wrong != nullptr || !training ? wrong : launch_occupancies(p, residuals, scratch);
 }
 
-const char* tangent(const Problem& p, Kept kept, const void* directions, void* tangents, void* scratch) {
-  const char* wrong = launch_tangent_rows(p, kept, directions, scratch);
+const char* tangent(const Problem& p, Residuals residuals, const void* directions, void* tangents, void* scratch) {
+  const char* wrong = launch_tangent_rows(p, residuals, directions, scratch);
   return wrong != nullptr ? wrong : launch_tangent_sums(p, tangents, scratch);
 }
 
-const char* cotangent(const Problem& p, Kept kept, const void* cotangents, void* gradient) {
-  return launch_gradient(p, kept, cotangents, gradient);
+const char* cotangent(const Problem& p, Residuals residuals, const void* cotangents, void* gradient) {
+  return launch_gradient(p, residuals, cotangents, gradient);
 }
 
-const char* product(const Problem& p, Kept kept, const void* cotangents, const void* directions, void* out,
-                    void* scratch) {
-  const char* wrong = launch_product_rows(p, kept, directions, scratch);
-  if (wrong == nullptr) wrong = launch_product_lattice(p, scratch);
-  if (wrong == nullptr) wrong = launch_product_occupancies(p, scratch);
-  return wrong != nullptr ? wrong : launch_product(p, cotangents, directions, out, scratch);
+const char* hvp(const Problem& p, Residuals residuals, const void* cotangents, const void* directions, void* out,
+                void* scratch) {
+  const char* wrong = launch_hvp_rows(p, residuals, directions, scratch);
+  if (wrong == nullptr) wrong = launch_hvp_lattice(p, scratch);
+  if (wrong == nullptr) wrong = launch_hvp_occupancies(p, scratch);
+  return wrong != nullptr ? wrong : launch_hvp(p, cotangents, directions, out, scratch);
 }
 
 }  // namespace cuda

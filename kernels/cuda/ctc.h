@@ -15,21 +15,21 @@ struct Problem : Batch {  // arrays on the device
 
 // Memory that an operation needs for each sequence: bytes, bilinear in T and L, and from one sequence to the next, the
 // same rounded up to 16.
-enum class Operation { kLoss, kForward, kTangent, kProduct };
+enum class Operation { kLoss, kForward, kTangent, kHvp };
 int64_t scratch_bytes(Operation operation, Dtype dtype, int64_t T, int64_t L);
 int64_t scratch_stride(Operation operation, Dtype dtype, int64_t T, int64_t L);
 
 // Each returns null, or what is wrong.
 const char* loss(const Problem& problem, void* cost, void* scratch);  // cost (N*B,)
-const char* forward(const Problem& problem, void* cost, Kept kept, void* scratch);
+const char* forward(const Problem& problem, void* cost, Residuals residuals, void* scratch);
 // directions and gradient like acts; tangents and cotangents like cost. A zero cotangent gives a zero gradient,
-// whatever was kept, and what is exactly 0 in the gradient stays 0, whatever the cotangent. What was kept, labels and
+// whatever the residuals, and what is exactly 0 in the gradient stays 0, whatever the cotangent. Residuals, labels and
 // lengths may hold anything. The gradient may take the place of acts, or, where dense, of columns.
-const char* tangent(const Problem& problem, Kept kept, const void* directions, void* tangents, void* scratch);
-const char* cotangent(const Problem& problem, Kept kept, const void* cotangents, void* gradient);
+const char* tangent(const Problem& problem, Residuals residuals, const void* directions, void* tangents, void* scratch);
+const char* cotangent(const Problem& problem, Residuals residuals, const void* cotangents, void* gradient);
 // out like acts, and nothing else's place: the Hessian times directions, times the cotangent of each sequence.
-const char* product(const Problem& problem, Kept kept, const void* cotangents, const void* directions, void* out,
-                    void* scratch);
+const char* hvp(const Problem& problem, Residuals residuals, const void* cotangents, const void* directions, void* out,
+                void* scratch);
 
 // Up to here the place of acts may be taken: the corrections of a row wait in shared memory.
 constexpr int64_t kMostLabelsInPlace = 12000;

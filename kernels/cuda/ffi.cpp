@@ -64,10 +64,10 @@ ffi::Error hvp_handler(cudaStream_t stream, CTC_OPERANDS, Buffer rows, Buffer co
                        Buffer direction, Result out, Result scratch, CTC_ATTRIBUTES) {
   CTC_DECODE;
   if (!HvpTarget::fits(p, rows, columns, cotangents, direction, *out) ||
-      !is_scratch(p, cuda::Operation::kProduct, *scratch))
+      !is_scratch(p, cuda::Operation::kHvp, *scratch))
     return mismatch(HvpTarget::name);
-  return outcome(cuda::product(p, {rows.untyped_data(), columns.untyped_data()}, cotangents.untyped_data(),
-                               direction.untyped_data(), out->untyped_data(), scratch->untyped_data()));
+  return outcome(cuda::hvp(p, {rows.untyped_data(), columns.untyped_data()}, cotangents.untyped_data(),
+                           direction.untyped_data(), out->untyped_data(), scratch->untyped_data()));
 }
 
 template <class Target> auto bind() {

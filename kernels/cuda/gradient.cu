@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What was kept -> the gradient, times a cotangent; and its product with directions. One read of acts, one write.
+// Residuals -> the gradient, times a cotangent; and its product with directions. One read of acts, one write.
+#include "launch.cuh"
 #include "launchers.h"
 #include "rows.cuh"
 
@@ -140,24 +141,26 @@ template <class F> __global__ void __launch_bounds__(kWarp) sums_kernel(SumsArgu
 
 }  // namespace
 
-const char* launch_gradient(const Problem& p, Kept kept, const void* cotangents, void* gradient) {
+const char* launch_gradient(const Problem& p, Residuals residuals, const void* cotangents, void* gradient) {
   const bool waits = !p.shape.dense() && p.acts == gradient;
   if (waits && p.shape.L > kMostLabelsInPlace) return "too many labels for a gradient in the place of acts";
   return for_rows_of(p, [&](auto type, auto threads) {
     using A = decltype(type);
     using F = Computed<A>;
     constexpr int G = decltype(threads)::value;
-    const GradientArguments<A> a = {Rows<A>(p, kept), static_cast<const F*>(cotangents), static_cast<A*>(gradient)};
+    const GradientArguments<A> a = {Rows<A>(p, residuals), static_cast<const F*>(cotangents),
+                                    static_cast<A*>(gradient)};
     return launch(gradient_kernel<A, G>, blocks_for<G>(p.shape), kThreadsOfBlock<G>,
                   waits ? kRowsOfBlock<G> * (p.shape.L + 1) * sizeof(F) : 0, static_cast<cudaStream_t>(p.stream), a);
   });
 }
 
-const char* launch_tangent_rows(const Problem& p, Kept kept, const void* directions, void* scratch) {
+const char* launch_tangent_rows(const Problem& p, Residuals residuals, const void* directions, void* scratch) {
   return for_rows_of(p, [&](auto type, auto threads) {
     using A = decltype(type);
     constexpr int G = decltype(threads)::value;
-    const TangentArguments<A> a = {Rows<A>(p, kept), static_cast<const A*>(directions), static_cast<char*>(scratch),
+    const TangentArguments<A> a = {Rows<A>(p, residuals), static_cast<const A*>(directions),
+                                   static_cast<char*>(scratch),
                                    scratch_stride(Operation::kTangent, p.dtype, p.shape.T, p.shape.L)};
     return launch(tangent_kernel<A, G>, blocks_for<G>(p.shape), kThreadsOfBlock<G>, G / kWarp * sizeof(double),
                   static_cast<cudaStream_t>(p.stream), a);

@@ -2,6 +2,7 @@
 // Hessian-vector products (docs/ctc.md, eq. 11 to 13), but for their lattice: what it needs of acts and directions, and
 // what is made of the changes of occupancies that it leaves. Two reads of both arrays, one write.
 #include "labels.cuh"
+#include "launch.cuh"
 #include "launchers.h"
 #include "rows.cuh"
 
@@ -9,7 +10,7 @@ namespace jax_ctc {
 namespace cuda {
 namespace {
 
-template <class A> struct ProductArguments {
+template <class A> struct HvpArguments {
   Rows<A> in;
   const A* directions;
   const Computed<A>* cotangents;  // of the last step, as out
@@ -27,61 +28,61 @@ template <class A> struct ProductArguments {
 template <class A> struct RowPair {
   using F = Computed<A>;
   const A *x, *u;
-  CTC_DEVICE RowPair(const ProductArguments<A>& a, int64_t r)
+  CTC_DEVICE RowPair(const HvpArguments<A>& a, int64_t r)
       : x(a.in.acts + r * a.in.shape.V), u(a.directions + r * a.in.shape.V) {}
   CTC_DEVICE F logit(int64_t v) const { return widen(x[v]); }
   CTC_DEVICE F direction(int64_t v) const { return widen(u[v]); }
   // softmax * (direction - centre - mean); 0 where the probability is, whatever the direction.
-  CTC_DEVICE F weighted(int64_t v, const Along<F>& along) const {
-    const F p = along.scale * exp_of_nonpositive(logit(v) - along.shift);
-    return p == 0 ? F(0) : p * ((direction(v) - along.centre) - along.mean);
+  CTC_DEVICE F weighted(int64_t v, const DirectedRow<F>& directed) const {
+    const F p = directed.scale * exp_of_nonpositive(logit(v) - directed.shift);
+    return p == 0 ? F(0) : p * ((direction(v) - directed.centre) - directed.mean);
   }
 };
 
-template <class A, int G> ProductArguments<A> arguments(const Problem& p, Kept kept, const void* cotangents,
-                                                        const void* directions, void* out, void* scratch) {
-  return {Rows<A>(p, kept),
+template <class A, int G> HvpArguments<A> arguments(const Problem& p, Residuals residuals, const void* cotangents,
+                                                    const void* directions, void* out, void* scratch) {
+  return {Rows<A>(p, residuals),
           static_cast<const A*>(directions),
           static_cast<const Computed<A>*>(cotangents),
           static_cast<A*>(out),
           p.shape.sequences(),
           static_cast<char*>(scratch),
-          scratch_stride(Operation::kProduct, p.dtype, p.shape.T, p.shape.L)};
+          scratch_stride(Operation::kHvp, p.dtype, p.shape.T, p.shape.L)};
 }
 
 // Shift and scale of the softmax, and the direction's means. They are taken relative to the blank's direction, so that
 // 1000 + noise keeps the digits of the noise.
-template <class A, int G> CTC_DEVICE Along<Computed<A>> along_row(const ProductArguments<A>& a, int64_t r,
-                                                                  int64_t sequence, const RowPair<A>& row) {
+template <class A, int G> CTC_DEVICE DirectedRow<Computed<A>> directed_row(const HvpArguments<A>& a, int64_t r,
+                                                                           int64_t sequence, const RowPair<A>& row) {
   using F = Computed<A>;
   const Rows<A>& in = a.in;
   const Shape& s = in.shape;
   const bool dense = s.dense();
   const F of_blank = row.direction(in.blank), base = of_blank - of_blank == 0 ? of_blank : F(0);
-  Along<F> along = {0, 0, base, 0};
+  DirectedRow<F> directed = {0, 0, base, 0};
   if (dense) {
     Softmax<F> softmax;
     for_each<G>(row.x, s.V, [&](const auto& x) { softmax.use(x); });
     softmax = of_group<G>(softmax);
-    along.shift = softmax.top, along.scale = softmax.scale();
+    directed.shift = softmax.top, directed.scale = softmax.scale();
   } else {
-    along.shift = in.rows[2 * r], along.scale = in.rows[2 * r + 1];
+    directed.shift = in.rows[2 * r], directed.scale = in.rows[2 * r + 1];
   }
   const F* const columns = in.columns + r * s.columns();
   F of_softmax = 0, of_columns = 0;
-  for (int64_t v = thread_of_group<G>(); v < s.V; v += G) of_softmax += row.weighted(v, along);
+  for (int64_t v = thread_of_group<G>(); v < s.V; v += G) of_softmax += row.weighted(v, directed);
   for (int64_t c = thread_of_group<G>(); c < s.columns(); c += G) {
     const int32_t of_class = dense ? int32_t(c) : in.class_of(sequence, c);
     if (columns[c] != 0 && of_class >= 0) of_columns += columns[c] * (row.direction(of_class) - base);
   }
   of_softmax = sum_of_group<G>(of_softmax), of_columns = sum_of_group<G>(of_columns);
-  along.centre = base + (dense ? of_softmax - of_columns : of_columns);  // dense: softmax less occupancies were kept
-  along.mean = of_softmax - (along.centre - base);
-  return along;
+  directed.centre = base + (dense ? of_softmax - of_columns : of_columns);  // dense: softmax less occupancies is kept
+  directed.mean = of_softmax - (directed.centre - base);
+  return directed;
 }
 
 template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, kBlocksAtOnce<A, G>)
-    product_rows_kernel(ProductArguments<A> a) {
+    hvp_rows_kernel(HvpArguments<A> a) {
   using F = Computed<A>;
   const Rows<A>& in = a.in;
   const Shape& s = in.shape;
@@ -95,30 +96,30 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
   const auto [sequence, t] = place_of(s, r);
   if (t >= in.lengths[sequence]) return;  // never read
   const RowPair<A> row(a, r);
-  const Along<F> along = along_row<A, G>(a, r, sequence, row);
+  const DirectedRow<F> directed = directed_row<A, G>(a, r, sequence, row);
   const Workspace<Dual<F>> ws = a.workspace(sequence);
-  const bool alive = along.scale > 0;  // else what was kept says that there is no gradient, or that it is NaN
+  const bool alive = directed.scale > 0;  // else the residuals say that there is no gradient, or that it is NaN
   for (int64_t c = thread_of_group<G>(); c <= s.L; c += G) {
     const int32_t label = in.class_of(sequence, c);
     Dual<F> emitted = {1, 0, 0};
     if (label >= 0) {
-      // No logit is above the largest of its row, whatever was kept: exponents stay below 0.
-      const Scaled<F> y =
-          alive ? emission(min_of(along.shift, row.logit(label)), along.shift) : Scaled<F>{F(1), Integer<F>(kDead)};
-      emitted = {y.m, y.e, y.e == kDead ? F(0) : y.m * (row.direction(label) - along.centre)};
+      // No logit is above the largest of its row, whatever the residuals: exponents stay below 0.
+      const Scaled<F> y = alive ? emission(min_of(directed.shift, row.logit(label)), directed.shift)
+                                : Scaled<F>{F(1), Integer<F>(kDead)};
+      emitted = {y.m, y.e, y.e == kDead ? F(0) : y.m * (row.direction(label) - directed.centre)};
     }
     store(ws.emissions + t * ws.columns + c, emitted);
     ws.changes[t * ws.columns + c] = 0;
   }
   if (thread_of_group<G>() == 0) {
-    ws.along[t] = along;
-    ws.sums[t] = {along.scale != along.scale ? along.scale : F(1), F(0)};
+    ws.directed_rows[t] = directed;
+    ws.sums[t] = {directed.scale != directed.scale ? directed.scale : F(1), F(0)};
   }
 }
 
 // As the gradient: each class has its change in one column only, so no two threads meet.
 template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, kBlocksAtOnce<A, G>)
-    product_kernel(ProductArguments<A> a) {
+    hvp_kernel(HvpArguments<A> a) {
   using F = Computed<A>;
   const Rows<A>& in = a.in;
   const Shape& s = in.shape;
@@ -129,12 +130,12 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
   A* const out = a.out + r * s.V;
   if (cotangent == 0 || t >= in.lengths[sequence]) return fill<G>(out, s.V, Narrow<A, F>::of(0));
   const Workspace<Dual<F>> ws = a.workspace(sequence);
-  const Along<F> along = ws.along[t];
-  if (!(along.scale > 0)) return fill<G>(out, s.V, Narrow<A, F>::of(along.scale));
+  const DirectedRow<F> directed = ws.directed_rows[t];
+  if (!(directed.scale > 0)) return fill<G>(out, s.V, Narrow<A, F>::of(directed.scale));
   const RowPair<A> row(a, r);
   const F* const changes = ws.changes + t * ws.columns;
   const auto put = [&](int64_t v, F change) {
-    out[v] = Narrow<A, F>::of(times_cotangent(row.weighted(v, along) - change, cotangent));
+    out[v] = Narrow<A, F>::of(times_cotangent(row.weighted(v, directed) - change, cotangent));
   };
 #pragma unroll 4
   for (int64_t v = thread_of_group<G>(); v < s.V; v += G) put(v, F(0));
@@ -145,23 +146,23 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
 
 }  // namespace
 
-const char* launch_product_rows(const Problem& p, Kept kept, const void* directions, void* scratch) {
+const char* launch_hvp_rows(const Problem& p, Residuals residuals, const void* directions, void* scratch) {
   return for_rows_of(p, [&](auto type, auto threads) {
     using A = decltype(type);
     constexpr int G = decltype(threads)::value;
-    const ProductArguments<A> a = arguments<A, G>(p, kept, nullptr, directions, nullptr, scratch);
-    return launch(product_rows_kernel<A, G>, a.label_blocks + blocks_for<G>(p.shape), kThreadsOfBlock<G>,
+    const HvpArguments<A> a = arguments<A, G>(p, residuals, nullptr, directions, nullptr, scratch);
+    return launch(hvp_rows_kernel<A, G>, a.label_blocks + blocks_for<G>(p.shape), kThreadsOfBlock<G>,
                   (G / kWarp) * sizeof(Softmax<Computed<A>>), static_cast<cudaStream_t>(p.stream), a);
   });
 }
 
-const char* launch_product(const Problem& p, const void* cotangents, const void* directions, void* out, void* scratch) {
+const char* launch_hvp(const Problem& p, const void* cotangents, const void* directions, void* out, void* scratch) {
   return for_rows_of(p, [&](auto type, auto threads) {
     using A = decltype(type);
     constexpr int G = decltype(threads)::value;
-    const ProductArguments<A> a = arguments<A, G>(p, {}, cotangents, directions, out, scratch);
-    return launch(product_kernel<A, G>, blocks_for<G>(p.shape), kThreadsOfBlock<G>, 0,
-                  static_cast<cudaStream_t>(p.stream), a);
+    const HvpArguments<A> a = arguments<A, G>(p, {}, cotangents, directions, out, scratch);
+    return launch(hvp_kernel<A, G>, blocks_for<G>(p.shape), kThreadsOfBlock<G>, 0, static_cast<cudaStream_t>(p.stream),
+                  a);
   });
 }
 

@@ -2,7 +2,7 @@
 // The labels of a sequence without their padding, by one block. What the other kernels know of labels comes from here.
 #pragma once
 
-#include "device.cuh"
+#include "warp.cuh"
 #include "workspace.h"
 
 namespace jax_ctc {
@@ -30,16 +30,16 @@ CTC_DEVICE int32_t next_equal(const int32_t* value, int32_t k, int32_t count) {
 template <class Value> CTC_DEVICE void prepare_labels(const int32_t* row, const Shape& s, int32_t blank, int32_t length,
                                                       const Workspace<Value>& ws, bool training) {
   const int lane = lane_index();
-  const bool length_is_good = length >= 0 && length <= s.T;
+  const bool length_is_valid = length >= 0 && length <= s.T;
   int32_t* const count = reinterpret_cast<int32_t*>(shared_memory());
   if (warp_index() == 0) {
     int32_t n = 0;
-    bool good = length_is_good;
+    bool valid = length_is_valid;
     for (int64_t begin = 0; begin < s.L; begin += kWarp) {
       const int64_t i = begin + lane;
       const int32_t label = i < s.L ? row[i] : -1;
       const bool here = !is_padding(label);
-      good &= __any_sync(kAllLanes, here && is_bad_label(label, s.V, blank)) == 0;
+      valid &= __any_sync(kAllLanes, here && is_bad_label(label, s.V, blank)) == 0;
       const unsigned lanes = __ballot_sync(kAllLanes, here);
       const int32_t k = n + __popc(lanes & ((1u << lane) - 1));
       if (here) ws.value[k] = label, ws.column[k] = int32_t(1 + i);
@@ -50,9 +50,9 @@ template <class Value> CTC_DEVICE void prepare_labels(const int32_t* row, const 
     for (int32_t k = 1 + lane; k < n; k += kWarp) repeats += !may_skip(ws.value, k);
     repeats = sum_of_lanes(repeats);
     if (lane == 0) {
-      const bool feasible = good && int64_t(n) + repeats <= length;
-      *ws.labels = Labels{good ? n : 0, good, feasible, length_is_good ? length : 0};
-      ws.outcome->blocks = 0;
+      const bool feasible = valid && int64_t(n) + repeats <= length;
+      *ws.summary = SequenceSummary{valid ? n : 0, valid, feasible, length_is_valid ? length : 0};
+      ws.result->blocks = 0;
       *count = n;
     }
   }

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// emissions -> cost, and for training the states of both directions: each by a block of its own, or both by one.
+// emissions -> cost, and for training the states of both recursions, alpha and beta: each by a block of its own, or
+// both by one.
 //
 // For the loss both stop where they meet, in the middle of the frames. For training each goes on through the other's
 // half and leaves all its states. Whichever ends last multiplies the states in the middle, which gives the cost. So
 // loss and training share every operation that the cost is made of: the same bits.
+#include "launch.cuh"
 #include "launchers.h"
+#include "numbers.cuh"
 #include "sweep.cuh"
 #include "tuning.h"
 
@@ -14,8 +17,8 @@ namespace {
 
 template <class F> struct LatticeArguments {
   Shape shape;
-  int directions, warps;  // of a block; that sweep one
-  F* cost;                // of a product null
+  int recursions, warps;  // of a block; that sweep one
+  F* cost;                // of a Hessian-vector product null
   char* scratch;
   int64_t stride;
 };
@@ -62,26 +65,26 @@ template <class Value> CTC_DEVICE double sum_of_rows(const Workspace<Value>& ws,
 }
 
 // The cost, and whether there is a gradient. By one warp.
-template <bool kTraining, class Value, class F> CTC_DEVICE void decide(const LatticeArguments<F>& a,
-                                                                       const Workspace<Value>& ws, const Labels& labels,
-                                                                       int64_t sequence) {
+template <bool kTraining, class Value, class F>
+CTC_DEVICE void decide(const LatticeArguments<F>& a, const Workspace<Value>& ws, const SequenceSummary& summary,
+                       int64_t sequence) {
   const Scaled<F> z =
-      labels.feasible ? total_in_the_middle<kTraining>(ws, labels.count, labels.frames) : Scaled<F>::none();
+      summary.feasible ? total_in_the_middle<kTraining>(ws, summary.count, summary.frames) : Scaled<F>::none();
   if (lane_index() != 0) return;
-  Outcome& outcome = *ws.outcome;
-  const bool undefined = outcome.log_sums != outcome.log_sums, possible = z.e >= kNoPath;
+  SweepResult& result = *ws.result;
+  const bool undefined = result.log_sums != result.log_sums, possible = z.e >= kNoPath;
   if (a.cost != nullptr) {
-    const double nats = outcome.log_sums - (log(double(z.m)) + double(z.e) * 0.69314718055994530942);  // eq. 7
-    a.cost[sequence] = !labels.good || undefined ? not_a_number<F>()
-                       : !possible               ? infinity<F>()
-                                                 : F(nats > 0 ? nats : 0);
+    const double nats = result.log_sums - (log(double(z.m)) + double(z.e) * 0.69314718055994530942);  // eq. 7
+    a.cost[sequence] = !summary.valid || undefined ? not_a_number<F>()
+                       : !possible                 ? infinity<F>()
+                                                   : F(nats > 0 ? nats : 0);
   }
-  outcome.reference = int32_t(z.e);
-  outcome.has_gradient = labels.good && !undefined && possible;
+  result.reference = int32_t(z.e);
+  result.has_gradient = summary.valid && !undefined && possible;
 }
 
 // Threads of a block, and those that it leaves registers for. 512 have 128 each. A Dual needs some more, a double twice
-// as many; a pair a lane of floats is swept by one warp a direction. The loss alone needs few enough for four blocks of
+// as many; a pair a lane of floats is swept by one warp a recursion. The loss alone needs few enough for four blocks of
 // five warps on a multiprocessor.
 template <class Value, int kPairs> constexpr int most_threads() {
   if (sizeof(Value::m) == 8) return 256;
@@ -93,25 +96,25 @@ template <class Value, int kPairs, bool kTraining> constexpr int kRegistersFor =
 
 template <class Value, int kPairs, bool kTraining, class F = decltype(Value::m)>
 __global__ void __launch_bounds__(kRegistersFor<Value, kPairs, kTraining>, 1) lattice_kernel(LatticeArguments<F> a) {
-  const bool both = a.directions == 2;
+  const bool both = a.recursions == 2;
   const int64_t sequence = both ? blockIdx.x : blockIdx.x / 2;
   const int warp_of_block = uniform_warp_index();
-  const Direction direction = (both ? warp_of_block >= a.warps : blockIdx.x % 2 == 1) ? kBeta : kAlpha;
-  const int warp = both && direction == kBeta ? warp_of_block - a.warps : warp_of_block;
+  const Recursion recursion = (both ? warp_of_block >= a.warps : blockIdx.x % 2 == 1) ? kBeta : kAlpha;
+  const int warp = both && recursion == kBeta ? warp_of_block - a.warps : warp_of_block;
   const Workspace<Value> ws(a.scratch + sequence * a.stride, a.shape.T, a.shape.L, kTraining);
-  const Labels labels = *ws.labels;
-  const int32_t count = labels.count, frames = labels.frames, middle = frames / 2;
+  const SequenceSummary summary = *ws.summary;
+  const int32_t count = summary.count, frames = summary.frames, middle = frames / 2;
 
   using Memory = typename Sweep<Value, kPairs>::Memory;
   if (warp == a.warps) {  // the last of the block
-    if (both || direction == kAlpha) {
+    if (both || recursion == kAlpha) {
       const double sum = sum_of_rows(ws, frames);
-      if (lane_index() == 0) ws.outcome->log_sums = sum;
+      if (lane_index() == 0) ws.result->log_sums = sum;
     }
-  } else if (labels.feasible) {
+  } else if (summary.feasible) {
     auto* const memory = reinterpret_cast<Memory*>(shared_memory() + kCountBytes) + (warp_of_block - warp);
-    const Sweep<Value, kPairs> sweep = {direction, ws, memory, a.warps, warp, count, frames};
-    const int32_t end = kTraining ? frames : direction == kAlpha ? middle : frames - middle;
+    const Sweep<Value, kPairs> sweep = {recursion, ws, memory, a.warps, warp, count, frames};
+    const int32_t end = kTraining ? frames : recursion == kAlpha ? middle : frames - middle;
     for (int32_t base = 0; base <= count; base += a.warps * sweep.kPairsOfWarp)
       sweep.template strip<kTraining>(base, end);
   }
@@ -119,11 +122,11 @@ __global__ void __launch_bounds__(kRegistersFor<Value, kPairs, kTraining>, 1) la
   if (both)
     __syncthreads();
   else
-    last = block_adds(&ws.outcome->blocks, reinterpret_cast<int32_t*>(shared_memory())) == 1;
+    last = block_adds(&ws.result->blocks, reinterpret_cast<int32_t*>(shared_memory())) == 1;
   if (!last || warp_of_block > 0) return;
   // The arrays' places are computed again: kept in registers during the sweep they would spill.
   const Workspace<Value> swept(computed_again(a.scratch) + sequence * a.stride, a.shape.T, a.shape.L, kTraining);
-  decide<kTraining>(a, swept, *swept.labels, sequence);
+  decide<kTraining>(a, swept, *swept.summary, sequence);
 }
 
 template <class Value, int kPairs, bool kTraining>
@@ -132,12 +135,12 @@ const char* launch_lattice_of(const Problem& p, Operation operation, void* cost,
   const LatticeShape shape = lattice_shape(p.shape.L, kPairs, most_threads<Value, kPairs>(),
                                            sizeof(typename Sweep<Value, kPairs>::Memory), shared_memory_limit());
   const LatticeArguments<F> a = {p.shape,
-                                 shape.directions,
+                                 shape.recursions,
                                  shape.warps,
                                  static_cast<F*>(cost),
                                  static_cast<char*>(scratch),
                                  scratch_stride(operation, p.dtype, p.shape.T, p.shape.L)};
-  return launch(lattice_kernel<Value, kPairs, kTraining>, 2 / shape.directions * p.shape.sequences(), shape.threads,
+  return launch(lattice_kernel<Value, kPairs, kTraining>, 2 / shape.recursions * p.shape.sequences(), shape.threads,
                 shape.shared, static_cast<cudaStream_t>(p.stream), a);
 }
 
@@ -159,9 +162,9 @@ const char* launch_lattice(const Problem& p, bool training, void* cost, void* sc
   return p.dtype == Dtype::kF64 ? run(double()) : run(float());
 }
 
-const char* launch_product_lattice(const Problem& p, void* scratch) {
+const char* launch_hvp_lattice(const Problem& p, void* scratch) {
   const auto run = [&](auto type) {
-    return launch_lattice_of<Dual<decltype(type)>, true>(p, Operation::kProduct, nullptr, scratch);
+    return launch_lattice_of<Dual<decltype(type)>, true>(p, Operation::kHvp, nullptr, scratch);
   };
   return p.dtype == Dtype::kF64 ? run(double()) : run(float());
 }

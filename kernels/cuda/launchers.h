@@ -10,26 +10,26 @@ namespace cuda {
 // rows.cu: computes each row's softmax normaliser and the emissions of the blank and the labels, and removes padding
 // from the labels. When training it also fills `rows`, and dense `columns` with the softmax; occupancy.cu completes
 // them.
-const char* launch_rows(const Problem& problem, Kept kept, void* scratch);
+const char* launch_rows(const Problem& problem, Residuals residuals, void* scratch);
 
-// lattice.cu: emissions -> cost; for training, states of both directions.
+// lattice.cu: emissions -> cost; for training, states of alpha and beta.
 const char* launch_lattice(const Problem& problem, bool training, void* cost, void* scratch);
 
 // occupancy.cu: states -> occupancies into columns, and the rows of sequences without a gradient.
-const char* launch_occupancies(const Problem& problem, Kept kept, void* scratch);
+const char* launch_occupancies(const Problem& problem, Residuals residuals, void* scratch);
 
 // gradient.cu: rows, columns -> gradient; or its product with directions, in two steps.
-const char* launch_gradient(const Problem& problem, Kept kept, const void* cotangents, void* gradient);
-const char* launch_tangent_rows(const Problem& problem, Kept kept, const void* directions, void* scratch);
+const char* launch_gradient(const Problem& problem, Residuals residuals, const void* cotangents, void* gradient);
+const char* launch_tangent_rows(const Problem& problem, Residuals residuals, const void* directions, void* scratch);
 const char* launch_tangent_sums(const Problem& problem, void* tangents, void* scratch);
 
-// hvp.cu, lattice.cu, occupancy.cu and hvp.cu again: acts, what was kept, directions -> emissions of Duals, and what
-// the last step needs of each row; -> states; -> changes of the occupancies; -> the product.
-const char* launch_product_rows(const Problem& problem, Kept kept, const void* directions, void* scratch);
-const char* launch_product_lattice(const Problem& problem, void* scratch);
-const char* launch_product_occupancies(const Problem& problem, void* scratch);
-const char* launch_product(const Problem& problem, const void* cotangents, const void* directions, void* out,
-                           void* scratch);
+// hvp.cu, lattice.cu, occupancy.cu and hvp.cu again: acts, residuals, directions -> emissions of Duals, and what
+// the last step needs of each row; -> states; -> changes of the occupancies; -> the Hessian-vector product.
+const char* launch_hvp_rows(const Problem& problem, Residuals residuals, const void* directions, void* scratch);
+const char* launch_hvp_lattice(const Problem& problem, void* scratch);
+const char* launch_hvp_occupancies(const Problem& problem, void* scratch);
+const char* launch_hvp(const Problem& problem, const void* cotangents, const void* directions, void* out,
+                       void* scratch);
 
 }  // namespace cuda
 }  // namespace jax_ctc

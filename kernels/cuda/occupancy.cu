@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The states of both directions -> occupancies; or, of Duals, how occupancies change. A warp a frame.
+// The states of alpha and beta -> occupancies; or, of Duals, how occupancies change. A warp a frame.
 #include "../common/occupancy.h"
+#include "launch.cuh"
 #include "launchers.h"
 #include "rows.cuh"
 
@@ -13,7 +14,7 @@ constexpr int kWarpsOfBlock = 8;
 template <class F> struct OccupancyArguments {
   Shape shape;
   int32_t blank;
-  F *rows, *columns;      // of a product null: what it makes stays in scratch
+  F *rows, *columns;      // of a Hessian-vector product null: what it makes stays in scratch
   int64_t frames, tiles;  // frames of a block, blocks of a sequence
   bool in_shared;         // whether FrameMemory is used
   char* scratch;
@@ -42,7 +43,7 @@ template <class Product, class F> struct FrameMemory {
 
 // A sequence whose sweeps are done, and what a warp makes of its frames.
 template <class Value, class F = decltype(Value::m)> struct Occupancies {
-  static constexpr bool kProduct = Workspace<Value>::kProduct;
+  static constexpr bool kHvp = Workspace<Value>::kHvp;
   using Product = StateProduct<Value>;
   using Memory = FrameMemory<Product, F>;
 
@@ -53,11 +54,11 @@ template <class Value, class F = decltype(Value::m)> struct Occupancies {
   int32_t count;
   Integer<F> reference;
 
-  CTC_DEVICE bool dense() const { return !kProduct && a.shape.dense(); }
-  CTC_DEVICE int64_t width() const { return kProduct ? ws.columns : a.shape.columns(); }
+  CTC_DEVICE bool dense() const { return !kHvp && a.shape.dense(); }
+  CTC_DEVICE int64_t width() const { return kHvp ? ws.columns : a.shape.columns(); }
   CTC_DEVICE int64_t row(int64_t t) const { return first_row + t * a.shape.B; }
   CTC_DEVICE F* columns(int64_t t) const {
-    return kProduct ? ws.changes + t * ws.columns : a.columns + row(t) * a.shape.columns();
+    return kHvp ? ws.changes + t * ws.columns : a.columns + row(t) * a.shape.columns();
   }
   CTC_DEVICE int32_t next_of(int32_t k) const { return a.in_shared ? memory.next[k] : ws.next[k]; }
   CTC_DEVICE int32_t head_of(int32_t k) const { return a.in_shared ? memory.head[k] : global_head_of(k); }
@@ -73,10 +74,10 @@ template <class Value, class F = decltype(Value::m)> struct Occupancies {
     __syncthreads();
   }
 
-  // A row of a sequence without a gradient: all that is kept of it is `value`.
+  // A row of a sequence without a gradient: all its residuals are `value`.
   CTC_DEVICE void keep_nothing(int64_t t, F value) const {
-    if (kProduct) {
-      if (lane_index() == 0) ws.along[t].scale = value;
+    if (kHvp) {
+      if (lane_index() == 0) ws.directed_rows[t].scale = value;
       return;
     }
     F* const out = columns(t);
@@ -84,8 +85,9 @@ template <class Value, class F = decltype(Value::m)> struct Occupancies {
     if (!a.shape.dense() && lane_index() < 2) a.rows[2 * row(t) + lane_index()] = value;
   }
 
-  // The occupancies of frame t: products of both directions' states, normalised by their own sum; those of equal labels
-  // added in label order. Dense: taken off the softmax that is there. A product's changes go to scratch.
+  // The occupancies of frame t: products of the states of alpha and beta, normalised by their own sum; those of equal
+  // labels added in label order. Dense: taken off the softmax that is there. Changes, of a Hessian-vector product, go
+  // to scratch.
   CTC_DEVICE void frame(int64_t t) const {
     const auto *const alpha = ws.states_of(kAlpha) + t * ws.columns, *const beta = ws.states_of(kBeta) + t * ws.columns;
     const auto of_label = [&](int32_t k) {
@@ -157,23 +159,23 @@ __global__ void __launch_bounds__(kWarpsOfBlock* kWarp, sizeof(Value) == 8 ? 3 :
   const unsigned sequence = blockIdx.x / unsigned(a.tiles);
   const int64_t begin = (blockIdx.x - sequence * unsigned(a.tiles)) * a.frames;
   const Workspace<Value> ws(a.scratch + int64_t(sequence) * a.stride, a.shape.T, a.shape.L, true);
-  const Labels labels = *ws.labels;
-  const Outcome outcome = *ws.outcome;
-  const int64_t end = min_of<int64_t>(begin + a.frames, labels.good ? labels.frames : a.shape.T);
+  const SequenceSummary summary = *ws.summary;
+  const SweepResult result = *ws.result;
+  const int64_t end = min_of<int64_t>(begin + a.frames, summary.valid ? summary.frames : a.shape.T);
   const typename Occupancies<Value>::Memory memory(a.shape.L);
   const Occupancies<Value> occupancies = {
-      a, ws, memory, a.shape.first_row(sequence), labels.count, Integer<F>(outcome.reference)};
-  if (outcome.has_gradient) {
+      a, ws, memory, a.shape.first_row(sequence), summary.count, Integer<F>(result.reference)};
+  if (result.has_gradient) {
     occupancies.read_labels();
     for (int64_t t = begin + warp_index(); t < end; t += kWarpsOfBlock) occupancies.frame(t);
   } else {
-    const F value = labels.good && outcome.log_sums != outcome.log_sums ? not_a_number<F>() : F(0);
+    const F value = summary.valid && result.log_sums != result.log_sums ? not_a_number<F>() : F(0);
     for (int64_t t = begin + warp_index(); t < end; t += kWarpsOfBlock) occupancies.keep_nothing(t, value);
   }
 }
 
 template <class Value>
-const char* launch_occupancies_of(const Problem& p, Operation operation, Kept kept, void* scratch) {
+const char* launch_occupancies_of(const Problem& p, Operation operation, Residuals residuals, void* scratch) {
   using F = decltype(Value::m);
   const int64_t shared = Occupancies<Value>::Memory::bytes(p.shape.L);
   const bool in_shared = shared <= shared_memory_limit();
@@ -182,8 +184,8 @@ const char* launch_occupancies_of(const Problem& p, Operation operation, Kept ke
   const int64_t tiles = (p.shape.T + frames - 1) / frames;
   const OccupancyArguments<F> a = {p.shape,
                                    p.blank,
-                                   static_cast<F*>(kept.rows),
-                                   static_cast<F*>(kept.columns),
+                                   static_cast<F*>(residuals.rows),
+                                   static_cast<F*>(residuals.columns),
                                    frames,
                                    tiles,
                                    in_shared,
@@ -195,14 +197,14 @@ const char* launch_occupancies_of(const Problem& p, Operation operation, Kept ke
 
 }  // namespace
 
-const char* launch_occupancies(const Problem& p, Kept kept, void* scratch) {
-  return p.dtype == Dtype::kF64 ? launch_occupancies_of<Scaled<double>>(p, Operation::kForward, kept, scratch)
-                                : launch_occupancies_of<Scaled<float>>(p, Operation::kForward, kept, scratch);
+const char* launch_occupancies(const Problem& p, Residuals residuals, void* scratch) {
+  return p.dtype == Dtype::kF64 ? launch_occupancies_of<Scaled<double>>(p, Operation::kForward, residuals, scratch)
+                                : launch_occupancies_of<Scaled<float>>(p, Operation::kForward, residuals, scratch);
 }
 
-const char* launch_product_occupancies(const Problem& p, void* scratch) {
-  return p.dtype == Dtype::kF64 ? launch_occupancies_of<Dual<double>>(p, Operation::kProduct, {}, scratch)
-                                : launch_occupancies_of<Dual<float>>(p, Operation::kProduct, {}, scratch);
+const char* launch_hvp_occupancies(const Problem& p, void* scratch) {
+  return p.dtype == Dtype::kF64 ? launch_occupancies_of<Dual<double>>(p, Operation::kHvp, {}, scratch)
+                                : launch_occupancies_of<Dual<float>>(p, Operation::kHvp, {}, scratch);
 }
 
 }  // namespace cuda

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "labels.cuh"
+#include "launch.cuh"
 #include "launchers.h"
 #include "rows.cuh"
 
@@ -118,12 +119,12 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
 
 }  // namespace
 
-const char* launch_rows(const Problem& p, Kept kept, void* scratch) {
-  const Operation operation = kept.columns != nullptr ? Operation::kForward : Operation::kLoss;
+const char* launch_rows(const Problem& p, Residuals residuals, void* scratch) {
+  const Operation operation = residuals.columns != nullptr ? Operation::kForward : Operation::kLoss;
   return for_rows_of(p, [&](auto type, auto threads) {
     using A = decltype(type);
     constexpr int G = decltype(threads)::value;
-    const RowsArguments<A> a = {Rows<A>(p, kept), p.shape.sequences(), static_cast<char*>(scratch),
+    const RowsArguments<A> a = {Rows<A>(p, residuals), p.shape.sequences(), static_cast<char*>(scratch),
                                 scratch_stride(operation, p.dtype, p.shape.T, p.shape.L)};
     const size_t of_classes = emits_classes<G>(p.shape) ? kRowsOfBlock<G> * p.shape.V * sizeof(Scaled<Computed<A>>) : 0;
     return launch(rows_kernel<A, G>, a.label_blocks + blocks_for<G>(p.shape), kThreadsOfBlock<G>,

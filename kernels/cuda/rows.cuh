@@ -6,7 +6,8 @@
 
 #include "../common/batch.h"
 #include "../common/emission.h"
-#include "device.cuh"
+#include "numbers.cuh"
+#include "warp.cuh"
 #include "workspace.h"
 
 namespace jax_ctc {
@@ -56,27 +57,27 @@ template <class A> struct Rows {
   int32_t blank;
   const int32_t *labels, *lengths;
   const A* acts;
-  Computed<A>*rows, *columns;  // what is kept; null for the loss alone
+  Computed<A>*rows, *columns;  // residuals; null for the loss alone
 
-  Rows(const Batch& p, Kept kept)
+  Rows(const Batch& p, Residuals residuals)
       : shape(p.shape),
         blank(p.blank),
         labels(p.labels),
         lengths(p.lengths),
         acts(static_cast<const A*>(p.acts)),
-        rows(static_cast<Computed<A>*>(kept.rows)),
-        columns(static_cast<Computed<A>*>(kept.columns)) {}
+        rows(static_cast<Computed<A>*>(residuals.rows)),
+        columns(static_cast<Computed<A>*>(residuals.columns)) {}
 
-  // Class of column c: the blank, then labels; -1 for padding and for what is no class. Every kernel asks, because what
-  // was kept may come from anywhere and proves nothing about labels.
+  // Class of column c: the blank, then labels; -1 for padding and for what is no class. Every kernel asks, because
+  // residuals may come from anywhere and prove nothing about labels.
   CTC_DEVICE int32_t class_of(int64_t sequence, int64_t c) const {
     const int32_t label = c == 0 ? blank : labels[sequence * shape.L + c - 1];
     return label < shape.V ? max_of(label, -1) : -1;
   }
 };
 
-// An element of the gradient or of a product times the cotangent of its sequence. Exactly 0 stays exactly 0: inf and
-// NaN, as of cost ** 2 where the cost is inf, reach nothing that has no gradient.
+// An element of the gradient or of a Hessian-vector product times the cotangent of its sequence. Exactly 0 stays
+// exactly 0: inf and NaN, as of cost ** 2 where the cost is inf, reach nothing that has no gradient.
 template <class F> CTC_DEVICE F times_cotangent(F x, F cotangent) {
   const bool finite = cotangent - cotangent == 0;  // only here does a product of 0 keep the sign that it had
   return x == 0 && !finite ? F(0) : cotangent * x;

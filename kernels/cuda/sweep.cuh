@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The recursion over the frames of one sequence, in one direction, by some warps of a block: kPairs pairs of states a
-// lane.
+// The recursion over the frames of one sequence, of alpha or of beta, by some warps of a block: kPairs pairs of states
+// a lane.
 //
 // Beta is alpha on reversed frames and reversed labels: "own" pair k is then (blank count - k, label count - 1 - k),
 // and one piece of code serves both. States depend on their left neighbours only, so warp w works one tile of kTile
@@ -11,7 +11,7 @@
 // all of a tile's together, made the chain 15 % longer.)
 #pragma once
 
-#include "device.cuh"
+#include "warp.cuh"
 #include "workspace.h"
 
 namespace jax_ctc {
@@ -35,13 +35,13 @@ template <class Value, int kPairs> struct Sweep {
     Common common[kSlots][kTile];
   };
 
-  Direction direction;
+  Recursion recursion;
   const Workspace<Value>& ws;
   Memory* memory;         // of all warps
   int warps, warp;        // how many sweep; this one
   int32_t count, frames;  // labels and frames in use
 
-  // The pairs of the strip from `base` on, through the first `end` frames as this direction counts them. Leaves the
+  // The pairs of the strip from `base` on, through the first `end` frames as this recursion counts them. Leaves the
   // last states in ws.ends.
   template <bool kStore> CTC_DEVICE void strip(int32_t base, int32_t end) const {
     const int lane = lane_index();
@@ -97,7 +97,7 @@ template <class Value, int kPairs> struct Sweep {
       }
       if (active == 1)
         __syncwarp();
-      else if (direction == kAlpha)
+      else if (recursion == kAlpha)
         barrier<1>(active * kWarp);
       else
         barrier<2>(active * kWarp);
@@ -105,7 +105,7 @@ template <class Value, int kPairs> struct Sweep {
 #pragma unroll
     for (int i = 0; i < kPairs; ++i)
       if (used[i]) {
-        Pair<Cell<Value>>* const end_state = ws.ends_of(direction) + k + i;
+        Pair<Cell<Value>>* const end_state = ws.ends_of(recursion) + k + i;
         store(&end_state->blank, at[i].blank), store(&end_state->label, at[i].label);
       }
   }
@@ -124,20 +124,20 @@ template <class Value, int kPairs> struct Sweep {
   };
 
   CTC_DEVICE int32_t natural(int32_t own_label) const {
-    return direction == kAlpha ? own_label : count - 1 - own_label;
+    return recursion == kAlpha ? own_label : count - 1 - own_label;
   }
   CTC_DEVICE bool skips_to(int32_t k) const {
-    return direction == kAlpha ? may_skip(ws.value, k) : k > 0 && may_skip(ws.value, count - k);
+    return recursion == kAlpha ? may_skip(ws.value, k) : k > 0 && may_skip(ws.value, count - k);
   }
-  CTC_DEVICE int64_t frame(int32_t step) const { return direction == kAlpha ? step : frames - 1 - step; }
+  CTC_DEVICE int64_t frame(int32_t step) const { return recursion == kAlpha ? step : frames - 1 - step; }
   CTC_DEVICE Pair<Cell<Value>>* states_at(int32_t step, int32_t k) const {
-    return ws.states_of(direction) + frame(step) * ws.columns + k;
+    return ws.states_of(recursion) + frame(step) * ws.columns + k;
   }
-  CTC_DEVICE int64_t state_step() const { return direction == kAlpha ? ws.columns : -ws.columns; }
+  CTC_DEVICE int64_t state_step() const { return recursion == kAlpha ? ws.columns : -ws.columns; }
 
   // The label at the right edge goes to the next warp, or by way of global memory to the next strip's first.
   CTC_DEVICE Cell<Value>* edge_out(int slot, int32_t first, int active) const {
-    return warp + 1 < active ? &memory[warp + 1].common[slot][0].edge : ws.edges_of(direction) + 2 * first;
+    return warp + 1 < active ? &memory[warp + 1].common[slot][0].edge : ws.edges_of(recursion) + 2 * first;
   }
 
   // Starts copying what tile j needs.
@@ -161,7 +161,7 @@ template <class Value, int kPairs> struct Sweep {
     if (lane >= n) return;
     copy_async(&mine.common[slot][lane].blank, row + lane * step);
     if (warp == 0 && strip_before)
-      copy_async(&mine.common[slot][lane].edge, ws.edges_of(direction) + 2 * (first + lane));
+      copy_async(&mine.common[slot][lane].edge, ws.edges_of(recursion) + 2 * (first + lane));
   }
 
   CTC_DEVICE Frame read(const Tile& tile, int d) const {
@@ -189,8 +189,8 @@ template <class Value, int kPairs> struct Sweep {
     for (int i = 0; i < kPairs; ++i) {
       at[i] = emit(before[i], now.blank, now.label[i]);
       if (kStore) {
-        store_pair_if(tile.used[i] && direction == kAlpha, state + i, before[i].blank, before[i].label);
-        store_pair_if(tile.used[i] && direction == kBeta, state + i, at[i].blank, at[i].label);
+        store_pair_if(tile.used[i] && recursion == kAlpha, state + i, before[i].blank, before[i].label);
+        store_pair_if(tile.used[i] && recursion == kBeta, state + i, at[i].blank, at[i].label);
       }
     }
     if (kStore) state += tile.state_step;

@@ -9,19 +9,19 @@
 namespace jax_ctc {
 namespace cuda {
 
-// The lattice: a block sweeps one direction of one sequence. A lane has one pair of states (a blank and a label), or
+// The lattice: a block sweeps alpha or beta of one sequence. A lane has one pair of states (a blank and a label), or
 // two of them side by side: two cost a warp 1.7 times the instructions of one, but the chain of dependent instructions
 // is no longer, half as many warps hand over to each other, and half as many values go from lane to lane. Up to 31
 // labels one warp does with a pair a lane. Of doubles and of Duals two pairs would need more registers than there are.
 //
-// Both directions share a block if a warp each does, which saves them a hand-over through global memory; else each has
+// Both recursions share a block if a warp each does, which saves them a hand-over through global memory; else each has
 // a multiprocessor to itself: two warps of each in one block took 57 us for 49 at (400, 16, 32, 100) on an H200.
 //
 // One warp sums the log-normalisers of the rows while the others sweep.
 constexpr int kCountBytes = 16;  // of shared memory, before that of the warps
 
 struct LatticeShape {
-  int directions;  // of a block
+  int recursions;  // of a block
   int warps;       // that sweep one direction; more pairs go in strips
   int threads;
   size_t shared;
@@ -32,8 +32,8 @@ inline LatticeShape lattice_shape(int64_t L, int pairs, int most_threads, size_t
   const int64_t of_warp = 32 * pairs, wanted = (L + 1 + of_warp - 1) / of_warp;
   const int64_t fitting = int64_t((shared_limit - kCountBytes) / warp_bytes);
   const int64_t warps = std::max<int64_t>(1, std::min<int64_t>({most_threads / 32 - 1, wanted, fitting}));
-  const int64_t directions = warps == 1 && fitting >= 2 ? 2 : 1, sweeping = directions * warps;
-  return {int(directions), int(warps), int(32 * (sweeping + 1)), kCountBytes + size_t(sweeping) * warp_bytes};
+  const int64_t recursions = warps == 1 && fitting >= 2 ? 2 : 1, sweeping = recursions * warps;
+  return {int(recursions), int(warps), int(32 * (sweeping + 1)), kCountBytes + size_t(sweeping) * warp_bytes};
 }
 
 }  // namespace cuda

@@ -62,11 +62,10 @@ int tangent(int dtype, const int64_t* shape, const void* acts, const int32_t* la
 }
 
 // A Hessian-vector product, from what `solve` kept. Returns 0, or 1.
-int product(int dtype, const int64_t* shape, const void* acts, const int32_t* labels, const int32_t* lengths,
-            int32_t blank, void* rows, void* columns, const void* cotangents, const void* directions, void* out,
-            void* scratch) {
+int hvp(int dtype, const int64_t* shape, const void* acts, const int32_t* labels, const int32_t* lengths, int32_t blank,
+        void* rows, void* columns, const void* cotangents, const void* directions, void* out, void* scratch) {
   const cuda::Problem p = problem(dtype, shape, acts, labels, lengths, blank);
-  return outcome(cuda::product(p, {rows, columns}, cotangents, directions, out, scratch));
+  return outcome(cuda::hvp(p, {rows, columns}, cotangents, directions, out, scratch));
 }
 
 }  // extern "C"

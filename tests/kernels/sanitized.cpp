@@ -43,18 +43,18 @@ template <class F> struct Results {
     for (Array<char>* array : {&products, &gradient}) std::memset(array->data.get(), 0, array->size);
   }
 
-  Kept kept() const { return {pointer(rows), pointer(columns)}; }
+  Residuals residuals() const { return {pointer(rows), pointer(columns)}; }
   void forwards(const Problem& p) {
     Threads threads;
     loss(p, pointer(alone), threads);
-    forward(p, pointer(cost), kept(), threads);
+    forward(p, pointer(cost), residuals(), threads);
   }
   void backwards(const Problem& p, RandomProblem<F>& random) {
     Threads threads;
     const F* cotangents = pointer(random.cotangents);
-    tangent(p, kept(), random.directions(), pointer(tangents), threads);
-    hvp(p, kept(), cotangents, random.directions(), pointer(products), threads);
-    cotangent(p, kept(), cotangents, pointer(gradient), threads);
+    tangent(p, residuals(), random.directions(), pointer(tangents), threads);
+    hvp(p, residuals(), cotangents, random.directions(), pointer(products), threads);
+    cotangent(p, residuals(), cotangents, pointer(gradient), threads);
   }
   bool operator==(const Results& other) const {
     const auto same = [](const auto& a, const auto& b) {
@@ -181,7 +181,7 @@ template <class F> void one(Dtype dtype, bool memory) {
   forge(p, random, results);
   if (p.acts != nullptr) {
     Threads threads;
-    cotangent(p, results.kept(), pointer(random.cotangents), random.acts(), threads);  // in the place of acts
+    cotangent(p, results.residuals(), pointer(random.cotangents), random.acts(), threads);  // in the place of acts
   }
 }
 

@@ -26,8 +26,8 @@ void forbid(const void* end) { ASAN_POISON_MEMORY_REGION(static_cast<const char*
 template <class Value> void forbid_gaps(void* base, const Shape& s, bool training) {
   const cuda::Workspace<Value> ws(base, s.T, s.L, training);
   for (const void* after : std::initializer_list<const void*>{
-           ws.outcome, ws.ends, ws.states, ws.value, ws.column, ws.next, ws.is_first, ws.edges, ws.emissions, ws.sums,
-           ws.along, ws.changes, static_cast<char*>(base) + ws.bytes})
+           ws.result, ws.ends, ws.states, ws.value, ws.column, ws.next, ws.is_first, ws.edges, ws.emissions, ws.sums,
+           ws.directed_rows, ws.changes, static_cast<char*>(base) + ws.bytes})
     forbid(after);
 }
 
@@ -39,7 +39,7 @@ template <class F> Array<__int128> scratch_for(cuda::Operation operation, const 
     switch (operation) {
       case cuda::Operation::kLoss: forbid_gaps<Scaled<F>>(base, p.shape, false); break;
       case cuda::Operation::kForward: forbid_gaps<Scaled<F>>(base, p.shape, true); break;
-      case cuda::Operation::kProduct: forbid_gaps<Dual<F>>(base, p.shape, true); break;
+      case cuda::Operation::kHvp: forbid_gaps<Dual<F>>(base, p.shape, true); break;
       case cuda::Operation::kTangent: forbid(base + p.shape.T * sizeof(double) + JAX_CTC_GAP);
     }
   }
@@ -140,7 +140,7 @@ template <class F> class Trial {
     return batch;
   }
 
-  Kept kept() { return {data(rows_), data(columns_)}; }
+  Residuals residuals() { return {data(rows_), data(columns_)}; }
   cuda::Problem on_cuda() const { return {batch_, nullptr}; }
   Problem on_cpu() const { return {batch_, 1}; }
   double at(const Array<char>& array, int64_t i) const { return element(array.data.get(), dtype_, i); }
@@ -164,7 +164,7 @@ template <class F> class Trial {
     auto loss_scratch = scratch_for<F>(cuda::Operation::kLoss, batch_),
          forward_scratch = scratch_for<F>(cuda::Operation::kForward, batch_);
     cuda::loss(on_cuda(), data(alone), data(loss_scratch));
-    cuda::forward(on_cuda(), data(cost_), kept(), data(forward_scratch));
+    cuda::forward(on_cuda(), data(cost_), residuals(), data(forward_scratch));
     forward(on_cpu(), data(cpu_cost), {data(cpu_rows), data(cpu_columns)}, executor_);
     const Dtype of_sums = sizeof(F) == 8 ? Dtype::kF64 : Dtype::kF32;
     const auto alike = [&](const Array<F>& ours, const Array<F>& theirs, bool relative, const char* what) {
@@ -195,8 +195,8 @@ template <class F> class Trial {
   void tangents_as_on_the_cpu() {
     Array<F> tangents(n_), cpu_tangents(n_);
     auto scratch = scratch_for<F>(cuda::Operation::kTangent, batch_);
-    cuda::tangent(on_cuda(), kept(), random_.directions(), data(tangents), data(scratch));
-    tangent(on_cpu(), kept(), random_.directions(), data(cpu_tangents), executor_);
+    cuda::tangent(on_cuda(), residuals(), random_.directions(), data(tangents), data(scratch));
+    tangent(on_cpu(), residuals(), random_.directions(), data(cpu_tangents), executor_);
     for (int64_t i = 0; i < n_; ++i) {
       const double a = tangents.data[i], b = cpu_tangents.data[i];
       expect(close(a, b, double(s_.T) * largest_, sizeof(F) == 8 ? Dtype::kF64 : Dtype::kF32), i,
@@ -207,9 +207,9 @@ template <class F> class Trial {
   void products_as_on_the_cpu() {
     Array<char> products(bytes_), cpu_products(bytes_);
     const F* const cotangents = random_.cotangents.data.get();
-    auto scratch = scratch_for<F>(cuda::Operation::kProduct, batch_);
-    cuda::product(on_cuda(), kept(), cotangents, random_.directions(), data(products), data(scratch));
-    hvp(on_cpu(), kept(), cotangents, random_.directions(), data(cpu_products), executor_);
+    auto scratch = scratch_for<F>(cuda::Operation::kHvp, batch_);
+    cuda::hvp(on_cuda(), residuals(), cotangents, random_.directions(), data(products), data(scratch));
+    hvp(on_cpu(), residuals(), cotangents, random_.directions(), data(cpu_products), executor_);
     alike(products, cpu_products, 5 * largest_, "element of a product, and the CPU kernel's");
   }
 
@@ -218,16 +218,16 @@ template <class F> class Trial {
     Array<F> ones(n_);
     std::fill_n(ones.data.get(), n_, F(1));
     const F* const cotangents = random_.cotangents.data.get();
-    cuda::cotangent(on_cuda(), kept(), data(ones), data(unit));
-    cuda::cotangent(on_cuda(), kept(), cotangents, data(gradient));
-    cotangent(on_cpu(), kept(), cotangents, data(cpu_gradient), executor_);
+    cuda::cotangent(on_cuda(), residuals(), data(ones), data(unit));
+    cuda::cotangent(on_cuda(), residuals(), cotangents, data(gradient));
+    cotangent(on_cpu(), residuals(), cotangents, data(cpu_gradient), executor_);
     alike(gradient, cpu_gradient, 1, "element of the gradient, and the CPU kernel's");
     for (int64_t i = 0; i < elements_ && !random_.half(); ++i) {  // halves are rounded between the two
       const double g = at(unit, i), c = cotangent_of(i), expected = c == 0 || (g == 0) ? 0 : F(g * c);
       expect(close(at(gradient, i), expected, 0, dtype_), i, "element of the gradient, and the product of its parts",
              at(gradient, i), expected);
     }
-    cuda::cotangent(on_cuda(), kept(), cotangents, random_.acts());
+    cuda::cotangent(on_cuda(), residuals(), cotangents, random_.acts());
     for (int64_t i = 0; i < elements_; ++i) {
       const double a = element(random_.acts(), dtype_, i), b = at(gradient, i);
       expect(a == b || (a != a && b != b), i, "element of the gradient in the place of acts, and beside", a, b);
@@ -259,15 +259,15 @@ template <class F> class Trial {
     Array<F> tangents(n_);
     Array<char> out(bytes_);
     auto tangent_scratch = scratch_for<F>(cuda::Operation::kTangent, batch_),
-         product_scratch = scratch_for<F>(cuda::Operation::kProduct, batch_);
+         product_scratch = scratch_for<F>(cuda::Operation::kHvp, batch_);
     const F* const cotangents = random_.cotangents.data.get();
-    cuda::tangent(on_cuda(), kept(), random_.directions(), data(tangents), data(tangent_scratch));
-    cuda::product(on_cuda(), kept(), cotangents, random_.directions(), data(out), data(product_scratch));
-    cuda::cotangent(on_cuda(), kept(), cotangents, data(out));
+    cuda::tangent(on_cuda(), residuals(), random_.directions(), data(tangents), data(tangent_scratch));
+    cuda::hvp(on_cuda(), residuals(), cotangents, random_.directions(), data(out), data(product_scratch));
+    cuda::cotangent(on_cuda(), residuals(), cotangents, data(out));
     if (s_.dense() && !random_.half())
-      cuda::cotangent(on_cuda(), kept(), cotangents, data(columns_));
+      cuda::cotangent(on_cuda(), residuals(), cotangents, data(columns_));
     else
-      cuda::cotangent(on_cuda(), kept(), cotangents, random_.acts());
+      cuda::cotangent(on_cuda(), residuals(), cotangents, random_.acts());
   }
 
   Dtype dtype_;

@@ -59,7 +59,8 @@ def compiled(file, architecture):
     def compile_into(folder):
         folder.mkdir(exist_ok=True)
         built = run(
-            NVCC, "-std=c++17", "--expt-relaxed-constexpr", f"-arch=sm_{architecture}", "-cubin",
+            NVCC, "-std=c++17", "--expt-relaxed-constexpr", "-I", CUDA / "nvidia",
+            f"-arch=sm_{architecture}", "-cubin",
             "--keep", "--keep-dir", folder, "-Xptxas", "-v", CUDA / f"{file}.cu",
             "-o", folder / f"{file}.cubin",
         )  # fmt: skip

@@ -10,16 +10,8 @@ from support import emulated
 from support.results import assert_same_bits
 from support.runs import sweep
 
-pytestmark = [
-    pytest.mark.skipif(not (emulated.ROOT / "kernels").is_dir(), reason="not in a source tree"),
-    pytest.mark.skipif(not emulated.COMPILER, reason="no C++ compiler"),
-]
+pytestmark = emulated.NEEDED
 T, B, L = 3, 5, 4
-
-
-@pytest.fixture(scope="module")
-def kernels():
-    return emulated.kernels()
 
 
 SIZES = list(itertools.product([33, 1001, 1002, 4100], emulated.DTYPES, [0, 1]))
@@ -39,7 +31,7 @@ def test_a_batch_has_the_bits_of_batches_of_one(kernels, V, dtype, time_axis):
         how = {"time_axis": time_axis, "shift": shift}
         answer = kernels.solve(*args, directions=directions[of_acts], **how)
         kept = answer.rows, answer.columns
-        product = kernels.product(*args, directions[of_acts], kept=kept, **how)
+        product = kernels.hvp(*args, directions[of_acts], kept=kept, **how)
         return [answer.cost, answer.tangent], [*kept, answer.gradient, product]
 
     costs, arrays = everything(slice(None), 0)

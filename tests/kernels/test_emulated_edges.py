@@ -10,10 +10,7 @@ from support import emulated
 from support.results import assert_same_bits
 from support.runs import sweep
 
-pytestmark = [
-    pytest.mark.skipif(not (emulated.ROOT / "kernels").is_dir(), reason="not in a source tree"),
-    pytest.mark.skipif(not emulated.COMPILER, reason="no C++ compiler"),
-]
+pytestmark = emulated.NEEDED
 T, BLANK = 9, 3
 USUAL, REPEATS, LONG, HIGH, BLANKS, NEGATIVE, BEYOND, SHORT, BROKEN, EMPTY, DEAD = range(11)
 WITHOUT = [REPEATS, LONG, HIGH, BLANKS, NEGATIVE, BEYOND, EMPTY, DEAD]  # a gradient
@@ -29,11 +26,6 @@ sizes_and_dtypes = pytest.mark.parametrize(
     ),
     ids=str,
 )
-
-
-@pytest.fixture(scope="module")
-def kernels():
-    return emulated.kernels()
 
 
 def problem(V, dtype):
@@ -122,15 +114,15 @@ def test_a_product_of_zero_stays_zero_whatever_it_is_multiplied_with(kernels, V,
     answer = kernels.solve(*args, blank=BLANK)
     kept, zero = (answer.rows, answer.columns), must_be_zero(args[0])
     directions = np.random.default_rng(1).normal(size=args[0].shape).astype(dtype)
-    usual = kernels.product(*args, directions, blank=BLANK, kept=kept)
+    usual = kernels.hvp(*args, directions, blank=BLANK, kept=kept)
     for value in NOT_FINITE:
         directions[zero] = value
-        product = kernels.product(*args, directions, blank=BLANK, kept=kept)
+        product = kernels.hvp(*args, directions, blank=BLANK, kept=kept)
         assert_same_bits(product.astype(float), usual.astype(float))
-        product = kernels.product(
+        product = kernels.hvp(
             *args, directions, blank=BLANK, kept=kept, cotangents=np.full(11, value)
         )
         assert (product[zero] == 0).all()
         assert np.isnan(product[:, BROKEN]).all()
-    hidden = kernels.product(*args, directions, blank=BLANK, kept=kept, cotangents=np.zeros(11))
+    hidden = kernels.hvp(*args, directions, blank=BLANK, kept=kept, cotangents=np.zeros(11))
     assert (hidden == 0).all()

@@ -11,19 +11,15 @@ import jax
 import numpy as np
 import pytest
 
-from support import emulated
+from support import emulated, handlers
+from support.handlers import ATTRIBUTES
 from support.runs import sweep
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not (emulated.ROOT / "kernels").is_dir(), reason="not in a source tree"),
-    pytest.mark.skipif(not emulated.COMPILER, reason="no C++ compiler"),
-]
+pytestmark = [pytest.mark.slow, *emulated.NEEDED]
 
 T, B, F32 = 5, 3, 0  # of kernels/common/problem.h
 OPS = ["loss", "forward", "tangent", "cotangent", "hvp"]
 SCRATCH = {"loss": 0, "forward": 1, "tangent": 2, "hvp": 3}
-ATTRIBUTES = {"time_axis": 0, "time_moved": False, "blank": 0, "threads": 0}
 each_op = pytest.mark.parametrize("op", OPS)
 COMPACT, DENSE = (9, 2), (3, 4)  # V, L
 each_size = pytest.mark.parametrize("size", [COMPACT, DENSE], ids=["compact", "dense"])
@@ -59,22 +55,12 @@ def honest(library, op, V, L):
     return operands, results
 
 
-def call(op, operands, results, **attributes):
-    types = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results]
-    attributes = {
-        name: np.bool_(value) if isinstance(value, bool) else np.int64(value)
-        for name, value in (ATTRIBUTES | attributes).items()
-    }
-    target = jax.ffi.ffi_call(f"called_directly_{op}", types, has_side_effect=True)
-    return [np.asarray(x) for x in target(*operands, **attributes)]
+def call(op, operands, results):
+    return handlers.call(f"called_directly_{op}", operands, results)
 
 
-def refused(*args, **attributes):
-    try:
-        call(*args, **attributes)
-    except (ValueError, jax.errors.JaxRuntimeError) as error:
-        return "INVALID_ARGUMENT" in str(error)
-    return False
+def refused(op, operands, results, **attributes):
+    return handlers.refused(f"called_directly_{op}", operands, results, ATTRIBUTES | attributes)
 
 
 def wrong(x):

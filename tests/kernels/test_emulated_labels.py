@@ -7,15 +7,12 @@ from test_emulated import check, check_product, directions_like
 
 from support import emulated
 
-pytestmark = [
-    pytest.mark.skipif(not (emulated.ROOT / "kernels").is_dir(), reason="not in a source tree"),
-    pytest.mark.skipif(not emulated.COMPILER, reason="no C++ compiler"),
-]
+pytestmark = emulated.NEEDED
 
 
 @pytest.mark.parametrize("distance", [1, 2, 7, 8, 9, 16, 17, 30])
-def test_equal_labels_are_found_at_any_distance(distance):
-    kernels, L = emulated.kernels(), 31
+def test_equal_labels_are_found_at_any_distance(kernels, distance):
+    L = 31
     rng = np.random.default_rng(distance)
     acts = rng.normal(size=(36, 2, 50)).astype(np.float32)
     labels = np.stack([1 + rng.permutation(40)[:L] for _ in range(2)]).astype(np.int32)
@@ -25,4 +22,4 @@ def test_equal_labels_are_found_at_any_distance(distance):
     problem = acts, labels, np.array([36, 35], np.int32)
     check(kernels.solve(*problem), *problem)
     directions = directions_like(acts)
-    check_product(kernels.product(*problem, directions), *problem, directions)
+    check_product(kernels.hvp(*problem, directions), *problem, directions)

@@ -42,7 +42,7 @@ def assert_same_results(kernels, expected, name, dtype=np.float32, seed=1, **opt
     def results(of, **options):
         answer = of.solve(*problem, directions=directions, in_place=True, **options)
         kept = answer.rows, answer.columns
-        product = of.product(*problem, directions, kept=kept, **options)
+        product = of.hvp(*problem, directions, kept=kept, **options)
         return answer.alone, answer.cost, *kept, answer.gradient, answer.tangent, product
 
     for found, right in zip(results(kernels, seed=seed, **options), results(expected), strict=True):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What benchmarks/gpu_paper.py takes for granted: how kernels are launched, and what they move."""
+"""What benchmarks/gpu/paper.py takes for granted: how kernels are launched, and what they move."""
 
 import importlib.util
 import sys

@@ -10,7 +10,7 @@ import pytest
 
 import jax_ctc
 from support import oracle
-from support.programs import cost_and_gradient
+from support.programs import assert_solved, cost_and_gradient
 from support.results import COMPILED, assert_costs, assert_gradient
 from support.runs import sweep
 
@@ -55,11 +55,7 @@ def test_a_batch_of_nothing_maps():
 def test_one_frame_may_cost_a_lot(V, nats):
     acts = np.random.default_rng(0).normal(size=(9, 1, V)).astype(np.float32)
     acts[3, 0, -1] += nats
-    given = acts, np.ones((1, 4), int), np.array([9])
-    cost, gradient = cost_and_gradient(*given)
-    truth = oracle.solve(*given)
-    assert_costs(cost, truth.cost, 9)
-    assert_gradient(gradient, truth.gradient)
+    assert_solved(acts, np.ones((1, 4), int), np.array([9]))
 
 
 @pytest.mark.parametrize("V", [3, 40])
@@ -79,6 +75,14 @@ def test_ten_thousand_frames_may_cost_forty_million_nats(V, nats):
             assert_gradient(gradient, truth.gradient)
 
 
+def untouched_zeros(shape, dtype):
+    """Zeros on memory that the system gives out page by page, as each is written."""
+    size = int(np.prod(shape)) * jnp.dtype(dtype).itemsize
+    memory = np.zeros(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64  # XLA copies what does not lie on a boundary of 64 bytes
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
 def free_memory():
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
 
@@ -86,13 +90,15 @@ def free_memory():
 @pytest.mark.slow
 @pytest.mark.skipif(not COMPILED, reason="the fallback may hold several arrays as large as acts")
 @pytest.mark.skipif(
-    not hasattr(os, "sysconf") or free_memory() < 12, reason="needs 12 GiB of free memory"
+    not hasattr(os, "sysconf") or free_memory() < 8, reason="needs 8 GiB of free memory"
 )
 @pytest.mark.parametrize("time_major", sweep([True, False], [True]))
 def test_acts_may_have_more_than_two_to_the_31_elements(time_major):
     """The last frame of the last sequence lies beyond any 32-bit offset."""
     T, B, V = (64, 33, 2**20) if time_major else (33, 64, 2**20)
-    acts = jax.jit(lambda: jnp.zeros((64, 33, V), jnp.bfloat16).at[-1, -1, -1].set(100))()
+    acts = untouched_zeros((64, 33, V), jnp.bfloat16)
+    acts[-1, -1, -1] = 100
+    acts = jax.device_put(acts, may_alias=True)
     labels = jnp.full((B, 1), V - 1).at[:-1].set(-1)
     lengths = jnp.zeros(B, int).at[-1].set(T)
 

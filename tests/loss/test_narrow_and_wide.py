@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from support import oracle
-from support.programs import cost_and_gradient
+from support.programs import assert_solved, cost_and_gradient
 from support.results import assert_costs, assert_gradient
 
 B, L = 3, 6
@@ -23,13 +23,6 @@ def batch(T, V, dtype=np.float32, scale=3):
     labels = rng.integers(1, min(V, 5), (B, L))  # few values: repeats, next to each other or not
     labels[1, 2] = -1
     return acts, labels, np.array([T, T, T - 1])
-
-
-def assert_solved(acts, labels, lengths):
-    cost, gradient = cost_and_gradient(acts, labels, lengths)
-    truth = oracle.solve(np.asarray(acts, float), labels, lengths)
-    assert_costs(cost, truth.cost, len(acts))
-    assert_gradient(gradient, truth.gradient)
 
 
 @pytest.mark.parametrize("V", CLASSES)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from support import oracle
-from support.programs import cost_and_gradient
-from support.results import COMPILED, assert_costs, assert_gradient
+from support.programs import assert_solved
+from support.results import COMPILED
 from support.runs import sweep
 
 pytestmark = pytest.mark.slow
@@ -161,22 +161,14 @@ def batch(name, dtype):
     return logits(rng, labels, (T, 2, V)).astype(dtype), labels, frames(T)
 
 
-def assert_accurate(acts, labels, lengths):
-    cost, gradient = cost_and_gradient(acts, labels, lengths)
-    truth = oracle.solve(acts, labels, lengths)
-    assert np.isfinite(truth.cost).all()
-    assert_costs(cost, truth.cost, len(acts))
-    assert_gradient(gradient, truth.gradient)
-
-
 @pytest.mark.parametrize("name", FAITHFUL)
 def test_float32_keeps_its_promise(name):
-    assert_accurate(*batch(name, np.float32))
+    assert np.isfinite(assert_solved(*batch(name, np.float32)).cost).all()
 
 
 @pytest.mark.parametrize("name", DOUBLE)
 def test_float64_keeps_its_promise(name):
-    assert_accurate(*batch(name, np.float64))
+    assert np.isfinite(assert_solved(*batch(name, np.float64)).cost).all()
 
 
 @pytest.mark.parametrize("name", ["confident by 12, dense", "longest, confident by 20, compact"])

@@ -47,6 +47,7 @@ def costs_of(file, *arguments):
     return json.loads(file.read_text())
 
 
+@only_all
 def test_two_processes_learn_as_one_does(tmp_path):
     alone = costs_of(tmp_path / "alone.json")
     together = costs_of(tmp_path / "together.json", "--here", 2)
@@ -98,17 +99,39 @@ def children_of(pid):
     return [int(fields["Pid"]) for fields in processes if fields.get("PPid") == str(pid)]
 
 
+def costs_said(program, steps):
+    """The costs of the first steps, which the program has just printed."""
+    costs = []
+    for line in program.stdout:
+        if found := re.match(r"step \d+  cost (\S+) nats", line):
+            costs.append(float(found[1]))
+        if len(costs) == steps:
+            break
+    return costs
+
+
+@pytest.fixture(scope="module")
+def costs_alone():
+    program = start("--steps", 100_000)
+    try:
+        return costs_said(program, 3)
+    finally:
+        program.kill()
+        program.wait()
+        program.stdout.close()
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks for children in /proc")
 @pytest.mark.parametrize(
     "number", sweep([signal.SIGTERM, signal.SIGKILL], [signal.SIGKILL]), ids=lambda n: n.name
 )
-def test_killing_the_launcher_kills_its_workers(number):
+def test_two_workers_learn_as_one_does_until_their_launcher_is_killed(number, costs_alone):
     launcher = start("--steps", 100_000, "--here", 2)
     workers = []
     try:
-        for line in launcher.stdout:
-            if re.match("step 2 ", line):
-                break
+        costs = costs_said(launcher, 3)
+        assert len(costs) == len(set(costs)) == 3
+        assert costs == pytest.approx(costs_alone, rel=1e-4)
         workers = children_of(launcher.pid)
         assert len(workers) == 2
         launcher.send_signal(number)

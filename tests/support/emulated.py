@@ -12,11 +12,17 @@ from dataclasses import dataclass
 import jax
 import ml_dtypes
 import numpy as np
+import pytest
 
 from support.runs import ROOT, made_once, run
 
 SOURCES = ROOT / "tests" / "kernels"
+EMULATOR = SOURCES / "emulator"  # its machine.cuh takes the place of nvcc's
 COMPILER = os.environ.get("CXX") or shutil.which("g++")
+NEEDED = [  # marks of tests that compile the kernels
+    pytest.mark.skipif(not (ROOT / "kernels").is_dir(), reason="not in a source tree"),
+    pytest.mark.skipif(not COMPILER, reason="no C++ compiler"),
+]
 DTYPES = [np.dtype(t) for t in (np.float32, np.float64, ml_dtypes.bfloat16, np.float16)]
 FLAGS = ["-std=gnu++17", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-fno-math-errno"]
 
@@ -24,9 +30,10 @@ FLAGS = ["-std=gnu++17", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-fno-math-
 def build(library, sources=ROOT, buffers_stores=False):
     """Compiles `sources`, a tree with kernels/ and tests/, to a shared library. Other threads see
     stores at once, or as late as they may (store_buffer.h)."""
+    tests = sources / "tests" / "kernels"
     command = [
-        COMPILER, *FLAGS, "-O1", "-fPIC", f"-I{sources / 'tests' / 'kernels'}",
-        "-c", sources / "tests" / "kernels" / "emulated.cpp", "-o", f"{library}.o",
+        COMPILER, *FLAGS, "-O1", "-fPIC", f"-I{tests / 'emulator'}",
+        "-c", tests / "emulated.cpp", "-o", f"{library}.o",
     ]  # fmt: skip
     if buffers_stores:
         command.append("-fsanitize=thread")
@@ -37,13 +44,14 @@ def build(library, sources=ROOT, buffers_stores=False):
 
 
 def handlers():
-    """XLA's handlers of the CUDA kernels, for calls on the CPU: a library, compiled once."""
+    """A library, compiled once for all test files and processes: the kernels, and XLA's handlers of
+    them for calls on the CPU."""
     return made_once("handlers.so", _build_handlers)
 
 
 def _build_handlers(library):
     command = [
-        COMPILER, *FLAGS, "-O1", "-fPIC", "-shared", f"-I{SOURCES}",
+        COMPILER, *FLAGS, "-O1", "-fPIC", "-shared", f"-I{EMULATOR}",
         "-isystem", jax.ffi.include_dir(), SOURCES / "emulated_handlers.cpp", "-o", library,
     ]  # fmt: skip
     built = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
@@ -52,8 +60,8 @@ def _build_handlers(library):
 
 @functools.cache
 def kernels():
-    """The kernels of this tree, compiled once for all test files and processes."""
-    return load(made_once("emulated.so", build))
+    """The kernels of this tree."""
+    return load(handlers())
 
 
 @functools.cache
@@ -169,7 +177,7 @@ class Emulated:
         assert self.library.tangent(*p.operands(), *map(_address, arrays)) == 0
         return tangents
 
-    def product(
+    def hvp(
         self, acts, labels, lengths, directions, *, blank=0, time_axis=0, cotangents=None,
         kept=None, seed=1, shared=227 << 10, shift=0,
     ):  # fmt: skip
@@ -185,7 +193,7 @@ class Emulated:
         out, scratch = _dirty(acts.shape, acts.dtype, shift), self.scratch(3, p)
         self.library.set_shared_memory_limit(shared)
         self.library.set_seed(seed)
-        wrong = self.library.product(
+        wrong = self.library.hvp(
             *p.operands(), *map(_address, (*kept, cotangents, directions, out, scratch))
         )
         assert wrong == 0

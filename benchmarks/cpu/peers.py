@@ -1,25 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each peer as a function of no arguments that computes one problem and waits for the result."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-Call = Callable[[], Any]
+from .problems import Batch
+
+if TYPE_CHECKING:  # a process of PyTorch runs without JAX
+    import jax
+
+    Loss = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 class Prepared:
     """A problem compiled by a peer: its call, its compile time and its temporary memory."""
 
-    def __init__(self, call: Call, compile_seconds: float | None, temporary: int | None) -> None:
+    def __init__(
+        self, call: Callable[[], Any], compile_seconds: float | None, temporary: int | None
+    ) -> None:
         self.call = call
         self.compile_seconds = compile_seconds
         self.temporary_bytes = temporary  # beside arguments and results
 
 
-def through_jax(loss: Callable[..., Any], training: bool, arguments: Any) -> Prepared:
+def through_jax(loss: Loss, training: bool, arguments: Batch) -> Prepared:
     """`loss(acts, labels, lengths, label_lengths)`: the sum of costs."""
     import jax
 
@@ -32,7 +41,7 @@ def through_jax(loss: Callable[..., Any], training: bool, arguments: Any) -> Pre
     return Prepared(call, seconds, memory.temp_size_in_bytes if memory else None)
 
 
-def jax_ctc_(training: bool, arguments: Any) -> Prepared:
+def jax_ctc_(training: bool, arguments: Batch) -> Prepared:
     import jax_ctc
 
     return through_jax(
@@ -42,11 +51,13 @@ def jax_ctc_(training: bool, arguments: Any) -> Prepared:
     )
 
 
-def optax_(training: bool, arguments: Any) -> Prepared:
+def optax_(training: bool, arguments: Batch) -> Prepared:
     import jax.numpy as jnp
     import optax
 
-    def loss(acts: Any, labels: Any, lengths: Any, counts: Any) -> Any:
+    def loss(
+        acts: jax.Array, labels: jax.Array, lengths: jax.Array, counts: jax.Array
+    ) -> jax.Array:
         frames = (jnp.arange(acts.shape[0]) >= lengths[:, None]).astype(acts.dtype)
         padding = (labels < 0).astype(acts.dtype)
         logits = jnp.swapaxes(acts, 0, 1)
@@ -55,14 +66,16 @@ def optax_(training: bool, arguments: Any) -> Prepared:
     return through_jax(loss, training, arguments)
 
 
-def scan_(training: bool, arguments: Any) -> Prepared:
+def scan_(training: bool, arguments: Batch) -> Prepared:
     """A plain implementation: log space, 2 L + 1 states, a gather of the labels, JAX's gradient."""
     import jax
     import jax.numpy as jnp
 
     low = -1e30
 
-    def loss(acts: Any, labels: Any, lengths: Any, counts: Any) -> Any:
+    def loss(
+        acts: jax.Array, labels: jax.Array, lengths: jax.Array, counts: jax.Array
+    ) -> jax.Array:
         T, B, _ = acts.shape
         states = jnp.zeros((B, 2 * labels.shape[1] + 1), jnp.int32)
         states = states.at[:, 1::2].set(jnp.maximum(labels, 0))
@@ -72,10 +85,10 @@ def scan_(training: bool, arguments: Any) -> Prepared:
         picked = jnp.take_along_axis(acts, jnp.broadcast_to(states, (T, B, S)), 2)
         emissions = picked - jax.nn.logsumexp(acts, 2, keepdims=True)
 
-        def left(alpha: Any, by: int) -> Any:
+        def left(alpha: jax.Array, by: int) -> jax.Array:
             return jnp.pad(alpha, ((0, 0), (by, 0)), constant_values=low)[:, :S]
 
-        def frame(alpha: Any, inputs: Any) -> Any:
+        def frame(alpha: jax.Array, inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
             emission, t = inputs
             two = jnp.logaddexp(alpha, left(alpha, 1))
             three = jnp.where(skip, jnp.logaddexp(two, left(alpha, 2)), two)
@@ -90,7 +103,7 @@ def scan_(training: bool, arguments: Any) -> Prepared:
     return through_jax(loss, training, arguments)
 
 
-def torch_(training: bool, arguments: Any) -> Prepared:
+def torch_(training: bool, arguments: Batch) -> Prepared:
     import torch
 
     acts, labels, lengths, counts = arguments
@@ -111,7 +124,7 @@ def torch_(training: bool, arguments: Any) -> Prepared:
     return Prepared(call, None, None)
 
 
-def warp_ctc_(training: bool, arguments: Any) -> Prepared:
+def warp_ctc_(training: bool, arguments: Batch) -> Prepared:
     """Baidu's library through its PyTorch binding, which must be built by hand."""
     import torch
     import warpctc_pytorch
@@ -133,7 +146,7 @@ def warp_ctc_(training: bool, arguments: Any) -> Prepared:
     return Prepared(call, None, None)
 
 
-PEERS: dict[str, Callable[[bool, Any], Prepared]] = {
+PEERS: dict[str, Callable[[bool, Batch], Prepared]] = {
     "jax_ctc": jax_ctc_,
     "optax": optax_,
     "scan": scan_,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The machine on which gpu.py measures: its parts, versions, bandwidth and overheads."""
+"""The GPU's machine: its parts, versions, bandwidth and overheads."""
 
 import importlib.metadata
 import json
@@ -7,7 +7,10 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import jax
 
 PACKAGES = ("jax", "jaxlib", "numpy", "torch", "optax", "pytest", "hypothesis")
 
@@ -36,7 +39,8 @@ def machine(write: Callable[..., None], tiny: bool, deadline: float) -> None:
     write(what="jax_ctc", value=json.dumps(info))
 
     import jax.numpy as jnp
-    from gpu_timing import copy_bandwidth, dispatched, in_a_loop, median_of
+
+    from .timing import copy_bandwidth, dispatched, in_a_loop, median_of
 
     write(what="one small loss", value=float(one_small_loss()))
     write(what="copy, GB/s, read and written", value=copy_bandwidth(tiny) / 1e9)
@@ -61,7 +65,7 @@ def nvidia_smi(query: str) -> str:
     return (said.stdout or said.stderr).strip().replace("\n", "; ")
 
 
-def one_small_loss() -> Any:
+def one_small_loss() -> "jax.Array":
     import jax
     import numpy as np
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures the cost of second order, many hypotheses and many devices, for docs/scaling.md.
 
-    python -m benchmarks.scaling
+    python -m benchmarks.cpu.scaling
 
 Times are medians of rounds in which the programs of a table take turns. The devices are virtual
 devices of this CPU. So the number of bytes communicated is read from the compiled program, and no
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from . import import_what_is_installed
+from .. import import_what_is_installed
 
 import_what_is_installed()
 
@@ -34,6 +34,8 @@ import jax_ctc  # noqa: E402
 
 from .problems import SHAPES, problem  # noqa: E402
 
+Function = Callable[[jax.Array], jax.Array]
+Loss = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 SECONDS = 2.0  # per row of a table
 KINDS = "all-gather|all-to-all|all-reduce|reduce-scatter|collective-permute"
 
@@ -58,7 +60,7 @@ def second_order(console: Console) -> None:
         acts, *rest, _ = map(jnp.asarray, problem(shape))
         direction = jax.random.normal(jax.random.key(0), acts.shape)
 
-        def loss(acts: Any, rest: Any = rest) -> Any:
+        def loss(acts: jax.Array, rest: list[jax.Array] = rest) -> jax.Array:
             return jax_ctc.ctc(acts, *rest).sum()
 
         first = jax.jit(jax.value_and_grad(loss))
@@ -69,7 +71,7 @@ def second_order(console: Console) -> None:
     console.print(table)
 
 
-def gradient_of_sum(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def gradient_of_sum(f: Function) -> Function:
     return jax.grad(lambda acts: f(acts).sum())
 
 
@@ -85,12 +87,16 @@ def hypotheses(console: Console) -> None:
         each = jax.vmap(jax_ctc.ctc, (None, 0, None))
         copies = jax.vmap(jax_ctc.ctc, (0, 0, None))
 
-        def shared(acts: Any, labels: Any = labels, lengths: Any = lengths, f: Any = each) -> Any:
+        def shared(
+            acts: jax.Array, labels: jax.Array = labels, lengths: jax.Array = lengths,
+            f: Loss = each,
+        ) -> jax.Array:  # fmt: skip
             return f(acts, labels, lengths)
 
         def copied(
-            acts: Any, labels: Any = labels, lengths: Any = lengths, f: Any = copies, K: int = K
-        ) -> Any:
+            acts: jax.Array, labels: jax.Array = labels, lengths: jax.Array = lengths,
+            f: Loss = copies, K: int = K,
+        ) -> jax.Array:  # fmt: skip
             return f(jnp.broadcast_to(acts, (K, *acts.shape)), labels, lengths)
 
         for wrap in (lambda f: f, gradient_of_sum):
@@ -107,9 +113,9 @@ def hypotheses(console: Console) -> None:
     console.print(table)
 
 
-def communicated(compiled: Any) -> str:
+def communicated(compiled: jax.stages.Compiled) -> str:
     """Bytes communicated per device, by kind of collective."""
-    found = re.findall(rf"= \(?([^=]*?) ({KINDS})(?:-start)?\(", compiled.as_text())
+    found = re.findall(rf"= \(?([^=]*?) ({KINDS})(?:-start)?\(", compiled.as_text() or "")
     parts = []
     for shapes, kind in found:
         for shape in re.findall(r"f32\[([\d,]*)\]", shapes):

@@ -8,7 +8,6 @@ JAX cost nothing.
 """
 
 import statistics
-from typing import Any
 
 from .problems import Shape, problem
 from .worker import Worker
@@ -26,9 +25,9 @@ def work(shape: Shape) -> dict[str, float]:
     return {"classes": classes, "pairs": pairs}
 
 
-def measure(worker: Worker, rounds: int, seconds: float) -> dict[str, Any]:
+def measure(worker: Worker, rounds: int, seconds: float) -> dict[str, float]:
     """Nanoseconds of wall time per class, and per pair of states, of a frame."""
-    found: dict[str, Any] = {}
+    found: dict[str, float] = {}
     for training in (False, True):
         for name, unit, shapes in (
             ("rows", "classes", ROWS),
@@ -45,7 +44,7 @@ def measure(worker: Worker, rounds: int, seconds: float) -> dict[str, Any]:
     return found
 
 
-def limit(shape: Shape, training: bool, slopes: dict[str, Any]) -> float:
+def limit(shape: Shape, training: bool, slopes: dict[str, float]) -> float:
     """The limit of a shape in milliseconds."""
     kind = "training" if training else "loss"
     large = shape[0] * shape[1] * shape[2] * 4 > 100e6 / 3

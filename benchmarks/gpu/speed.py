@@ -25,9 +25,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gpu_timing import Timer, copy_bandwidth, dispatched, in_a_loop
 
 import jax_ctc
+
+from .timing import Timer, copy_bandwidth, dispatched, in_a_loop
 
 # (T, B, V, L): microseconds predicted for the loss, and for loss and gradient.
 PREDICTED = {
@@ -45,9 +46,11 @@ TINY = {(20, 2, 8, 5): (5, 5), (30, 3, 40, 6): (5, 5)}
 CHAIN_CYCLES, CLOCK = 46, 1.98e9
 TURNS = 5
 Shape = tuple[int, int, int, int]
+Batch = tuple[jax.Array, jax.Array, jax.Array]  # acts, labels, lengths
+Step = Callable[[jax.Array], jax.Array]
 
 
-def problem(shape: Shape, dtype: str) -> tuple[Any, ...]:
+def problem(shape: Shape, dtype: str) -> Batch:
     """Random logits (T, B, V), (B, L) labels, full lengths, on the device."""
     T, B, V, L = shape
     acts = jax.random.normal(jax.random.key(0), (T, B, V), jnp.float32).astype(dtype)
@@ -55,7 +58,7 @@ def problem(shape: Shape, dtype: str) -> tuple[Any, ...]:
     return acts, jnp.asarray(labels), jnp.full(B, T, jnp.int32)
 
 
-def steps_of(arguments: Any, training: bool) -> tuple[Callable[[Any], Any], Any]:
+def steps_of(arguments: Batch, training: bool) -> tuple[Step, jax.Array]:
     """A step that depends on the result of the step before, and the operand of the first step."""
     acts, labels, lengths = arguments
     if training:  # the gradient is the next step's acts
@@ -88,7 +91,7 @@ def ours(shape: Shape, dtype: str, training: bool, guess: float) -> dict[str, Ca
     return made
 
 
-def after_a_flush(step: Callable[[Any], Any], first: Any, n: int) -> Timer:
+def after_a_flush(step: Step, first: jax.Array, n: int) -> Timer:
     buffer = jnp.zeros(1 << (26 if jax.default_backend() == "gpu" else 10), jnp.float32)
     alone = in_a_loop(lambda x: x + 1, buffer, n)
     both = in_a_loop(lambda state: (step(state[0]), state[1] + 1), (first, buffer), n)
@@ -185,7 +188,7 @@ def speed(write: Callable[..., None], tiny: bool, deadline: float) -> None:
                 times, notes = take_turns(makers, deadline)
                 if not torch_works:
                     notes.append("no torch beside jax with a GPU")
-                size = np.prod(shape[:3]) * np.dtype(dtype).itemsize
+                size = float(np.prod(shape[:3]) * np.dtype(dtype).itemsize)
                 predicted = float(guesses[training]) if dtype == "float32" else None
                 row |= compared(times, shape, size, training, bandwidth, predicted)
                 write(**row, notes="; ".join(notes))

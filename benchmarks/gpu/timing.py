@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Timers of the sections of gpu.py. A timer is a function that returns microseconds."""
+"""Timers of the sections. A timer is a function that returns microseconds."""
 
 import functools
 import statistics
 import subprocess
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 Timer = Callable[[], float]
+State = TypeVar("State")  # an array, or a tree of them
 
 
 def median_of(timer: Timer, turns: int = 5) -> tuple[float, float]:
@@ -39,14 +40,16 @@ def dispatched(f: Callable[..., Any], args: Any, n: int) -> Timer:
     return run
 
 
-def in_a_loop(step: Callable[[Any], Any], state: Any, n: int, unrolled: bool = False) -> Timer:
+def in_a_loop(
+    step: Callable[[State], State], state: State, n: int, unrolled: bool = False
+) -> Timer:
     """A step, in one program that takes n of them: what the device needs, without Python.
 
     Each step needs the last one's result, so that XLA can neither drop nor hoist any. Unrolled,
     there is no loop but n steps in a row, which XLA makes one CUDA graph of.
     """
 
-    def many(s: Any) -> Any:
+    def many(s: State) -> State:
         if unrolled:
             return functools.reduce(lambda s, _: step(s), range(n), s)
         return jax.lax.fori_loop(0, n, lambda _, s: step(s), s)

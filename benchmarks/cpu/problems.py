@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The batches that are timed: random logits, ragged in frames and in labels."""
 
-from typing import Any
-
 import numpy as np
 
 Shape = tuple[int, int, int, int]  # T, B, V, L
+Batch = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 SHAPES: dict[str, Shape] = {
     "small": (32, 64, 80, 12),
     "letters": (400, 16, 32, 100),
@@ -18,7 +17,7 @@ SHAPES: dict[str, Shape] = {
 }
 
 
-def problem(shape: Shape, full: bool = False) -> tuple[Any, Any, Any, Any]:
+def problem(shape: Shape, full: bool = False) -> Batch:
     """acts (T, B, V) float32, labels (B, L) padded with -1, lengths (B,), label lengths (B,)."""
     T, B, V, L = shape
     rng = np.random.default_rng(0)
@@ -30,4 +29,4 @@ def problem(shape: Shape, full: bool = False) -> tuple[Any, Any, Any, Any]:
         counts = rng.integers(L // 2, L + 1, B).astype(np.int32)
     labels = rng.integers(1, V, (B, L)).astype(np.int32)
     labels[np.arange(L) >= counts[:, None]] = -1
-    return rng.normal(size=shape[:3]).astype(np.float32), labels, lengths, counts
+    return rng.normal(size=(T, B, V)).astype(np.float32), labels, lengths, counts

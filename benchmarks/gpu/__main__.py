@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures and tests the CUDA kernels on a GPU in one unattended run.
 
-    python benchmarks/gpu.py                       # all sections, under 9 minutes
-    python benchmarks/gpu.py --only speed machine  # some of them
-    python benchmarks/gpu.py --tiny                # small shapes on any device: a quick check
+    python -m benchmarks.gpu                       # all sections, under 9 minutes
+    python -m benchmarks.gpu --only speed machine  # some of them
+    python -m benchmarks.gpu --tiny                # small shapes on any device: a quick check
 
 Each section is a process of its own with a time limit, and writes each result at once. So a
 section that does not finish loses only its own later results. The program prints a table at the
@@ -25,33 +25,32 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gpu_report import report
+from .. import ROOT, import_what_is_installed
+from .report import report
 
-HERE = Path(__file__).resolve().parent
 SECTIONS = {  # module and seconds of each; the last one also gets the seconds that are left
-    "machine": ("gpu_machine", 40),
-    "tests": ("gpu_tests", 120),
-    "speed": ("gpu_speed", 190),
-    "kernels": ("gpu_kernels", 45),
-    "accuracy": ("gpu_accuracy", 30),
-    "sanitizer": ("gpu_sanitizer", 45),
-    "suite": ("gpu_tests", 50),
+    "machine": ("machine", 40),
+    "tests": ("tests", 120),
+    "speed": ("speed", 190),
+    "kernels": ("kernels", 45),
+    "accuracy": ("accuracy", 30),
+    "sanitizer": ("sanitizer", 45),
+    "suite": ("tests", 50),
 }
-HIDDEN = {"sanitized": "gpu_sanitizer"}  # a section starts this in a further process
+HIDDEN = {"sanitized": "sanitizer"}  # a section starts this in a further process
 ALL_SECONDS = 520
 
 
 def run_section(name: str, seconds: float, tiny: bool, folder: Path) -> list[dict[str, Any]]:
     """The rows that a section wrote. The last row says how the section ended."""
     results, log = folder / f"{name}.jsonl", folder / f"{name}.log"
-    command = [sys.executable, "-u", str(HERE / "gpu.py"), "--section", name]
+    command = [sys.executable, "-u", "-m", "benchmarks.gpu", "--section", name]
     command += ["--json", str(results), "--seconds-per-section", str(seconds)]
     command += ["--tiny"] * tiny
     start = time.monotonic()
     with open(log, "w") as output:
-        # Not in the repository's root, where `import jax_ctc` finds sources and no kernels.
         process = subprocess.Popen(
-            command, cwd=HERE, env=environment(), stdin=subprocess.DEVNULL,
+            command, cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL,
             stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
         try:
@@ -94,10 +93,10 @@ def rows_in(file: Path, section: str) -> list[dict[str, Any]]:
 
 def in_this_process(name: str, file: Path, seconds: float, tiny: bool) -> None:
     deadline = time.monotonic() + seconds - 4
-    module = importlib.import_module(HIDDEN.get(name) or SECTIONS[name][0])
+    module = importlib.import_module(f".{HIDDEN.get(name) or SECTIONS[name][0]}", __package__)
     with open(file, "a") as results:
 
-        def write(**row: Any) -> None:
+        def write(**row: object) -> None:
             results.write(json.dumps(row, default=str) + "\n")
             results.flush()
             print(row, flush=True)
@@ -119,16 +118,19 @@ def save(rows: list[dict[str, Any]], output: Path, tiny: bool, names: list[str])
     (output / f"{stem}.md").write_text(report(rows, list(SECTIONS)) + "\n")
 
 
-def stop(*_: Any) -> None:
+def stop(*_: object) -> None:
     raise KeyboardInterrupt
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--seconds-per-section", type=float, help="instead of the limit of each")
     parser.add_argument("--tiny", action="store_true", help="small shapes, on any device")
-    parser.add_argument("--output", type=Path, default=HERE / "results")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--section", choices=[*SECTIONS, *HIDDEN], help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -158,4 +160,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    import_what_is_installed()
     main()

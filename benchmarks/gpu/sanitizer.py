@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .. import ROOT
+
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 SHAPES = ((9, 2, 5, 3), (40, 2, 60, 33), (20, 2, 700, 4), (150, 1, 9, 70))  # T, B, V, L
 
@@ -29,7 +31,9 @@ def sanitized(write: Callable[..., None], tiny: bool, deadline: float) -> None:
         labels = rng.integers(1, V, (B, L)).astype(np.int32)
         lengths = np.full(B, T, np.int32)
 
-        def loss(x: Any, labels: Any = labels, lengths: Any = lengths) -> Any:
+        def loss(
+            x: jax.Array, labels: np.ndarray = labels, lengths: np.ndarray = lengths
+        ) -> jax.Array:
             return jax_ctc.ctc(x, labels, lengths).sum()
 
         cost = jax.jit(loss)(x)
@@ -64,14 +68,15 @@ def sanitizer(write: Callable[..., None], tiny: bool, deadline: float) -> None:
 
 def start(program: str, tool: str, folder: Path) -> "subprocess.Popen[bytes]":
     command = [program, "--tool", tool, "--error-exitcode", "9", "--print-limit", "20"]
-    command += [sys.executable, str(Path(__file__).with_name("gpu.py")), "--section", "sanitized"]
+    command += [sys.executable, "-m", "benchmarks.gpu", "--section", "sanitized"]
     command += ["--json", str(folder / f"{tool}.jsonl")]
     # CUDA graphs are off, so that each kernel is launched by itself, under its own name.
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_command_buffer="
     with open(folder / f"{tool}.log", "w") as log:
         return subprocess.Popen(
-            command, stdout=log, stderr=log, env={**os.environ, "XLA_FLAGS": flags.strip()}
-        )
+            command, cwd=ROOT, stdout=log, stderr=log,
+            env={**os.environ, "XLA_FLAGS": flags.strip()},
+        )  # fmt: skip
 
 
 def verdict(log: str, code: int, late: bool) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs pytest so that a test that crashes, hangs or loses the device does not stop other tests.
 
-A few processes share the tests, and gpu_pytest.py is a plugin in each. A process that dies is
-started again with the tests that it had not begun. A process that is silent for too long is stopped
-and started again.
+A few processes share the tests, and tests/support/gpu_shards.py is a plugin in each. A process that
+dies is started again with the tests that it had not begun. A process that is silent for too long is
+stopped and started again.
 """
 
 import importlib.util
@@ -18,13 +18,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-TESTS = HERE.parent / "tests"
+from .. import ROOT
+
+TESTS = ROOT / "tests"
 # Below tests/: what tests compilers, sources, the emulator, or the CPU alone.
 NOT_OF_A_DEVICE = [
     *(f"kernels/test_{name}.py" for name in (
-        "agreement", "backends", "cuda_build", "emulated*", "gpu_program", "handlers", "makefile",
-        "program", "sanitized", "sources",
+        "agreement", "backends", "cuda_build", "emulated*", "gpu_paper", "gpu_program", "gpus",
+        "hand_over", "handlers", "linear_program", "makefile", "program", "sanitized", "sources",
     )),
     "loss/test_oracle.py", "gpu/*",
 ]  # fmt: skip
@@ -103,9 +104,9 @@ class Shard:
     def start(self) -> None:
         self.skip.write_text("\n".join(self.done))
         env = {**os.environ, **self.extra}
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), env.get("PYTHONPATH")]))
-        env["GPU_PYTEST"] = json.dumps([self.part, str(self.said), str(self.skip)])
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "gpu_pytest"]
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS), env.get("PYTHONPATH")]))
+        env["GPU_SHARD"] = json.dumps([self.part, str(self.said), str(self.skip)])
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "support.gpu_shards"]
         command += ["-p", "no:cacheprovider", "-W", "default", "--continue-on-collection-errors"]
         command += ["-o", f"faulthandler_timeout={SILENCE / 2}"]
         with open(self.log, "a") as log:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rows of gpu.py in Markdown: a table for each section, then the aims of the design."""
+"""The rows of all sections in Markdown: a table for each section, then the aims of the design."""
 
 from typing import Any
 

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the CUDA kernels should take on an H100 and an H200, on paper: no GPU is needed.
 
-`python benchmarks/gpu_paper.py` (or `make gpu-paper`) prints a row for each kernel of each shape.
+`python -m benchmarks.gpu.paper` (or `make gpu-paper`) prints a row for each kernel of each shape.
   instructions  of a warp for a frame of the lattice, with its share of what a tile costs; read off
                 the machine code for sm_90, as are the registers of a thread
   MB            moved between kernel and memory, if no cache holds what a kernel before has written;
                 of all kernels: read and written together
   blocks, waves that one multiprocessor holds at a time; blocks of the launch / blocks of all
   H100, H200    microseconds predicted: the larger of memory and of instructions, and a launch
-  floor         as in gpu_speed.py, on an H200
+  floor         as in speed.py, on an H200
   measured      on an H200 (benchmarks/results/nvidia-h200.md): a kernel by the profiler, the whole
                 by a loop, which has launches of its own
 The exit status is 1 if a number is over its bound (BOUNDS) or a kernel spills registers.
@@ -172,7 +172,8 @@ def compiled(folder):
     for file, kernels in files.items():
         cubin = Path(folder) / f"{file}.cubin"
         command = [tool("nvcc"), "-std=c++17", "--expt-relaxed-constexpr", "-arch=sm_90", "-cubin"]
-        command += ["-Xptxas", "-v", ROOT / "kernels" / "cuda" / f"{file}.cu", "-o", cubin]
+        cuda = ROOT / "kernels" / "cuda"
+        command += ["-I", cuda / "nvidia", "-Xptxas", "-v", cuda / f"{file}.cu", "-o", cubin]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
         parts = re.split(r"Compiling entry function '(\w+)'", said)[1:]
         for key, name in kernels:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pytest plugin for gpu_tests.py: runs a part of the tests and writes each outcome at once."""
+"""A pytest plugin for benchmarks/gpu/tests.py: runs a part of the tests, and writes each outcome
+at once."""
 
 import json
 import os
@@ -9,7 +10,7 @@ import types
 from pathlib import Path
 from typing import Any
 
-PART, SAID, SKIP = json.loads(os.environ["GPU_PYTEST"])
+PART, SAID, SKIP = json.loads(os.environ["GPU_SHARD"])
 LOST = re.compile(  # after these errors no kernel runs in this process
     "ILLEGAL_ADDRESS|illegal memory access|LAUNCH_FAILED|unspecified launch failure|"
     "MISALIGNED_ADDRESS|misaligned address|ILLEGAL_INSTRUCTION|LAUNCH_TIMEOUT|device-side assert"

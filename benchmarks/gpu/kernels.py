@@ -17,10 +17,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from gpu_speed import problem, steps_of
-from gpu_timing import clock_under_load, copy_bandwidth, in_a_loop, median_of
 
 import jax_ctc
+
+from .speed import Shape, problem, steps_of
+from .timing import clock_under_load, copy_bandwidth, in_a_loop, median_of
 
 LATTICE = [(200, 1, 32, 30), (400, 16, 32, 100)]
 ROWS = (1000, 64, 5000, 100)
@@ -47,16 +48,16 @@ def kernels(write: Callable[..., None], tiny: bool, deadline: float) -> None:
                 write(**row)
 
 
-def name_of(shape: Any, training: bool) -> str:
+def name_of(shape: Shape, training: bool) -> str:
     return f"{' '.join(map(str, shape))} {'loss+grad' if training else 'loss'}"
 
 
-def step_time(shape: Any, training: bool, n: int) -> float:
+def step_time(shape: Shape, training: bool, n: int) -> float:
     step, first = steps_of(problem(shape, "float32"), training)
     return median_of(in_a_loop(step, first, n))[0]
 
 
-def cycles(shape: Any, training: bool, clock: float) -> dict[str, Any]:
+def cycles(shape: Shape, training: bool, clock: float) -> dict[str, Any]:
     """Cycles per frame, from T and 2 T frames. In the loss alone alpha and beta meet in the middle,
     so the chain has half as many steps as frames."""
     T, B, V, L = shape
@@ -71,12 +72,13 @@ def cycles(shape: Any, training: bool, clock: float) -> dict[str, Any]:
     }
 
 
-def with_a_product(shape: Any) -> dict[str, Any]:
+def with_a_product(shape: Shape) -> dict[str, Any]:
     """Time of loss + gradient + Hessian-vector product, relative to loss + gradient."""
     acts, labels, lengths = problem(shape, "float32")
     gradient = jax.grad(lambda x: jax_ctc.ctc(x, labels, lengths).sum())
 
-    def step(state: Any) -> Any:  # the gradient and the product are the next step's operands
+    # The gradient and the product are the next step's operands.
+    def step(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         return jax.jvp(gradient, state[:1], state[1:])
 
     both = median_of(in_a_loop(step, (acts, acts + 1), 100))[0]
@@ -89,7 +91,7 @@ def with_a_product(shape: Any) -> dict[str, Any]:
     }
 
 
-def row_bandwidth(shape: Any, training: bool, bandwidth: float) -> dict[str, Any]:
+def row_bandwidth(shape: Shape, training: bool, bandwidth: float) -> dict[str, Any]:
     """Bandwidth of the row kernels, from few and many classes with the same lattice."""
     T, B, V, L = shape
     few = max(2 * L, V // 10)
@@ -106,11 +108,11 @@ def row_bandwidth(shape: Any, training: bool, bandwidth: float) -> dict[str, Any
     }
 
 
-def profiled(shape: Any, training: bool, clock: float, bandwidth: float) -> list[dict[str, Any]]:
+def profiled(shape: Shape, training: bool, clock: float, bandwidth: float) -> list[dict[str, Any]]:
     """Median time of each kernel over ten calls."""
     arguments = problem(shape, "float32")
 
-    def loss(acts: Any, labels: Any, lengths: Any) -> Any:
+    def loss(acts: jax.Array, labels: jax.Array, lengths: jax.Array) -> jax.Array:
         return jax_ctc.ctc(acts, labels, lengths).sum()
 
     f = jax.jit(jax.value_and_grad(loss) if training else loss)

@@ -3,7 +3,6 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +24,9 @@ def accuracy(write: Callable[..., None], tiny: bool, deadline: float) -> None:
             lengths = np.full(B, T, np.int32)
 
             @jax.jit
-            def solve(x: jax.Array, labels: Any = labels, lengths: Any = lengths) -> Any:
+            def solve(
+                x: jax.Array, labels: np.ndarray = labels, lengths: np.ndarray = lengths
+            ) -> tuple[jax.Array, jax.Array]:
                 cost, pull = jax.vjp(lambda x: jax_ctc.ctc(x, labels, lengths), x)
                 return cost, pull(jnp.ones_like(cost))[0]
 
@@ -42,8 +43,8 @@ def accuracy(write: Callable[..., None], tiny: bool, deadline: float) -> None:
             )
 
 
-def torch_error(acts: Any, labels: Any, slope: Any) -> Any:
-    """The largest error of the gradient of PyTorch's own kernels."""
+def torch_error(acts: np.ndarray, labels: np.ndarray, slope: np.ndarray) -> float | str:
+    """The largest error of the gradient of PyTorch's own kernels, or why there is none."""
     try:
         import torch
 

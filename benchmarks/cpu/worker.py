@@ -10,13 +10,14 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from .peers import PEERS
-from .problems import problem
+from .. import ROOT, import_what_is_installed
+from .peers import PEERS, Prepared
+from .problems import Shape, problem
 
 
 class Worker:
@@ -26,8 +27,8 @@ class Worker:
         # The idle threads of a library must not spin, because they would slow the other peers.
         environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(threads)}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker", peer],
-            cwd=Path(__file__).resolve().parent.parent,
+            [sys.executable, "-m", "benchmarks.cpu.worker", peer],
+            cwd=ROOT,
             env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -44,7 +45,7 @@ class Worker:
         self.process.wait()
 
 
-def timed(call: Any, seconds: float) -> list[float]:
+def timed(call: Callable[[], object], seconds: float) -> list[float]:
     """Milliseconds of each call, for at least `seconds`, after one call that is not counted."""
     call()
     times = []
@@ -56,26 +57,26 @@ def timed(call: Any, seconds: float) -> list[float]:
     return times
 
 
-def to_numpy(x: Any) -> Any:
+def to_numpy(x: Any) -> np.ndarray:  # of JAX, of PyTorch
     return np.asarray(x.detach() if hasattr(x, "detach") else x, np.float64)
 
 
-def gradient_error(peer: str, shape: Any, spread: float) -> float:
+def gradient_error(peer: str, shape: Shape, spread: float) -> float:
     """Largest error of the gradient of the sum of costs, against float64."""
     import jax
 
     import jax_ctc
 
-    acts, *rest = problem(shape, full=True)
+    acts, labels, lengths, counts = problem(shape, full=True)
     acts = (spread * acts).astype(np.float32)
-    _, gradient = PEERS[peer](True, (acts, *rest)).call()
+    _, gradient = PEERS[peer](True, (acts, labels, lengths, counts)).call()
     with jax.enable_x64(True):
-        exact = jax.grad(lambda x: jax_ctc.ctc(x, *rest[:2]).sum())(acts.astype(np.float64))
+        exact = jax.grad(lambda x: jax_ctc.ctc(x, labels, lengths).sum())(acts.astype(np.float64))
     return float(np.abs(to_numpy(gradient) - np.asarray(exact)).max())
 
 
 def serve(peer: str) -> None:
-    prepared: Any = None
+    prepared: Prepared | None = None
     # The C library keeps freed memory up to the size of the largest block freed so far. Freeing one
     # large block here makes that size the same for every peer. Otherwise some peers would be timed
     # with new pages in each call.
@@ -98,6 +99,7 @@ def serve(peer: str) -> None:
                     "temporary_bytes": prepared.temporary_bytes,
                 }
             elif question["do"] == "time":
+                assert prepared is not None
                 answer = {"ms": timed(prepared.call, question["seconds"])}
             else:
                 answer = {"error_of": gradient_error(peer, question["shape"], question["spread"])}
@@ -108,7 +110,5 @@ def serve(peer: str) -> None:
 
 
 if __name__ == "__main__":
-    from . import import_what_is_installed
-
     import_what_is_installed()
     serve(sys.argv[1])

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+// What kernels use of the machine, by nvcc: intrinsics, assembly and the start of a kernel. The build's include path
+// chooses this file. An emulator, which runs kernels as C++ on a CPU, has a file of this name with the same
+// declarations.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "../cell.h"
+
+#define CTC_DEVICE __device__ __forceinline__
+
+namespace jax_ctc {
+namespace cuda {
+
+CTC_DEVICE char* shared_memory() {
+  extern __shared__ __align__(128) char memory[];
+  return memory;
+}
+CTC_DEVICE unsigned shared_address(const void* p) { return static_cast<unsigned>(__cvta_generic_to_shared(p)); }
+
+// Global to shared memory behind the thread's back. The thread itself sees the bytes after copy_wait, others after a
+// barrier that follows it.
+template <int kBytes> CTC_DEVICE void copy_async(void* to, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(to)), "l"(from), "n"(kBytes)
+               : "memory");
+}
+CTC_DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int kPending> CTC_DEVICE void copy_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// The barrier of some warps of a block, by number: 1 to 15.
+template <int id> CTC_DEVICE void barrier(int threads) {
+  asm volatile("bar.sync %0, %1;" ::"n"(id), "r"(threads) : "memory");
+}
+
+CTC_DEVICE void load_shared(unsigned address, Scaled<float>& v) {
+  asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=f"(v.m), "=r"(v.e) : "r"(address));
+}
+CTC_DEVICE void load_shared(unsigned address, Scaled<double>& v) {
+  asm volatile("ld.shared.v2.b64 {%0, %1}, [%2];" : "=d"(v.m), "=l"(v.e) : "r"(address));
+}
+CTC_DEVICE void load_shared(unsigned address, Dual<float>& v) {
+  asm volatile("{.reg .b32 x; ld.shared.v4.b32 {%0, %1, %2, x}, [%3];}"
+               : "=f"(v.m), "=r"(v.e), "=f"(v.d)
+               : "r"(address));
+}
+CTC_DEVICE void load_shared(unsigned address, Dual<double>& v) {
+  asm volatile("ld.shared.v2.b64 {%0, %1}, [%3]; ld.shared.b64 %2, [%3+16];"
+               : "=d"(v.m), "=l"(v.e), "=d"(v.d)
+               : "r"(address));
+}
+// Two side by side.
+template <class Value> CTC_DEVICE void load_shared(unsigned address, Value& v, Value& w) {
+  load_shared(address, v);
+  load_shared(address + sizeof(Cell<Value>), w);
+}
+CTC_DEVICE void load_shared(unsigned address, Scaled<float>& v, Scaled<float>& w) {
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=f"(v.m), "=r"(v.e), "=f"(w.m), "=r"(w.e) : "r"(address));
+}
+// An array in shared memory, read through volatile assembly so that loads stay where they are written. Otherwise the
+// compiler hoists so many loads that registers spill.
+template <class Value> struct SharedArray {
+  unsigned address;
+  explicit CTC_DEVICE SharedArray(const Cell<Value>* p) : address(shared_address(p)) {}
+  CTC_DEVICE Value operator[](int i) const {
+    Value v;
+    load_shared(address + i * sizeof(Cell<Value>), v);
+    return v;
+  }
+  // Two side by side, from an even i on.
+  CTC_DEVICE void read(int i, Value& v, Value& w) const { load_shared(address + i * sizeof(Cell<Value>), v, w); }
+};
+
+// To shared or global memory, by the lanes where `yes`. As a plain `if` it became a branch, 6 to 13 cycles a frame.
+#define CTC_IF(yes, stores) "{.reg .pred p; setp.ne.u32 p, " yes ", 0; " stores "}"
+CTC_DEVICE void store_if(bool yes, Scaled<float>* to, Scaled<float> v) {
+  asm volatile(CTC_IF("%3", "@p st.v2.b32 [%0], {%1, %2};")::"l"(to), "f"(v.m), "r"(v.e), "r"(unsigned(yes)));
+}
+CTC_DEVICE void store_if(bool yes, Scaled<double>* to, Scaled<double> v) {
+  asm volatile(CTC_IF("%3", "@p st.v2.b64 [%0], {%1, %2};")::"l"(to), "d"(v.m), "l"(v.e), "r"(unsigned(yes)));
+}
+CTC_DEVICE void store_if(bool yes, DualCell<float>* to, Dual<float> v) {
+  asm volatile(CTC_IF("%4", "@p st.v4.b32 [%0], {%1, %2, %3, %3};")::"l"(to), "f"(v.m), "r"(v.e), "f"(v.d),
+               "r"(unsigned(yes)));
+}
+CTC_DEVICE void store_if(bool yes, DualCell<double>* to, Dual<double> v) {
+  asm volatile(CTC_IF("%4", "@p st.v2.b64 [%0], {%1, %2}; @p st.b64 [%0+16], %3;")::"l"(to), "d"(v.m), "l"(v.e),
+               "d"(v.d), "r"(unsigned(yes)));
+}
+// To global memory, two values side by side.
+CTC_DEVICE void store_pair_if(bool yes, void* to, Scaled<float> a, Scaled<float> b) {
+  asm volatile(CTC_IF("%5", "@p st.global.v4.b32 [%0], {%1, %2, %3, %4};")::"l"(to), "f"(a.m), "r"(a.e), "f"(b.m),
+               "r"(b.e), "r"(unsigned(yes)));
+}
+CTC_DEVICE void store_pair_if(bool yes, void* to, Scaled<double> a, Scaled<double> b) {
+  asm volatile(CTC_IF("%5", "@p st.global.v2.b64 [%0], {%1, %2}; @p st.global.v2.b64 [%0+16], {%3, %4};")::"l"(to),
+               "d"(a.m), "l"(a.e), "d"(b.m), "l"(b.e), "r"(unsigned(yes)));
+}
+CTC_DEVICE void store_pair_if(bool yes, void* to, Dual<float> a, Dual<float> b) {
+  asm volatile(
+      CTC_IF("%7",
+             "@p st.global.v4.b32 [%0], {%1, %2, %3, %3}; @p st.global.v4.b32 [%0+16], {%4, %5, %6, %6};")::"l"(to),
+      "f"(a.m), "r"(a.e), "f"(a.d), "f"(b.m), "r"(b.e), "f"(b.d), "r"(unsigned(yes)));
+}
+CTC_DEVICE void store_pair_if(bool yes, void* to, Dual<double> a, Dual<double> b) {
+  asm volatile(CTC_IF("%7",
+                      "@p st.global.v2.b64 [%0], {%1, %2}; @p st.global.b64 [%0+16], %3; "
+                      "@p st.global.v2.b64 [%0+32], {%4, %5}; @p st.global.b64 [%0+48], %6;")::"l"(to),
+               "d"(a.m), "l"(a.e), "d"(a.d), "d"(b.m), "l"(b.e), "d"(b.d), "r"(unsigned(yes)));
+}
+#undef CTC_IF
+
+// A value in memory, 8 or 16 bytes at once: its type alone would promise 4.
+CTC_DEVICE Scaled<float> load(const Scaled<float>* from) {
+  const float2 v = *reinterpret_cast<const float2*>(from);
+  return {v.x, __float_as_int(v.y)};
+}
+CTC_DEVICE Scaled<double> load(const Scaled<double>* from) {
+  const double2 v = *reinterpret_cast<const double2*>(from);
+  return {v.x, __double_as_longlong(v.y)};
+}
+CTC_DEVICE Dual<float> load(const DualCell<float>* from) {
+  const float4 v = *reinterpret_cast<const float4*>(from);
+  return {v.x, __float_as_int(v.y), v.z};
+}
+CTC_DEVICE Dual<double> load(const DualCell<double>* from) {
+  const double2 v = *reinterpret_cast<const double2*>(from);
+  return {v.x, __double_as_longlong(v.y), from->d};
+}
+CTC_DEVICE void store(Scaled<float>* to, Scaled<float> v) {
+  *reinterpret_cast<float2*>(to) = make_float2(v.m, __int_as_float(v.e));
+}
+CTC_DEVICE void store(Scaled<double>* to, Scaled<double> v) {
+  *reinterpret_cast<double2*>(to) = make_double2(v.m, __longlong_as_double(v.e));
+}
+CTC_DEVICE void store(DualCell<float>* to, Dual<float> v) {
+  *reinterpret_cast<float4*>(to) = make_float4(v.m, __int_as_float(v.e), v.d, v.d);
+}
+CTC_DEVICE void store(DualCell<double>* to, Dual<double> v) {
+  *reinterpret_cast<double2*>(to) = make_double2(v.m, __longlong_as_double(v.e));
+  to->d = v.d;
+}
+
+// Adds 1 for the block, and tells all of its threads what was there before; `before` is in shared memory. Who comes
+// after another block sees what that one has written. All threads call it. No __shared__ variable: a kernel that has
+// one may not have all of the shared memory that the device offers.
+CTC_DEVICE int32_t block_adds(int32_t* to, int32_t* before) {
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    *before = atomicAdd(to, 1);
+    __threadfence();
+  }
+  __syncthreads();
+  return *before;
+}
+
+// The same, but the compiler does not know it: what depends on it is not kept from before.
+CTC_DEVICE char* computed_again(char* p) {
+  asm volatile("" : "+l"(p));
+  return p;
+}
+
+CTC_DEVICE float exp2_approx(float x) {  // relative error up to 1.7e-7, exact for integers
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+template <class Arguments> cudaError_t start(void (*kernel)(Arguments), unsigned blocks, int threads, size_t shared,
+                                             cudaStream_t stream, const Arguments& arguments) {
+  kernel<<<blocks, threads, shared, stream>>>(arguments);
+  return cudaGetLastError();
+}
+
+}  // namespace cuda
+}  // namespace jax_ctc

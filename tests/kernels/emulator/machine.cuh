@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// What kernels use of the machine, on the emulator: the same declarations as in kernels/cuda/nvidia/machine.cuh.
+#pragma once
+
+#include <cstdint>
+
+#include "../../../kernels/cuda/cell.h"
+#include "emulator.h"
+
+#define CTC_DEVICE inline
+
+namespace jax_ctc {
+namespace cuda {
+
+inline char* shared_memory() { return emulator::shared_memory(); }
+template <class F> Scaled<F> load(const Scaled<F>* from) { return *from; }
+template <class F> Dual<F> load(const DualCell<F>* from) { return {from->m, from->e, from->d}; }
+template <class F> void store(Scaled<F>* to, Scaled<F> v) { *to = v; }
+template <class F> void store(DualCell<F>* to, Dual<F> v) { *to = {v.m, v.e, v.d, v.d}; }
+template <class Value> struct SharedArray {
+  const Cell<Value>* at;
+  explicit SharedArray(const Cell<Value>* p) : at(p) {}
+  Value operator[](int i) const { return load(at + i); }
+  void read(int i, Value& v, Value& w) const { v = load(at + i), w = load(at + i + 1); }
+};
+template <int kBytes> inline void copy_async(void* to, const void* from) { emulator::copy_async(to, from, kBytes); }
+inline void copy_commit() { emulator::copy_commit(); }
+template <int kPending> inline void copy_wait() { emulator::copy_wait(kPending); }
+template <int id> inline void barrier(int threads) { emulator::barrier(id, threads); }
+template <class Value> void store_if(bool yes, Cell<Value>* to, Value v) {
+  if (yes) store(to, v);
+}
+template <class Value> void store_pair_if(bool yes, void* to, Value a, Value b) {
+  if (yes) store(static_cast<Cell<Value>*>(to), a), store(static_cast<Cell<Value>*>(to) + 1, b);
+}
+inline int32_t block_adds(int32_t* to, int32_t* before) { return emulator::block_adds(to, before); }
+inline char* computed_again(char* p) { return p; }
+inline float exp2_approx(float x) { return emulator::exp2_approx(x); }
+
+template <class Arguments> cudaError_t start(void (*kernel)(Arguments), unsigned blocks, int threads, size_t shared,
+                                             cudaStream_t, const Arguments& arguments) {
+  emulator::launch(reinterpret_cast<const void*>(kernel), blocks, threads, shared, [&] { kernel(arguments); });
+  return cudaSuccess;
+}
+
+}  // namespace cuda
+}  // namespace jax_ctc
