@@ -16,13 +16,15 @@ def check(
     blank: int = 0,
     time_major: bool = True,
     vocab_axis: str | tuple[str, ...] | None = None,
+    kernel: ArrayLike | None = None,
 ) -> None:
     """Checks labels and lengths inside `jax.jit`, for `jax.experimental.checkify`.
 
     Under `jit` an invalid value cannot raise, so `ctc` makes the cost of its sequence NaN. This
     function reports the same values as errors of `checkify`. An error names the argument, the index
-    and the value. The arguments are those of `ctc`. Wrong shapes and dtypes raise as they do there,
-    and so do invalid values that are known.
+    and the value. The arguments are those of `ctc`. For `ctc_linear` give the hidden states in the
+    place of `acts`, and `kernel`. Wrong shapes and dtypes raise as they do there, and so do invalid
+    values that are known.
 
     Under `vmap` the index in the error counts all mapped axes, outermost first. `scan` and
     `lax.map` run one step at a time, so there it is the index within a step. To have the sequence
@@ -35,10 +37,21 @@ def check(
       >>> error, value = jax.jit(checkify.checkify(loss))(acts, labels, lengths)
       >>> error.throw()  # JaxRuntimeError: labels[1, 3] = 0 is the blank, ...
     """
-    acts = _shapes.floats("acts", acts, labels)
-    slices = _split_classes.local_slices(_split_classes.axes_of(acts, vocab_axis))
+    if kernel is None:
+        acts = _shapes.floats("acts", acts, labels)
+        names = _split_classes.axes_of(acts, vocab_axis)
+    else:
+        kernel = _shapes.floats("kernel", kernel)
+        names = _split_classes.axes_of(kernel, vocab_axis, "kernel")
     given = _shapes.checked(
-        acts, labels, lengths, label_lengths, blank=blank, time_major=time_major, slices=slices or 1
+        acts,
+        labels,
+        lengths,
+        label_lengths,
+        blank=blank,
+        time_major=time_major,
+        slices=_split_classes.local_slices(names) or 1,
+        kernel=kernel,
     )
     if _values.raise_on_known(given):
         return

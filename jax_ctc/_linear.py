@@ -14,10 +14,6 @@ from . import _arguments, _mesh, _shapes, _split_classes
 from ._loss import with_zeros
 from ._primitives import few_classes, linear_sums
 
-# Two tiles of this size exist at a time in a derivative. A product of fewer numbers is slower, and
-# the passes over larger tiles leave the caches (docs/performance.md).
-TILE_BYTES = 16 << 20
-
 
 def ctc_linear(
     hidden: ArrayLike,
@@ -32,7 +28,7 @@ def ctc_linear(
     zero_infinity: bool = False,
     num_threads: int | None = None,
     vocab_axis: str | tuple[str, ...] | None = None,
-    tile_bytes: int = TILE_BYTES,
+    tile_bytes: int | None = None,
     precision: lax.PrecisionLike = None,
 ) -> Array:
     """Returns ``ctc(hidden @ kernel + bias, ...)`` without storing the logits.
@@ -56,8 +52,9 @@ def ctc_linear(
       vocab_axis: the mesh axis (or axes) over which V is sharded, as in `ctc`. Inside
         ``shard_map``, `kernel` is the slice (D, V / M) of this device, `bias` the slice (V / M,),
         and all other arguments are replicated over the axis.
-      tile_bytes: the size of a tile of logits in memory. One tile exists at a time in the forward
-        pass, two in the backward pass. Results depend on it by rounding.
+      tile_bytes: the size of a tile of logits. None means 4 MiB on a CPU and 32 MiB elsewhere. One
+        tile exists at a time in the forward pass, two in the backward pass. Results depend on the
+        size by rounding.
       precision: of the products, as in `jax.numpy.matmul`.
 
     Returns:
@@ -84,7 +81,8 @@ def ctc_linear(
     """
     threads = _shapes.threads_of(num_threads)
     zero_infinity = _shapes.switch("zero_infinity", zero_infinity)
-    tile_bytes = _positive("tile_bytes", tile_bytes)
+    if tile_bytes is not None:
+        tile_bytes = _positive("tile_bytes", tile_bytes)
     _check_precision(precision)
     hidden = _shapes.floats("hidden", hidden, labels)
     kernel = _shapes.floats("kernel", kernel)
@@ -140,7 +138,7 @@ def _cost(
     threads: int,
     names: tuple[str, ...],
     zero_infinity: bool,
-    tile_bytes: int,
+    tile_bytes: int | None,
     precision: lax.PrecisionLike,
 ) -> Array:
     product = _product_dtype(hidden, kernel)
@@ -203,9 +201,9 @@ def _positive(name: str, value: int) -> int:
     try:
         number = operator.index(value)
     except TypeError as error:
-        raise TypeError(f"`{name}`: expected a Python int, got {value!r}.") from error
+        raise TypeError(f"`{name}`: expected None or a Python int, got {value!r}.") from error
     if number < 1:
-        raise ValueError(f"`{name}`: expected at least 1, got {number}.")
+        raise ValueError(f"`{name}`: expected None or at least 1, got {number}.")
     return number
 
 

@@ -177,9 +177,13 @@ def show(run: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
+def file_name(machine: dict[str, Any]) -> str:
+    return re.sub(r"\W+", "-", machine["cpu"]).strip("-").lower()
+
+
 def save(run: dict[str, Any], output: Path, prefix: str) -> None:
     output.mkdir(parents=True, exist_ok=True)
-    stem = prefix + re.sub(r"\W+", "-", run["machine"]["cpu"]).strip("-").lower()
+    stem = prefix + file_name(run["machine"])
     (output / f"{stem}.json").write_text(json.dumps(run, indent=1) + "\n")
     (output / f"{stem}.md").write_text(report.markdown(run))
     if "sweeps" in run:

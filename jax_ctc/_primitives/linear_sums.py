@@ -202,7 +202,7 @@ def sums_of(
     symbols: Array,
     lengths: Array,
     time_axis: int,
-    tile_bytes: int,
+    tile_bytes: int | None,
 ) -> few_classes.Sums:
     """Returns the sums of the local classes (few_classes.py). `arrays` are hidden, kernel and
     bias."""

@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -11,31 +12,51 @@ from .tile_function import Function, Per, Tile, cost_dtype, results_of, sizes_of
 
 # ---- the size of a tile ------------------------------------------------------------------------
 
-_COLUMNS = 4096  # at most, unless there are few rows
-_ROWS = 64  # at least, because products of fewer rows are slow
+# Smaller tiles make slower products. More rows than these are waste where lengths differ, because
+# the last tile of rows is padded. More bytes leave the caches of a CPU (docs/output_layer.md). On
+# a GPU a tile must be worth a dozen launches; its size there is an estimate.
+_LEAST_ROWS, _LEAST_COLUMNS = 64, 256
 
 
-def tile_size(frames: int, V: int, itemsize: int, tile_bytes: int) -> tuple[int, int]:
+class Limits(NamedTuple):
+    """What a tile is at most, if the caller does not say how many bytes."""
+
+    rows: int
+    tile_bytes: int
+
+
+CPU = Limits(512, 4 << 20)
+OTHER = Limits(2048, 32 << 20)
+
+
+def tile_size(
+    frames: int, V: int, itemsize: int, tile_bytes: int | None, limits: Limits
+) -> tuple[int, int]:
     """Returns rows and columns of a tile. A symbolic V (jax.export) is not cut."""
     if not isinstance(V, int):
-        return _ROWS, V
-    entries = max(tile_bytes // itemsize, 1)
-    rows = max(entries // min(V, _COLUMNS), _ROWS)
+        return _LEAST_ROWS, V
+    entries = (tile_bytes or limits.tile_bytes) // itemsize
+    rows = min(limits.rows, max(entries // _LEAST_COLUMNS, _LEAST_ROWS))
     if isinstance(frames, int):
-        rows = min(rows, frames)
+        rows = _equal_blocks(frames, rows)
     return rows, _equal_blocks(V, entries // rows)
 
 
-def _equal_blocks(V: int, most: int) -> int:
-    """Returns the size of blocks of V, as equal as can be, of which none is larger than `most`."""
-    return -(-V // -(-V // max(most, 1)))
+def _equal_blocks(size: int, most: int) -> int:
+    """Returns the length of blocks as equal as can be, of which none is longer than `most`."""
+    return -(-size // -(-size // max(most, 1)))
 
 
 # ---- one device --------------------------------------------------------------------------------
 
 
 def one_device(
-    lengths: Array, *operands: Array, function: Function, time_axis: int, tile_bytes: int
+    lengths: Array,
+    *operands: Array,
+    function: Function,
+    time_axis: int,
+    tile_bytes: int | None,
+    limits: Limits,
 ) -> list[Array]:
     """Cuts the frames in use into tiles, sequence after sequence, so that no other frame is read.
     The number of tiles is known when the program runs."""
@@ -47,7 +68,7 @@ def one_device(
     totals = [jnp.zeros(x.shape, x.dtype) for x in avals]
     if 0 in (*frames, V):
         return totals
-    rows, columns = tile_size(N, V, dtype.itemsize, tile_bytes)
+    rows, columns = tile_size(N, V, dtype.itemsize, tile_bytes, limits)
 
     def flat(x: Array, per: Per) -> Array:
         if per is Per.CLASS:
@@ -115,7 +136,8 @@ def many_devices(
     *operands: Array,
     function: Function,
     time_axis: int,
-    tile_bytes: int,
+    tile_bytes: int | None,
+    limits: Limits,
     devices: int,
 ) -> list[Array]:
     """Cuts classes only, so that a partitioner can split the batch axes, and so that devices sum
@@ -127,8 +149,8 @@ def many_devices(
         return [jnp.zeros(x.shape, x.dtype) for x in avals]
     columns, N = V, math.prod(frames)
     if isinstance(V, int) and isinstance(N, int):
-        entries = devices * tile_bytes // dtype.itemsize
-        columns = _equal_blocks(V, max(entries // N, _ROWS))
+        entries = devices * (tile_bytes or limits.tile_bytes) // dtype.itemsize
+        columns = _equal_blocks(V, max(entries // N, _LEAST_ROWS))
     frame = lax.broadcasted_iota(jnp.int32, frames, time_axis)
     used = frame < jnp.expand_dims(lengths, time_axis)
 

@@ -35,9 +35,10 @@ from .tile_function import Function, Per, results_of, sizes_of, uncut
 
 
 def tiled(
-    function: Function, lengths: Array, *operands: Array, time_axis: int, tile_bytes: int
+    function: Function, lengths: Array, *operands: Array, time_axis: int, tile_bytes: int | None
 ) -> list[Array]:
-    """Returns the results of the function for all frames in use and all classes."""
+    """Returns the results of the function for all frames in use and all classes. Without
+    `tile_bytes` the platform decides."""
     params = {"function": function, "time_axis": time_axis, "tile_bytes": tile_bytes}
     return tiled_p.bind(*_mesh.vary_alike(lengths, *operands), **params)
 
@@ -56,7 +57,8 @@ def _abstract_eval(lengths, *operands, function, time_axis, **_):
     return list(map(typed, results_of(function, sizes, operands, time_axis)))
 
 
-def _lower(ctx, *operands, **params):
+def _lower(limits, ctx, *operands, **params):
+    params["limits"] = limits
     loop = tile_loops.one_device
     if not _mesh.is_unpartitioned(ctx):
         context = getattr(ctx.module_context, "axis_context", None)
@@ -131,7 +133,8 @@ def _batch(args, dims, *, function, time_axis, tile_bytes):
         return out, [None] * len(out)
     if any(m and per is not Per.SEQUENCE for m, per in zip(mapped, function.operands, strict=True)):
         size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
-        params["tile_bytes"] = max(tile_bytes // max(size, 1), 1)  # a tile has all indices
+        most = tile_bytes or tile_loops.CPU.tile_bytes
+        params["tile_bytes"] = max(most // max(size, 1), 1)  # a tile has all indices
     sizes = sizes_of(function, lengths, operands, time_axis)
     function, results = tile_transformations.vmapped(function, mapped, sizes, operands, time_axis)
     out = tiled(function, lengths, *operands, **params)
@@ -148,5 +151,6 @@ tiled_p.def_abstract_eval(_abstract_eval)
 ad.primitive_jvps[tiled_p] = _jvp
 ad.primitive_transposes[tiled_p] = _transpose
 batching.primitive_batchers[tiled_p] = _batch
-mlir.register_lowering(tiled_p, _lower)
+mlir.register_lowering(tiled_p, partial(_lower, tile_loops.OTHER))
+mlir.register_lowering(tiled_p, partial(_lower, tile_loops.CPU), platform="cpu")
 taylor.register(tiled_p)

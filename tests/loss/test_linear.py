@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import checkify
 
 import jax_ctc
 from support import layers
@@ -254,14 +255,14 @@ SHAPES = {
     "labels": ({"labels": np.full((4, 3), 23)}, r"labels\[0, 0\] = 23 is not a class of kernel"),
     "lengths": ({"lengths": np.full(4, 13)}, r"lengths\[0\] = 13 is outside .*hidden has T = 12"),
     "label rows": ({"labels": np.ones((3, 3), int)}, r"`labels`: .* because `hidden` has shape"),
-    "tile of no bytes": ({"tile_bytes": 0}, r"`tile_bytes`: expected at least 1"),
+    "tile of no bytes": ({"tile_bytes": 0}, r"`tile_bytes`: expected None or at least 1"),
     "precision": ({"precision": "low"}, r"`precision`: "),
 }
 TYPES = {
     "integers": ({"hidden": np.zeros((12, 4, 6), int)}, r"`hidden` \(hidden states\)"),
     "kernel of integers": ({"kernel": np.zeros((6, 23), int)}, r"`kernel` \(weights"),
     "bias of integers": ({"bias": np.zeros(23, int)}, r"`bias` \(bias"),
-    "size of a tile": ({"tile_bytes": 1.5}, r"`tile_bytes`: expected a Python int"),
+    "size of a tile": ({"tile_bytes": 1.5}, r"`tile_bytes`: expected None or a Python int"),
 }
 
 
@@ -286,3 +287,17 @@ def test_wrong_types_raise(change, message):
 def test_a_transposed_kernel_is_recognised():
     with pytest.raises(ValueError, match=r"Is it \(V, D\)\?"):
         jax_ctc.ctc_linear(LAYER.hidden, np.zeros((23, 6)), *LAYER.rest)
+
+
+def test_check_names_a_label_that_is_no_class_of_the_kernel():
+    def loss(hidden, kernel, labels, lengths):
+        jax_ctc.check(hidden, labels, lengths, kernel=kernel)
+        return jax_ctc.ctc_linear(hidden, kernel, labels, lengths).sum()
+
+    labels = LAYER.labels.copy()
+    labels[2, 1] = 23
+    checked = jax.jit(checkify.checkify(loss))
+    error, _ = checked(*LAYER.arrays[:2], labels, LAYER.lengths)
+    assert "labels[2, 1] = 23 is not a class of kernel with V = 23" in error.get()
+    error, _ = checked(*LAYER.arrays[:2], *LAYER.rest)
+    assert error.get() is None

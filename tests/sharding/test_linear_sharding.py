@@ -118,6 +118,36 @@ def test_no_device_has_more_than_its_part_of_hidden_and_kernel(way):
 
 
 @needs_devices
+@pytest.mark.parametrize("way", ["jit", "explicit"])
+def test_a_million_classes_over_eight_devices(way):
+    """Each has 131,072 of them, and no more; the logits are those of a few frames."""
+    V, frames = 1 << 20, 6
+    mesh = mesh_of(1, 8, WAYS[way])
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(frames, 2, 4)).astype(np.float32)
+    kernel = rng.normal(size=(4, V)).astype(np.float32)
+    labels = np.array([[V - 1, 3], [131_072, 131_071]])
+    arrays = [
+        jax.device_put(x, NamedSharding(mesh, spec))
+        for x, spec in ((hidden, P()), (kernel, P(None, "model")))
+    ]
+    names = None if way == "explicit" else "model"
+
+    def total(hidden, kernel):
+        return jax_ctc.ctc_linear(hidden, kernel, labels, None, vocab_axis=names).sum()
+
+    with mesh_in_use(mesh):
+        program = jax.jit(jax.value_and_grad(total, (0, 1))).lower(*arrays).compile()
+        cost, gradients = program(*arrays)
+    shapes = re.findall(r"f32\[([\d,]+)\]", program.as_text())
+    assert max(int(n) for s in shapes for n in s.split(",")) == V // 8
+    bias = np.zeros(V, np.float32)
+    expected = exact(hidden, kernel, bias, labels, np.full(2, frames))
+    np.testing.assert_allclose(cost, expected[0].sum(), rtol=1e-6)
+    assert_close(gradients, expected[1][:2], 1e-5)  # sums of a million terms
+
+
+@needs_devices
 def test_a_batch_that_is_sharded_sums_the_gradient_of_the_kernel_once():
     """The same bytes for one block of classes and for many."""
     mesh = mesh_of(8, 1)
