@@ -89,7 +89,8 @@ def _hypotheses(op, args, dims, *, time_axis, blank, threads):
         all_classes = jnp.broadcast_to(few_classes.softmax_of(sums), rows.shape)
         scale = rows[..., 1:]
         rows = jnp.where((scale == 0) | jnp.isnan(scale), rows, all_classes)
-        return [few_classes.cost_of(cost, sums, symbols, lengths, time_axis), rows, columns]
+        cost = few_classes.cost_of(cost, few_acts, sums, symbols, lengths, time_axis)
+        return [cost, rows, columns]
 
     # The new axis is the last of the batch, so the symbols of all hypotheses lie side by side.
     batch_axis = acts.ndim - 2

@@ -169,12 +169,19 @@ def cost(
     few_acts, labels, lengths = _mesh.vary_alike(few_acts, labels, lengths)
     params = {"time_axis": time_axis, "blank": 0, "threads": threads}
     few_cost = primitives["loss"].bind(few_acts, labels, lengths, **params)
-    return cost_of(few_cost, sums, symbols, lengths, time_axis)
+    return cost_of(few_cost, few_acts, sums, symbols, lengths, time_axis)
 
 
-def cost_of(few_cost: Array, sums: Sums, symbols: Array, lengths: Array, time_axis: int) -> Array:
+def cost_of(
+    few_cost: Array,
+    few_acts: Array,
+    sums: Sums,
+    symbols: Array,
+    lengths: Array,
+    time_axis: int,
+) -> Array:
     """Returns the costs (batch,) over all classes, from those of `acts_of`."""
-    operands = _scores(sums, symbols, time_axis), symbols, lengths, *sums[:3]
+    operands = few_acts, symbols, lengths, *sums[:3]
     params = {"time_axis": time_axis, "blank": 0, "threads": 0}
     total = left_out_p.bind(*_mesh.vary_alike(*operands), **params)
     few_cost = checkpoint_name(few_cost, RESIDUALS)
@@ -182,27 +189,32 @@ def cost_of(few_cost: Array, sums: Sums, symbols: Array, lengths: Array, time_ax
 
 
 @_unfused
-def _left_out_of_frames(scores, symbols, lengths, top, ties, tail, *, time_axis, **_):
+def _left_out_of_frames(few_acts, symbols, lengths, top, ties, tail, *, time_axis, **_):
     del symbols
-    return _over_frames(_left_out(top, ties, tail, scores), lengths, time_axis)
+    return _over_frames(_left_out(top, ties, tail, few_acts), lengths, time_axis)
 
 
 def _left_out_jvp(primals, tangents, **params):
     """The derivative is the softmax over all classes minus the softmax over the few."""
-    scores, _, lengths, _, ties, tail = primals
-    d_scores, d_tail = tangents[0], tangents[5]
+    few_acts, _, lengths, _, ties, tail = primals
+    d_few_acts, d_tail = tangents[0], tangents[5]
     out, terms = left_out_p.bind(*primals, **params), []
     if not is_zero(d_tail):
-        _, _, nonzero, _ = _terms(scores, ties)
+        nonzero = _few_sums(few_acts, ties).nonzero
         inverse = jnp.where(nonzero, 1 / jnp.where(nonzero, ties + tail, 1), 0)
         terms.append(multiply(inverse, d_tail))
-    if not is_zero(d_scores):
-        terms.append(
-            -multiply(_softmax(scores, _with_tangent(ties, scores[..., 0])), d_scores).sum(-1)
-        )
+    if not is_zero(d_few_acts):
+        terms.append(_mean(few_acts, _with_tangent(ties, few_acts[..., 0]), d_few_acts))
     if not terms:
         return out, zero_like(out)
     return out, _over_frames(reduce(jnp.add, terms), lengths, params["time_axis"])
+
+
+@jax.checkpoint
+def _mean(few_acts: Array, ties: Array, direction: Array) -> Array:
+    """Returns minus the mean of a direction under the softmax over the few. That softmax is
+    computed again in the backward pass, because it is as large as `few_acts`."""
+    return -multiply(_softmax(few_acts, ties), direction).sum(-1)
 
 
 def _over_frames(x: Array, lengths: Array, time_axis: int) -> Array:
@@ -221,26 +233,29 @@ def _scores(sums: Sums, symbols: Array, time_axis: int) -> Array:
     return jnp.where(jnp.expand_dims(symbols, time_axis) >= 0, shifted, -jnp.inf)
 
 
-def _left_out(top: Array, ties: Array, tail: Array, scores: Array) -> Array:
+def _left_out(top: Array, ties: Array, tail: Array, few_acts: Array) -> Array:
     """Returns log (sum over all classes / sum over the symbols) per frame, and 0 if one of the sums
     is 0."""
-    terms, few_sum, nonzero, base = _terms(scores, ties)
-    everything = ties + tail
-    ratio = jnp.log(jnp.where(nonzero, everything, 1)) - jnp.log(few_sum)
+    few = _few_sums(few_acts, ties)
+    few_sum = jnp.where(few.nonzero, few.ties + few.tail, 1)
+    ratio = jnp.log(jnp.where(few.nonzero, ties + tail, 1)) - jnp.log(few_sum)
     # If the symbols have nearly all of the probability, log1p keeps the digits of the rest. The
     # logits equal to `top` are counted, so no large terms cancel.
-    equal = (scores == top[..., None]) & (terms > 0)
-    others = (ties - equal.sum(-1, dtype=ties.dtype)) + (tail - jnp.where(equal, 0, terms).sum(-1))
+    others = (ties - few.ties) + (tail - few.tail)
     close = jnp.log1p(jnp.maximum(others, 0) / few_sum)
-    exact = jnp.where(base == top, close, (top - base) + ratio)
-    return jnp.where(nonzero, exact, 0)
+    exact = jnp.where(few.top == top, close, (top - few.top) + ratio)
+    return jnp.where(few.nonzero, exact, 0)
 
 
 @jax.custom_jvp
-def _softmax(scores: Array, ties: Array) -> Array:
-    """Returns the softmax over the symbols, and 0 if their sum is 0."""
-    terms, few_sum, _, _ = _terms(scores, ties)
-    return terms / few_sum[..., None]
+def _softmax(few_acts: Array, ties: Array) -> Array:
+    """Returns the softmax over the symbols, and 0 if their sum is 0. The last class, which stands
+    for all others, has 0."""
+    few = _few_sums(few_acts, ties)
+    log_sum = jnp.log(jnp.where(few.nonzero, few.ties + few.tail, 1))
+    alive = (few_acts > -jnp.inf) & few.nonzero[..., None]
+    exponent = (few_acts - few.top[..., None]) - log_sum[..., None]
+    return jnp.where(alive, jnp.exp(jnp.where(alive, exponent, 0)), 0)
 
 
 @_softmax.defjvp
@@ -249,15 +264,26 @@ def _(primals, tangents):
     return p, multiply(p, direction - multiply(p, direction).sum(-1, keepdims=True))
 
 
-def _terms(scores: Array, ties: Array) -> tuple[Array, Array, Array, Array]:
-    """Returns exp(scores - base), their sum (1 instead of 0), whether the sum is not 0, and `base`,
-    the largest score."""
-    base = scores.max(-1)
-    nonzero = (ties > 0) & (base > -jnp.inf)
-    base = jnp.where(nonzero, base, 0)
-    alive = (scores > -jnp.inf) & nonzero[..., None]
-    terms = jnp.where(alive, jnp.exp(jnp.where(alive, scores - base[..., None], 0)), 0)
-    return terms, jnp.where(nonzero, terms.sum(-1), 1), nonzero, base
+class _FewSums(NamedTuple):
+    """The sums over the symbols, per frame. All are 0 where `nonzero` is False."""
+
+    top: Array
+    ties: Array
+    tail: Array
+    nonzero: Array  # whether both the symbols and all classes have a sum
+
+
+def _few_sums(few_acts: Array, ties: Array) -> _FewSums:
+    """The kernel of `sums` stores no terms. XLA on a CPU would store those of each sum."""
+    frames, last = few_acts.shape[:-1], few_acts.shape[-1] - 1
+    symbols, used = jnp.full((*frames, 1), last, jnp.int32), jnp.ones(frames, jnp.int32)
+    operands = _mesh.vary_alike(few_acts[None], symbols, used)
+    params = {"time_axis": 0, "blank": 0, "threads": 0}
+    top, few_ties, tail, others = (x[0] for x in row_sums.sums_p.bind(*operands, **params))
+    # The class of all others has probability 0 unless the symbols have none.
+    nonzero = (ties > 0) & (few_ties > 0) & (top > -jnp.inf) & (others[..., 0] == -jnp.inf)
+    top, few_ties, tail = (jnp.where(nonzero, x, 0) for x in (top, few_ties, tail))
+    return _FewSums(top, few_ties, tail, nonzero)
 
 
 def softmax_of(sums: Sums) -> Array:

@@ -68,9 +68,10 @@ def temporaries(f, V, K=None):
 @needs_kernels
 @pytest.mark.parametrize(("f", "tiles"), [(loss, 1), (gradient, 2), (product, 5)])
 def test_memory_is_a_few_tiles_and_what_the_lattice_keeps(f, tiles):
-    """The kernel's columns of a tile are a quarter of a tile here; and twice L + 2 a frame."""
+    """A quarter of a tile here is the kernel's columns. L + 2 numbers a frame are those of the few
+    classes: 3 arrays of them for the loss, 4 for the gradient."""
     frames = T * B * 4
-    lattice = 2 * (L + 2) * frames if f is not product else 12 * (L + 2) * frames
+    lattice = {loss: 3, gradient: 4, product: 12}[f] * (L + 2) * frames
     assert temporaries(f, 20_000) < tiles * 1.5 * TILE + lattice + 12 * frames + D * frames
 
 
