@@ -20,6 +20,7 @@ def ctc(
     blank: int = 0,
     time_major: bool = True,
     zero_infinity: bool = False,
+    softmax: bool = True,
     num_threads: int | None = None,
     vocab_axis: str | tuple[str, ...] | None = None,
 ) -> Array:
@@ -47,6 +48,10 @@ def ctc(
       blank: the class that emits nothing, in [-V, V). -1 is the last class.
       time_major: whether T comes before B. Neither order is copied or transposed.
       zero_infinity: if True, a sequence without an alignment costs 0 instead of +inf.
+      softmax: if False, `acts` are log-scores as they stand: log-probabilities, scaled or with a
+        prior taken off, of any sum. Of a frame, only the entries of the blank and the labels are
+        read. The cost is -log of the sum over all alignments of exp(sum of scores), which may be
+        below 0, and the gradient of an entry is minus its occupancy.
       num_threads: the largest number of threads for a CPU kernel; None means all threads of JAX.
         The result has the same bits for every number.
       vocab_axis: the mesh axis (or axes) over which V is sharded (docs/scaling.md). Call `ctc`
@@ -92,6 +97,7 @@ def ctc(
     """
     threads = _shapes.threads_of(num_threads)
     zero_infinity = _shapes.switch("zero_infinity", zero_infinity)
+    softmax = _shapes.switch("softmax", softmax)
     acts = _shapes.floats("acts", acts, labels)
     vocab_axes = _split_classes.axes_of(acts, vocab_axis)
     a = _arguments.prepare(
@@ -103,6 +109,18 @@ def ctc(
         time_major=time_major,
         slices=_split_classes.local_slices(vocab_axes),
     )
+    if not softmax:
+        return _cost_of_scores(
+            a.acts,
+            a.labels,
+            a.lengths,
+            time_axis=a.time_axis,
+            blank=a.blank,
+            V=a.V,
+            names=vocab_axes,
+            threads=threads,
+            zero_infinity=zero_infinity,
+        )
     if vocab_axes:
         source = _split_classes.source_of_acts(a.acts, a.time_axis, threads)
         return with_zeros(_split_classes.cost(a, source, vocab_axes, threads), zero_infinity)
@@ -126,6 +144,28 @@ def _cost(
     """An eager call is one program too, because of this jit. So jax.debug_infs checks its result
     only."""
     return with_zeros(_primitives.loss_p.bind(acts, labels, lengths, **parameters), zero_infinity)
+
+
+@functools.partial(
+    jax.jit,
+    inline=True,
+    static_argnames=("time_axis", "blank", "V", "names", "threads", "zero_infinity"),
+)
+def _cost_of_scores(
+    scores: Array,
+    labels: Array,
+    lengths: Array,
+    *,
+    time_axis: int,
+    blank: int,
+    V: int,
+    names: tuple[str, ...],
+    threads: int,
+    zero_infinity: bool,
+) -> Array:
+    a = _arguments.Arguments(scores, labels, lengths, time_axis, blank, V)
+    source = _split_classes.source_of_scores(scores, time_axis)
+    return with_zeros(_split_classes.cost(a, source, names, threads), zero_infinity)
 
 
 def with_zeros(cost: Array, zero_infinity: bool) -> Array:

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from . import _arguments, _operands, _primitives
+from . import _arguments, _operands, _primitives, _shapes
+from ._loss import ctc
 
 
 def ctc_occupancy(
@@ -19,6 +20,7 @@ def ctc_occupancy(
     *,
     blank: int = 0,
     time_major: bool = True,
+    softmax: bool = True,
 ) -> Array:
     """Returns the posterior probability of each class at each frame, given the labels.
 
@@ -26,8 +28,8 @@ def ctc_occupancy(
     that the frame belongs to it, over all alignments of the labels (docs/ctc.md, eq. 8).
 
     Args:
-      acts, labels, lengths, label_lengths, blank, time_major: as in `ctc`; lengths=None means all T
-        frames.
+      acts, labels, lengths, label_lengths, blank, time_major, softmax: as in `ctc`; lengths=None
+        means all T frames.
 
     Returns:
       An array of the shape of `acts`; float64 for float64 acts, else float32. The occupancies of a
@@ -38,6 +40,12 @@ def ctc_occupancy(
 
     Raises: as `ctc`.
     """
+    if not _shapes.switch("softmax", softmax):
+        options = {"blank": blank, "time_major": time_major, "softmax": False}
+        acts = _shapes.floats("acts", acts, labels)
+        acts = acts.astype(_operands.cost_dtype(acts.dtype))
+        cost, pull_back = jax.vjp(lambda x: ctc(x, labels, lengths, label_lengths, **options), acts)
+        return -pull_back(jnp.ones_like(cost))[0]
     a = _arguments.prepare(acts, labels, lengths, label_lengths, blank=blank, time_major=time_major)
     return _occupancy(a.acts, a.labels, a.lengths, time_axis=a.time_axis, blank=a.blank)
 

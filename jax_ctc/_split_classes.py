@@ -76,6 +76,7 @@ class Source:
     have_classes: tuple[bool, ...]  # whether their last axis is V
     name: str  # of the argument that holds the classes
     sums: Callable[[tuple[Array, ...], Array, Array], few_classes.Sums]  # arrays, symbols, lengths
+    softmax: bool = True  # whether the classes of a row have a sum
 
     @property
     def local_V(self) -> int:
@@ -88,6 +89,16 @@ def source_of_acts(acts: Array, time_axis: int, threads: int) -> Source:
         return few_classes.sums_of(acts, symbols, lengths, time_axis, threads)
 
     return Source((acts,), (True,), "acts", sums)
+
+
+def source_of_scores(scores: Array, time_axis: int) -> Source:
+    """Of log-scores, whose rows are not summed."""
+
+    def sums(arrays: tuple[Array, ...], symbols: Array, lengths: Array) -> few_classes.Sums:
+        scores, symbols, lengths = _mesh.vary_alike(*arrays, symbols, lengths)
+        return few_classes.scores_of(scores, symbols, lengths, time_axis)
+
+    return Source((scores,), (True,), "acts", sums, softmax=False)
 
 
 def cost(a: _arguments.Arguments, source: Source, names: Names, threads: int) -> Array:
@@ -134,7 +145,12 @@ def cost(a: _arguments.Arguments, source: Source, names: Names, threads: int) ->
             f"`vocab_axis`: expected axes that shard nothing else, but the type of `{of_frames}` "
             f"has its batch over {_listed(tuple(taken))}: {jax.typeof(frames)}."
         )
-    if count == 1 and source.name == "acts" and not _mesh.sharded_over(frames, frames.ndim - 1):
+    if (
+        count == 1
+        and source.name == "acts"
+        and source.softmax
+        and not _mesh.sharded_over(frames, frames.ndim - 1)
+    ):
         return _primitives.loss_p.bind(
             frames, a.labels, a.lengths, time_axis=a.time_axis, blank=a.blank, threads=threads
         )
@@ -200,15 +216,16 @@ def _cost_of_slices(
 ) -> Array:
     """Runs on each of M devices, whose source has V / M classes."""
     symbols, few_labels = few_classes.symbols_of(labels, blank, V)
+    costs_of = partial(
+        few_classes.cost, time_axis=time_axis, threads=threads, softmax=source.softmax
+    )
     if not names:
         sums = source.sums(source.arrays, symbols, lengths)
-        return few_classes.cost(sums, symbols, few_labels, lengths, time_axis, threads)
+        return costs_of(sums, symbols, few_labels, lengths)
     M, slice_size = lax.psum(1, names), source.local_V
     local = symbols - lax.axis_index(names) * slice_size
     local = jnp.where((symbols >= 0) & (local >= 0) & (local < slice_size), local, -1)
     part = source.sums(source.arrays, local, lengths)
-    costs_of = partial(few_classes.cost, time_axis=time_axis, threads=threads)
-
     # If M divides the batch, each device runs the recursion for 1/M of the sequences, instead of
     # all M devices running all of them. The volume communicated is the same. Device m takes
     # sequences m, m + M, m + 2M, ...: the batch may also be sharded over other mesh axes that are

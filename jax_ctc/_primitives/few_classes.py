@@ -58,6 +58,14 @@ def sums_of(acts: Array, symbols: Array, lengths: Array, time_axis: int, threads
     return Sums(*row_sums.sums_p.bind(acts, symbols, lengths, **params))
 
 
+def scores_of(acts: Array, symbols: Array, lengths: Array, time_axis: int) -> Sums:
+    """Reads the entries of the symbols alone, for acts that are log-scores: their sums over V are
+    not needed."""
+    scores = row_sums.scores_at(acts, symbols, lengths, time_axis)
+    zero = jnp.zeros_like(scores, shape=scores.shape[:-1])
+    return Sums(zero, zero + 1, zero, scores)
+
+
 def over_slices(part: Sums, names: tuple[str, ...], share: int | None, scatters: bool) -> Sums:
     """Returns the sums over all classes, from those over the slices along the mesh axes `names`.
 
@@ -162,14 +170,25 @@ def acts_of(sums: Sums, symbols: Array, time_axis: int) -> Array:
 
 
 def cost(
-    sums: Sums, symbols: Array, labels: Array, lengths: Array, time_axis: int, threads: int
+    sums: Sums,
+    symbols: Array,
+    labels: Array,
+    lengths: Array,
+    time_axis: int,
+    threads: int,
+    softmax: bool = True,
 ) -> Array:
-    """Returns the costs (batch,) over all classes, for the results of `symbols_of`."""
+    """Returns the costs (batch,) over all classes, for the results of `symbols_of`. Without
+    `softmax` those of log-scores, for the results of `scores_of`."""
     few_acts = acts_of(sums, symbols, time_axis)
     few_acts, labels, lengths = _mesh.vary_alike(few_acts, labels, lengths)
     params = {"time_axis": time_axis, "blank": 0, "threads": threads}
     few_cost = primitives["loss"].bind(few_acts, labels, lengths, **params)
-    return cost_of(few_cost, few_acts, sums, symbols, lengths, time_axis)
+    if softmax:
+        return cost_of(few_cost, few_acts, sums, symbols, lengths, time_axis)
+    taken = _over_frames(_log_sum(few_acts), lengths, time_axis)  # by the softmax of the loss
+    few_cost = checkpoint_name(few_cost, RESIDUALS)
+    return jnp.where(jnp.isfinite(few_cost), few_cost - taken, few_cost)
 
 
 def cost_of(
@@ -245,6 +264,22 @@ def _left_out(top: Array, ties: Array, tail: Array, few_acts: Array) -> Array:
     close = jnp.log1p(jnp.maximum(others, 0) / few_sum)
     exact = jnp.where(few.top == top, close, (top - few.top) + ratio)
     return jnp.where(few.nonzero, exact, 0)
+
+
+@jax.custom_jvp
+@partial(jax.jit, inline=True)
+@_unfused
+def _log_sum(few_acts: Array) -> Array:
+    """Returns the log of the sum over the symbols, and 0 if their sum is 0."""
+    few = _few_sums(few_acts, jnp.ones_like(few_acts[..., 0]))
+    return few.top + jnp.log(jnp.where(few.nonzero, few.ties + few.tail, 1))
+
+
+@_log_sum.defjvp
+def _(primals, tangents):
+    (few_acts,), (direction,) = primals, tangents
+    one = _with_tangent(jnp.ones_like(few_acts[..., 0]), few_acts[..., 0])
+    return _log_sum(few_acts), -_mean(few_acts, one, direction)
 
 
 @jax.custom_jvp

@@ -62,6 +62,12 @@ def _scores(acts: Array, symbols: Array, used: Array, time_axis: int) -> Array:
     return jnp.where(used & (classes >= 0), taken.astype(_operands.cost_dtype(acts.dtype)), 0)
 
 
+def scores_at(acts: Array, symbols: Array, lengths: Array, time_axis: int) -> Array:
+    """Returns the logits of `symbols` (batch with T, D), 0 for negative symbols and in frames that
+    are not in use."""
+    return _scores(acts, symbols, _used(acts, lengths, time_axis), time_axis)
+
+
 def _terms(acts: Array, lengths: Array, top: Array, time_axis: int) -> tuple[Array, Array]:
     """Returns exp(acts - top), and which frames are in use. The terms of other frames are 0, and so
     are those of a slice whose logits are all -inf."""

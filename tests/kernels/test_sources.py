@@ -230,7 +230,7 @@ IMPORTS = {
         "_split_classes",
     },
     "_export": {"_primitives.custom_call"},
-    "_occupancy": {"_arguments", "_operands", "_primitives"},
+    "_occupancy": {"_arguments", "_loss", "_operands", "_primitives", "_shapes"},
 }
 PACKAGES = {"_primitives": "_primitives.ctc", "_reference": "_reference.ctc"}
 

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CTC with the name and signature of PyTorch: `torch.nn.functional.ctc_loss`, on JAX arrays.
+
+It differs from PyTorch in four ways. The gradient is the true one of `log_probs`, minus the
+occupancies; PyTorch returns that of the logits under a softmax, which differs unless a log_softmax
+stands before it. A target equal to `blank` is an error (under `jit` a cost of NaN). A sequence
+without an alignment has a gradient of 0, whether `zero_infinity` is set or not; in PyTorch it has
+NaN. The mean of an empty batch is NaN, as it is there, but the sum over no targets divides by 1.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.core import Tracer
+from jax.typing import ArrayLike
+
+from .. import _loss, _shapes
+
+
+def ctc_loss(
+    log_probs: ArrayLike,
+    targets: ArrayLike,
+    input_lengths: ArrayLike,
+    target_lengths: ArrayLike,
+    blank: int = 0,
+    reduction: Literal["none", "mean", "sum"] = "mean",
+    zero_infinity: bool = False,
+) -> Array:
+    """Returns the costs of a batch, in nats, or their mean or sum.
+
+    Args:
+      log_probs: (T, N, C) or (T, C) log-probabilities, the output of ``jax.nn.log_softmax``. They
+        are taken as they stand.
+      targets: (N, S) classes, or (sum of target_lengths,), one sequence after another.
+      input_lengths: (N,) or () frames in use.
+      target_lengths: (N,) or () targets in use.
+      blank: the class of the blank.
+      reduction: "none" returns (N,) costs, "sum" their sum, and "mean" the mean over the batch of
+        each cost divided by the number of its targets (by 1 if it has none).
+      zero_infinity: if True, a sequence without an alignment costs 0 instead of +inf.
+
+    Returns:
+      (N,) or () costs. `jax_ctc.ctc` says which inputs raise, and which costs are NaN or inf.
+    """
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"`reduction`: expected 'none', 'mean' or 'sum', got {reduction!r}.")
+    acts = _shapes.floats("acts", log_probs, targets)
+    counts = target_lengths if isinstance(target_lengths, jax.Array) else np.asarray(target_lengths)
+    if acts.ndim == 3 and jnp.ndim(targets) == 1:
+        targets = _padded(jnp.asarray(targets), counts)
+    cost = _loss.ctc(
+        acts,
+        targets,
+        input_lengths,
+        counts,
+        blank=blank,
+        zero_infinity=zero_infinity,
+        softmax=False,
+    )
+    if reduction == "none":
+        return cost
+    if reduction == "sum":
+        return cost.sum()
+    return (cost / jnp.maximum(jnp.asarray(counts), 1).astype(cost.dtype)).mean()
+
+
+def _padded(targets: Array, counts: jax.Array | np.ndarray) -> Array:
+    """Returns concatenated targets as (N, S). S is the largest count, or the number of all targets
+    if counts are not known when the program is traced."""
+    size = targets.shape[0] if isinstance(counts, Tracer) else int(max(counts, default=0))
+    counts = jnp.asarray(counts)
+    starts = jnp.cumsum(counts) - counts
+    positions = starts[:, None] + jnp.arange(size, dtype=starts.dtype)[None]
+    return targets.at[positions].get(mode="fill", fill_value=-1)

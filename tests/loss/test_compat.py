@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fronts with the signatures of optax, PyTorch and Keras, against the libraries themselves."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_ctc import compat
+from support import oracle
+
+T, B, V, L = 9, 4, 6, 3
+RNG = np.random.default_rng(3)
+LOGITS = RNG.normal(size=(B, T, V)).astype(np.float32)
+LABELS = np.array([[1, 2, 2], [3, 0, 0], [0, 0, 0], [5, 4, 5]])  # padded with the blank
+COUNTS, LENGTHS = np.array([3, 1, 0, 3]), np.array([9, 7, 5, 8])
+FRAMES = (np.arange(T) >= LENGTHS[:, None]).astype(np.float32)
+PADDING = (np.arange(L) >= COUNTS[:, None]).astype(np.float32)
+EXACT = oracle.cost_and_gradient(LOGITS.swapaxes(0, 1), LABELS, LENGTHS, COUNTS)
+SHORT = np.array([9, 7, 5, 2])  # the last sequence has too few frames
+
+
+def by_optax(ctc_loss, logits=LOGITS, frames=FRAMES, labels=LABELS, padding=PADDING):
+    return ctc_loss(logits, frames, labels, padding)
+
+
+# ---- optax -------------------------------------------------------------------------------------
+
+
+def test_the_front_of_optax_has_the_costs_of_the_oracle():
+    np.testing.assert_allclose(by_optax(compat.optax.ctc_loss), EXACT[0], rtol=1e-6)
+
+
+def test_a_trainer_of_optax_runs_with_another_import():
+    optax = pytest.importorskip("optax", reason="optax is not installed")
+
+    def run(ctc_loss):
+        def loss(logits):
+            return by_optax(ctc_loss, logits).mean()
+
+        return jax.jit(jax.value_and_grad(loss))(LOGITS)
+
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        theirs = run(optax.ctc_loss)
+    for mine, other in zip(run(compat.optax.ctc_loss), theirs, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-5)
+
+
+def test_forward_variables_are_those_of_optax():
+    optax = pytest.importorskip("optax", reason="optax is not installed")
+    mine = by_optax(compat.optax.ctc_loss_with_forward_probs)
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        theirs = by_optax(optax.losses.ctc_loss_with_forward_probs)
+    np.testing.assert_allclose(mine[0], theirs[0], rtol=1e-5)
+    for x, y in zip(mine[1:], theirs[1:], strict=True):
+        counted = np.arange(x.shape[-1]) <= COUNTS[:, None] - (x.shape[-1] == L)
+        x, y = np.asarray(x)[:, counted], np.asarray(y)[:, counted]
+        possible = y > -1e4
+        np.testing.assert_allclose(x[possible], y[possible], rtol=1e-4, atol=1e-4)
+        assert np.isneginf(x[~possible]).all()
+
+
+def test_where_optax_is_wrong_the_front_is_not():
+    frames = (np.arange(T) >= SHORT[:, None]).astype(np.float32)
+    assert np.isposinf(by_optax(compat.optax.ctc_loss, frames=frames)[3])
+    nan = np.where(FRAMES[..., None] > 0, np.nan, LOGITS)
+    np.testing.assert_allclose(by_optax(compat.optax.ctc_loss, nan), EXACT[0], rtol=1e-6)
+    middle = FRAMES.copy()
+    middle[0, 3] = 1
+    cost = jax.jit(partial(by_optax, compat.optax.ctc_loss))(LOGITS, middle)
+    assert np.isnan(cost[0])
+    np.testing.assert_allclose(cost[1:], EXACT[0][1:], rtol=1e-6)
+
+
+def test_wrong_shapes_of_paddings_raise():
+    with pytest.raises(ValueError, match=r"`logit_paddings`: expected shape \(4, 9\), got"):
+        by_optax(compat.optax.ctc_loss, frames=FRAMES.T)
+    with pytest.raises(ValueError, match=r"`label_paddings`: expected shape \(4, 3\), got"):
+        by_optax(compat.optax.ctc_loss, padding=PADDING[:, :2])
+
+
+# ---- PyTorch -----------------------------------------------------------------------------------
+
+LOG_PROBS = np.asarray(jax.nn.log_softmax(LOGITS.swapaxes(0, 1)))
+JOINED = np.concatenate([row[:n] for row, n in zip(LABELS, COUNTS, strict=True)])
+REDUCTIONS = pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+
+
+def by_torch(log_probs=LOG_PROBS, targets=LABELS, lengths=LENGTHS, counts=COUNTS, **options):
+    return compat.torch.ctc_loss(log_probs, targets, lengths, counts, **options)
+
+
+@REDUCTIONS
+@pytest.mark.parametrize("targets", [LABELS, JOINED], ids=["padded", "concatenated"])
+def test_the_front_of_torch_has_the_costs_of_the_oracle(reduction, targets):
+    reduce = {"none": lambda x: x, "mean": lambda x: (x / np.maximum(COUNTS, 1)).mean()}
+    expected = reduce.get(reduction, np.sum)(EXACT[0])
+    actual = by_torch(targets=targets, reduction=reduction)
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+    jitted = jax.jit(partial(by_torch, reduction=reduction))(LOG_PROBS, targets, LENGTHS, COUNTS)
+    np.testing.assert_allclose(jitted, expected, rtol=1e-6)
+
+
+@REDUCTIONS
+@pytest.mark.parametrize("lengths", [LENGTHS, SHORT], ids=["enough frames", "too few frames"])
+def test_costs_and_gradients_of_logits_are_those_of_torch(reduction, lengths):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    logits = torch.tensor(LOGITS.swapaxes(0, 1).copy(), requires_grad=True)
+    theirs = torch.nn.functional.ctc_loss(
+        logits.log_softmax(-1), torch.tensor(LABELS), torch.tensor(lengths), torch.tensor(COUNTS),
+        reduction=reduction, zero_infinity=True,
+    )  # fmt: skip
+    theirs.sum().backward()
+
+    def loss(logits):
+        log_probs = jax.nn.log_softmax(logits)
+        return by_torch(log_probs, lengths=lengths, reduction=reduction, zero_infinity=True)
+
+    mine = loss(LOGITS.swapaxes(0, 1))
+    np.testing.assert_allclose(mine, theirs.detach(), rtol=1e-5)
+    gradient = jax.grad(lambda x: loss(x).sum())(LOGITS.swapaxes(0, 1))
+    np.testing.assert_allclose(gradient, logits.grad, atol=2e-6)
+
+
+def test_the_gradient_of_log_probs_is_minus_the_occupancies():
+    truth = oracle.solve(LOGITS.swapaxes(0, 1), LABELS, LENGTHS, COUNTS)
+    gradient = jax.grad(lambda x: by_torch(x, reduction="sum"))(LOG_PROBS)
+    np.testing.assert_allclose(gradient, -truth.occupancy, atol=1e-6)
+
+
+def test_one_sequence_of_torch():
+    cost = by_torch(LOG_PROBS[:, 0], LABELS[0], 9, 3, reduction="none")
+    np.testing.assert_allclose(cost, EXACT[0][0], rtol=1e-6)
+
+
+def test_an_unknown_reduction_raises():
+    with pytest.raises(ValueError, match="`reduction`: expected 'none', 'mean' or 'sum', got 'x'"):
+        by_torch(reduction="x")
+
+
+# ---- Keras -------------------------------------------------------------------------------------
+
+
+def test_the_front_of_keras_has_the_costs_of_the_oracle():
+    cost = compat.keras.ctc_loss(LABELS, LOGITS, COUNTS, LENGTHS)
+    np.testing.assert_allclose(cost, EXACT[0], rtol=1e-6)
+    scattered = jnp.array([[1, 0, 2], [0, 3, 0], [0, 0, 0], [0, 0, 5]])
+    packed = np.array([[1, 2, -1], [3, -1, -1], [-1, -1, -1], [5, -1, -1]])
+    expected = oracle.cost_and_gradient(LOGITS.swapaxes(0, 1), packed, LENGTHS)[0]
+    cost = compat.keras.ctc_loss(scattered, LOGITS, np.full(4, 3), LENGTHS)
+    np.testing.assert_allclose(cost, expected, rtol=1e-6)
+
+
+def test_costs_are_those_of_keras(monkeypatch):
+    pytest.importorskip("keras", reason="Keras is not installed")
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    from keras import ops
+
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        theirs = ops.ctc_loss(LABELS, LOGITS, COUNTS, LENGTHS)
+    mine = compat.keras.ctc_loss(LABELS, LOGITS, COUNTS, LENGTHS)
+    np.testing.assert_allclose(mine, theirs, rtol=1e-5)
