@@ -11,7 +11,7 @@ from jax.experimental import jet
 
 import jax_ctc
 from support.layers import ARRAYS, assert_close, of_logits, of_tiles, problem
-from support.runs import sweep
+from support.runs import only_all, sweep
 
 LAYER = problem(T=9, V=11, D=3)
 K = 3
@@ -74,14 +74,22 @@ def scanned(f, arrays):
     return jax.lax.scan(layer, hidden, jnp.array([0.5, 2], jnp.float32))[1].sum()
 
 
-@pytest.mark.parametrize("derivative", DERIVATIVES.values(), ids=DERIVATIVES)
-def test_derivatives_are_those_of_stored_logits(derivative):
+FEW = [
+    "jvp", "jacrev", "product, forward over reverse", "product, reverse over forward",
+    "of hidden in a scan",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sweep(DERIVATIVES, FEW))
+def test_derivatives_are_those_of_stored_logits(name):
+    derivative = DERIVATIVES[name]
     actual, expected = (
         jax.jit(partial(derivative, f))(LAYER.arrays) for f in (of_tiles, of_logits)
     )
     assert_close(actual, expected, 1e-5)
 
 
+@only_all
 def test_a_taylor_series_is_that_of_stored_logits():
     def series(f):
         terms = [[d, 0 * d] for d in LAYER.directions()]
@@ -119,7 +127,9 @@ AXES = {
 }
 
 
-@pytest.mark.parametrize("axes", sweep(AXES, [*list(AXES)[:4], "all"]).items(), ids=str)
+@pytest.mark.parametrize(
+    "axes", sweep(AXES, ["labels and lengths", "hidden", "all"]).items(), ids=str
+)
 def test_vmap_is_a_loop(axes):
     axes = axes[1]
     scale = np.array([1, 0.5, 2], np.float32)

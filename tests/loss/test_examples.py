@@ -5,11 +5,12 @@ import sys
 
 import pytest
 
-from support.runs import ROOT, run
+from support.runs import ROOT, only_all, run
 
 pytestmark = pytest.mark.skipif(not (ROOT / "examples").is_dir(), reason="not in a source tree")
 
 
+@only_all
 def test_intermediate_ctc_learns_and_says_what_it_needs():
     for needed in ("flax", "optax", "rapidfuzz", "tqdm"):
         pytest.importorskip(needed, reason="examples/requirements.txt is not installed")

@@ -33,7 +33,7 @@ def with_tiles_of(tile_bytes):
     return partial(of_tiles, tile_bytes=tile_bytes)
 
 
-@pytest.mark.parametrize("tile_bytes", [1, 1024, 5000, 1 << 20])
+@pytest.mark.parametrize("tile_bytes", sweep([1, 1024, 5000, 1 << 20], [1, 1 << 20]))
 def test_costs_and_gradients_are_those_of_the_oracle_whatever_the_tiles(tile_bytes):
     weights = np.array([1, 0.5, -2, 3], np.float32)
     cost, gradients = solve(with_tiles_of(tile_bytes), LAYER, weights)
@@ -42,7 +42,7 @@ def test_costs_and_gradients_are_those_of_the_oracle_whatever_the_tiles(tile_byt
     assert_close(gradients, expected[1])
 
 
-@pytest.mark.parametrize("V", sweep(list(range(1, 40)), [1, 2, 3, 4, 5, 17, 31, 33]))
+@pytest.mark.parametrize("V", sweep(list(range(1, 40)), [1, 2, 5, 33]))
 def test_any_number_of_classes(V):
     """Dense and compact residuals of the few classes, and blocks of V that overlap."""
     layer = problem(T=9, B=3, V=V, L=3)
