@@ -231,6 +231,8 @@ IMPORTS = {
     },
     "_export": {"_primitives.custom_call"},
     "_occupancy": {"_arguments", "_operands", "_primitives"},
+    "_greedy": {"_arguments", "_operands", "_shapes"},
+    "_error_rate": {"_greedy", "_mesh", "_shapes", "_values"},
 }
 PACKAGES = {"_primitives": "_primitives.ctc", "_reference": "_reference.ctc"}
 
