@@ -4,6 +4,7 @@
 __version__ = "0.1.0"
 
 from . import compat as compat
+from ._beam import ctc_beam_search_decode as ctc_beam_search_decode
 from ._check import check as check
 from ._error_rate import label_error_rate as label_error_rate
 from ._export import export_checks as export_checks
@@ -18,6 +19,7 @@ __all__ = [
     "check",
     "compat",
     "ctc",
+    "ctc_beam_search_decode",
     "ctc_greedy_decode",
     "ctc_linear",
     "ctc_occupancy",

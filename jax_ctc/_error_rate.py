@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array, export, lax
 from jax.typing import ArrayLike
 
 from . import _mesh, _shapes, _values
@@ -19,6 +19,9 @@ class LabelErrors(NamedTuple):
     rate: Array  # (...) float32: distance / max(label_count, 1)
     distance: Array  # (...) int32: insertions, deletions and substitutions
     label_count: Array  # (...) int32: labels of the reference
+
+
+export.register_namedtuple_serialization(LabelErrors, serialized_name="jax_ctc.LabelErrors")
 
 
 def label_error_rate(
@@ -118,11 +121,12 @@ def _distance(rows: Array, columns: Array) -> Array:
     that step. A step from the left costs 1, so the running minimum of (entry - column) solves a
     whole row at once.
     """
+    columns, rows = _mesh.vary_alike(columns, rows)
     padded = (columns < 0).astype(jnp.int32)
     columns = lax.sort((padded, columns), num_keys=1, is_stable=True)[1]  # padding comes last
-    L = columns.shape[-1]
-    shape = (*columns.shape[:-1], L + 1)
-    column = lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
+    used = (columns >= 0).sum(-1, dtype=jnp.int32)[..., None]
+    column = jnp.arange(columns.shape[-1] + 1, dtype=jnp.int32)
+    column = column.reshape(*[1] * (columns.ndim - 1), -1)
 
     def step(above, label):
         differ = (columns != label[..., None]).astype(jnp.int32)
@@ -132,7 +136,6 @@ def _distance(rows: Array, columns: Array) -> Array:
         row = lax.cummin(best - column, axis=best.ndim - 1) + column
         return jnp.where((label >= 0)[..., None], row, above), None
 
-    first, columns, rows = _mesh.vary_alike(column, columns, rows)
+    first = jnp.zeros_like(used) + column
     table = lax.scan(step, first, jnp.moveaxis(rows, -1, 0))[0]
-    used = (columns >= 0).sum(-1, dtype=jnp.int32)
-    return jnp.where(column == used[..., None], table, 0).sum(-1, dtype=jnp.int32)
+    return jnp.where(column == used, table, 0).sum(-1, dtype=jnp.int32)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array, export, lax
 from jax.typing import ArrayLike
 
 from . import _arguments, _operands, _shapes
@@ -18,6 +18,9 @@ class Decoded(NamedTuple):
     labels: Array  # (..., T) int32; -1 after the last label
     label_lengths: Array  # (...) int32
     score: Array  # (...) log-probability in nats
+
+
+export.register_namedtuple_serialization(Decoded, serialized_name="jax_ctc.Decoded")
 
 
 def ctc_greedy_decode(

@@ -243,18 +243,19 @@ def switch(name: str, value: bool) -> bool:
 
 def threads_of(num_threads: int | None) -> int:
     """Returns the parameter `threads` of the primitives, where 0 means no limit."""
-    if num_threads is None:
-        return 0
-    _static("num_threads", num_threads, "None or a Python int")
+    return 0 if num_threads is None else at_least_one("num_threads", num_threads, "None or ")
+
+
+def at_least_one(name: str, value: int, otherwise: str = "") -> int:
+    """Returns a static count as an int that fits an int32. `otherwise` is what else it may be."""
+    _static(name, value, f"{otherwise}a Python int")
     try:
-        threads = operator.index(num_threads)
+        count = operator.index(value)
     except TypeError as error:
-        raise TypeError(
-            f"`num_threads`: expected None or a Python int, got {num_threads!r}."
-        ) from error
-    if threads < 1:
-        raise ValueError(f"`num_threads`: expected None or at least 1, got {threads}.")
-    return min(threads, INT32.max)
+        raise TypeError(f"`{name}`: expected {otherwise}a Python int, got {value!r}.") from error
+    if count < 1:
+        raise ValueError(f"`{name}`: expected {otherwise}at least 1, got {count}.")
+    return min(count, INT32.max)
 
 
 def _class_in(V: int, blank: int, from_acts: str) -> int:

@@ -90,6 +90,22 @@ template <class F> struct Slice {
   Scratch* scratch;
 };
 
+// A row of V classes, for the beam search.
+struct LogitRow {
+  Dtype dtype;
+  const void* acts;
+  int64_t V;
+  int32_t blank;
+  Scratch* scratch;
+};
+
+template <class F> struct BestClasses {
+  const F* logits;  // the row, in scratch memory if acts are halves
+  F top;            // the largest logit
+  double sum;       // of exp(logit - top). 0 if the row has no softmax
+  int64_t count;    // of the best classes
+};
+
 // What the forward pass found out about a sequence.
 enum class Outcome {
   kFinite,       // the cost is finite
@@ -115,6 +131,10 @@ template <class F> struct Kernels {
   void (*sums)(const Slice<F>&, const void* next, F* top, F* ties, F* tail, F* scores);
   // out = ct_tail * exp(acts - top), plus ct_scores at the symbols.
   void (*sums_cotangent)(const Slice<F>&, F top, F ct_tail, const F* ct_scores, void* out);
+
+  // The normaliser of a row, and its `n` most probable classes but the blank, the most probable first, the lower of
+  // equal ones first. Classes of probability 0 are left out. `scores` are their logits. `next` as for sums.
+  BestClasses<F> (*best_classes)(const LogitRow&, const void* next, int64_t n, F* scores, int32_t* classes);
 
   // Dense: as gradient and tangent, from V elements of the kept gradient. `out` may be `gradient`.
   void (*dense_gradient)(const F* gradient, int64_t V, F cotangent, Dtype dtype, void* out);
