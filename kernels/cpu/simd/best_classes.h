@@ -13,50 +13,65 @@ template <class F> struct Best {
   F* scores;
   int32_t* classes;
   int64_t most, count = 0;
-  F bound;  // an entry below it cannot be among the best
 
-  void add(F x, int32_t c) {
+  CTC_INLINE void add(F x, int32_t c) {
     if (count == most && !(x > scores[most - 1])) return;
     int64_t i = count < most ? count++ : most - 1;
     for (; i > 0 && scores[i - 1] < x; --i) scores[i] = scores[i - 1], classes[i] = classes[i - 1];
     scores[i] = x, classes[i] = c;
-    if (count == most) bound = scores[most - 1];
   }
 };
 
-// A number that at least n + 1 entries of the row reach, or -inf. Each of the maxima of some parts of the row is an
-// entry. So n + 1 entries reach the smallest of the n + 1 largest maxima.
+// A number that at least n entries of the row reach, or -inf. The largest entry of each of 64 parts of the row is an
+// entry. Bisection between the least and the most of these finds a number that n of them reach.
 template <class F> F bound_of_best(const F* x, int64_t V, int64_t n) {
   using Vec = Lanes<F>;
-  constexpr int N = kLanes<F>, kParts = 64 / N * N;
+  constexpr int N = kLanes<F>, kParts = 64, kVectors = kParts / N;
+  constexpr int kSteps = 8;
   const F none = -__builtin_inf();
-  if (n + 1 > kParts || V < 2 * kParts) return none;
-  Vec top[kParts / N];
-  for (Vec& t : top) t = splat<Vec>(none);
-  for (int64_t v = 0; v + kParts <= V; v += kParts)
-    for (int k = 0; k < kParts / N; ++k) top[k] = max_of(load<Vec>(x + v + k * N), top[k]);
-  F maxima[kParts], scores[kParts];
-  int32_t classes[kParts];
-  for (int k = 0; k < kParts / N; ++k) store(maxima + k * N, top[k]);
-  Best<F> best = {scores, classes, n + 1, 0, none};
-  for (int k = 0; k < kParts; ++k) best.add(maxima[k], k);
-  return best.bound;
+  if (n > kParts || V < 2 * kParts) return none;
+  Vec top[kVectors];
+  for (int k = 0; k < kVectors; ++k) top[k] = load<Vec>(x + k * N);
+  for (int64_t v = kParts; v + kParts <= V; v += kParts)
+    for (int k = 0; k < kVectors; ++k) top[k] = max_of(load<Vec>(x + v + k * N), top[k]);
+  Vec least = top[0], most = top[0];
+  for (int k = 1; k < kVectors; ++k) least = -max_of(-top[k], -least), most = max_of(top[k], most);
+  F low = -max_of_lanes(-least), high = max_of_lanes(most);  // all reach `low`
+  for (int step = 0; step < kSteps; ++step) {
+    const F middle = low / 2 + high / 2;
+    if (!(middle > low)) break;  // as for a `low` of -inf
+    Integer<Vec> reached = {};
+    for (int k = 0; k < kVectors; ++k) reached -= top[k] >= splat<Vec>(middle);
+    (int64_t(sum_of_lanes(reached)) >= n ? low : high) = middle;
+  }
+  return low;
+}
+
+template <class V, int... K> CTC_FN Integer<V> lane_bits(int first, Indices<K...>) {
+  using Word = std::make_unsigned_t<std::decay_t<decltype(Integer<V>{}[0])>>;
+  return Integer<V>{std::make_signed_t<Word>(Word(1) << (first + K))...};
 }
 
 // Writes up to `n` classes other than the blank, the most probable first. Leaves out those of probability 0. Returns
 // how many there are. The row has no NaN.
 template <class F> int64_t best_of_row(const F* x, int64_t V, int32_t blank, int64_t n, F* scores, int32_t* classes) {
   using Vec = Lanes<F>;
-  constexpr int N = kLanes<F>;
+  using Word = std::make_unsigned_t<std::decay_t<decltype(Integer<Vec>{}[0])>>;
+  constexpr int N = kLanes<F>, kGroup = 8 * sizeof(Word);  // entries whose comparisons fit the bits of a word
   const F none = -__builtin_inf();
-  Best<F> best = {scores, classes, n, 0, bound_of_best(x, V, n)};
+  Best<F> best = {scores, classes, n};
+  const F bound = bound_of_best(x, V, n + 1);  // one of them may be the blank
   const auto add = [&](int64_t v) {
-    if (v != blank && x[v] >= best.bound && x[v] > none) best.add(x[v], v);
+    if (v != blank && x[v] >= bound && x[v] > none) best.add(x[v], v);
   };
   int64_t v = 0;
-  for (; v + N <= V; v += N)
-    if (sum_of_lanes(load<Vec>(x + v) >= splat<Vec>(best.bound)) != 0)
-      for (int k = 0; k < N; ++k) add(v + k);
+  for (; v + kGroup <= V; v += kGroup) {
+    const Vec least = splat<Vec>(best.count == n ? scores[n - 1] : bound);
+    Integer<Vec> reached = {};
+    for (int k = 0; k < kGroup / N; ++k)
+      reached |= (load<Vec>(x + v + k * N) >= least) & lane_bits<Vec>(k * N, typename Count<N>::type{});
+    for (uint64_t word = Word(sum_of_lanes(reached)); word != 0; word &= word - 1) add(v + __builtin_ctzll(word));
+  }
   for (; v < V; ++v) add(v);
   return best.count;
 }
