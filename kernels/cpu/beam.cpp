@@ -37,16 +37,24 @@ struct Candidate {
   int32_t added;  // -1: it stays
 };
 
-// The logits of one frame.
+// The logits of one frame, and the classes that may be added, the most probable first.
 template <class F> struct Frame {
   const F* logits;
   F top;
   int32_t blank;
-  int64_t count;  // of the best classes
-  const F* scores;
-  const int32_t* classes;
+  const ClassScore<F>*begin, *end;
   double at(int32_t c) const { return double(logits[c]) - double(top); }
 };
+
+// Leaves the n most probable classes, the lower of equal ones first. Returns their end.
+template <class F> ClassScore<F>* sort_best(ClassScore<F>* begin, int64_t count, int64_t n) {
+  const auto before = [](const ClassScore<F>& a, const ClassScore<F>& b) {
+    return a.score > b.score || (a.score == b.score && a.label < b.label);
+  };
+  if (count > 2 * n) std::nth_element(begin, begin + n, begin + count, before), count = n;
+  std::sort(begin, begin + count, before);
+  return begin + std::min(count, n);
+}
 
 class Search {
  public:
@@ -67,10 +75,6 @@ class Search {
   const std::vector<Prefix>& beam() const { return beam_; }
   const PrefixTree::Node& node(int32_t n) { return tree_[n]; }
 
-  template <class F> void make_room(int64_t n, F*& scores, int32_t*& classes) {
-    if (int64_t(classes_.size()) < n) classes_.resize(n), scores_.resize(n);
-    scores = reinterpret_cast<F*>(scores_.data()), classes = classes_.data();
-  }
   void trim() {
     if (tree_.bytes() > kLargestKept) *this = Search();
   }
@@ -107,12 +111,11 @@ class Search {
   template <class F> void extend(const Frame<F>& frame) {
     for (size_t k = 0; k < beam_.size(); ++k) {
       const Prefix& prefix = beam_[k];
-      for (int64_t r = 0; r < frame.count; ++r) {
-        const double e = double(frame.scores[r]) - double(frame.top);
+      for (const ClassScore<F>* x = frame.begin; x < frame.end; ++x) {
+        const double e = double(x->score) - double(frame.top);
         if (!is_wanted(prefix.total + e)) break;  // nor are the classes that follow, which are less probable
-        const int32_t c = frame.classes[r];
-        const double score = (c == prefix.label ? prefix.blank : prefix.total) + e;
-        if (is_wanted(score) && !has_child(k, c)) add({score, int32_t(k), c});
+        const double score = (x->label == prefix.label ? prefix.blank : prefix.total) + e;
+        if (is_wanted(score) && !has_child(k, x->label)) add({score, int32_t(k), x->label});
       }
     }
   }
@@ -129,10 +132,8 @@ class Search {
   void add(const Candidate& candidate) {
     if (!is_wanted(candidate.score)) return;
     if (is_full()) candidates_.pop_back();
-    size_t i = candidates_.size();
-    candidates_.push_back(candidate);
-    for (; i > 0 && candidates_[i - 1].score < candidate.score; --i) candidates_[i] = candidates_[i - 1];
-    candidates_[i] = candidate;
+    const auto before = [](const Candidate& a, const Candidate& b) { return a.score > b.score; };
+    candidates_.insert(std::upper_bound(candidates_.begin(), candidates_.end(), candidate, before), candidate);
   }
 
   void keep() {
@@ -153,8 +154,6 @@ class Search {
   std::vector<Prefix> beam_, stays_, next_;
   std::vector<Candidate> candidates_;         // the best first
   std::vector<int32_t> children_, siblings_;  // lists of slots: the children of a slot that are in the beam
-  std::vector<double> scores_;
-  std::vector<int32_t> classes_;
 };
 
 // Writes the labels of path k. The others are -1 already.
@@ -191,17 +190,17 @@ double search_frames(Search& search, const Problem& p, int64_t sequence, const B
   // An added class of rank r has r better ones, of which one may be the last label. So more are not needed.
   const int64_t most = options.classes_per_frame > 0 ? options.classes_per_frame : s.V;
   const int64_t n = std::min({most, options.beam_width + 1, s.V - 1});
-  F* scores;
-  int32_t* classes;
-  search.make_room(std::max<int64_t>(n, 1), scores, classes);
+  thread_local std::vector<ClassScore<F>> classes;
+  classes.resize(s.V);
   double norm = 0;
   for (int64_t t = 0; t < length; ++t) {
     const auto row = [&](int64_t t) { return at(p.acts, (first + t * s.B) * s.V, p.dtype); };
     const LogitRow logits = {p.dtype, row(t), s.V, p.blank, &thread_scratch()};
-    const auto best = kernels<F>().best_classes(logits, row(std::min(t + 1, length - 1)), n, scores, classes);
+    const auto best = kernels<F>().best_classes(logits, row(std::min(t + 1, length - 1)), n, classes.data());
     if (best.sum == 0) return std::numeric_limits<double>::quiet_NaN();
     norm += options.softmax ? -std::log(best.sum) : double(best.top);
-    search.step(Frame<F>{best.logits, best.top, p.blank, best.count, scores, classes});
+    const ClassScore<F>* end = sort_best(classes.data(), best.count, n);
+    search.step(Frame<F>{best.logits, best.top, p.blank, classes.data(), end});
   }
   return norm;
 }

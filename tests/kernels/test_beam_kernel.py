@@ -39,8 +39,8 @@ def run(bind, arguments, **options):
 @pytest.mark.parametrize(
     ("T", "V", "width", "classes"),
     sweep(
-        [(40, 30, 16, 0), (60, 1, 3, 0), (30, 2, 7, 0), (25, 200, 40, 3), (30, 500, 70, 0)],
-        [(40, 30, 16, 0), (25, 200, 40, 3)],
+        [(40, 30, 16, 0), (60, 1, 3, 0), (30, 2, 7, 0), (25, 200, 40, 3), (12, 700, 70, 0)],
+        [(40, 30, 16, 0), (25, 200, 40, 3), (12, 700, 70, 0)],
     ),
 )
 @pytest.mark.parametrize("softmax", [True, False])
@@ -53,6 +53,17 @@ def test_the_kernel_finds_what_pure_jax_finds(T, V, width, classes, softmax):
     for x, y in zip(found[:2], pure[:2], strict=True):
         assert_same_bits(x, y)
     np.testing.assert_allclose(found[2], pure[2], rtol=1e-12, atol=1e-11)
+
+
+@pytest.mark.parametrize("V", [5, 100, 600])
+@pytest.mark.parametrize("width", [3, 50])
+def test_of_equal_classes_the_lowest_come_first(V, width):
+    acts = np.zeros((1, 1, V), "f")
+    acts[0, 0, 3:] = acts[0, 0, 0] = 1  # the blank and classes from 3 on, then 1 and 2
+    expected = [-1, *range(3, V), 1, 2][:width]
+    for bind in (beam_p.bind, _reference.beam):
+        labels, _, _ = run(bind, operands(acts, [1]), beam_width=width, top_paths=width)
+        assert labels[0, 0].tolist()[: len(expected)] == expected
 
 
 def test_without_softmax_scores_are_sums_of_acts():

@@ -99,11 +99,16 @@ struct LogitRow {
   Scratch* scratch;
 };
 
+template <class F> struct ClassScore {
+  F score;  // the logit
+  int32_t label;
+};
+
 template <class F> struct BestClasses {
   const F* logits;  // the row, in scratch memory if acts are halves
   F top;            // the largest logit
   double sum;       // of exp(logit - top). 0 if the row has no softmax
-  int64_t count;    // of the best classes
+  int64_t count;    // of classes in `best`
 };
 
 // What the forward pass found out about a sequence.
@@ -132,9 +137,9 @@ template <class F> struct Kernels {
   // out = ct_tail * exp(acts - top), plus ct_scores at the symbols.
   void (*sums_cotangent)(const Slice<F>&, F top, F ct_tail, const F* ct_scores, void* out);
 
-  // The normaliser of a row, and its `n` most probable classes but the blank, the most probable first, the lower of
-  // equal ones first. Classes of probability 0 are left out. `scores` are their logits. `next` as for sums.
-  BestClasses<F> (*best_classes)(const LogitRow&, const void* next, int64_t n, F* scores, int32_t* classes);
+  // The normaliser of a row, and classes but the blank: at least the `n` most probable, those of probability 0 left
+  // out, in the order of classes. `best` has room for V. `next` as for sums.
+  BestClasses<F> (*best_classes)(const LogitRow&, const void* next, int64_t n, ClassScore<F>* best);
 
   // Dense: as gradient and tangent, from V elements of the kept gradient. `out` may be `gradient`.
   void (*dense_gradient)(const F* gradient, int64_t V, F cotangent, Dtype dtype, void* out);
