@@ -88,9 +88,8 @@ def _search(acts, length, *, blank, beam_width, top_paths, classes_per_frame, so
 
 
 def _rows(acts: Array, blank: int, width: int, classes_per_frame: int) -> _Rows:
-    """A prefix that gets the class of rank r at a frame has r others that are as probable: those
-    that get a better class. So `width` + 1 classes are enough, because one may be its last label,
-    whose repeat is less probable."""
+    """For one prefix, each better class makes another prefix that is at least as probable. One of
+    them may be its last label, whose repeat is less probable. So `width` + 1 classes are enough."""
     V = acts.shape[-1]
     exact = acts.astype(_operands.cost_dtype(acts.dtype))
     top = exact.max(-1)
