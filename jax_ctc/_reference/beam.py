@@ -33,78 +33,81 @@ class _Beam(NamedTuple):
         return jnp.logaddexp(self.blank, self.label)
 
 
-class _Rows(NamedTuple):
-    """What the search needs of the frames of a sequence. Logits are relative to `top`."""
+class _Row(NamedTuple):
+    """What the search needs of a frame. Logits are relative to the largest."""
 
-    acts: Array  # (T, V)
-    top: Array  # (T,) largest logit
-    log_norm: Array  # (T,) of the softmax, relative to `top`
-    defined: Array  # (T,) whether a row has a softmax
-    best: Array  # (T, C) the most probable classes but the blank, the most probable first
-    scores: Array  # (T, C) of these
+    logits: Array  # (V,)
+    gain: Array  # what log-probabilities have beside these logits
+    defined: Array  # whether there is a softmax
+    best: Array  # (C,) the most probable classes but the blank, the most probable first
+    scores: Array  # (C,) of these
+    blank: int
 
-    def at(self, t: Array, classes: Array) -> Array:
-        """Returns the logits of classes at a frame, -inf for a class below 0."""
-        taken = self.acts[t, jnp.maximum(classes, 0)].astype(self.top.dtype)
-        return jnp.where(classes >= 0, taken - self.top[t], -jnp.inf)
+    def at(self, classes: Array) -> Array:
+        """Returns the logits of classes, -inf for a class below 0."""
+        return jnp.where(classes >= 0, self.logits[jnp.maximum(classes, 0)], -jnp.inf)
 
 
-def beam(acts, labels, lengths, *, time_axis, threads, **params):
+def beam(acts, labels, lengths, *, time_axis, threads, beam_width, top_paths, **params):
     """Returns the labels (batch with T, paths), their number and their score (batch, paths)."""
     del labels, threads
     acts, lengths = _mesh.vary_alike(acts, lengths)
+    T, batch = acts.shape[time_axis], lengths.shape
 
-    def search(acts, length):
-        return _search(acts, length, **params)
+    def frame(state, logits, length, t):
+        row = _row(logits, beam_width, **params)
+        after, gain = _step(state, row)
+        used = t < length
+        state = jax.tree.map(lambda x, y: jnp.where(used, x, y), after, state)
+        return state, (jnp.where(used, gain + row.gain, 0), row.defined | ~used)
 
-    for axis in reversed(range(acts.ndim - 2)):
-        after = int(axis >= time_axis)
-        search = jax.vmap(search, (after, 0), (after, 0, 0))
-    return list(search(acts, lengths))
+    def finish(state, length, gains, defined):
+        bad = ~defined.all() | (length < 0) | (length > T)
+        return _results(state, gains.sum(), bad, top_paths)
 
+    for _ in batch:
+        frame = jax.vmap(frame, (0, 0, 0, None))
+        finish = jax.vmap(finish, (0, 0, 1, 1))
 
-def _search(acts, length, *, blank, beam_width, top_paths, classes_per_frame, softmax):
-    T = acts.shape[0]
-    rows = _rows(acts, blank, beam_width, classes_per_frame)
-    used = jnp.arange(T, dtype=jnp.int32) < length
-
+    # One frame is taken at a time, because a gather from all of them would transpose acts.
     def step(state, t):
-        after, gain = _step(state, t, rows, blank)
-        state = jax.tree.map(lambda x, y: jnp.where(used[t], x, y), after, state)
-        return state, jnp.where(used[t], gain, 0)
+        return frame(state, lax.dynamic_index_in_dim(acts, t, time_axis, False), lengths, t)
 
-    start = _start(beam_width, T, rows.top.dtype)
+    start = _start(beam_width, T, _operands.cost_dtype(acts.dtype))
+    start = jax.tree.map(lambda x: jnp.broadcast_to(x, (*batch, *x.shape)), start)
     end = jax.tree.map(lambda x: _mesh.vary_alike(x, acts)[0], start)
-    gains = jnp.zeros_like(rows.top)
-    if not (isinstance(T, int) and T == 0):  # a gather from no frames is an error
-        end, gains = lax.scan(step, end, jnp.arange(T, dtype=jnp.int32))
-    gains = gains + jnp.where(used, -rows.log_norm if softmax else rows.top, 0)
-    score = (end.total + gains.sum())[:top_paths]
-    bad = (used & ~rows.defined).any() | (length < 0) | (length > T)
-    empty = (bad | (score == -jnp.inf))[:, None]
-    labels = jnp.where(empty, -1, end.labels[:top_paths])
-    count = jnp.where(empty[:, 0], 0, end.length[:top_paths])
+    gains, defined = jnp.zeros((T, *batch), end.blank.dtype), jnp.ones((T, *batch), bool)
+    if not (isinstance(T, int) and T == 0):  # there is no frame to take
+        end, (gains, defined) = lax.scan(step, end, jnp.arange(T, dtype=jnp.int32))
+    found, counts, score = finish(end, lengths, gains, defined)
+    return [jnp.moveaxis(found, -2, time_axis), counts, score]
+
+
+def _results(end: _Beam, gain: Array, bad: Array, paths: int) -> tuple[Array, Array, Array]:
+    score = (end.total + gain)[:paths]
+    empty = bad | (score == -jnp.inf)
+    labels = jnp.where(empty[:, None], -1, end.labels[:paths])
+    count = jnp.where(empty, 0, end.length[:paths])
     return labels.T, count, jnp.where(bad, jnp.nan, score)
 
 
-def _rows(acts: Array, blank: int, width: int, classes_per_frame: int) -> _Rows:
+def _row(logits, width, *, blank, classes_per_frame, softmax) -> _Row:
     """For one prefix, each better class makes another prefix that is at least as probable. One of
     them may be its last label, whose repeat is less probable. So `width` + 1 classes are enough."""
-    V = acts.shape[-1]
-    exact = acts.astype(_operands.cost_dtype(acts.dtype))
+    exact = logits.astype(_operands.cost_dtype(logits.dtype))
     top = exact.max(-1)
-    total = jnp.exp(exact - top[:, None]).sum(-1)
+    total = jnp.exp(exact - top).sum(-1)
     defined = total >= 1  # not NaN
-    log_norm = jnp.log(jnp.where(defined, total, 1))
-    is_blank = lax.broadcasted_iota(jnp.int32, exact.shape, 1) == blank
-    others = jnp.where(is_blank, -jnp.inf, exact)
-    C = min(width + 1, classes_per_frame or width + 1)
+    gain = -jnp.log(jnp.where(defined, total, 1)) if softmax else top
+
+    V, C = logits.shape[0], min(width + 1, classes_per_frame or width + 1)
+    others = jnp.where(jnp.arange(V, dtype=jnp.int32) == blank, -jnp.inf, exact - top)
     if not isinstance(V, int):  # symbolic (jax.export): there may be fewer classes than C
-        others = jnp.pad(others, ((0, 0), (0, C)), constant_values=-jnp.inf)
+        others = jnp.pad(others, (0, C), constant_values=-jnp.inf)
     else:
         C = min(C, V - 1)
     scores, best = _largest(others, C)
-    return _Rows(acts, top, log_norm, defined, best, scores - top[:, None])
+    return _Row(exact - top, gain, defined, best, scores, blank)
 
 
 def _largest(x: Array, n: int) -> tuple[Array, Array]:
@@ -127,20 +130,20 @@ def _start(width: int, T: int, dtype) -> _Beam:
     )
 
 
-def _step(b: _Beam, t: Array, rows: _Rows, blank: int) -> tuple[_Beam, Array]:
+def _step(b: _Beam, row: _Row) -> tuple[_Beam, Array]:
     """Returns the beam after a frame, relative to its best prefix, and the score of that."""
-    W, C = b.last.shape[0], rows.best.shape[-1]
-    total, best, scores = b.total, rows.best[t], rows.scores[t]
+    W, C = b.last.shape[0], row.best.shape[0]
+    total, best = b.total, row.best
     parent = b.ancestor & (b.length[None] == b.length[:, None] + 1)
     # From its parent a prefix gets paths that had no time to repeat the parent's last label.
     entering = jnp.where(b.last[None] == b.last[:, None], b.blank[:, None], total[:, None])
     entering = jnp.where(parent, entering, -jnp.inf).max(0)
-    stay_blank = total + rows.at(t, jnp.full(W, blank, jnp.int32))
-    stay_label = jnp.logaddexp(b.label, entering) + rows.at(t, b.last)
+    stay_blank = total + row.logits[row.blank]
+    stay_label = jnp.logaddexp(b.label, entering) + row.at(b.last)
 
     same = b.last[:, None] == best[None]  # (W, C)
     merged = (parent[:, :, None] & same[None]).any(1)
-    longer = jnp.where(same, b.blank[:, None], total[:, None]) + scores[None]
+    longer = jnp.where(same, b.blank[:, None], total[:, None]) + row.scores[None]
     longer = jnp.where(merged, -jnp.inf, longer)
 
     candidates = jnp.concatenate([jnp.logaddexp(stay_blank, stay_label), longer.reshape(-1)])

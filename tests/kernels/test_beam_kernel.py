@@ -53,6 +53,19 @@ def test_the_kernel_finds_what_pure_jax_finds(T, V, width, classes):
     np.testing.assert_allclose(found[2], pure[2], rtol=1e-12, atol=1e-11)
 
 
+def test_batch_axes_stand_before_and_after_time():
+    acts = np.random.default_rng(0).normal(scale=2, size=(2, 9, 3, 6))
+    arguments = acts, np.zeros((2, 3, 0), np.int32), np.array([[9, 4, 0], [7, 10, 8]], np.int32)
+    found = run(beam_p.bind, arguments, time_axis=1)
+    pure = run(_reference.beam, arguments, time_axis=1)
+    for x, y in zip(found[:2], pure[:2], strict=True):
+        assert_same_bits(x, y)
+    np.testing.assert_allclose(found[2], pure[2], rtol=1e-12)
+    alone = run(beam_p.bind, (acts[1], arguments[1][1], arguments[2][1]))
+    for x, y in zip(found, alone, strict=True):
+        assert_same_bits(x[1], y)
+
+
 @pytest.mark.parametrize(("V", "width"), [(100, 50), (600, 3)])
 def test_of_equal_classes_the_lowest_come_first(V, width):
     acts = np.zeros((1, 1, V), "f")
@@ -95,13 +108,13 @@ def test_bits_do_not_depend_on_the_batch_or_on_threads():
         assert_same_bits(np.take(x, [8], axis), z)
 
 
-@compiled_only
-def test_acts_are_neither_copied_nor_transposed():
-    acts, lengths = np.zeros((50, 4, 64), "f"), np.full(4, 50, np.int32)
-    for time_major in (True, False):
-        decode = partial(jax_ctc.ctc_beam_search_decode, time_major=time_major)
-        given = acts if time_major else acts.swapaxes(0, 1)
-        compiled = jax.jit(decode).lower(given, lengths).compile()
+@pytest.mark.parametrize("time_axis", [0, 1])
+def test_acts_are_neither_copied_nor_transposed(time_axis):
+    acts, *rest = operands(np.zeros((100, 4, 500), "f"), [100] * 4)
+    given = acts.swapaxes(0, 1) if time_axis else acts
+    for bind in (beam_p.bind, _reference.beam):
+        search = jax.jit(partial(bind, **OPTIONS | {"time_axis": time_axis}))
+        compiled = search.lower(given, *rest).compile()
         assert compiled.memory_analysis().temp_size_in_bytes < acts.nbytes // 4
 
 
