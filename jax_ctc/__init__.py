@@ -4,8 +4,11 @@
 __version__ = "0.1.0"
 
 from . import compat as compat
+from ._beam import ctc_beam_search_decode as ctc_beam_search_decode
 from ._check import check as check
+from ._error_rate import label_error_rate as label_error_rate
 from ._export import export_checks as export_checks
+from ._greedy import ctc_greedy_decode as ctc_greedy_decode
 from ._kernels import build_info as build_info
 from ._linear import ctc_linear as ctc_linear
 from ._loss import ctc as ctc
@@ -16,7 +19,10 @@ __all__ = [
     "check",
     "compat",
     "ctc",
+    "ctc_beam_search_decode",
+    "ctc_greedy_decode",
     "ctc_linear",
     "ctc_occupancy",
     "export_checks",
+    "label_error_rate",
 ]

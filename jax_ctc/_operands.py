@@ -35,6 +35,7 @@ class Kind:
 
     has_time: bool
     last: str | None = None  # name of the trailing axis
+    is_integer: bool = False  # int32
 
     def axes(
         self, batch: Sequence[Entry], time: Entry, time_axis: int, last: Mapping[str, Entry]
@@ -53,7 +54,7 @@ class Kind:
         return self.axes(batch, "time", time_axis, {name: name for name in _TRAILING})
 
 
-_TRAILING = ("class", "factor", "column", "label", "byte")
+_TRAILING = ("class", "factor", "column", "label", "byte", "path")
 
 ACTS = Kind(has_time=True, last="class")  # V
 ROWS = Kind(has_time=True, last="factor")  # 2: shift and scale of the softmax; 0 if dense
@@ -62,6 +63,9 @@ FRAMES = Kind(has_time=True)
 SCORES = Kind(has_time=True, last="label")  # L: one number for each symbol
 LABELS = Kind(has_time=False, last="label")  # L; or symbols
 BATCH = Kind(has_time=False)
+PATHS = Kind(has_time=True, last="path", is_integer=True)  # labels: one at most for each frame
+PATH_LENGTHS = Kind(has_time=False, last="path", is_integer=True)
+PATH_SCORES = Kind(has_time=False, last="path")
 SCRATCH = Kind(has_time=False, last="byte")  # what the kernels of one call pass to each other
 
 
@@ -84,6 +88,7 @@ SIGNATURES = {
     "sums_centre": Signature((*_PROBLEM, FRAMES, ACTS), (FRAMES,)),
     "sums_tangent": Signature((*_PROBLEM, FRAMES, ACTS, FRAMES), (FRAMES, SCORES)),
     "sums_cotangent": Signature((*_PROBLEM, FRAMES, FRAMES, SCORES), (ACTS,)),
+    "beam": Signature(_PROBLEM, (PATHS, PATH_LENGTHS, PATH_SCORES)),  # L = 0: there are no labels
 }
 
 
@@ -111,24 +116,25 @@ def cost_dtype(acts_dtype: DTypeLike) -> np.dtype:
 
 
 def result_avals(
-    op: str, acts: ShapedArray, labels: ShapedArray, *, time_axis: int
+    op: str, acts: ShapedArray, labels: ShapedArray, *, time_axis: int, top_paths: int = 0, **_
 ) -> list[ShapedArray]:
     """Returns the types of the results. Batch axes stay where acts have them, and so does their
-    sharding."""
+    sharding. The parameters are those of the primitive."""
     kinds = SIGNATURES[op].results
     V, L = acts.shape[-1], labels.shape[-1]
     # Symbolic sizes are compared only if the op has such results.
     factors, columns = kept_sizes(V, L) if COLUMNS in kinds else (0, 0)
-    sizes = {"class": V, "factor": factors, "column": columns, "label": L}
+    sizes = {"class": V, "factor": factors, "column": columns, "label": L, "path": top_paths}
     batch = list(acts.shape[:-1])
     T = batch.pop(time_axis)
     mesh, batch_spec = acts.sharding.mesh, _batch_spec(acts, time_axis)
 
     def aval(kind: Kind) -> ShapedArray:
         spec = kind.axes(batch_spec, None, time_axis, dict.fromkeys(sizes))
+        dtype = acts.dtype if kind is ACTS else cost_dtype(acts.dtype)
         return acts.update(
             shape=tuple(kind.axes(batch, T, time_axis, sizes)),
-            dtype=acts.dtype if kind is ACTS else cost_dtype(acts.dtype),
+            dtype=np.dtype(np.int32) if kind.is_integer else dtype,
             weak_type=False,
             sharding=NamedSharding(mesh, PartitionSpec(*spec)),
         )

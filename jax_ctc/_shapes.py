@@ -81,13 +81,13 @@ def checked(
         if shape != wanted:
             raise ValueError(f"`{name}`: expected shape {wanted} {from_acts}, got shape {shape}.")
 
-    labels = _integers("labels", labels)
+    labels = integers("labels", labels)
     if labels.ndim != len(batch) + 1 or labels.shape[:-1] != batch:
         fits("labels", labels.shape, f"({batch[0]}, L)" if batch else "(L,)")
-    lengths = _all_frames(T, batch) if lengths is None else _integers("lengths", lengths)
+    lengths = _all_frames(T, batch) if lengths is None else integers("lengths", lengths)
     fits("lengths", lengths.shape, batch)
     if label_lengths is not None:
-        label_lengths = _integers("label_lengths", label_lengths)
+        label_lengths = integers("label_lengths", label_lengths)
         fits("label_lengths", label_lengths.shape, batch)
     L = labels.shape[-1]
     for letter, size in (("T", T), ("V", V), ("L", L)):
@@ -144,7 +144,7 @@ def _are_floats(x: ArrayLike) -> bool:
         return False
 
 
-def _integers(name: str, x: ArrayLike) -> AnyArray:
+def integers(name: str, x: ArrayLike) -> AnyArray:
     """Returns an array of integers. It is a JAX array if x is one or if only JAX can convert x, and
     NumPy otherwise, because JAX without x64 would not keep 64-bit values."""
     try:
@@ -183,6 +183,13 @@ _ADVICE = {
         "mask": "Where a mask marks the labels in use, jnp.where(mask, labels, -1) pads the rest.",
         "floats": _CONVERT.format("labels"),
     },
+    "decoded": {
+        "objects": "Give one array (B, N), its rows padded with -1 to one length.",
+        "strings": "Give each character its class first, for instance alphabet.index(character).",
+        "mask": "Where a mask marks the labels in use, jnp.where(mask, labels, -1) pads the rest.",
+        "floats": _CONVERT.format("decoded"),
+    },
+    "decoded_lengths": _COUNT | {"floats": _CONVERT.format("decoded_lengths")},
     "lengths": _COUNT
     | {"floats": "It counts frames: turn ratios into frames by jnp.round(ratio * T).astype(int)."},
     "label_lengths": _COUNT
@@ -236,18 +243,19 @@ def switch(name: str, value: bool) -> bool:
 
 def threads_of(num_threads: int | None) -> int:
     """Returns the parameter `threads` of the primitives, where 0 means no limit."""
-    if num_threads is None:
-        return 0
-    _static("num_threads", num_threads, "None or a Python int")
+    return 0 if num_threads is None else at_least_one("num_threads", num_threads, "None or ")
+
+
+def at_least_one(name: str, value: int, otherwise: str = "") -> int:
+    """Returns a static count as an int that fits an int32. `otherwise` is what else it may be."""
+    _static(name, value, f"{otherwise}a Python int")
     try:
-        threads = operator.index(num_threads)
+        count = operator.index(value)
     except TypeError as error:
-        raise TypeError(
-            f"`num_threads`: expected None or a Python int, got {num_threads!r}."
-        ) from error
-    if threads < 1:
-        raise ValueError(f"`num_threads`: expected None or at least 1, got {threads}.")
-    return min(threads, INT32.max)
+        raise TypeError(f"`{name}`: expected {otherwise}a Python int, got {value!r}.") from error
+    if count < 1:
+        raise ValueError(f"`{name}`: expected {otherwise}at least 1, got {count}.")
+    return min(count, INT32.max)
 
 
 def _class_in(V: int, blank: int, from_acts: str) -> int:

@@ -27,6 +27,7 @@ TARGETS = {
     "hvp": "jax_ctc_hvp_v1",
     "sums": "jax_ctc_sums_v1",
     "sums_cotangent": "jax_ctc_sums_cotangent_v1",
+    "beam": "jax_ctc_beam_v1",
 }
 
 
@@ -80,8 +81,7 @@ def _kernel_rule(op: str, primitive: Primitive, platform: str) -> mlir.LoweringR
         multiple_results=primitive.multiple_results,
     )
 
-    def rule(ctx, *operands, time_axis, blank, threads):
-        params = {"time_axis": time_axis, "blank": blank, "threads": threads}
+    def rule(ctx, *operands, **params):
         if _mesh.is_unpartitioned(ctx):
             return _custom_call(op, platform, ctx, operands, **params)
         return partitioned(ctx, *operands, **params)
@@ -96,12 +96,11 @@ def _custom_call(
     operands: Sequence[mlir.ir.Value],
     *,
     time_axis: int,
-    blank: int,
-    threads: int,
     time_moved: bool = False,
     operand_layouts: Sequence[Sequence[int]] | None = None,
     result_layouts: Sequence[Sequence[int]] | None = None,
     extra_attributes: Mapping[str, mlir.ir.Attribute] | None = None,
+    **params: int,
 ):
     wanted = len(ctx.avals_out)
     lower = jax.ffi.ffi_lowering(
@@ -118,10 +117,13 @@ def _custom_call(
         *operands,
         time_axis=np.int64(time_axis),
         time_moved=np.bool_(time_moved),
-        blank=np.int64(blank),
-        threads=np.int64(threads),
+        **{name: _attribute(value) for name, value in params.items()},
     )
     return results[:wanted]
+
+
+def _attribute(value: int) -> np.generic:
+    return np.bool_(value) if isinstance(value, bool) else np.int64(value)
 
 
 def _scratch(
@@ -206,7 +208,7 @@ def _define_moved_call(op: str) -> Primitive:
 
     @primitive.def_abstract_eval
     def _(acts, labels, lengths, *rest, time_axis, **params):
-        out = _operands.result_avals(op, acts, labels, time_axis=acts.ndim - 2)
+        out = _operands.result_avals(op, acts, labels, time_axis=acts.ndim - 2, **params)
         return out if primitive.multiple_results else out[0]
 
     for platform in _platforms(op):

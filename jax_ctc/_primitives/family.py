@@ -46,8 +46,8 @@ def sum_or_zero(out: Array, terms: Sequence[Array]) -> Tangent:
     return functools.reduce(jnp.add, terms) if terms else zero_like(out)
 
 
-def _abstract_eval(op, acts, labels, lengths, *rest, time_axis, **_):
-    avals = _operands.result_avals(op, acts, labels, time_axis=time_axis)
+def _abstract_eval(op, acts, labels, lengths, *rest, **params):
+    avals = _operands.result_avals(op, acts, labels, **params)
     return avals if len(avals) > 1 else avals[0]
 
 

@@ -129,5 +129,30 @@ struct SumsCotangentTarget {
   }
 };
 
+// CPU only. There are no labels, L = 0. The results have one entry for each of `top_paths` label sequences.
+struct BeamTarget {
+  static constexpr const char* name = "jax_ctc_beam_v1";
+  template <class Binding> static auto bind(Binding binding) {
+    return std::move(binding)
+        .template Ret<Ints>()     // labels, with a row for each frame
+        .template Ret<Ints>()     // label_lengths
+        .template Ret<Buffer>();  // scores
+  }
+  template <class Binding> static auto with_options(Binding binding) {
+    return std::move(binding)
+        .template Attr<int64_t>("beam_width")
+        .template Attr<int64_t>("top_paths")
+        .template Attr<int64_t>("classes_per_frame")  // 0: all
+        .template Attr<bool>("softmax");
+  }
+  static bool fits(const Batch& p, int64_t top_paths, Ints labels, Ints label_lengths, Buffer scores) {
+    int64_t per_row = 0;  // no more sequences than rows, unless T = 0
+    const int64_t per_sequence = label_lengths.element_count();
+    return !__builtin_mul_overflow(p.shape.rows(), top_paths, &per_row) && int64_t(labels.element_count()) == per_row &&
+           top_paths >= 1 && per_sequence % top_paths == 0 && per_sequence / top_paths == p.shape.sequences() &&
+           has_elements(p, scores, per_sequence);
+  }
+};
+
 }  // namespace
 }  // namespace jax_ctc

@@ -37,4 +37,17 @@ void sums(const Problem& problem, Sums out, Executor& executor);
 void sums_cotangent(const Problem& problem, const void* top, const void* ct_tail, const void* ct_scores, void* out,
                     Executor& executor);
 
+// Prefix beam search. The problem has no labels, L = 0.
+struct BeamOptions {
+  int64_t beam_width, top_paths;  // 1 <= top_paths <= beam_width
+  int64_t classes_per_frame;      // the most that may be added to a prefix; 0: all
+  bool softmax;                   // whether scores are log-probabilities of the softmax, or sums of acts
+};
+struct BeamResults {
+  int32_t* labels;         // (N, T, B, top_paths), -1 after the last label
+  int32_t* label_lengths;  // (N*B, top_paths)
+  void* scores;            // (N*B, top_paths)
+};
+void beam(const Problem& problem, const BeamOptions& options, const BeamResults& out, Executor& executor);
+
 }  // namespace jax_ctc

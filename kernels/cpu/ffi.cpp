@@ -117,6 +117,22 @@ ffi::Error sums_cotangent_handler(ffi::ThreadPool pool, CTC_OPERANDS, Buffer top
   });
 }
 
+using IntsResult = ffi::Result<Ints>;
+ffi::Error beam_handler(ffi::ThreadPool pool, CTC_OPERANDS, IntsResult found, IntsResult label_lengths, Result scores,
+                        CTC_ATTRIBUTES, int64_t beam_width, int64_t top_paths, int64_t classes_per_frame,
+                        bool softmax) {
+  CTC_DECODE;
+  if (!BeamTarget::fits(p, top_paths, *found, *label_lengths, *scores) || p.shape.L != 0)
+    return mismatch(BeamTarget::name);
+  if (beam_width < top_paths || beam_width > std::numeric_limits<int32_t>::max() || classes_per_frame < 0)
+    return ffi::Error::InvalidArgument(
+        "jax_ctc: beam_width must be top_paths or more, and classes_per_frame 0 or more");
+  return guarded([&] {
+    beam(p, {beam_width, top_paths, classes_per_frame, softmax},
+         {found->typed_data(), label_lengths->typed_data(), scores->untyped_data()}, executor);
+  });
+}
+
 template <class Target> auto binding() {
   return with_attributes(Target::bind(with_operands(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>())));
 }
@@ -127,6 +143,7 @@ XLA_FFI_DEFINE_HANDLER(kCotangent, cotangent_handler, binding<CotangentTarget>()
 XLA_FFI_DEFINE_HANDLER(kHvp, hvp_handler, binding<HvpTarget>());
 XLA_FFI_DEFINE_HANDLER(kSums, sums_handler, binding<SumsTarget>());
 XLA_FFI_DEFINE_HANDLER(kSumsCotangent, sums_cotangent_handler, binding<SumsCotangentTarget>());
+XLA_FFI_DEFINE_HANDLER(kBeam, beam_handler, BeamTarget::with_options(binding<BeamTarget>()));
 
 }  // namespace
 
@@ -137,7 +154,8 @@ std::vector<std::pair<const char*, Handler*>> handlers() {
           {CotangentTarget::name, kCotangent},
           {HvpTarget::name, kHvp},
           {SumsTarget::name, kSums},
-          {SumsCotangentTarget::name, kSumsCotangent}};
+          {SumsCotangentTarget::name, kSumsCotangent},
+          {BeamTarget::name, kBeam}};
 }
 
 std::pair<int, int> ffi_api_version() { return {XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR}; }

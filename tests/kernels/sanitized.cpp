@@ -79,6 +79,48 @@ template <class F> void sums_and_back(Problem p) {
   sums_cotangent(p, pointer(top), pointer(tail), pointer(scores), pointer(out), threads);
 }
 
+// The labels of acts, by prefix beam search: classes but the blank, -1 after the last.
+template <class F> void beams(Problem p, RandomProblem<F>& random, bool memory) {
+  p.shape.L = 0;
+  const int64_t rows = p.shape.rows(), n = p.shape.sequences(), width = 1 + below(20), paths = 1 + below(width);
+  const BeamOptions options = {width, paths, below(4), sometimes(2)};
+  Array<int32_t> labels(rows * paths), lengths(n * paths), again(rows * paths);
+  Array<F> scores(n * paths);
+  const auto run = [&](Array<int32_t>& labels) {
+    Threads threads;
+    beam(p, options, {pointer(labels), pointer(lengths), pointer(scores)}, threads);
+  };
+  run(labels);
+  for (int64_t i = 0; i < n * paths; ++i) {
+    const int64_t sequence = i / paths, length = lengths.data[i];
+    const F score = scores.data[i];
+    if (length < 0 || length > p.shape.T || (random.bad_length(sequence) && score == score))
+      random.fail(sequence, "length and score of a path", double(length), double(score));
+    for (int64_t t = 0; t < p.shape.T; ++t) {
+      const int32_t label = labels.data[(p.shape.first_row(sequence) + t * p.shape.B) * paths + i % paths];
+      if (t < length ? label < 0 || label >= p.shape.V || label == p.blank : label != -1)
+        random.fail(sequence, "a label of a path", double(label), double(t));
+    }
+  }
+  int64_t k = 1;
+  for (bool failed = memory; failed; k += 1 + below(4)) {
+    failing::at = k;
+    try {
+      std::thread([&] {
+        try {
+          run(again);
+        } catch (const std::bad_alloc&) {
+        }
+      }).join();
+    } catch (const std::bad_alloc&) {  // of the thread itself
+    }
+    failed = failing::at.exchange(0) <= 0;
+  }
+  run(again);
+  if (labels.size > 0 && std::memcmp(labels.data.get(), again.data.get(), labels.size * sizeof(int32_t)) != 0)
+    random.fail(0, "other labels in another run", 0, 0);
+}
+
 // A number that no forward pass leaves behind.
 template <class F> F forged() {
   using Bits = std::conditional_t<sizeof(F) == 4, uint32_t, uint64_t>;
@@ -177,6 +219,7 @@ template <class F> void one(Dtype dtype, bool memory) {
   if (!(others[0] == results) || !(others[1] == results))
     random.fail(0, "other bits with states kept for so many frames at once", double(tested::block_length), 0);
   sums_and_back<F>(p);
+  beams<F>(p, random, memory);
   if (memory) without_memory(p, random, results);
   forge(p, random, results);
   if (p.acts != nullptr) {

@@ -40,7 +40,8 @@ def compile_to(output, *arguments):
 
 
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
-PARTS = [KERNELS / "cpu" / f"{name}.cpp" for name in ("ctc", "slice_sums", "parallel", "dispatch")]
+OF_BATCHES = ("ctc", "slice_sums", "beam", "parallel", "dispatch")
+PARTS = [KERNELS / "cpu" / f"{name}.cpp" for name in OF_BATCHES]
 PARTS += [KERNELS / "cpu" / "simd" / f"{name}.cpp" for name in INSTRUCTION_SETS]
 
 

@@ -90,6 +90,27 @@ template <class F> struct Slice {
   Scratch* scratch;
 };
 
+// A row of V classes, for the beam search.
+struct LogitRow {
+  Dtype dtype;
+  const void* acts;
+  int64_t V;
+  int32_t blank;
+  Scratch* scratch;
+};
+
+template <class F> struct ClassScore {
+  F score;  // the logit
+  int32_t label;
+};
+
+template <class F> struct BestClasses {
+  const F* logits;  // the row, in scratch memory if acts are halves
+  F top;            // the largest logit
+  double sum;       // of exp(logit - top). 0 if the row has no softmax
+  int64_t count;    // of classes in `best`
+};
+
 // What the forward pass found out about a sequence.
 enum class Outcome {
   kFinite,       // the cost is finite
@@ -115,6 +136,10 @@ template <class F> struct Kernels {
   void (*sums)(const Slice<F>&, const void* next, F* top, F* ties, F* tail, F* scores);
   // out = ct_tail * exp(acts - top), plus ct_scores at the symbols.
   void (*sums_cotangent)(const Slice<F>&, F top, F ct_tail, const F* ct_scores, void* out);
+
+  // The normaliser of a row, and classes but the blank: at least the `n` most probable, those of probability 0 left
+  // out, in the order of classes. `best` has room for V. `next` as for sums.
+  BestClasses<F> (*best_classes)(const LogitRow&, const void* next, int64_t n, ClassScore<F>* best);
 
   // Dense: as gradient and tangent, from V elements of the kept gradient. `out` may be `gradient`.
   void (*dense_gradient)(const F* gradient, int64_t V, F cotangent, Dtype dtype, void* out);
