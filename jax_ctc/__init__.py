@@ -4,6 +4,10 @@
 __version__ = "0.1.0"
 
 from . import compat as compat
+from ._align import Alignment as Alignment
+from ._align import Spans as Spans
+from ._align import ctc_align as ctc_align
+from ._align import label_spans as label_spans
 from ._check import check as check
 from ._export import export_checks as export_checks
 from ._kernels import build_info as build_info
@@ -12,11 +16,15 @@ from ._loss import ctc as ctc
 from ._occupancy import ctc_occupancy as ctc_occupancy
 
 __all__ = [
+    "Alignment",
+    "Spans",
     "build_info",
     "check",
     "compat",
     "ctc",
+    "ctc_align",
     "ctc_linear",
     "ctc_occupancy",
     "export_checks",
+    "label_spans",
 ]

@@ -25,6 +25,7 @@ TARGETS = {
     "tangent": "jax_ctc_tangent_v1",
     "cotangent": "jax_ctc_cotangent_v1",
     "hvp": "jax_ctc_hvp_v1",
+    "align": "jax_ctc_align_v1",
     "sums": "jax_ctc_sums_v1",
     "sums_cotangent": "jax_ctc_sums_cotangent_v1",
 }
@@ -80,8 +81,7 @@ def _kernel_rule(op: str, primitive: Primitive, platform: str) -> mlir.LoweringR
         multiple_results=primitive.multiple_results,
     )
 
-    def rule(ctx, *operands, time_axis, blank, threads):
-        params = {"time_axis": time_axis, "blank": blank, "threads": threads}
+    def rule(ctx, *operands, **params):
         if _mesh.is_unpartitioned(ctx):
             return _custom_call(op, platform, ctx, operands, **params)
         return partitioned(ctx, *operands, **params)
@@ -102,6 +102,7 @@ def _custom_call(
     operand_layouts: Sequence[Sequence[int]] | None = None,
     result_layouts: Sequence[Sequence[int]] | None = None,
     extra_attributes: Mapping[str, mlir.ir.Attribute] | None = None,
+    **switches: bool,  # attributes of this op alone
 ):
     wanted = len(ctx.avals_out)
     lower = jax.ffi.ffi_lowering(
@@ -120,6 +121,7 @@ def _custom_call(
         time_moved=np.bool_(time_moved),
         blank=np.int64(blank),
         threads=np.int64(threads),
+        **{name: np.bool_(value) for name, value in switches.items()},
     )
     return results[:wanted]
 

@@ -40,7 +40,10 @@ def compile_to(output, *arguments):
 
 
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
-PARTS = [KERNELS / "cpu" / f"{name}.cpp" for name in ("ctc", "slice_sums", "parallel", "dispatch")]
+PARTS = [
+    KERNELS / "cpu" / f"{name}.cpp"
+    for name in ("ctc", "align", "slice_sums", "parallel", "dispatch")
+]
 PARTS += [KERNELS / "cpu" / "simd" / f"{name}.cpp" for name in INSTRUCTION_SETS]
 
 
