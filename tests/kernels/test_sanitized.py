@@ -142,6 +142,16 @@ PLANTED = {
         "i <= kFrames * classes; ++i) sums",
     ),
     "means of a direction": ("directed_emissions.h", "    mean[t] = F(", "    mean[t + 1] = F("),
+    "checkpoints of an alignment": (
+        "align.h",
+        "i < pairs; ++i) to[i] = blank[i]",
+        "i <= pairs; ++i) to[i] = blank[i]",
+    ),
+    "slots of an alignment": (
+        "align.h",
+        "for (int64_t i = 0; i < pairs; ++i) {",
+        "for (int64_t i = 0; i <= pairs; ++i) {",
+    ),
     "a kept shift": ("emissions.h", "if (product == nullptr) stay_below(shift[t]);", ""),
 }
 

@@ -68,6 +68,8 @@ template <class F> class AlignRun {
   using Vec = Lanes<double>;
   using Mask = Integer<Vec>;
   static constexpr int N = kLanes<double>;
+  static constexpr int64_t kMostClasses = 256;  // of a table, as in emissions.h
+  static constexpr bool kTables = kLanes<F> >= kFrames;
 
  public:
   AlignRun(const Sequence<F>& sequence, const SequenceAlignment& alignment)
@@ -78,7 +80,8 @@ template <class F> class AlignRun {
         frames(before + in.length),
         pairs(padded<double>(L + 1)),
         block(block_length(frames)),
-        width(min_of(pairs, padded<double>(block + 2 * N))) {
+        width(min_of(pairs, padded<double>(block + 2 * N))),
+        by_table(kTables && in.V <= kMostClasses) {
     take_from(*in.scratch, [this](Arena& arena) { lay_out(arena); });
   }
 
@@ -119,6 +122,8 @@ template <class F> class AlignRun {
     arena.take(table, kFrames * (out.D + 1));
     arena.take(checkpoints, (frames > 0 ? (frames - 1) / block : 0) * 2 * pairs);
     arena.take(choices, min_of(block, frames) / kFrames * width);
+    const int64_t entries = by_table ? kFrames * table_classes(in.V) : 0;
+    arena.take(classes.x, entries), arena.take(classes.p, entries), arena.take(classes.q, entries);
     arena.take(wide, is_half(in.dtype) ? kFrames * in.V : 0);
   }
 
@@ -163,6 +168,12 @@ template <class F> class AlignRun {
   // softmax.
   template <bool kFirstPass> bool read_group(int64_t begin, PairWindow window) {
     const int64_t first = window.first(begin), last = min_of(window.last(begin + kFrames - 1), L - 1);
+    if constexpr (kFirstPass && kTables)
+      if (by_table) {
+        const F* rows[kFrames];
+        for (int k = 0; k < kFrames; ++k) rows[k] = row(max_of<int64_t>(begin + k - before, 0), k);
+        classes.read(rows, in.V);
+      }
     for (int k = 0; k < kFrames; ++k) {
       const int64_t t = begin + k - before;
       of_blanks[k] = 0;
@@ -175,7 +186,8 @@ template <class F> class AlignRun {
       const double reference = impossible ? 0 : double(x[in.blank]);
       if (impossible) of_blanks[k] = kImpossible;
       if (kFirstPass) {
-        const Normaliser<F> n = normalise(x, in.V, row_ahead(t));
+        const Normaliser<F> n =
+            by_table ? Normaliser<F>{classes.shift[k], classes.sum[k]} : normalise(x, in.V, row_ahead(t));
         if (!n.defined()) return false;
         sums.multiply(n.sum), of_blank += reference - double(n.shift);
       }
@@ -251,6 +263,8 @@ template <class F> class AlignRun {
   const int64_t L;
   const int64_t before, frames;  // frames that fill up the first group; all frames
   const int64_t pairs, block, width;
+  const bool by_table;  // rows are so narrow that four are normalised at once
+  Table<F> classes;
   double *blank, *label;       // states
   double* labels_with_margin;  // of one vector, on the left
   double* limit;               // the most that a skip into each label may bring: -inf where none is allowed
