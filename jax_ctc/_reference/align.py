@@ -67,8 +67,15 @@ def _forward(p: Problem) -> tuple[Array, Array, Array]:
 
     nothing = jnp.full_like(p.states, -jnp.inf, np.float64)
     start = nothing.at[:, 0].set(0), jnp.zeros_like(p.last, np.float64)
-    t = jnp.arange(p.used.shape[0], dtype=np.int32)
-    (values, total), choices = lax.scan(step, start, (t, p.used, *normaliser))
+    T = p.used.shape[0]
+    if isinstance(T, int) and T == 0:  # there is no frame to trace the step with
+        (values, total), choices = (
+            start,
+            jnp.zeros_like(p.states, np.int8, shape=(0, *nothing.shape)),
+        )
+    else:
+        t = jnp.arange(T, dtype=np.int32)
+        (values, total), choices = lax.scan(step, start, (t, p.used, *normaliser))
 
     def at(state: Array) -> Array:
         return jnp.take_along_axis(values, jnp.maximum(state, 0)[:, None], axis=1)[:, 0]

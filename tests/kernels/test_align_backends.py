@@ -61,6 +61,13 @@ def test_pure_jax_and_the_kernels_return_the_same_path(kind, dtype):
     assert_same_paths(*paths_in_both_ways(problem(kind, dtype=dtype)))
 
 
+@pytest.mark.parametrize(("T", "L"), [(0, 2), (0, 0), (1, 0)])
+def test_pure_jax_answers_empty_arrays(T, L):
+    given = np.zeros((T, 2, 3), np.float32), np.ones((2, L), np.int32), np.full(2, T, np.int32)
+    for x, y in zip(*paths_in_both_ways(given), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-6)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_pure_jax_adds_up_in_float64_where_x64_is_off(kind, without_x64):
     given = problem(kind)
