@@ -83,10 +83,9 @@ def _forward(p: Problem) -> tuple[Array, Array, Array]:
     # Of two equal ends, the last label.
     is_label = (p.last > 0) & (at(p.last - 1) >= at(p.last))
     end = jnp.where(is_label, p.last - 1, p.last)
-    best = at(end)
     undefined = p.invalid | p.undefined.any(0)
-    score = jnp.where(undefined, jnp.nan, jnp.minimum(best + total, 0)).astype(p.dtype)
-    return choices, jnp.where(undefined | (best == -jnp.inf), -1, end), score
+    score = jnp.where(undefined, jnp.nan, jnp.minimum(at(end) + total, 0)).astype(p.dtype)
+    return choices, jnp.where(undefined | (score == -jnp.inf), -1, end), score
 
 
 def _backward(p: Problem, choices: Array, end: Array) -> Array:

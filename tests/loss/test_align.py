@@ -96,12 +96,18 @@ def test_sums_keep_digits_that_float32_loses():
     assert_alignment(align(acts, labels, lengths), alignments.solve(acts, labels, lengths), 400)
 
 
-def test_float64_logits_of_any_size_make_no_nan_of_a_sum():
-    acts = np.zeros((6, 1, 3))
-    acts[:3, 0, 0], acts[3:, 0, 1] = -1.7e308, 1.7e308
-    path, _, score = align(acts, np.array([[1, 2]], np.int32), np.array([6], np.int32))
-    assert (np.asarray(path) >= 0).all() or np.isneginf(np.asarray(score)).all()
-    assert not np.isnan(np.asarray(score)).any()
+@pytest.mark.parametrize(("dtype", "most"), [(np.float64, 1.7e308), (np.float32, 3e38)])
+def test_logits_of_any_size_make_no_nan_of_a_sum(dtype, most):
+    """A score that is too small for its dtype counts as none."""
+    acts = np.zeros((6, 2, 3), dtype)
+    acts[:3, 0, 0], acts[3:, 0, 1] = -most, most
+    acts[:, 1, 1] = most  # costs 6 * most: label 2 is needed
+    labels = np.array([[1, 2], [2, -1]], np.int32)
+    path, index, score = map(np.asarray, align(acts, labels, np.array([6, 6], np.int32)))
+    assert not np.isnan(score).any()
+    assert np.isneginf(score[1])
+    for b in range(2):
+        assert (path[:, b] == -1).all() == (index[:, b] == -1).all() == np.isneginf(score[b])
 
 
 def test_both_layouts_and_one_sequence_are_the_same(time_major):

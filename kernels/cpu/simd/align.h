@@ -98,9 +98,9 @@ template <class F> class AlignRun {
     pair = L > 0 && label[L - 1] >= blank[L] ? L - 1 : L;
     in_label = pair < L;
     const double best = in_label ? label[pair] : blank[pair];
-    if (best == kImpossible) return Outcome::kNoAlignment;
     const double nats = best + of_blank - (__builtin_log(sums.m) + double(sums.e) * 0.69314718055994530942);
     *score = F(nats < 0 ? nats : 0);
+    if (*score == F(kImpossible)) return Outcome::kNoAlignment;
     for (int64_t begin = (frames - 1) / block * block; begin >= 0; begin -= block)
       trace(begin, min_of(begin + block, frames));
     return Outcome::kFinite;
