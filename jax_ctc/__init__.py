@@ -4,6 +4,10 @@
 __version__ = "0.1.0"
 
 from . import compat as compat
+from ._align import Alignment as Alignment
+from ._align import Spans as Spans
+from ._align import ctc_align as ctc_align
+from ._align import label_spans as label_spans
 from ._beam import ctc_beam_search_decode as ctc_beam_search_decode
 from ._check import check as check
 from ._error_rate import label_error_rate as label_error_rate
@@ -15,14 +19,18 @@ from ._loss import ctc as ctc
 from ._occupancy import ctc_occupancy as ctc_occupancy
 
 __all__ = [
+    "Alignment",
+    "Spans",
     "build_info",
     "check",
     "compat",
     "ctc",
+    "ctc_align",
     "ctc_beam_search_decode",
     "ctc_greedy_decode",
     "ctc_linear",
     "ctc_occupancy",
     "export_checks",
     "label_error_rate",
+    "label_spans",
 ]

@@ -60,6 +60,7 @@ ACTS = Kind(has_time=True, last="class")  # V
 ROWS = Kind(has_time=True, last="factor")  # 2: shift and scale of the softmax; 0 if dense
 COLUMNS = Kind(has_time=True, last="column")  # min(L + 1, V)
 FRAMES = Kind(has_time=True)
+PATH = Kind(has_time=True, is_integer=True)  # a class, or a position among the labels, or -1
 SCORES = Kind(has_time=True, last="label")  # L: one number for each symbol
 LABELS = Kind(has_time=False, last="label")  # L; or symbols
 BATCH = Kind(has_time=False)
@@ -83,6 +84,7 @@ SIGNATURES = {
     "tangent": Signature((*_KEPT, ACTS), (BATCH,)),
     "cotangent": Signature((*_KEPT, BATCH), (ACTS,)),
     "hvp": Signature((*_KEPT, BATCH, ACTS), (ACTS,)),
+    "align": Signature(_PROBLEM, (PATH, PATH, BATCH)),
     "left_out": Signature((SCORES, LABELS, BATCH, FRAMES, FRAMES, FRAMES), (BATCH,)),
     "sums": Signature(_PROBLEM, (FRAMES, FRAMES, FRAMES, SCORES)),
     "sums_centre": Signature((*_PROBLEM, FRAMES, ACTS), (FRAMES,)),
@@ -129,12 +131,16 @@ def result_avals(
     T = batch.pop(time_axis)
     mesh, batch_spec = acts.sharding.mesh, _batch_spec(acts, time_axis)
 
+    def dtype_of(kind: Kind) -> np.dtype:
+        if kind.is_integer:
+            return np.dtype(np.int32)
+        return acts.dtype if kind is ACTS else cost_dtype(acts.dtype)
+
     def aval(kind: Kind) -> ShapedArray:
         spec = kind.axes(batch_spec, None, time_axis, dict.fromkeys(sizes))
-        dtype = acts.dtype if kind is ACTS else cost_dtype(acts.dtype)
         return acts.update(
             shape=tuple(kind.axes(batch, T, time_axis, sizes)),
-            dtype=np.dtype(np.int32) if kind.is_integer else dtype,
+            dtype=dtype_of(kind),
             weak_type=False,
             sharding=NamedSharding(mesh, PartitionSpec(*spec)),
         )

@@ -25,6 +25,7 @@ TARGETS = {
     "tangent": "jax_ctc_tangent_v1",
     "cotangent": "jax_ctc_cotangent_v1",
     "hvp": "jax_ctc_hvp_v1",
+    "align": "jax_ctc_align_v1",
     "sums": "jax_ctc_sums_v1",
     "sums_cotangent": "jax_ctc_sums_cotangent_v1",
     "beam": "jax_ctc_beam_v1",

@@ -12,50 +12,24 @@ A zero stays zero, whatever it is multiplied with. So frames and sequences witho
 gradient of 0, even if a cotangent or a direction is not finite.
 """
 
-import functools
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from .. import _operands
 from . import lattice, problem
+from .batch import over_batch
 from .problem import Problem
 
 
-def _over_batch(f: Callable) -> Callable:
-    """Returns f for any number of batch axes. `f` itself takes at most one, so further ones are
-    mapped over. They are not merged by a reshape, because it would gather axes that are sharded."""
-    signature = _operands.SIGNATURES[f.__name__]
-
-    @functools.wraps(f)
-    def mapped(acts, *rest, time_axis, **params):
-        if acts.ndim <= 3:
-            return f(acts, *rest, time_axis=time_axis, **params)
-        inner = max(time_axis - 1, 0)
-
-        def axis(kind: _operands.Kind) -> int:
-            return int(kind.has_time and time_axis == 0)
-
-        outs = [axis(kind) for kind in signature.results]
-        return jax.vmap(
-            functools.partial(mapped, time_axis=inner, **params),
-            in_axes=tuple(axis(kind) for kind in signature.operands),
-            out_axes=outs if len(outs) > 1 else outs[0],
-        )(acts, *rest)
-
-    return mapped
-
-
-@_over_batch
+@over_batch
 def loss(acts, labels, lengths, **params):
     """Returns the cost per sequence, in nats."""
     p = problem.make(acts, labels, lengths, **params)
     return lattice.cost(p).reshape(lengths.shape)
 
 
-@_over_batch
+@over_batch
 def forward(acts, labels, lengths, **params):
     """Returns the cost and the residuals rows (shift, scale) and columns."""
     p = problem.make(acts, labels, lengths, **params)
@@ -63,7 +37,7 @@ def forward(acts, labels, lengths, **params):
     return [cost.reshape(lengths.shape), _unbatched(rows, acts), _unbatched(columns, acts)]
 
 
-@_over_batch
+@over_batch
 def tangent(acts, labels, lengths, rows, columns, direction, **params):
     """Returns the derivative of the cost along `direction`."""
     p = problem.make(acts, labels, lengths, **params)
@@ -73,7 +47,7 @@ def tangent(acts, labels, lengths, rows, columns, direction, **params):
     return terms.sum(-1).sum(p.time_axis).reshape(lengths.shape)
 
 
-@_over_batch
+@over_batch
 def cotangent(acts, labels, lengths, rows, columns, cotangents, **params):
     """Returns the gradient of each cost times its cotangent; exactly 0 if the cotangent is 0."""
     p = problem.make(acts, labels, lengths, **params)
@@ -81,7 +55,7 @@ def cotangent(acts, labels, lengths, rows, columns, cotangents, **params):
     return _unbatched(_with_cotangents(unit, cotangents, p), acts).astype(acts.dtype)
 
 
-@_over_batch
+@over_batch
 def hvp(acts, labels, lengths, rows, columns, cotangents, direction, **params):
     """Returns the Hessian of each cost times `direction` times the cotangent."""
     exact = acts.astype(cotangents.dtype)

@@ -20,6 +20,7 @@ namespace ffi = xla::ffi;
 using Buffer = ffi::AnyBuffer;
 using Result = ffi::Result<ffi::AnyBuffer>;
 using Ints = ffi::Buffer<ffi::S32>;
+using IntsResult = ffi::Result<Ints>;
 
 inline std::optional<Dtype> dtype_of(ffi::DataType type) {
   switch (type) {

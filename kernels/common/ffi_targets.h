@@ -98,6 +98,22 @@ struct HvpTarget {
   }
 };
 
+// CPU only. One more attribute: whether acts are logits, whose softmax is taken.
+struct AlignTarget {
+  static constexpr const char* name = "jax_ctc_align_v1";
+  template <class Binding> static auto bind(Binding binding) {
+    return std::move(binding)
+        .template Ret<Ints>()     // path
+        .template Ret<Ints>()     // label_index
+        .template Ret<Buffer>();  // score
+  }
+  static bool fits(const Batch& p, Ints path, Ints label_index, Buffer score) {
+    const int64_t rows = p.shape.rows();
+    return int64_t(path.element_count()) == rows && int64_t(label_index.element_count()) == rows &&
+           is_per_sequence(p, score);
+  }
+};
+
 // CPU only. The labels are symbols here.
 struct SumsTarget {
   static constexpr const char* name = "jax_ctc_sums_v1";

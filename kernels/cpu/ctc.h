@@ -37,6 +37,13 @@ void sums(const Problem& problem, Sums out, Executor& executor);
 void sums_cotangent(const Problem& problem, const void* top, const void* ct_tail, const void* ct_scores, void* out,
                     Executor& executor);
 
+// The best path of each sequence, -1 at frames that are not in use or where there is none.
+struct Alignment {
+  int32_t *path, *label_index;  // (N, T, B)
+  void* score;                  // (N*B,)
+};
+void align(const Problem& problem, Alignment out, Executor& executor);
+
 // Prefix beam search. The problem has no labels, L = 0.
 struct BeamOptions {
   int64_t beam_width, top_paths;  // 1 <= top_paths <= beam_width

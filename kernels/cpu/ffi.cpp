@@ -86,6 +86,14 @@ ffi::Error hvp_handler(ffi::ThreadPool pool, CTC_OPERANDS, Buffer rows, Buffer c
   });
 }
 
+ffi::Error align_handler(ffi::ThreadPool pool, CTC_OPERANDS, IntsResult path, IntsResult label_index, Result score,
+                         CTC_ATTRIBUTES, bool softmax) {
+  CTC_DECODE;
+  if (!AlignTarget::fits(p, *path, *label_index, *score)) return mismatch(AlignTarget::name);
+  if (!softmax) return ffi::Error::InvalidArgument("jax_ctc: this version aligns logits only");
+  return guarded([&] { align(p, {path->typed_data(), label_index->typed_data(), score->untyped_data()}, executor); });
+}
+
 // Every symbol must be a class of acts, or below 0, because kernels read rows at the symbols without a check.
 bool symbols_in_range(const Problem& p) {
   const int64_t n = p.shape.sequences() * p.shape.L;
@@ -141,6 +149,7 @@ XLA_FFI_DEFINE_HANDLER(kForward, forward_handler, binding<ForwardTarget>());
 XLA_FFI_DEFINE_HANDLER(kTangent, tangent_handler, binding<TangentTarget>());
 XLA_FFI_DEFINE_HANDLER(kCotangent, cotangent_handler, binding<CotangentTarget>());
 XLA_FFI_DEFINE_HANDLER(kHvp, hvp_handler, binding<HvpTarget>());
+XLA_FFI_DEFINE_HANDLER(kAlign, align_handler, binding<AlignTarget>().Attr<bool>("softmax"));
 XLA_FFI_DEFINE_HANDLER(kSums, sums_handler, binding<SumsTarget>());
 XLA_FFI_DEFINE_HANDLER(kSumsCotangent, sums_cotangent_handler, binding<SumsCotangentTarget>());
 XLA_FFI_DEFINE_HANDLER(kBeam, beam_handler, BeamTarget::with_options(binding<BeamTarget>()));
@@ -148,13 +157,10 @@ XLA_FFI_DEFINE_HANDLER(kBeam, beam_handler, BeamTarget::with_options(binding<Bea
 }  // namespace
 
 std::vector<std::pair<const char*, Handler*>> handlers() {
-  return {{LossTarget::name, kLoss},
-          {ForwardTarget::name, kForward},
-          {TangentTarget::name, kTangent},
-          {CotangentTarget::name, kCotangent},
-          {HvpTarget::name, kHvp},
-          {SumsTarget::name, kSums},
-          {SumsCotangentTarget::name, kSumsCotangent},
+  return {{LossTarget::name, kLoss},       {ForwardTarget::name, kForward},
+          {TangentTarget::name, kTangent}, {CotangentTarget::name, kCotangent},
+          {HvpTarget::name, kHvp},         {AlignTarget::name, kAlign},
+          {SumsTarget::name, kSums},       {SumsCotangentTarget::name, kSumsCotangent},
           {BeamTarget::name, kBeam}};
 }
 

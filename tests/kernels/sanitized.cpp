@@ -29,15 +29,19 @@ template <class T> T* pointer(const Array<T>& array) { return array.size > 0 ? a
 
 // All results of one problem.
 template <class F> struct Results {
-  Array<F> alone, cost, tangents, rows, columns;
+  Array<F> alone, cost, score, tangents, rows, columns;
+  Array<int32_t> path, label_index;
   Array<char> products, gradient;
 
   explicit Results(const RandomProblem<F>& random)
       : alone(random.s.sequences()),
         cost(alone.size),
+        score(alone.size),
         tangents(alone.size),
         rows(random.kept_rows()),
         columns(random.kept_columns()),
+        path(random.s.rows()),
+        label_index(path.size),
         products(random.s.rows() * random.s.V * sizeof(F)),
         gradient(products.size) {
     for (Array<char>* array : {&products, &gradient}) std::memset(array->data.get(), 0, array->size);
@@ -48,6 +52,7 @@ template <class F> struct Results {
     Threads threads;
     loss(p, pointer(alone), threads);
     forward(p, pointer(cost), residuals(), threads);
+    align(p, {pointer(path), pointer(label_index), pointer(score)}, threads);
   }
   void backwards(const Problem& p, RandomProblem<F>& random) {
     Threads threads;
@@ -60,7 +65,8 @@ template <class F> struct Results {
     const auto same = [](const auto& a, const auto& b) {
       return a.size == 0 || std::memcmp(a.data.get(), b.data.get(), a.size * sizeof(a.data[0])) == 0;
     };
-    return same(alone, other.alone) && same(cost, other.cost) && same(tangents, other.tangents) &&
+    return same(path, other.path) && same(label_index, other.label_index) && same(score, other.score) &&
+           same(alone, other.alone) && same(cost, other.cost) && same(tangents, other.tangents) &&
            same(rows, other.rows) && same(columns, other.columns) && same(products, other.products) &&
            same(gradient, other.gradient);
   }

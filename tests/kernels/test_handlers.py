@@ -37,6 +37,7 @@ def honest(op, V, L, T=T, B=B):
     labels, lengths = np.ones((B, L), np.int32), np.full(B, T, np.int32)
     dense, scores = V <= L + 1, np.zeros((T, B, L), "f")
     rows = np.ones((T, B, 0 if dense else 2), "f")
+    path = np.zeros((T, B), np.int32)
     columns = np.full((T, B, V if dense else L + 1), 0.5, "f")
     args = [acts, labels, lengths]
     return {
@@ -45,16 +46,22 @@ def honest(op, V, L, T=T, B=B):
         "tangent": ([*args, rows, columns, acts + 1], [batch]),
         "cotangent": ([*args, rows, columns, batch + 1], [acts]),
         "hvp": ([*args, rows, columns, batch, acts + 1], [acts]),
+        "align": (args, [path, path, batch]),
         "sums": (args, [frames, frames, frames, scores]),
         "sums_cotangent": ([*args, frames, frames, scores], [acts]),
     }[op]
 
 
-def call(op, operands, results, attributes=ATTRIBUTES):
-    return handlers.call(TARGETS[op], operands, results, attributes)
+def attributes_of(op, **others):
+    return {**ATTRIBUTES, **({"softmax": True} if op == "align" else {}), **others}
 
 
-def refused(op, operands, results, attributes=ATTRIBUTES, because=""):
+def call(op, operands, results, attributes=None):
+    return handlers.call(TARGETS[op], operands, results, attributes or attributes_of(op))
+
+
+def refused(op, operands, results, attributes=None, because=""):
+    attributes = attributes or attributes_of(op)
     return handlers.refused(TARGETS[op], operands, results, attributes, because)
 
 
@@ -83,7 +90,8 @@ def of_other_dtypes(x):
 # (op, position, axis or dtype): what may be another number, because nothing else depends on it.
 FREE = {
     ("loss", ACTS, 0), ("loss", ACTS, 2), ("loss", LABELS, 1), ("sums", ACTS, 2),
-    *((op, ACTS, "float16") for op in ("loss", "forward", "sums")),
+    ("align", ACTS, 2), ("align", LABELS, 1),
+    *((op, ACTS, "float16") for op in ("loss", "forward", "align", "sums")),
 }  # fmt: skip
 FREE_DENSE = {
     *((op, LABELS, 1) for op in ("forward", "tangent", "cotangent", "hvp")),
@@ -135,10 +143,10 @@ def test_a_wrong_attribute_is_refused(op):
         *({"time_axis": k} for k in (-1, 2, 2**63 - 1, -(2**63))),
         *({"blank": k} for k in (-1, 9, 2**32, 2**63 - 1)),
     ):
-        assert refused(op, operands, results, {**ATTRIBUTES, **wrong}), wrong
-    for name in ATTRIBUTES:
-        fewer = {k: v for k, v in ATTRIBUTES.items() if k != name}
-        other = {**ATTRIBUTES, name: 0.5}
+        assert refused(op, operands, results, attributes_of(op, **wrong)), wrong
+    for name in attributes_of(op):
+        fewer = {k: v for k, v in attributes_of(op).items() if k != name}
+        other = attributes_of(op, **{name: 0.5})
         assert refused(op, operands, results, fewer), name
         assert refused(op, operands, results, other), name
 
@@ -146,7 +154,7 @@ def test_a_wrong_attribute_is_refused(op):
 @OPS
 def test_any_number_of_threads_is_taken(op):
     first, *others = (
-        call(op, *honest(op, *COMPACT), {**ATTRIBUTES, "threads": threads})
+        call(op, *honest(op, *COMPACT), attributes_of(op, threads=threads))
         for threads in (0, -(2**63), -1, 1, 2**63 - 1)
     )
     for other in others:

@@ -40,7 +40,7 @@ def compile_to(output, *arguments):
 
 
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
-OF_BATCHES = ("ctc", "slice_sums", "beam", "parallel", "dispatch")
+OF_BATCHES = ("ctc", "align", "slice_sums", "beam", "parallel", "dispatch")
 PARTS = [KERNELS / "cpu" / f"{name}.cpp" for name in OF_BATCHES]
 PARTS += [KERNELS / "cpu" / "simd" / f"{name}.cpp" for name in INSTRUCTION_SETS]
 
@@ -140,6 +140,16 @@ PLANTED = {
         "i <= kFrames * classes; ++i) sums",
     ),
     "means of a direction": ("directed_emissions.h", "    mean[t] = F(", "    mean[t + 1] = F("),
+    "checkpoints of an alignment": (
+        "align.h",
+        "i < pairs; ++i) to[i] = blank[i]",
+        "i <= pairs; ++i) to[i] = blank[i]",
+    ),
+    "slots of an alignment": (
+        "align.h",
+        "for (int64_t i = 0; i < pairs; ++i) {",
+        "for (int64_t i = 0; i <= pairs; ++i) {",
+    ),
     "a kept shift": ("emissions.h", "if (product == nullptr) stay_below(shift[t]);", ""),
 }
 

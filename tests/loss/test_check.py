@@ -124,7 +124,7 @@ def test_shapes_may_be_asked_for_without_checkify():
 
 # ---- what is known while tracing ---------------------------------------------------------------
 
-FUNCTIONS = [jax_ctc.ctc, jax_ctc.check, jax_ctc.ctc_occupancy]
+FUNCTIONS = [jax_ctc.ctc, jax_ctc.check, jax_ctc.ctc_occupancy, jax_ctc.ctc_align]
 every_function = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
 
 

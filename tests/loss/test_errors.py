@@ -173,7 +173,7 @@ WRONG_TYPES = {
     "float label_lengths": ("label_lengths", np.full(B, 2, np.float32), "float32"),
     "float blank": ("blank", 1.0, "float"),
 }
-FUNCTIONS = [jax_ctc.ctc, jax_ctc.check, jax_ctc.ctc_occupancy]
+FUNCTIONS = [jax_ctc.ctc, jax_ctc.check, jax_ctc.ctc_occupancy, jax_ctc.ctc_align]
 every_function = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
 
 

@@ -16,7 +16,7 @@ GOOD = {
     "lengths": np.array([6, 5]),
 }
 RATIO = np.array([0.9, 1.0])
-FUNCTIONS = [jax_ctc.ctc, jax_ctc.check, jax_ctc.ctc_occupancy]
+FUNCTIONS = [jax_ctc.ctc, jax_ctc.check, jax_ctc.ctc_occupancy, jax_ctc.ctc_align]
 every_function = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
 
 # What was called otherwise than it should be; the error; what it says came; the way out.

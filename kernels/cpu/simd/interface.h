@@ -111,6 +111,17 @@ template <class F> struct BestClasses {
   int64_t count;    // of classes in `best`
 };
 
+// What an alignment needs of the labels, and where it goes. A slot is a place in a table of the different labels.
+struct SequenceAlignment {
+  const int32_t* symbols;   // the different labels
+  int64_t D;                // how many
+  const int32_t* slots;     // symbols[slots[i]] is label i
+  const int32_t* position;  // label i stands in entry position[i] - 1 of the caller's row
+  int32_t* path;            // the class of each frame
+  int32_t* label_index;     // the entry of the caller's row, or -1 on the blank
+  int64_t stride;           // elements from one frame to the next, of both
+};
+
 // What the forward pass found out about a sequence.
 enum class Outcome {
   kFinite,       // the cost is finite
@@ -124,6 +135,9 @@ template <class F> struct Kernels {
   Outcome (*cost)(const Sequence<F>&, const SequenceResiduals<F>& residuals, F* cost);
   // out = cotangent * Hessian * direction at the frames in use, if it returns kFinite.
   Outcome (*hvp)(const Sequence<F>&, const HvpArguments<F>&);
+
+  // Writes the log-probability of the best path and, at the frames in use, the path, if it returns kFinite.
+  Outcome (*align)(const Sequence<F>&, const SequenceAlignment& out, F* score);
 
   // In the products below, a factor that is exactly 0 gives 0, even if the other factor is inf or NaN.
   // Compact: out = cotangent * (softmax - occupancy), V elements of the dtype of acts. `out` may be acts.

@@ -2,6 +2,7 @@
 // The functions of one instruction set. All of this folder is compiled once per instruction set.
 #pragma once
 
+#include "align.h"
 #include "best_classes.h"
 #include "forward.h"
 #include "hvp.h"
@@ -10,9 +11,9 @@
 namespace jax_ctc {
 namespace {
 
-template <class F> constexpr Kernels<F> kKernels = {sequence_cost<F>, sequence_hvp<F>,       gradient_row<F>,
-                                                    tangent_row<F>,   slice_sums<F>,         slice_cotangent<F>,
-                                                    best_classes<F>,  dense_gradient_row<F>, dense_tangent_row<F>};
+template <class F> constexpr Kernels<F> kKernels = {
+    sequence_cost<F>, sequence_hvp<F>,    sequence_alignment<F>, gradient_row<F>,       tangent_row<F>,
+    slice_sums<F>,    slice_cotangent<F>, best_classes<F>,       dense_gradient_row<F>, dense_tangent_row<F>};
 
 }  // namespace
 }  // namespace jax_ctc

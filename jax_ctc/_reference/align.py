@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The best alignment in plain JAX, in float64 even where jax_enable_x64 is off.
+
+The arithmetic is that of the kernels (docs/ctc.md, section 7), addition by addition. So the path is
+the same bit for bit.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from . import problem
+from .batch import over_batch
+from .problem import Problem
+
+if hasattr(jax, "enable_x64"):
+    enable_x64 = jax.enable_x64
+else:  # before JAX 0.8
+    from jax.experimental import enable_x64  # pyright: ignore[reportAttributeAccessIssue]
+_MOST = 1e290  # float64 emissions are bounded, so that no sum overflows
+
+
+@over_batch
+def align(acts, labels, lengths, *, softmax, **params):
+    """Returns the path, the position of its labels in the row of labels, and its score."""
+    assert softmax
+    p = problem.make(acts, labels, lengths, **params)
+    with enable_x64(True):
+        choices, end, score = _forward(p)
+        states = _backward(p, choices, end)
+    frames = [problem.swapped(x, p.time_axis) for x in _places(p, states)]
+    if acts.ndim == 2:
+        frames = [x[:, 0] for x in frames]
+    return [*frames, score.reshape(lengths.shape)]
+
+
+def _emissions(p: Problem, t: Array) -> tuple[Array, Array]:
+    """Returns what each state adds at frame t, (N, S), and the reference, (N,). The logit of the
+    blank is the reference, or 0 if the blank is impossible."""
+    x = problem.logits(p, t, 1)[0].astype(np.float64)
+    blank = x[:, 0]
+    reference = jnp.where(blank == -jnp.inf, 0, blank)
+    relative = x - reference[:, None]
+    if p.acts.dtype == np.float64:
+        relative = jnp.where(relative < -_MOST, -jnp.inf, jnp.minimum(relative, _MOST))
+    return relative, reference
+
+
+def _forward(p: Problem) -> tuple[Array, Array, Array]:
+    """Returns how many states before it the path came from, (T, N, S), for each state; the state at
+    the end, -1 if there is none; and the score."""
+    S = p.states.shape[1]
+    normaliser = (p.normaliser.shift.astype(np.float64), p.normaliser.log_total.astype(np.float64))
+
+    def step(carry, inputs):
+        values, total = carry
+        t, used, shift, log_total = inputs
+        emission, reference = _emissions(p, t)
+        before = jnp.pad(values, ((0, 0), (2, 0)), constant_values=-jnp.inf)
+        advance, skip = before[:, 1 : S + 1], jnp.where(p.may_skip, before[:, :S], -jnp.inf)
+        either = jnp.maximum(values, advance)
+        choice = jnp.where(skip > either, 2, jnp.where(advance > values, 1, 0)).astype(np.int8)
+        best = jnp.maximum(either, skip) + emission
+        total = total + jnp.where(used, (reference - shift) - log_total, 0)
+        return (jnp.where(used[:, None], best, values), total), choice
+
+    nothing = jnp.full_like(p.states, -jnp.inf, np.float64)
+    start = nothing.at[:, 0].set(0), jnp.zeros_like(p.last, np.float64)
+    T = p.used.shape[0]
+    if isinstance(T, int) and T == 0:  # there is no frame to trace the step with
+        (values, total), choices = (
+            start,
+            jnp.zeros_like(p.states, np.int8, shape=(0, *nothing.shape)),
+        )
+    else:
+        t = jnp.arange(T, dtype=np.int32)
+        (values, total), choices = lax.scan(step, start, (t, p.used, *normaliser))
+
+    def at(state: Array) -> Array:
+        return jnp.take_along_axis(values, jnp.maximum(state, 0)[:, None], axis=1)[:, 0]
+
+    # Of two equal ends, the last label.
+    is_label = (p.last > 0) & (at(p.last - 1) >= at(p.last))
+    end = jnp.where(is_label, p.last - 1, p.last)
+    undefined = p.invalid | p.undefined.any(0)
+    score = jnp.where(undefined, jnp.nan, jnp.minimum(at(end) + total, 0)).astype(p.dtype)
+    return choices, jnp.where(undefined | (score == -jnp.inf), -1, end), score
+
+
+def _backward(p: Problem, choices: Array, end: Array) -> Array:
+    """Returns the state of the path at each frame, (T, N); -1 if there is none."""
+
+    def step(state, inputs):
+        choice, used = inputs
+        here = jnp.maximum(state, 0)
+        back = jnp.take_along_axis(choice, here[:, None], axis=1)[:, 0].astype(np.int32)
+        before = jnp.where(used & (state >= 0), here - back, state)
+        return before, jnp.where(used, state, -1)
+
+    return lax.scan(step, end, (choices, p.used), reverse=True)[1]
+
+
+def _places(p: Problem, states: Array) -> tuple[Array, Array]:
+    """Returns the class of each state, and the position of its label; -1 if there is none."""
+    here = jnp.maximum(states, 0).T  # (N, T)
+    classes = jnp.take_along_axis(p.states, here, axis=1).T
+    # Entry k of the inverse of `position` is where the k-th label stands.
+    order = jnp.pad(jnp.argsort(p.position, axis=-1).astype(np.int32), ((0, 0), (0, 1)))
+    positions = jnp.take_along_axis(order, here // 2, axis=1).T
+    return (
+        jnp.where(states < 0, -1, classes),
+        jnp.where((states < 0) | (states % 2 == 0), -1, positions),
+    )

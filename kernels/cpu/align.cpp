@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// The best alignment of each sequence of a batch.
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "ctc.h"
+#include "dispatch.h"
+#include "labels.h"
+#include "memory.h"
+#include "schedule.h"
+
+namespace jax_ctc {
+namespace {
+
+// The different labels of a sequence, sorted, and which of them each label is.
+struct Symbols {
+  std::vector<int32_t> values, slots;
+
+  void read(const std::vector<int32_t>& labels) {
+    values = labels;
+    std::sort(values.begin(), values.end());
+    values.erase(std::unique(values.begin(), values.end()), values.end());
+    slots.clear();
+    for (const int32_t label : labels)
+      slots.push_back(int32_t(std::lower_bound(values.begin(), values.end(), label) - values.begin()));
+  }
+};
+
+template <class F> void align_sequence(const Problem& p, int64_t sequence, Alignment out) {
+  constexpr F kNaN = std::numeric_limits<F>::quiet_NaN(), kInfinity = std::numeric_limits<F>::infinity();
+  const Shape& s = p.shape;
+  const int64_t first = first_row(s, sequence);
+  const int32_t length = p.lengths[sequence];
+  F* score = static_cast<F*>(out.score) + sequence;
+  int32_t *path = out.path + first, *label_index = out.label_index + first;
+  int64_t aligned = 0;  // frames
+  thread_local UnpaddedLabels labels;
+  if (!is_valid_length(s, length) || !labels.read(p, p.labels + sequence * s.L)) {
+    *score = kNaN;
+  } else {
+    thread_local Symbols symbols;
+    symbols.read(labels.values);
+    const int64_t L = labels.values.size();
+    const Sequence<F> in = {p.dtype,
+                            at(p.acts, first * s.V, p.dtype),
+                            s.B * s.V,
+                            length,
+                            s.V,
+                            labels.values.data(),
+                            L,
+                            p.blank,
+                            frames_needed(labels.values.data(), L) <= length,
+                            &thread_scratch()};
+    const SequenceAlignment to = {symbols.values.data(),
+                                  int64_t(symbols.values.size()),
+                                  symbols.slots.data(),
+                                  labels.columns.data(),
+                                  path,
+                                  label_index,
+                                  s.B};
+    const Outcome outcome = kernels<F>().align(in, to, score);
+    if (outcome == Outcome::kFinite) aligned = length;
+    if (outcome == Outcome::kNoAlignment) *score = -kInfinity;
+    if (outcome == Outcome::kNoSoftmax) *score = kNaN;
+    thread_scratch().trim();
+  }
+  for (int64_t t = aligned; t < s.T; ++t) path[t * s.B] = label_index[t * s.B] = -1;
+}
+
+}  // namespace
+
+void align(const Problem& p, Alignment out, Executor& executor) {
+  with_result_type(p.dtype, [&](auto zero) {
+    for_each_sequence(p, 1, executor, [&](int64_t i) { align_sequence<decltype(zero)>(p, i, out); });
+  });
+}
+
+}  // namespace jax_ctc

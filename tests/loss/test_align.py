@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Forced alignment: the path of an oracle, ties by rule, the edges, and the score's derivative."""
+
+import itertools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jax_ctc
+from support import alignments, oracle
+from support.cases import Case, every_edge
+from support.results import TOLERANCE, assert_gradient, assert_same_bits
+from support.runs import sweep
+
+align = jax.jit(jax_ctc.ctc_align, static_argnames=["blank", "time_major", "num_threads"])
+
+
+def assert_alignment(actual, expected, T):
+    path, label_index, score = map(np.asarray, actual)
+    assert path.dtype == label_index.dtype == np.int32
+    np.testing.assert_array_equal(path, expected[0])
+    np.testing.assert_array_equal(label_index, expected[1])
+    tolerance = TOLERANCE[score.dtype]
+    np.testing.assert_allclose(score, expected[2], rtol=tolerance, atol=tolerance * np.sqrt(T + 1))
+    assert (score <= 0)[~np.isnan(score)].all()
+
+
+def random_batch(T, B, V, L, seed=0, ties=False, dtype=np.float32):
+    """Ragged, with padding anywhere; `ties`: integer logits, of which many are equal."""
+    rng = np.random.default_rng([T, V, L, seed])
+    acts = rng.normal(size=(T, B, V), scale=2)
+    acts = (np.round(acts / 2) if ties else acts).astype(dtype)
+    labels = rng.integers(1, max(V, 2), (B, L), dtype=np.int32)
+    labels[(rng.random((B, L)) < 0.2) | (V == 1)] = -1
+    lengths = rng.integers(T - T // 3, T + 1, B, dtype=np.int32)
+    return acts, labels, lengths
+
+
+# ---- the path ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("T", "V", "blank"), [(6, 3, 0), (7, 2, 1), (4, 4, 2)])
+def test_of_all_paths_the_best_one_is_taken_and_ties_are_broken_by_rule(T, V, blank):
+    B, L = 60, 3
+    rng = np.random.default_rng(T)
+    acts = rng.integers(-1, 2, (T, B, V)).astype(np.float32)
+    acts[rng.random((T, B, V)) < 0.1] = -np.inf
+    labels = rng.integers(0, V, (B, L), dtype=np.int32)
+    labels[(labels == blank) | (rng.random((B, L)) < 0.2)] = -1
+    lengths = rng.integers(T - 2, T + 1, B, dtype=np.int32)
+    by_enumeration = alignments.solve(
+        acts, labels, lengths, blank=blank, best=alignments.enumerate_paths
+    )
+    by_programming = alignments.solve(acts, labels, lengths, blank=blank)
+    for one, other in zip(by_enumeration[:2], by_programming[:2], strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert_alignment(align(acts, labels, lengths, blank=blank), by_enumeration, T)
+
+
+@every_edge
+@pytest.mark.parametrize("L", [6, 11])
+def test_every_edge_is_the_oracle_s(case, L):
+    given = case.in_one_shape(V=12, L=L)
+    expected = alignments.solve(*given, blank=Case.SHARED_BLANK)
+    assert_alignment(align(*given, blank=Case.SHARED_BLANK), expected, len(given[0]))
+
+
+# Around the widths of vectors, whole groups of four frames, and several blocks.
+SHAPES = [(33, 3, 5, 7), (40, 2, 9, 8), (66, 2, 3, 20), (131, 2, 30, 17), (127, 1, 2, 30)]
+SHAPES += [(300, 2, 40, 100), (1500, 1, 60, 300), (97, 2, 300, 33)]
+
+
+@pytest.mark.parametrize("ties", [False, True], ids=["", "ties"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_path_of_any_shape_is_the_oracle_s(shape, ties):
+    given = random_batch(*shape, ties=ties)
+    assert_alignment(align(*given), alignments.solve(*given), shape[0])
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, jnp.bfloat16])
+def test_every_dtype_has_the_path_of_its_numbers(dtype):
+    given = random_batch(50, 3, 9, 12, dtype=dtype)
+    out = align(*given)
+    assert out.score.dtype == (np.float64 if dtype == np.float64 else np.float32)
+    assert_alignment(out, alignments.solve(*given), 50)
+
+
+def test_sums_keep_digits_that_float32_loses():
+    """Emissions of 1e6 nats, which differ by a few: float32 sums would take wrong turns."""
+    acts, labels, lengths = random_batch(400, 2, 6, 40, seed=1)
+    acts[..., 0] -= 1e6
+    acts[200:, :, 0] += 2e6
+    assert_alignment(align(acts, labels, lengths), alignments.solve(acts, labels, lengths), 400)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(np.float64, 1.7e308), (np.float32, 3e38)])
+def test_logits_of_any_size_make_no_nan_of_a_sum(dtype, most):
+    """A score that is too small for its dtype counts as none."""
+    acts = np.zeros((6, 2, 3), dtype)
+    acts[:3, 0, 0], acts[3:, 0, 1] = -most, most
+    acts[:, 1, 1] = most  # costs 6 * most: label 2 is needed
+    labels = np.array([[1, 2], [2, -1]], np.int32)
+    path, index, score = map(np.asarray, align(acts, labels, np.array([6, 6], np.int32)))
+    assert not np.isnan(score).any()
+    assert np.isneginf(score[1])
+    for b in range(2):
+        assert (path[:, b] == -1).all() == (index[:, b] == -1).all() == np.isneginf(score[b])
+
+
+def test_both_layouts_and_one_sequence_are_the_same(time_major):
+    acts, labels, lengths = random_batch(30, 3, 7, 6)
+    expected = align(acts, labels, lengths)
+    if not time_major:
+        path, label_index, score = align(acts.swapaxes(0, 1), labels, lengths, time_major=False)
+        for x, y in zip((path.T, label_index.T, score), expected, strict=True):
+            assert_same_bits(x, y)
+    for b in range(3):
+        alone = align(acts[:, b], labels[b], lengths[b], time_major=time_major)
+        for x, y in zip(alone, expected, strict=True):
+            assert_same_bits(x, y[..., b])
+
+
+def test_any_number_of_threads_returns_the_same_bits():
+    given = random_batch(200, 9, 20, 40)
+    for x, y in zip(align(*given, num_threads=1), align(*given), strict=True):
+        assert_same_bits(x, y)
+
+
+# ---- the edges ---------------------------------------------------------------------------------
+
+
+def test_label_lengths_say_what_is_padding():
+    acts, labels, lengths = random_batch(30, 3, 7, 6)
+    counts = np.array([0, 3, 6], np.int32)
+    expected = alignments.solve(acts, labels, lengths, counts)
+    assert_alignment(align(acts, labels, lengths, counts), expected, 30)
+
+
+def test_an_odd_sequence_has_no_path_and_leaves_the_others_alone():
+    acts, labels, lengths = random_batch(20, 9, 6, 4)
+    labels[:] = [1, 2, 2, 3]
+    lengths[:] = 15
+    usual = align(acts, labels, lengths)
+    acts[15:] = np.nan  # never read
+    labels[0, 1] = 6  # no class
+    labels[1, 2] = 0  # the blank
+    lengths[2], lengths[3] = -1, 21
+    acts[3, 4, 5], acts[14, 5, 0], acts[0, 6] = np.nan, np.inf, -np.inf
+    lengths[7] = 4  # infeasible
+    out = align(acts, labels, lengths)
+    for x, y in zip(out, usual, strict=True):
+        assert_same_bits(x[..., 8], y[..., 8])
+    assert (np.asarray(out.path)[:, :8] == -1).all()
+    assert (np.asarray(out.label_index)[:, :8] == -1).all()
+    np.testing.assert_array_equal(out.score[:8], [np.nan] * 7 + [-np.inf])
+
+
+def test_a_nan_counts_in_a_sequence_without_an_alignment_too():
+    acts = np.zeros((3, 2, 4), np.float32)
+    acts[1, 0, 2] = np.nan
+    labels = np.full((2, 9), 1, np.int32)
+    np.testing.assert_array_equal(align(acts, labels, np.array([3, 3])).score, [np.nan, -np.inf])
+
+
+@pytest.mark.parametrize(
+    ("T", "B", "V", "L"), [(0, 2, 3, 2), (0, 2, 3, 0), (5, 0, 3, 2), (5, 2, 3, 0), (5, 2, 1, 0)]
+)
+def test_empty_arrays_are_answered(T, B, V, L):
+    out = align(np.zeros((T, B, V), np.float32), np.ones((B, L), np.int32), np.full(B, T))
+    assert out.path.shape == out.label_index.shape == (T, B)
+    assert (np.asarray(out.path) == 0).all()
+    expected = -np.inf if T < L else -T * np.log(V)
+    np.testing.assert_allclose(out.score, np.full(B, expected), rtol=1e-6)
+    start, end = jax_ctc.label_spans(out, L)
+    assert start.shape == end.shape == (B, L)
+
+
+def test_a_bad_value_raises():
+    with pytest.raises(ValueError, match=r"^labels\[0, 1\] = 4 is not a class of acts with V = 4"):
+        jax_ctc.ctc_align(np.zeros((3, 1, 4), np.float32), [[1, 4]], [3])
+
+
+# ---- vmap --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "axes", sweep(list(itertools.product([None, 0, 1, 3], [None, 0, 2], [None, 1])),
+                  [(0, 0, 1), (3, None, None), (None, 2, None), (1, 0, None)])
+)  # fmt: skip
+def test_vmap_is_a_loop(axes):
+    if axes == (None, None, None):
+        pytest.skip("nothing is mapped")
+    rng = np.random.default_rng(0)
+    acts = rng.normal(size=(3, 12, 2, 5)).astype(np.float32)
+    labels = rng.integers(1, 5, (3, 2, 4), dtype=np.int32)
+    lengths = rng.integers(8, 13, (3, 2), dtype=np.int32)
+    parts = [
+        x if d is not None else x[:1] for x, d in zip((acts, labels, lengths), axes, strict=True)
+    ]
+    operands = [
+        np.moveaxis(x, 0, d) if d is not None else x[0] for x, d in zip(parts, axes, strict=True)
+    ]
+    out = jax.vmap(align, axes)(*operands)
+    for i in range(3):
+        alone = align(*(x[i % len(x)] for x in parts))
+        for x, y in zip(out, alone, strict=True):
+            assert_same_bits(x[i], y)
+
+
+# ---- the derivative of the score ---------------------------------------------------------------
+
+
+def expected_gradient(acts, lengths, path):
+    used = np.asarray(path)[..., None] >= 0
+    one_hot = np.asarray(path)[..., None] == np.arange(acts.shape[-1])
+    softmax = np.exp(oracle.log_softmax(np.where(used, acts, 0).astype(float)))
+    return np.where(used, one_hot - softmax, 0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_gradient_of_the_score_is_the_path_less_the_softmax(dtype):
+    acts, labels, lengths = random_batch(20, 3, 6, 5, dtype=dtype)
+    total = lambda acts: align(acts, labels, lengths).score.sum()  # noqa: E731
+    expected = expected_gradient(acts, lengths, align(acts, labels, lengths).path)
+    assert_gradient(jax.grad(total)(acts), expected)
+    direction = np.cos(acts)
+    tangent = jax.jvp(total, (acts,), (direction,))[1]
+    np.testing.assert_allclose(tangent, (expected * direction).sum(), rtol=1e-5)
+    gradient = jax.vmap(jax.grad(lambda a, *rest: align(a, *rest).score), (1, 0, 0), 1)
+    assert_gradient(gradient(acts, labels, lengths), expected)
+    # The path stays: the second derivative is that of the normaliser.
+    change = jax.jvp(jax.grad(total), (acts,), (direction,))[1]
+    normaliser = lambda a: jnp.where(  # noqa: E731
+        np.asarray(expected).any(-1), -jax.nn.logsumexp(a, axis=-1), 0
+    ).sum()
+    assert_gradient(change, jax.jvp(jax.grad(normaliser), (acts,), (direction,))[1])
+
+
+def test_a_sequence_without_a_path_has_no_gradient():
+    acts, labels, lengths = random_batch(20, 5, 6, 4)
+    labels[:] = [1, 2, 2, 3]
+    lengths[:] = [15, 4, 15, 15, 21]
+    labels[2, 0] = 9
+    acts[3, 3, 2] = np.nan
+    acts[15:, :4] = np.nan
+    acts[:15, 0, 4] = -np.inf  # impossible, and not needed
+    value, vjp = jax.vjp(lambda acts: align(acts, labels, lengths).score, acts)
+    np.testing.assert_array_equal(np.isfinite(value), [True, False, False, False, False])
+    gradient = np.asarray(vjp(np.ones(5, np.float32))[0])
+    assert np.isfinite(gradient[:, 0]).all()
+    assert not gradient[15:, 0].any()
+    assert not gradient[:, 0, 4].any()
+    assert not gradient[:, [1, 2, 4]].any()
+    assert np.isnan(gradient[:15, 3]).all()
+    assert not gradient[15:, 3].any()
+    # Nor does an infinite cotangent make one, or a zero cotangent a NaN.
+    gradient = np.asarray(vjp(np.array([0, np.inf, np.inf, 0, np.inf], np.float32))[0])
+    assert not gradient.any()
+
+
+def test_the_path_is_not_differentiated():
+    acts, labels, lengths = random_batch(20, 3, 6, 5)
+    out, tangent = jax.jvp(lambda a: align(a, labels, lengths), (acts,), (np.ones_like(acts),))
+    assert tangent.path.dtype == tangent.label_index.dtype == jax.dtypes.float0
+    assert_same_bits(out.path, align(acts, labels, lengths).path)
+    assert_gradient(tangent.score, np.zeros(3), scale=10)  # of a constant
+
+
+# ---- spans -------------------------------------------------------------------------------------
+
+
+def test_spans_are_the_frames_of_each_label(time_major):
+    acts, labels, lengths = random_batch(40, 4, 7, 8)
+    lengths[3] = 1  # infeasible
+    acts = acts if time_major else acts.swapaxes(0, 1)
+    alignment = align(acts, labels, lengths, time_major=time_major)
+    start, end = map(np.asarray, jax_ctc.label_spans(alignment, 8, time_major=time_major))
+    index = np.asarray(alignment.label_index if time_major else alignment.label_index.T)
+    for b, i in np.ndindex(4, 8):
+        frames = np.flatnonzero(index[:, b] == i)
+        if len(frames) == 0:
+            assert labels[b, i] < 0 or b == 3
+            assert start[b, i] == end[b, i] == -1
+        else:
+            np.testing.assert_array_equal(frames, np.arange(start[b, i], end[b, i]))
+    alone = jax_ctc.label_spans(
+        jax.tree.map(lambda x: x[..., 0], align(*random_batch(9, 2, 4, 3))), 3
+    )
+    assert alone.start.shape == alone.end.shape == (3,)
+
+
+def test_spans_are_mapped_over_more_axes():
+    alignment = align(*random_batch(40, 4, 7, 8))
+    twice = jax.tree.map(lambda x: jnp.stack([x, x]), alignment)
+    out = jax.vmap(partial(jax_ctc.label_spans, L=8))(twice)
+    for x, y in zip(out, jax_ctc.label_spans(alignment, 8), strict=True):
+        assert_same_bits(x[1], y)
+    with pytest.raises(ValueError, match=r"Use jax\.vmap for more batch axes"):
+        jax_ctc.label_spans(twice, 8)
