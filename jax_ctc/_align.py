@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from . import _arguments, _shapes
 from ._primitives import align as primitive
+from ._primitives import few_classes
 
 
 class Alignment(NamedTuple):
@@ -41,6 +42,7 @@ def ctc_align(
     *,
     blank: int = 0,
     time_major: bool = True,
+    softmax: bool = True,
     num_threads: int | None = None,
 ) -> Alignment:
     """Returns the most probable alignment of each label sequence: which frame says which label.
@@ -48,7 +50,7 @@ def ctc_align(
     Of all paths that `ctc` sums over, this is the one with the largest log-probability (Viterbi).
 
     Args:
-      acts, labels, lengths, label_lengths, blank, time_major, num_threads: as in `ctc`;
+      acts, labels, lengths, label_lengths, blank, time_major, softmax, num_threads: as in `ctc`;
         lengths=None means all T frames. Later frames are never read. Padding may stand anywhere in
         a row of labels.
 
@@ -59,7 +61,7 @@ def ctc_align(
         label_index  like path: the position of the frame's label in the row of `labels`, counted
                      with its padding; -1 at frames of the blank, and at and after the length
         score        (B,) or (), the log-probability of the path, at most 0; float64 for float64
-                     acts, else float32
+                     acts, else float32. With ``softmax=False`` the sum of the path's log-scores.
 
     Raises: as `ctc`.
 
@@ -81,9 +83,10 @@ def ctc_align(
     advanced rather than skipped a blank.
 
     `score` can be differentiated. Its derivative with respect to `acts` is the one-hot path minus
-    the softmax in the frames of the path, and exactly 0 in all other frames and in a sequence
-    without an alignment. If a row in use has a NaN, a +inf, or only -inf, it is NaN in the frames
-    in use. `path` and `label_index` have no derivative.
+    the softmax in the frames of the path; with ``softmax=False`` it is the one-hot path. It is
+    exactly 0 in all other frames and in a sequence without an alignment. If a row in use has a NaN,
+    a +inf, or only -inf, it is NaN in the frames in use. `path` and `label_index` have no
+    derivative.
 
     Memory beside the result is O(sqrt(T) * L) for each thread of a CPU, and O(T * B * L) bytes in
     pure JAX, which runs where there is no kernel.
@@ -97,10 +100,10 @@ def ctc_align(
       Spans(start=Array([1, 3], dtype=int32), end=Array([3, 4], dtype=int32))
     """
     threads = _shapes.threads_of(num_threads)
+    softmax = _shapes.switch("softmax", softmax)
     a = _arguments.prepare(acts, labels, lengths, label_lengths, blank=blank, time_major=time_major)
-    return _align(
-        a.acts, a.labels, a.lengths, time_axis=a.time_axis, blank=a.blank, threads=threads
-    )
+    align = _align if softmax else _align_scores
+    return align(a.acts, a.labels, a.lengths, time_axis=a.time_axis, blank=a.blank, threads=threads)
 
 
 @functools.partial(jax.jit, inline=True, static_argnames=("time_axis", "blank", "threads"))
@@ -109,6 +112,26 @@ def _align(acts: Array, labels: Array, lengths: Array, **parameters: int) -> Ali
     only."""
     out = primitive.align_p.bind(acts, labels, lengths, softmax=True, **parameters)
     return Alignment(*out)
+
+
+@functools.partial(jax.jit, inline=True, static_argnames=("time_axis", "blank", "threads"))
+def _align_scores(
+    scores: Array, labels: Array, lengths: Array, *, time_axis: int, blank: int, threads: int
+) -> Alignment:
+    """Aligns the scores of the blank and the labels alone, as classes of their own."""
+    symbols, few_labels = few_classes.symbols_of(labels, blank, scores.shape[-1])
+    few = few_classes.scores_of(scores, symbols, lengths, time_axis)
+    few_acts = few_classes.acts_of(few, symbols, time_axis)
+    parameters = {"time_axis": time_axis, "blank": 0, "threads": threads}
+    found = _align(few_acts, few_labels, lengths, **parameters)
+    column = jnp.maximum(found.path, 0)[..., None]
+    classes = jnp.broadcast_to(jnp.expand_dims(symbols, time_axis), few.scores.shape)
+    path = jnp.take_along_axis(classes, column, axis=-1)[..., 0]
+    total = few_classes.over_frames(
+        jnp.take_along_axis(few.scores, column, axis=-1)[..., 0], lengths, time_axis
+    )
+    score = jnp.where(jnp.isfinite(found.score), total, found.score)
+    return Alignment(jnp.where(found.path < 0, -1, path), found.label_index, score)
 
 
 @functools.partial(jax.jit, static_argnames=("L", "time_major"))

@@ -22,6 +22,7 @@ def ctc_beam_search_decode(
     blank: int = 0,
     time_major: bool = True,
     classes_per_frame: int | None = None,
+    softmax: bool = True,
     num_threads: int | None = None,
 ) -> Decoded:
     """Returns the most probable labels that a prefix beam search finds.
@@ -37,6 +38,8 @@ def ctc_beam_search_decode(
       top_paths: how many label sequences are returned, at most `beam_width`. They differ.
       classes_per_frame: if given, only that many classes of a frame, the most probable beside the
         blank, may be appended to a prefix. Prefixes in the beam keep all their alignments.
+      softmax: if False, `acts` are log-scores as they stand, and a score is the log of the sum over
+        alignments of exp(sum of log-scores). It may be above 0.
       num_threads: as in `ctc`.
 
     Returns:
@@ -94,7 +97,7 @@ def ctc_beam_search_decode(
         beam_width=width,
         top_paths=paths,
         classes_per_frame=classes,
-        softmax=True,
+        softmax=_shapes.switch("softmax", softmax),
     )
 
 

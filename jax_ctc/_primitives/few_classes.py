@@ -186,7 +186,7 @@ def cost(
     few_cost = primitives["loss"].bind(few_acts, labels, lengths, **params)
     if softmax:
         return cost_of(few_cost, few_acts, sums, symbols, lengths, time_axis)
-    taken = _over_frames(_log_sum(few_acts), lengths, time_axis)  # by the softmax of the loss
+    taken = over_frames(_log_sum(few_acts), lengths, time_axis)  # by the softmax of the loss
     few_cost = checkpoint_name(few_cost, RESIDUALS)
     return jnp.where(jnp.isfinite(few_cost), few_cost - taken, few_cost)
 
@@ -210,7 +210,7 @@ def cost_of(
 @_unfused
 def _left_out_of_frames(few_acts, symbols, lengths, top, ties, tail, *, time_axis, **_):
     del symbols
-    return _over_frames(_left_out(top, ties, tail, few_acts), lengths, time_axis)
+    return over_frames(_left_out(top, ties, tail, few_acts), lengths, time_axis)
 
 
 def _left_out_jvp(primals, tangents, **params):
@@ -226,7 +226,7 @@ def _left_out_jvp(primals, tangents, **params):
         terms.append(_mean(few_acts, _with_tangent(ties, few_acts[..., 0]), d_few_acts))
     if not terms:
         return out, zero_like(out)
-    return out, _over_frames(reduce(jnp.add, terms), lengths, params["time_axis"])
+    return out, over_frames(reduce(jnp.add, terms), lengths, params["time_axis"])
 
 
 @jax.checkpoint
@@ -236,7 +236,7 @@ def _mean(few_acts: Array, ties: Array, direction: Array) -> Array:
     return -multiply(_softmax(few_acts, ties), direction).sum(-1)
 
 
-def _over_frames(x: Array, lengths: Array, time_axis: int) -> Array:
+def over_frames(x: Array, lengths: Array, time_axis: int) -> Array:
     """Returns the sum over the frames in use."""
     frame = lax.broadcasted_iota(jnp.int32, x.shape, time_axis)
     used = frame < jnp.expand_dims(lengths, time_axis)

@@ -257,7 +257,7 @@ IMPORTS = {
     },
     "_split_classes": {"_arguments", "_mesh", "_primitives", "_primitives.few_classes"},
     "_check": {"_shapes", "_split_classes", "_values", "_verdict"},
-    "_align": {"_arguments", "_primitives.align", "_shapes"},
+    "_align": {"_arguments", "_primitives.align", "_primitives.few_classes", "_shapes"},
     "_loss": {"_arguments", "_primitives", "_shapes", "_split_classes"},
     "_linear": {
         "_arguments",

@@ -110,6 +110,32 @@ def test_vmap_over_label_sequences_and_over_scores():
     np.testing.assert_allclose(costs[1], exact(-SCORES)[0], rtol=1e-6, atol=1e-5)
 
 
+def test_alignments_and_beams_of_log_scores():
+    """The paths and the labels are those of logits; what the rows' sums took is in the scores."""
+    labels = np.where(np.arange(B)[:, None] == 4, -1, LABELS)  # three frames are too few for some
+    both = [jax_ctc.ctc_align(SCORES, labels, LENGTHS, softmax=s) for s in (False, True)]
+    found, logits = (jax.tree.map(np.asarray, x) for x in both)
+    used = np.arange(T)[:, None] < LENGTHS
+    log_sums = np.where(used, np.log(np.exp(SCORES.astype(float)).sum(-1)), 0).sum(0)
+    np.testing.assert_array_equal(found.path, logits.path)
+    np.testing.assert_array_equal(found.label_index, logits.label_index)
+    np.testing.assert_allclose(found.score, logits.score + log_sums, rtol=1e-5, atol=1e-4)
+    taken = np.take_along_axis(SCORES.astype(float), np.maximum(found.path, 0)[..., None], -1)
+    exactly = np.where(used, taken[..., 0], 0).sum(0)
+    np.testing.assert_allclose(found.score, exactly, rtol=1e-6, atol=1e-5)
+
+    def score(x):
+        return jax_ctc.ctc_align(x, labels, LENGTHS, softmax=False).score.sum()
+
+    one_hot = np.asarray(found.path)[..., None] == np.arange(V)
+    np.testing.assert_array_equal(jax.grad(score)(SCORES), one_hot.astype(np.float32))
+    beams = jax_ctc.ctc_beam_search_decode(SCORES, LENGTHS, softmax=False)
+    of_logits = jax_ctc.ctc_beam_search_decode(SCORES, LENGTHS)
+    np.testing.assert_array_equal(beams.labels, of_logits.labels)
+    expected = np.asarray(of_logits.score)[:, 0] + log_sums
+    np.testing.assert_allclose(beams.score[:, 0], expected, rtol=1e-5, atol=1e-4)
+
+
 # ---- edges -------------------------------------------------------------------------------------
 
 
