@@ -167,8 +167,8 @@ def _batch(args, dims, *, function, time_axis, tile_bytes):
     lengths, hidden, kernel, bias, symbols = args
     params = {"function": function, "time_axis": time_axis, "tile_bytes": tile_bytes}
     if dims[1] is None and dims[2] is None and dims[3] is None:
-        if dims[0] is not None:  # no caller reads the frames at and after its own length
-            lengths = lengths.max(dims[0], initial=0)
+        if dims[0] is not None:
+            lengths = tiles.longest(args, dims, function, time_axis)
         if dims[4] is None:
             return tiles.tiled_p.bind(lengths, *args[1:], **params), [None] * 4
         symbols = jnp.moveaxis(symbols, dims[4], -2)

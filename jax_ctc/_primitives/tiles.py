@@ -112,13 +112,20 @@ def _transpose(cts, lengths, *operands, function, **params):
 # ---- batching ----------------------------------------------------------------------------------
 
 
+def longest(args, dims, function: Function, time_axis: int) -> Array:
+    """Returns the largest of mapped lengths. No caller reads the frames at and after its own. An
+    invalid length counts as 0, as everywhere, so that it does not hide the valid ones."""
+    where = function.operands.index(Per.FRAME)
+    frames, d = args[1 + where], dims[1 + where]
+    T = frames.shape[time_axis + (d is not None and d <= time_axis)]
+    return jnp.where(args[0] > T, 0, args[0]).max(dims[0], initial=0)
+
+
 def _batch(args, dims, *, function, time_axis, tile_bytes):
     params = {"time_axis": time_axis, "tile_bytes": tile_bytes}
     if function.batch is not None:
         return function.batch(args, dims, function=function, **params)
-    lengths = args[0]
-    if dims[0] is not None:  # no caller reads the frames at and after its own length
-        lengths = lengths.max(dims[0], initial=0)
+    lengths = args[0] if dims[0] is None else longest(args, dims, function, time_axis)
 
     def axis(per: Per) -> int:
         return 0 if per is Per.CLASS else lengths.ndim + (per is Per.FRAME)

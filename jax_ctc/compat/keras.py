@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from .. import _loss
+from .. import _loss, _shapes, _values
 
 
 def ctc_loss(
@@ -32,7 +32,7 @@ def ctc_loss(
     Returns:
       (B,) costs. `jax_ctc.ctc` says which inputs raise, and which costs are NaN or inf.
     """
-    labels = jnp.asarray(target)
+    labels = jnp.asarray(_values.saturated(_shapes.integers("labels", target)))
     labels = jnp.where(labels == mask_index, -1, labels)
     return _loss.ctc(
         output, labels, output_length, target_length, blank=mask_index, time_major=False

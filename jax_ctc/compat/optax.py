@@ -5,16 +5,18 @@ It differs from optax in five ways. A sequence without an alignment costs +inf a
 of 0; in optax it costs about 1e5. A label equal to `blank_id` is an error (under `jit` a cost of
 NaN); optax computes something else. Padding of labels may stand anywhere, not only at the end.
 Frames at the end that are padding have no influence, even if they are NaN. Paddings of frames have
-to stand at the end; where they do not, the cost is NaN, because a frame in the middle that does not
-count makes no sense for most models. `log_epsilon` has no effect: log 0 is -inf.
+to stand at the end; elsewhere they are an error (under `jit` a cost of NaN), because a frame in the
+middle that does not count makes no sense for most models. `log_epsilon` has no effect, because log
+0 is -inf.
 """
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from .. import _loss, _shapes
+from .. import _loss, _shapes, _values
 
 
 def ctc_loss(
@@ -63,7 +65,7 @@ def ctc_loss_with_forward_probs(
     """
     cost = ctc_loss(logits, logit_paddings, labels, label_paddings, blank_id, log_epsilon)
     scores = jax.nn.log_softmax(_shapes.floats("acts", logits).astype(cost.dtype))
-    classes = jnp.maximum(jnp.asarray(labels), 0)
+    classes = jnp.maximum(jnp.asarray(_values.saturated(_shapes.integers("labels", labels))), 0)
     of_labels = jnp.take_along_axis(scores, classes[:, None], axis=-1, mode="fill")
     repeats = jnp.pad(classes[:, 1:] == classes[:, :-1], ((0, 0), (1, 0)))
     start = jnp.full((classes.shape[0], classes.shape[1] + 1), -jnp.inf, cost.dtype)
@@ -94,14 +96,22 @@ def _labels_and_lengths(
     logits: ArrayLike, logit_paddings: ArrayLike, labels: ArrayLike, label_paddings: ArrayLike
 ) -> tuple[Array, Array]:
     """Returns labels with -1 for padding, and lengths, -1 where a frame after padding is in use."""
+    shape = jnp.shape(logits)
+    if len(shape) != 3:
+        raise ValueError(f"`logits`: expected shape (B, T, K), got shape {shape}.")
     frames, which = jnp.asarray(logit_paddings) > 0, jnp.asarray(label_paddings) > 0
-    labels = jnp.asarray(labels)
-    for name, x, shape in (
-        ("logit_paddings", frames, jnp.shape(logits)[:2]),
+    labels = jnp.asarray(_values.saturated(_shapes.integers("labels", labels)))
+    for name, x, expected in (
+        ("logit_paddings", frames, shape[:2]),
         ("label_paddings", which, labels.shape),
     ):
-        if x.shape != shape:
-            raise ValueError(f"`{name}`: expected shape {shape}, got shape {x.shape}.")
+        if x.shape != expected:
+            raise ValueError(f"`{name}`: expected shape {expected}, got shape {x.shape}.")
     lengths = (~frames).sum(-1, dtype=jnp.int32)
-    at_the_end = ~(frames[:, :-1] & ~frames[:, 1:]).any(-1)
-    return jnp.where(which, -1, labels), jnp.where(at_the_end, lengths, -1)
+    in_the_middle = (frames[:, :-1] & ~frames[:, 1:]).any(-1)
+    if not isinstance(in_the_middle, Tracer) and in_the_middle.any():
+        raise ValueError(
+            "`logit_paddings`: expected padding at the end of each sequence, got a frame in use "
+            f"after padding in sequence {int(in_the_middle.argmax())}."
+        )
+    return jnp.where(which, -1, labels), jnp.where(in_the_middle, -1, lengths)

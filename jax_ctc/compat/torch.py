@@ -10,14 +10,13 @@ NaN. The mean of an empty batch is NaN, as it is there, but the sum over no targ
 
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from .. import _loss, _shapes
+from .. import _loss, _shapes, _values
 
 
 def ctc_loss(
@@ -48,8 +47,14 @@ def ctc_loss(
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f"`reduction`: expected 'none', 'mean' or 'sum', got {reduction!r}.")
     acts = _shapes.floats("acts", log_probs, targets)
-    counts = target_lengths if isinstance(target_lengths, jax.Array) else np.asarray(target_lengths)
-    if acts.ndim == 3 and jnp.ndim(targets) == 1:
+    counts = _values.saturated(_shapes.integers("label_lengths", target_lengths))
+    targets = _values.saturated(_shapes.integers("labels", targets))
+    if acts.ndim == 3 and targets.ndim == 1:
+        if counts.ndim != 1:
+            raise ValueError(
+                "`target_lengths`: expected shape (N,) because `targets` are concatenated, got "
+                f"shape {counts.shape}."
+            )
         targets = _padded(jnp.asarray(targets), counts)
     cost = _loss.ctc(
         acts,
@@ -67,11 +72,20 @@ def ctc_loss(
     return (cost / jnp.maximum(jnp.asarray(counts), 1).astype(cost.dtype)).mean()
 
 
-def _padded(targets: Array, counts: jax.Array | np.ndarray) -> Array:
+def _padded(targets: Array, counts: _shapes.AnyArray) -> Array:
     """Returns concatenated targets as (N, S). S is the largest count, or the number of all targets
-    if counts are not known when the program is traced."""
-    size = targets.shape[0] if isinstance(counts, Tracer) else int(max(counts, default=0))
-    counts = jnp.asarray(counts)
-    starts = jnp.cumsum(counts) - counts
-    positions = starts[:, None] + jnp.arange(size, dtype=starts.dtype)[None]
-    return targets.at[positions].get(mode="fill", fill_value=-1)
+    if counts are not known when the program is traced. Raises ValueError if they are known and do
+    not add up; otherwise a target that is missing is an invalid one."""
+    size = targets.shape[0]
+    if not isinstance(counts, Tracer):
+        total = int(np.maximum(np.asarray(counts), 0).sum(dtype=np.int64))
+        if total != size:
+            raise ValueError(
+                f"`targets`: expected sum(target_lengths) = {total} concatenated targets, got "
+                f"{size}."
+            )
+        size = int(np.asarray(counts).max(initial=0))
+    used = jnp.maximum(jnp.asarray(counts), 0)
+    starts = jnp.cumsum(used, dtype=jnp.int32) - used
+    positions = starts[:, None] + jnp.arange(size, dtype=jnp.int32)[None]
+    return targets.at[positions].get(mode="fill", fill_value=_shapes.INT32.max)

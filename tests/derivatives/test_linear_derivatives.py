@@ -145,6 +145,28 @@ def test_vmap_is_a_loop(axes):
     assert_close(actual, expected, 1e-5)
 
 
+@pytest.mark.parametrize("kernels", [1, K])
+def test_an_invalid_length_of_one_index_leaves_the_others_alone(kernels):
+    """vmap reads the frames in use for any index."""
+    lengths = np.array([[9, 7, 6, 9], [10, 3, 11, -1], [2, 6, -1, 10]], np.int32)
+    hidden, kernel, bias = LAYER.arrays
+    axes = (None, 0 if kernels > 1 else None, None, None, 0)
+    kernel = np.stack([kernel, 2 * kernel, -kernel]) if kernels > 1 else kernel
+    cotangents = np.where((lengths >= 0) & (lengths <= 9), 1, 0).astype(np.float32)
+
+    def solve(f):
+        def costs(*arrays):
+            return jax.vmap(f, axes)(*arrays, LAYER.labels, lengths)
+
+        cost, pull_back = jax.vjp(costs, hidden, kernel, bias)
+        finite = np.isfinite(np.asarray(cost))
+        return cost, pull_back(np.where(finite, cotangents, 0))
+
+    (cost, gradients), (expected, slopes) = solve(of_tiles), solve(of_logits)
+    np.testing.assert_allclose(cost, expected, rtol=1e-5)
+    assert_close(gradients, slopes, 1e-5)
+
+
 def test_vmap_in_vmap():
     def costs(f):
         inner = jax.vmap(f, (None, None, None, 0, None))

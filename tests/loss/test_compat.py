@@ -69,6 +69,10 @@ def test_where_optax_is_wrong_the_front_is_not():
     np.testing.assert_allclose(by_optax(compat.optax.ctc_loss, nan), EXACT[0], rtol=1e-6)
     middle = FRAMES.copy()
     middle[0, 3] = 1
+    with pytest.raises(
+        ValueError, match=r"`logit_paddings`: expected padding at the end .* sequence 0"
+    ):
+        by_optax(compat.optax.ctc_loss, frames=middle)
     cost = jax.jit(partial(by_optax, compat.optax.ctc_loss))(LOGITS, middle)
     assert np.isnan(cost[0])
     np.testing.assert_allclose(cost[1:], EXACT[0][1:], rtol=1e-6)
@@ -77,8 +81,46 @@ def test_where_optax_is_wrong_the_front_is_not():
 def test_wrong_shapes_of_paddings_raise():
     with pytest.raises(ValueError, match=r"`logit_paddings`: expected shape \(4, 9\), got"):
         by_optax(compat.optax.ctc_loss, frames=FRAMES.T)
+    with pytest.raises(
+        ValueError, match=r"`logits`: expected shape \(B, T, K\), got shape \(9, 6\)"
+    ):
+        by_optax(compat.optax.ctc_loss, LOGITS[0])
     with pytest.raises(ValueError, match=r"`label_paddings`: expected shape \(4, 3\), got"):
         by_optax(compat.optax.ctc_loss, padding=PADDING[:, :2])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint32, np.int64])
+def test_labels_and_counts_of_any_integer_dtype(dtype):
+    labels, counts = LABELS.astype(dtype), COUNTS.astype(dtype)
+    joined = JOINED.astype(dtype)
+    for cost in (
+        by_optax(compat.optax.ctc_loss, labels=labels),
+        compat.keras.ctc_loss(labels, LOGITS, counts, LENGTHS.astype(dtype)),
+        by_torch(targets=labels, counts=counts, reduction="none"),
+        by_torch(targets=joined, counts=counts, reduction="none"),
+    ):
+        np.testing.assert_allclose(cost, EXACT[0], rtol=1e-6)
+
+
+def test_many_concatenated_targets_of_a_small_dtype():
+    counts, targets = np.full(40, 5, np.uint8), np.tile(LABELS[0], 67)[:200].astype(np.uint8)
+    log_probs = np.tile(LOG_PROBS[:, :1], (1, 40, 1))
+    lengths = np.full(40, T)
+    cost = by_torch(log_probs, targets, lengths, counts, reduction="none")
+    padded = by_torch(log_probs, targets.reshape(40, 5), lengths, counts, reduction="none")
+    np.testing.assert_array_equal(cost, padded)
+
+
+def test_values_that_need_64_bits_are_not_wrapped(without_x64):
+    labels = LABELS.astype(np.int64)
+    labels[0, 0] = 2**32 + 1
+    message = r"labels\[0, 0\] = .* is not a class"
+    with pytest.raises(ValueError, match=message):
+        by_optax(compat.optax.ctc_loss, labels=labels)
+    with pytest.raises(ValueError, match=message):
+        compat.keras.ctc_loss(labels, LOGITS, COUNTS, LENGTHS)
+    with pytest.raises(ValueError, match=message):
+        by_torch(targets=np.concatenate([labels[0], JOINED[3:]]))
 
 
 # ---- PyTorch -----------------------------------------------------------------------------------
@@ -133,6 +175,21 @@ def test_the_gradient_of_log_probs_is_minus_the_occupancies():
 def test_one_sequence_of_torch():
     cost = by_torch(LOG_PROBS[:, 0], LABELS[0], 9, 3, reduction="none")
     np.testing.assert_allclose(cost, EXACT[0][0], rtol=1e-6)
+
+
+def test_concatenated_targets_have_to_add_up():
+    with pytest.raises(
+        ValueError, match=r"`targets`: expected sum\(target_lengths\) = 8 .*, got 7"
+    ):
+        by_torch(targets=JOINED, counts=COUNTS + np.array([0, 1, 0, 0]))
+    with pytest.raises(ValueError, match=r"`target_lengths`: expected shape \(N,\)"):
+        by_torch(targets=JOINED, counts=3)
+    jitted = jax.jit(partial(by_torch, reduction="none"))
+    cost = jitted(LOG_PROBS, JOINED, LENGTHS, np.array([-1, 1, 0, 3]))
+    assert np.isnan(cost[0])
+    assert np.isfinite(cost[1:]).all()
+    missing = jitted(LOG_PROBS, JOINED, LENGTHS, COUNTS + np.array([0, 0, 0, 1]))
+    np.testing.assert_array_equal(np.isnan(missing), [False, False, False, True])
 
 
 def test_an_unknown_reduction_raises():
