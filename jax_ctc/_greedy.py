@@ -76,7 +76,7 @@ def prepare(
 def _greedy(acts: Array, lengths: Array, *, time_axis: int, blank: int) -> Decoded:
     T = acts.shape[time_axis]
     path = jnp.moveaxis(lax.argmax(acts, acts.ndim - 1, jnp.int32), time_axis, -1)  # (batch, T)
-    frame = lax.broadcasted_iota(jnp.int32, path.shape, path.ndim - 1)
+    frame = jnp.cumsum(jnp.ones_like(path), axis=-1) - 1  # sharded as path is
     used = frame < lengths[..., None]
     score, bad = _score(acts, path, used, time_axis)
     bad = bad | (lengths < 0) | (lengths > T)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lowerings of the primitives: a custom call on platforms with kernels, pure JAX on all others."""
 
+import contextlib
 import functools
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -66,10 +67,12 @@ def _platforms(op: str) -> list[str]:
 
 def _pure_rule(primitive: Primitive, pure: Callable) -> mlir.LoweringRule:
     several = primitive.multiple_results
+    context = getattr(pure, "lowered_in", contextlib.nullcontext)
 
     def rule(ctx, *operands, **params):
         function = _mesh.with_auto_axes(functools.partial(pure, **params), ctx.avals_out, several)
-        return mlir.lower_fun(function, multiple_results=several)(ctx, *operands)
+        with context():
+            return mlir.lower_fun(function, multiple_results=several)(ctx, *operands)
 
     return rule
 

@@ -112,3 +112,7 @@ def _places(p: Problem, states: Array) -> tuple[Array, Array]:
         jnp.where(states < 0, -1, classes),
         jnp.where((states < 0) | (states % 2 == 0), -1, positions),
     )
+
+
+if not hasattr(jax, "enable_x64"):  # JAX 0.7 would make constants of float64 ones of float32
+    align.lowered_in = lambda: enable_x64(True)  # pyright: ignore[reportFunctionMemberAccess]

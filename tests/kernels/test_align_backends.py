@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Alignments by every backend: the same path bit for bit, and memory that is bounded."""
 
+import contextlib
 import hashlib
 import os
 import sys
@@ -44,7 +45,8 @@ pure = jax.jit(
 
 
 def paths_in_both_ways(given):
-    return jax_ctc.ctc_align(*given), pure(*given, time_axis=0)
+    with getattr(_reference.align, "lowered_in", contextlib.nullcontext)():
+        return jax_ctc.ctc_align(*given), pure(*given, time_axis=0)
 
 
 def assert_same_paths(one, other):

@@ -19,7 +19,7 @@ import jax_ctc
 from jax_ctc import ctc_beam_search_decode as decode
 from support.oracle import log_softmax
 from support.results import assert_same_bits
-from support.runs import sweep
+from support.runs import mesh_in_use, sweep
 
 NONE = -np.inf
 eight_devices = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
@@ -271,7 +271,7 @@ def test_types_may_name_the_mesh_axis(time_major):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
     given, shards, _ = sharded(mesh, time_major)
     search = partial(decode, beam_width=4, top_paths=2, time_major=time_major)
-    with jax.set_mesh(mesh):
+    with mesh_in_use(mesh):
         found = jax.jit(search)(*shards)
         greedy = jax.jit(partial(jax_ctc.ctc_greedy_decode, time_major=time_major))(*shards)
         errors = jax.jit(jax_ctc.label_error_rate)(found, greedy.labels)
