@@ -74,10 +74,7 @@ def scanned(f, arrays):
     return jax.lax.scan(layer, hidden, jnp.array([0.5, 2], jnp.float32))[1].sum()
 
 
-FEW = [
-    "jvp", "jacrev", "product, forward over reverse", "product, reverse over forward",
-    "of hidden in a scan",
-]  # fmt: skip
+FEW = ["jvp", "jacrev", "product, forward over reverse", "of hidden in a scan"]
 
 
 @pytest.mark.parametrize("name", sweep(DERIVATIVES, FEW))

@@ -22,6 +22,7 @@ from support.results import assert_same_bits
 from support.runs import mesh_in_use, sweep
 
 NONE = -np.inf
+DTYPES = [np.float32, np.float64, np.float16, jnp.bfloat16]
 eight_devices = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 
 
@@ -94,8 +95,8 @@ def test_a_beam_that_holds_all_prefixes_finds_what_enumeration_finds(T, V, blank
         assert_found(of_sequence(decoded, b), enumerated(acts[:, b], blank % V))
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, jnp.bfloat16])
-@pytest.mark.parametrize("width", [1, 2, 5, 16])
+@pytest.mark.parametrize("dtype", sweep(DTYPES, [np.float32, jnp.bfloat16]))
+@pytest.mark.parametrize("width", sweep([1, 2, 5, 16], [1, 5]))
 def test_a_narrow_beam_finds_what_a_search_with_a_dict_finds(width, dtype):
     """Few classes, so that prefixes leave the beam and come back."""
     rng = np.random.default_rng(width)

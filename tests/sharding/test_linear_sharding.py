@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """ctc_linear with the batch or the classes sharded over devices, and exported."""
 
+import itertools
 import re
 from functools import cache, partial
 
@@ -89,8 +90,13 @@ WAYS = {"jit": AxisType.Auto, "shard_map": AxisType.Auto, "explicit": AxisType.E
 
 
 @needs_devices
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("specs", sweep(SPECS, ["batch", "both"]))
+@pytest.mark.parametrize(
+    ("way", "specs"),
+    sweep(
+        list(itertools.product(WAYS, SPECS)),
+        [("jit", "batch"), ("shard_map", "both"), ("explicit", "both")],
+    ),
+)
 def test_costs_and_derivatives_are_those_of_one_device(way, specs):
     mesh = mesh_of(2, 4, WAYS[way])
     with mesh_in_use(mesh):
