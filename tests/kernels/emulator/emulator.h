@@ -197,6 +197,7 @@ inline int32_t block_adds(int32_t* to, int32_t* before) {
 inline void carry_out(Fiber& f) {
   const Copy c = f.copies.front();
   f.copies.pop_front();
+  if (c.bytes == 0) return;  // the end of a group
   stores.note(c.to, c.bytes);
   std::memcpy(c.to, c.from, c.bytes);
 }
