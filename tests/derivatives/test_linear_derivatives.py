@@ -142,7 +142,7 @@ def test_vmap_is_a_loop(axes):
     assert_close(actual, expected, 1e-5)
 
 
-@pytest.mark.parametrize("kernels", [1, K])
+@pytest.mark.parametrize("kernels", sweep([1, K], [1]))
 def test_an_invalid_length_of_one_index_leaves_the_others_alone(kernels):
     """vmap reads the frames in use for any index."""
     lengths = np.array([[9, 7, 6, 9], [10, 3, 11, -1], [2, 6, -1, 10]], np.int32)

@@ -13,7 +13,7 @@ import jaxlib
 import pytest
 
 import jax_ctc
-from support.runs import ROOT, made_once, run, sweep
+from support.runs import ROOT, made_once, only_all, run, sweep
 
 CUDA = ROOT / "kernels" / "cuda"
 WHEELS = Path(sysconfig.get_path("purelib")) / "nvidia" / "cu13" / "bin"  # PyPI's nvidia-cuda-nvcc
@@ -199,6 +199,7 @@ def test_cuda_asked_for_without_a_compiler_is_an_error_that_says_what_to_do(tmp_
     assert "JAX_CTC_CUDA=ON, but no CUDA compiler works here. Install a CUDA toolkit" in message
 
 
+@only_all
 @needs_cmake
 @needs_nvcc
 def test_a_broken_compiler_does_not_hide_one_that_works(tmp_path):
@@ -210,6 +211,7 @@ def test_a_broken_compiler_does_not_hide_one_that_works(tmp_path):
     assert "building CUDA kernels for 80-real;90-real;100-real;120 with" in result.stdout
 
 
+@only_all
 @needs_cmake
 @needs_nvcc
 def test_a_compiler_that_does_not_know_the_newest_gpus_builds_for_the_others(tmp_path):

@@ -86,7 +86,10 @@ def test_a_block_of_threads_to_a_row(kernels, V, in_place):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("L", "T", "shared"), [(130, 290, FEW_WARPS), (700, 1000, 227 << 10)])
+@pytest.mark.parametrize(
+    ("L", "T", "shared"),
+    sweep([(130, 290, FEW_WARPS), (700, 1000, 227 << 10)], [(130, 290, FEW_WARPS)]),
+)
 def test_more_labels_than_a_block_has_lanes(kernels, L, T, shared):
     rng = np.random.default_rng(L)
     acts = rng.normal(scale=2, size=(T, 2, 9)).astype(np.float32)
@@ -413,6 +416,7 @@ def test_the_suite_passes_through_everything_but_the_device(part):
 # ---- the sanitizers, and whether the tests would notice ----------------------------------------
 
 
+@only_all
 @pytest.mark.slow
 def test_no_input_makes_a_kernel_leave_its_arrays(tmp_path):
     program = tmp_path / "sanitized"
@@ -507,8 +511,9 @@ BUGS = {
 }
 
 
+@only_all
 @pytest.mark.slow
-@pytest.mark.parametrize("bug", sweep(BUGS, ["warps do not wait for their left neighbour"]))
+@pytest.mark.parametrize("bug", BUGS)
 def test_planted_bugs_are_caught(bug, tmp_path):
     result = emulated.run_alone(__file__, emulated.planted(tmp_path, *BUGS[bug]))
     assert result.returncode != 0
