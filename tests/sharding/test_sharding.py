@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 import jax_ctc
 from support.results import TOLERANCE
-from support.runs import mesh_in_use, only_all, sweep
+from support.runs import mesh_in_use, only_all
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 
