@@ -2,7 +2,7 @@
 """The loss of an output layer, whose logits are never stored."""
 
 import functools
-import operator
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from . import _arguments, _mesh, _shapes, _split_classes
 from ._loss import with_zeros
 from ._primitives import few_classes, linear_sums
+from ._primitives.tile_function import cost_dtype
 
 
 def ctc_linear(
@@ -82,7 +83,7 @@ def ctc_linear(
     threads = _shapes.threads_of(num_threads)
     zero_infinity = _shapes.switch("zero_infinity", zero_infinity)
     if tile_bytes is not None:
-        tile_bytes = _positive("tile_bytes", tile_bytes)
+        tile_bytes = _shapes.at_least_one("tile_bytes", tile_bytes, "None or ", sys.maxsize)
     _check_precision(precision)
     hidden = _shapes.floats("hidden", hidden, labels)
     kernel = _shapes.floats("kernel", kernel)
@@ -100,7 +101,7 @@ def ctc_linear(
         kernel=kernel,
     )
     if bias is None:
-        bias = jnp.zeros_like(kernel, _wide_dtype(hidden, kernel), shape=kernel.shape[1:])
+        bias = jnp.zeros_like(kernel, cost_dtype((hidden, kernel)), shape=kernel.shape[1:])
     return _cost(
         a.acts,
         kernel,
@@ -153,17 +154,12 @@ def _cost(
     return with_zeros(_split_classes.cost(a, source, names, threads), zero_infinity)
 
 
-def _wide_dtype(*arrays: Array) -> np.dtype:
-    wide = any(x.dtype == np.float64 for x in arrays)
-    return np.dtype(np.float64 if wide else np.float32)
-
-
 def _product_dtype(hidden: Array, kernel: Array) -> np.dtype:
     """Returns the dtype of the factors of products. float16 is none, because the gradient of a
     logit may be too small for it."""
     if hidden.dtype == kernel.dtype == jnp.bfloat16:
         return np.dtype(jnp.bfloat16)
-    return _wide_dtype(hidden, kernel)
+    return cost_dtype((hidden, kernel))
 
 
 def _check_layer(hidden: Array, kernel: Array, bias: Array | None) -> None:
@@ -195,16 +191,6 @@ def _check_layer(hidden: Array, kernel: Array, bias: Array | None) -> None:
                 f"over {', '.join(map(repr, axes))}: {jax.typeof(x)}. Shard the batch or V, or "
                 "reshard it first (jax.sharding.reshard)."
             )
-
-
-def _positive(name: str, value: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError as error:
-        raise TypeError(f"`{name}`: expected None or a Python int, got {value!r}.") from error
-    if number < 1:
-        raise ValueError(f"`{name}`: expected None or at least 1, got {number}.")
-    return number
 
 
 def _check_precision(precision: lax.PrecisionLike) -> None:

@@ -246,8 +246,9 @@ def threads_of(num_threads: int | None) -> int:
     return 0 if num_threads is None else at_least_one("num_threads", num_threads, "None or ")
 
 
-def at_least_one(name: str, value: int, otherwise: str = "") -> int:
-    """Returns a static count as an int that fits an int32. `otherwise` is what else it may be."""
+def at_least_one(name: str, value: int, otherwise: str = "", most: int = INT32.max) -> int:
+    """Returns a static count as an int, `most` for a larger one. `otherwise` is what else it may
+    be."""
     _static(name, value, f"{otherwise}a Python int")
     try:
         count = operator.index(value)
@@ -255,7 +256,7 @@ def at_least_one(name: str, value: int, otherwise: str = "") -> int:
         raise TypeError(f"`{name}`: expected {otherwise}a Python int, got {value!r}.") from error
     if count < 1:
         raise ValueError(f"`{name}`: expected {otherwise}at least 1, got {count}.")
-    return min(count, INT32.max)
+    return min(count, most)
 
 
 def _class_in(V: int, blank: int, from_acts: str) -> int:

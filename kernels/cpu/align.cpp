@@ -9,6 +9,7 @@
 #include "labels.h"
 #include "memory.h"
 #include "schedule.h"
+#include "sequence.h"
 
 namespace jax_ctc {
 namespace {
@@ -41,17 +42,7 @@ template <class F> void align_sequence(const Problem& p, int64_t sequence, Align
   } else {
     thread_local Symbols symbols;
     symbols.read(labels.values);
-    const int64_t L = labels.values.size();
-    const Sequence<F> in = {p.dtype,
-                            at(p.acts, first * s.V, p.dtype),
-                            s.B * s.V,
-                            length,
-                            s.V,
-                            labels.values.data(),
-                            L,
-                            p.blank,
-                            frames_needed(labels.values.data(), L) <= length,
-                            &thread_scratch()};
+    const Sequence<F> in = sequence_of<F>(p, sequence, labels);
     const SequenceAlignment to = {symbols.values.data(),
                                   int64_t(symbols.values.size()),
                                   symbols.slots.data(),

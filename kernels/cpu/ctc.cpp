@@ -10,6 +10,7 @@
 #include "labels.h"
 #include "memory.h"
 #include "schedule.h"
+#include "sequence.h"
 
 namespace jax_ctc {
 namespace {
@@ -22,22 +23,6 @@ void fill_residuals(const Shape& s, Residuals residuals, int64_t sequence, int64
     std::fill_n(row_of<F>(residuals.columns, row, s.columns()), s.columns(), value);
     if (!s.dense()) std::fill_n(row_of<F>(residuals.rows, row, 2), 2, value);
   }
-}
-
-template <class F> Sequence<F> sequence_of(const Problem& p, int64_t sequence, const UnpaddedLabels& labels) {
-  const Shape& s = p.shape;
-  const int64_t L = labels.values.size();
-  const int32_t length = p.lengths[sequence];
-  return {p.dtype,
-          at(p.acts, first_row(s, sequence) * s.V, p.dtype),
-          s.B * s.V,
-          length,
-          s.V,
-          labels.values.data(),
-          L,
-          p.blank,
-          frames_needed(labels.values.data(), L) <= length,
-          &thread_scratch()};
 }
 
 template <class F> void run_sequence(const Problem& p, int64_t sequence, F* cost, Residuals residuals) {
