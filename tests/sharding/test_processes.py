@@ -100,7 +100,8 @@ def test_each_process_has_the_costs_of_its_sequences(said):
     everything = np.asarray(jax_ctc.ctc(acts, np.where(labels == 9, 4, labels), None))
     np.testing.assert_array_equal(both(said, "all frames")[[0, 1, 3]], everything[[0, 1, 3]])
     occupancy = np.concatenate([one["occupancy"] for one in said], axis=1)
-    np.testing.assert_array_equal(occupancy, jax_ctc.ctc_occupancy(*BATCH.values()))
+    # A rounding apart, because one program sums with jit and the other without.
+    np.testing.assert_allclose(occupancy, jax_ctc.ctc_occupancy(*BATCH.values()), rtol=0, atol=1e-7)
 
 
 def test_a_bad_label_in_one_process_is_nan_there_alone(said):
