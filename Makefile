@@ -29,7 +29,7 @@ why-test = CUDA kernels for $(architectures-test) where nvcc is found (JAX_CTC_C
 
 # Two pips at once would break the environment.
 .NOTPARALLEL:
-.PHONY: demo test test-all fuzz bench gpu-paper lint format clean
+.PHONY: demo test test-all fuzz bench pictures gpu-paper lint format clean
 
 # Trains a small network to read handwritten digits with the loss, and draws what it has learnt.
 demo: $(HERE) $(VENV)/.demo-tools
@@ -50,6 +50,11 @@ fuzz: $(HERE)
 # jax_ctc beside its peers on this machine. `$(BIN)/pip install torch` adds PyTorch to them.
 bench: $(HERE) $(VENV)/.bench-tools
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+# Draws the pictures of the documents: those of the benchmarks from the stored results, and the demonstration's.
+pictures: $(HERE) $(VENV)/.bench-tools $(VENV)/.demo-tools
+	$(BIN)/python -m benchmarks.pictures
+	$(BIN)/python examples/handwriting.py --output docs/handwriting.png
 
 # What the CUDA kernels should take on an H100 and an H200, off their machine code: no GPU is needed.
 gpu-paper: $(VENV)/.test-tools

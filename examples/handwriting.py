@@ -45,7 +45,8 @@ STRIDE = 2  # columns of pixels per frame
 BLANK = 10  # classes 0 to 9 are the digits
 CLASSES = 11
 HELD_OUT = 1000  # strips
-QUIET = "#8a8a8a"  # colour of the less important parts of the picture
+QUIET = "#9a9a9a"  # colour of the less important parts of the picture
+FLOOR = 1e-3  # probabilities below it are drawn black: they are the network's noise
 
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -174,7 +175,8 @@ def draw(
     """
     image = np.pad(image, ((1, 1), (0, 0)))  # room above and below for the interpolation
     frames, top = len(seen), -0.5 - len(image) / STRIDE
-    shades = ax.imshow(seen.T, cmap="magma", norm=LogNorm(1e-6, 1), extent=(0, frames, 10.5, -0.5))
+    seen = np.maximum(seen, FLOOR)
+    shades = ax.imshow(seen.T, cmap="magma", norm=LogNorm(FLOOR, 1), extent=(0, frames, 10.5, -0.5))
     ax.imshow(image, cmap="gray", interpolation="bicubic", extent=(0, frames, -0.5, top))
     t, digit = np.nonzero(forced[:, :BLANK] > 0.02)
     ax.scatter(
@@ -186,8 +188,11 @@ def draw(
     ax.text(0, top - 0.5, f"reads {said}", color="white" if read == truth else "#ff6b5e", **style)
     ax.text(frames, top - 0.5, f"truth {stands}", color=QUIET, ha="right", **style)
     ax.set_yticks(range(CLASSES), [*map(str, range(BLANK)), "blank"], size=8, color=QUIET)
-    ax.set(xticks=[], ylim=(10.5, top), frame_on=False)
-    ax.tick_params(length=0)
+    ax.set_xticks(range(0, frames + 1, 5))
+    ax.set_xlabel("frame", size=9, color=QUIET, labelpad=1)
+    ax.set(ylim=(10.5, top), frame_on=False)
+    ax.tick_params(axis="x", length=3, labelsize=8, colors=QUIET)
+    ax.tick_params(axis="y", length=0)
     return shades
 
 
@@ -201,7 +206,7 @@ def picture(batch: Batch, acts: Array, read: list[list[int]], truth: list[list[i
     wrong = [n for n in long if read[n] != truth[n]]
     chosen = [*right[:3], *wrong, *right[3:]][:4]
 
-    figure = Figure(figsize=(12, 6.8), layout="constrained", facecolor="black")
+    figure = Figure(figsize=(12, 7.4), layout="constrained", facecolor="black")
     figure.get_layout_engine().set(w_pad=0.15, h_pad=0.15)
     axes = figure.subplots(2, 2, subplot_kw={"xlim": (0, max(lengths[chosen]))})
     for ax, n in zip(axes.flat, chosen, strict=True):

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from .. import ROOT
+from .. import ROOT, pictures
 from . import limits, report
 from .peers import NEEDS, PEERS
 from .problems import SHAPES, Shape
@@ -187,5 +187,5 @@ def save(run: dict[str, Any], output: Path, prefix: str) -> None:
     (output / f"{stem}.json").write_text(json.dumps(run, indent=1) + "\n")
     (output / f"{stem}.md").write_text(report.markdown(run))
     if "sweeps" in run:
-        report.plot(run, output / f"{stem}.png")
+        pictures.sweeps(run, output / stem)
     print(f"{output / stem}.*")

@@ -8,10 +8,11 @@
 Times are medians of rounds in which the programs take turns: loss and gradients of hidden, kernel
 and bias. Memory is what the compiled program needs beside its arguments and results, and by how
 much the resident size of a process grows while it runs the program once. The results are a table
-and a plot in benchmarks/results/.
+and pictures in benchmarks/results/.
 """
 
 import argparse
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from rich.console import Console  # noqa: E402
 
 import jax_ctc  # noqa: E402
 
+from .. import pictures  # noqa: E402
 from .compare import file_name, machine  # noqa: E402
 from .scaling import taking_turns  # noqa: E402
 
@@ -152,26 +154,6 @@ def resident(name: str) -> float:
     return float(done.stdout.split()[-1])
 
 
-def plot(classes: tuple[int, ...], found: dict[str, list[float]], file: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(6, 4))
-    for name, values in found.items():
-        axis.loglog(classes, values, "o-", label=name)
-    axis.set(
-        xlabel="V", ylabel="MB beside arguments and gradients", ylim=(10, None),
-        title="loss + gradient of an output layer: 375 frames, 32 sequences, D = 512",
-    )  # fmt: skip
-    axis.title.set_fontsize(9)
-    axis.grid(alpha=0.3, which="both")
-    axis.legend()
-    figure.tight_layout()
-    figure.savefig(file, dpi=80)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.cpu.output_layer", description=__doc__,
@@ -214,7 +196,9 @@ def main() -> None:
     results = ROOT / "benchmarks" / "results"
     name = f"{file_name(where)}-output-layer"
     (results / f"{name}.md").write_text("\n".join(lines) + "\n")
-    plot(classes, found, results / f"{name}.png")
+    stored_memory = {"shape": LARGE, "V": classes, "MB": found}
+    (results / f"{name}.json").write_text(json.dumps(stored_memory, indent=1) + "\n")
+    pictures.memory(stored_memory, results / name)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results as a table for the terminal and for the documents, and as plots."""
+"""Results as a table for the terminal and for the documents."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 HEADER = (
@@ -64,24 +63,3 @@ def markdown(run: dict[str, Any]) -> str:
             cells = ["" if v is None else f"{v:.3g}" for v in values]
             lines.append("| " + " | ".join([str(x), *cells]) + " |")
     return "\n".join(lines) + "\n"
-
-
-def plot(run: dict[str, Any], file: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    sweeps = run["sweeps"]
-    figure, axes = pyplot.subplots(2, (len(sweeps) + 1) // 2, figsize=(15, 8))
-    for axis, (name, sweep) in zip(axes.flat, sweeps.items(), strict=False):
-        for peer, values in sweep["peers"].items():
-            points = [(x, v) for x, v in zip(sweep["x"], values, strict=True) if v is not None]
-            if points:
-                style = {"linewidth": 2.5, "color": "black"} if peer == OURS else {"linewidth": 1}
-                axis.loglog(*zip(*points, strict=True), "o-", label=peer, markersize=4, **style)
-        axis.set(title=name, xlabel=sweep["axis"], ylabel=sweep["unit"])
-        axis.grid(alpha=0.3, which="both")
-        axis.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(file, dpi=80)
