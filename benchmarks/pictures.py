@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draws the pictures of the documents, each for a light and for a dark page.
 
-    python -m benchmarks.pictures    # from the stored results; nothing is measured
+    python -m benchmarks.pictures
+
+It reads benchmarks/results and measures nothing.
 """
 
 import json
