@@ -29,7 +29,7 @@ why-test = CUDA kernels for $(architectures-test) where nvcc is found (JAX_CTC_C
 
 # Two pips at once would break the environment.
 .NOTPARALLEL:
-.PHONY: demo test test-all fuzz bench pictures gpu-paper lint format clean
+.PHONY: demo test test-all fuzz bench pictures docs docs-serve gpu-paper lint format clean
 
 # Trains a small network to read handwritten digits with the loss, and draws what it has learnt.
 demo: $(HERE) $(VENV)/.demo-tools
@@ -55,6 +55,14 @@ bench: $(HERE) $(VENV)/.bench-tools
 pictures: $(HERE) $(VENV)/.bench-tools $(VENV)/.demo-tools
 	$(BIN)/python -m benchmarks.pictures
 	$(BIN)/python examples/handwriting.py --output docs/handwriting.png
+
+# The documentation site in build/site. A warning is an error.
+docs: $(VENV)/.docs-tools
+	$(BIN)/python docs/site/build.py build/site
+
+# The site on http://localhost:8000.
+docs-serve: docs
+	$(BIN)/python -m http.server --directory build/site --bind localhost 8000
 
 # What the CUDA kernels should take on an H100 and an H200, off their machine code: no GPU is needed.
 gpu-paper: $(VENV)/.test-tools
@@ -106,6 +114,11 @@ $(VENV)/.test-tools: $(VENV)/.pip examples/requirements.txt
 $(VENV)/.lint-tools: $(VENV)/.pip
 	@echo '== what the style checks need'
 	@$(PIP) --group lint --group test
+	@touch $@
+
+$(VENV)/.docs-tools: $(VENV)/.pip
+	@echo '== what the documentation site needs'
+	@$(PIP) --group docs
 	@touch $@
 
 $(VENV)/.bench-tools: $(VENV)/.pip
