@@ -20,6 +20,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphin
 
 html_theme = "furo"
 html_theme_options = {"source_repository": build.REPOSITORY}
+pygments_style, pygments_dark_style = "default", "github-dark"
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 html_copy_source = html_show_sourcelink = html_show_copyright = False
