@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import jax_ctc
-from support.documents import blocks, documents, run_block, settings_of_a_user
+from support.documents import Checker, blocks, documents, run_block, settings_of_a_user
 from support.runs import ROOT, only_all
 
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="not in a source tree")
@@ -123,7 +123,7 @@ def test_the_example_of_a_docstring_gives_what_it_says(name):
     names = problem()
     (found,) = doctest.DocTestFinder(recurse=False).find(function, name, globs=names)
     with settings_of_a_user():
-        result = doctest.DocTestRunner(verbose=False).run(found)
+        result = doctest.DocTestRunner(Checker(), verbose=False).run(found)
     assert result.failed == 0
 
 
