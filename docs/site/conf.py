@@ -24,7 +24,7 @@ pygments_style, pygments_dark_style = "default", "github-dark"
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 html_copy_source = html_show_sourcelink = html_show_copyright = False
-html_use_index = False
+html_use_index = html_domain_indices = False
 
 myst_enable_extensions = ["attrs_inline"]
 myst_heading_anchors = 3
