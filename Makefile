@@ -29,7 +29,7 @@ why-test = CUDA kernels for $(architectures-test) where nvcc is found (JAX_CTC_C
 
 # Two pips at once would break the environment.
 .NOTPARALLEL:
-.PHONY: demo test test-all fuzz bench pictures docs docs-serve gpu-paper lint format clean
+.PHONY: demo test test-all fuzz bench gpu-paper lint format clean
 
 # Trains a small network to read handwritten digits with the loss, and draws what it has learnt.
 demo: $(HERE) $(VENV)/.demo-tools
@@ -50,6 +50,8 @@ fuzz: $(HERE)
 # jax_ctc beside its peers on this machine. `$(BIN)/pip install torch` adds PyTorch to them.
 bench: $(HERE) $(VENV)/.bench-tools
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+.PHONY: pictures docs docs-serve
 
 # Draws the pictures of the documents: those of the benchmarks from the stored results, and the demonstration's.
 pictures: $(HERE) $(VENV)/.bench-tools $(VENV)/.demo-tools
