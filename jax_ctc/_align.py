@@ -11,7 +11,6 @@ from jax.typing import ArrayLike
 
 from . import _arguments, _shapes
 from ._primitives import align as primitive
-from ._primitives import few_classes
 
 
 class Alignment(NamedTuple):
@@ -102,36 +101,24 @@ def ctc_align(
     threads = _shapes.threads_of(num_threads)
     softmax = _shapes.switch("softmax", softmax)
     a = _arguments.prepare(acts, labels, lengths, label_lengths, blank=blank, time_major=time_major)
-    align = _align if softmax else _align_scores
-    return align(a.acts, a.labels, a.lengths, time_axis=a.time_axis, blank=a.blank, threads=threads)
+    return _align(
+        a.acts,
+        a.labels,
+        a.lengths,
+        time_axis=a.time_axis,
+        blank=a.blank,
+        threads=threads,
+        softmax=softmax,
+    )
 
 
-@functools.partial(jax.jit, inline=True, static_argnames=("time_axis", "blank", "threads"))
+@functools.partial(
+    jax.jit, inline=True, static_argnames=("time_axis", "blank", "threads", "softmax")
+)
 def _align(acts: Array, labels: Array, lengths: Array, **parameters: int) -> Alignment:
     """An eager call is one program too, because of this jit. So jax.debug_infs checks its result
     only."""
-    out = primitive.align_p.bind(acts, labels, lengths, softmax=True, **parameters)
-    return Alignment(*out)
-
-
-@functools.partial(jax.jit, inline=True, static_argnames=("time_axis", "blank", "threads"))
-def _align_scores(
-    scores: Array, labels: Array, lengths: Array, *, time_axis: int, blank: int, threads: int
-) -> Alignment:
-    """Aligns the scores of the blank and the labels alone, as classes of their own."""
-    symbols, few_labels = few_classes.symbols_of(labels, blank, scores.shape[-1])
-    few = few_classes.scores_of(scores, symbols, lengths, time_axis)
-    few_acts = few_classes.acts_of(few, symbols, time_axis)
-    parameters = {"time_axis": time_axis, "blank": 0, "threads": threads}
-    found = _align(few_acts, few_labels, lengths, **parameters)
-    column = jnp.maximum(found.path, 0)[..., None]
-    classes = jnp.broadcast_to(jnp.expand_dims(symbols, time_axis), few.scores.shape)
-    path = jnp.take_along_axis(classes, column, axis=-1)[..., 0]
-    total = few_classes.over_frames(
-        jnp.take_along_axis(few.scores, column, axis=-1)[..., 0], lengths, time_axis
-    )
-    score = jnp.where(jnp.isfinite(found.score), total, found.score)
-    return Alignment(jnp.where(found.path < 0, -1, path), found.label_index, score)
+    return Alignment(*primitive.align_p.bind(acts, labels, lengths, **parameters))
 
 
 @functools.partial(jax.jit, static_argnames=("L", "time_major"))

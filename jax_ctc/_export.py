@@ -24,4 +24,5 @@ def export_checks() -> list[export.DisabledSafetyCheck]:
       ... )(acts, labels, lengths)
       >>> stored = program.serialize(vjp_order=1)  # whoever loads it can differentiate it
     """
-    return [export.DisabledSafetyCheck.custom_call(name) for name in custom_call.TARGETS.values()]
+    names = [*custom_call.TARGETS.values(), *custom_call.OF_SCORES.values()]
+    return [export.DisabledSafetyCheck.custom_call(name) for name in names]

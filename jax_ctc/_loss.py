@@ -110,20 +110,11 @@ def ctc(
         time_major=time_major,
         slices=_split_classes.local_slices(vocab_axes),
     )
-    if not softmax:
-        return _cost_of_scores(
-            a.acts,
-            a.labels,
-            a.lengths,
-            time_axis=a.time_axis,
-            blank=a.blank,
-            V=a.V,
-            names=vocab_axes,
-            threads=threads,
-            zero_infinity=zero_infinity,
-        )
     if vocab_axes:
-        source = _split_classes.source_of_acts(a.acts, a.time_axis, threads)
+        if softmax:
+            source = _split_classes.source_of_acts(a.acts, a.time_axis, threads)
+        else:
+            source = _split_classes.source_of_scores(a.acts, a.time_axis)
         return with_zeros(_split_classes.cost(a, source, vocab_axes, threads), zero_infinity)
     return _cost(
         a.acts,
@@ -132,12 +123,15 @@ def ctc(
         time_axis=a.time_axis,
         blank=a.blank,
         threads=threads,
+        softmax=softmax,
         zero_infinity=zero_infinity,
     )
 
 
 @functools.partial(
-    jax.jit, inline=True, static_argnames=("time_axis", "blank", "threads", "zero_infinity")
+    jax.jit,
+    inline=True,
+    static_argnames=("time_axis", "blank", "threads", "softmax", "zero_infinity"),
 )
 def _cost(
     acts: Array, labels: Array, lengths: Array, *, zero_infinity: bool, **parameters: int
@@ -145,28 +139,6 @@ def _cost(
     """An eager call is one program too, because of this jit. So jax.debug_infs checks its result
     only."""
     return with_zeros(_primitives.loss_p.bind(acts, labels, lengths, **parameters), zero_infinity)
-
-
-@functools.partial(
-    jax.jit,
-    inline=True,
-    static_argnames=("time_axis", "blank", "V", "names", "threads", "zero_infinity"),
-)
-def _cost_of_scores(
-    scores: Array,
-    labels: Array,
-    lengths: Array,
-    *,
-    time_axis: int,
-    blank: int,
-    V: int,
-    names: tuple[str, ...],
-    threads: int,
-    zero_infinity: bool,
-) -> Array:
-    a = _arguments.Arguments(scores, labels, lengths, time_axis, blank, V)
-    source = _split_classes.source_of_scores(scores, time_axis)
-    return with_zeros(_split_classes.cost(a, source, names, threads), zero_infinity)
 
 
 def with_zeros(cost: Array, zero_infinity: bool) -> Array:

@@ -55,7 +55,7 @@ def _occupancy(acts: Array, labels: Array, lengths: Array, *, time_axis: int, bl
     """An eager call is one program too, because of this jit. So jax.debug_infs sees no cost of
     +inf."""
     exact = acts.astype(_operands.cost_dtype(acts.dtype))
-    parameters = {"time_axis": time_axis, "blank": blank, "threads": 0}
+    parameters = {"time_axis": time_axis, "blank": blank, "threads": 0, "softmax": True}
     cost, *residuals = _primitives.forward_p.bind(exact, labels, lengths, **parameters)
     gradient = _primitives.cotangent_p.bind(
         exact, labels, lengths, *residuals, jnp.ones_like(cost), **parameters

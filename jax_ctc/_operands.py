@@ -57,7 +57,7 @@ class Kind:
 _TRAILING = ("class", "factor", "column", "label", "byte", "path")
 
 ACTS = Kind(has_time=True, last="class")  # V
-ROWS = Kind(has_time=True, last="factor")  # 2: shift and scale of the softmax; 0 if dense
+ROWS = Kind(has_time=True, last="factor")  # 2: shift and scale of the softmax; 0 if dense or scores
 COLUMNS = Kind(has_time=True, last="column")  # min(L + 1, V)
 FRAMES = Kind(has_time=True)
 PATH = Kind(has_time=True, is_integer=True)  # a class, or a position among the labels, or -1
@@ -103,13 +103,14 @@ def is_dense(V: int, L: int) -> bool | None:
         return None
 
 
-def kept_sizes(V: int, L: int) -> tuple[int, int]:
+def kept_sizes(V: int, L: int, softmax: bool = True) -> tuple[int, int]:
     """Returns the sizes of the last axes of rows and columns. If V or L is symbolic, so are these
     sizes."""
     dense = is_dense(V, L)
     if dense is not None:
-        return (0, V) if dense else (2, L + 1)
-    return core.min_dim(2, 2 * core.max_dim(0, V - L - 1)), core.min_dim(V, L + 1)
+        return (2 if softmax and not dense else 0), (V if dense else L + 1)
+    factors = core.min_dim(2, 2 * core.max_dim(0, V - L - 1)) if softmax else 0
+    return factors, core.min_dim(V, L + 1)
 
 
 def cost_dtype(acts_dtype: DTypeLike) -> np.dtype:
@@ -118,14 +119,21 @@ def cost_dtype(acts_dtype: DTypeLike) -> np.dtype:
 
 
 def result_avals(
-    op: str, acts: ShapedArray, labels: ShapedArray, *, time_axis: int, top_paths: int = 0, **_
+    op: str,
+    acts: ShapedArray,
+    labels: ShapedArray,
+    *,
+    time_axis: int,
+    softmax: bool = True,
+    top_paths: int = 0,
+    **_,
 ) -> list[ShapedArray]:
     """Returns the types of the results. Batch axes stay where acts have them, and so does their
     sharding. The parameters are those of the primitive."""
     kinds = SIGNATURES[op].results
     V, L = acts.shape[-1], labels.shape[-1]
     # Symbolic sizes are compared only if the op has such results.
-    factors, columns = kept_sizes(V, L) if COLUMNS in kinds else (0, 0)
+    factors, columns = kept_sizes(V, L, softmax) if COLUMNS in kinds else (0, 0)
     sizes = {"class": V, "factor": factors, "column": columns, "label": L, "path": top_paths}
     batch = list(acts.shape[:-1])
     T = batch.pop(time_axis)

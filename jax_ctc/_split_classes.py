@@ -75,8 +75,9 @@ class Source:
     arrays: tuple[Array, ...]  # the first has the batch and T
     have_classes: tuple[bool, ...]  # whether their last axis is V
     name: str  # of the argument that holds the classes
-    sums: Callable[[tuple[Array, ...], Array, Array], few_classes.Sums]  # arrays, symbols, lengths
-    softmax: bool = True  # whether the classes of a row have a sum
+    # Of arrays, symbols, lengths. Of log-scores: their entries at the symbols.
+    sums: Callable[[tuple[Array, ...], Array, Array], few_classes.Sums | Array]
+    softmax: bool = True  # False for log-scores
 
     @property
     def local_V(self) -> int:
@@ -94,7 +95,7 @@ def source_of_acts(acts: Array, time_axis: int, threads: int) -> Source:
 def source_of_scores(scores: Array, time_axis: int) -> Source:
     """Of log-scores, whose rows are not summed."""
 
-    def sums(arrays: tuple[Array, ...], symbols: Array, lengths: Array) -> few_classes.Sums:
+    def sums(arrays: tuple[Array, ...], symbols: Array, lengths: Array) -> Array:
         scores, symbols, lengths = _mesh.vary_alike(*arrays, symbols, lengths)
         return few_classes.scores_of(scores, symbols, lengths, time_axis)
 
@@ -145,15 +146,11 @@ def cost(a: _arguments.Arguments, source: Source, names: Names, threads: int) ->
             f"`vocab_axis`: expected axes that shard nothing else, but the type of `{of_frames}` "
             f"has its batch over {_listed(tuple(taken))}: {jax.typeof(frames)}."
         )
-    if (
-        count == 1
-        and source.name == "acts"
-        and source.softmax
-        and not _mesh.sharded_over(frames, frames.ndim - 1)
-    ):
+    if count == 1 and source.name == "acts" and not _mesh.sharded_over(frames, frames.ndim - 1):
         return _primitives.loss_p.bind(
-            frames, a.labels, a.lengths, time_axis=a.time_axis, blank=a.blank, threads=threads
-        )
+            frames, a.labels, a.lengths, time_axis=a.time_axis, blank=a.blank, threads=threads,
+            softmax=source.softmax,
+        )  # fmt: skip
     manual = {*names, *(name for axes in batch for name in axes), *_mesh.explicit_axes(mesh)}
     if not manual:
         return of_slices(a.labels, a.lengths, *source.arrays)
@@ -216,9 +213,7 @@ def _cost_of_slices(
 ) -> Array:
     """Runs on each of M devices, whose source has V / M classes."""
     symbols, few_labels = few_classes.symbols_of(labels, blank, V)
-    costs_of = partial(
-        few_classes.cost, time_axis=time_axis, threads=threads, softmax=source.softmax
-    )
+    costs_of = partial(few_classes.cost, time_axis=time_axis, threads=threads)
     if not names:
         sums = source.sums(source.arrays, symbols, lengths)
         return costs_of(sums, symbols, few_labels, lengths)
@@ -244,7 +239,7 @@ def _cost_of_slices(
         return lax.dynamic_index_in_dim(shares(x), lax.axis_index(names), 1, keepdims=False)
 
     batch_axis = 1 - time_axis
-    shared = few_classes.Sums(*(shares(x, batch_axis) for x in part))
+    shared = jax.tree.map(lambda x: shares(x, batch_axis), part)
     # If other axes are not manual, a reduce-scatter would first gather over them.
     scatters = invisible == 1
     sums = few_classes.over_slices(shared, names, batch_axis + 1, scatters=scatters)

@@ -20,7 +20,9 @@ differentiates through them itself, so the tangent of `acts` already accounts fo
 
 The parameters of these primitives and of the sums (row_sums.py) are static. `time_axis` is the
 position of T among the axes of acts before V. `blank` is a class. `threads` is the largest number
-of threads for a CPU kernel; 0 means no limit.
+of threads for a CPU kernel; 0 means no limit. `softmax`, which sums do not have, says that acts are
+logits. Otherwise they are log-scores: only the entries of the blank and of the labels are read, and
+`rows` is empty.
 """
 
 import jax
@@ -73,13 +75,17 @@ def _is_more_than(size: int, other: int) -> bool:
     return isinstance(size, int) and isinstance(other, int) and size > other
 
 
-def _hypotheses(op, args, dims, *, time_axis, blank, threads):
+def _hypotheses(op, args, dims, *, time_axis, blank, threads, softmax):
     """Runs each label sequence on its own few classes. `sums` reads acts once for all of them."""
     acts, labels, lengths = args
-    params = {"time_axis": time_axis, "blank": 0, "threads": threads}
+    params = {"time_axis": time_axis, "blank": 0, "threads": threads, "softmax": softmax}
 
     def one_hypothesis(labels, lengths):
         symbols, few_labels = few_classes.symbols_of(labels, blank, acts.shape[-1])
+        if not softmax:
+            scores = few_classes.scores_of(acts, symbols, lengths, time_axis)
+            few = few_classes.acts_of_scores(scores, symbols, time_axis)
+            return primitives[op].bind(few, few_labels, lengths, **params)
         sums = few_classes.sums_of(acts, symbols, lengths, time_axis, threads)
         if op == "loss":
             return few_classes.cost(sums, symbols, few_labels, lengths, time_axis, threads)

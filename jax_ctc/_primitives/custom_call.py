@@ -31,6 +31,14 @@ TARGETS = {
     "sums_cotangent": "jax_ctc_sums_cotangent_v1",
     "beam": "jax_ctc_beam_v1",
 }
+# The same for log-scores, softmax=False. Other targets that know of log-scores have an attribute.
+OF_SCORES = {
+    "loss": "jax_ctc_loss_of_scores_v1",
+    "forward": "jax_ctc_forward_of_scores_v1",
+    "tangent": "jax_ctc_tangent_of_scores_v1",
+    "cotangent": "jax_ctc_cotangent_of_scores_v1",
+    "hvp": "jax_ctc_hvp_of_scores_v1",
+}
 
 
 def register(op: str, primitive: Primitive, pure: Callable) -> None:
@@ -107,8 +115,11 @@ def _custom_call(
     **params: int,
 ):
     wanted = len(ctx.avals_out)
+    target = TARGETS[op]
+    if op in OF_SCORES and not params.pop("softmax"):
+        target = OF_SCORES[op]
     lower = jax.ffi.ffi_lowering(
-        TARGETS[op],
+        target,
         operand_layouts=operand_layouts,
         result_layouts=result_layouts,
         operand_output_aliases=_aliases(op, platform, ctx, time_moved),

@@ -58,35 +58,41 @@ def sums_of(acts: Array, symbols: Array, lengths: Array, time_axis: int, threads
     return Sums(*row_sums.sums_p.bind(acts, symbols, lengths, **params))
 
 
-def scores_of(acts: Array, symbols: Array, lengths: Array, time_axis: int) -> Sums:
-    """Reads the entries of the symbols alone, for acts that are log-scores: their sums over V are
-    not needed."""
-    scores = row_sums.scores_at(acts, symbols, lengths, time_axis)
-    zero = jnp.zeros_like(scores, shape=scores.shape[:-1])
-    return Sums(zero, zero + 1, zero, scores)
+def scores_of(acts: Array, symbols: Array, lengths: Array, time_axis: int) -> Array:
+    """Reads the entries of the symbols alone (batch with T, D), for acts that are log-scores. A
+    symbol of -1 has 0."""
+    return row_sums.scores_at(acts, symbols, lengths, time_axis)
 
 
-def over_slices(part: Sums, names: tuple[str, ...], share: int | None, scatters: bool) -> Sums:
-    """Returns the sums over all classes, from those over the slices along the mesh axes `names`.
+def over_slices(
+    part: Sums | Array, names: tuple[str, ...], share: int | None, scatters: bool
+) -> Sums | Array:
+    """Returns the sums over all classes, from those over the slices along the mesh axes `names`; of
+    log-scores the entries of all symbols.
 
     If `share` is given, it is an axis whose length is the number of devices along `names`, and each
     device receives only its own index of that axis. With `scatters` this is a reduce-scatter;
     otherwise every device computes all sums and then takes its own index."""
-    top = _largest(part.top, names)
-    ties = jnp.where((part.top == top) | jnp.isnan(part.ties), part.ties, 0)
-    tail = tail_below(part.top, _with_tangent(part.ties, part.tail), part.tail, top)
-    sums = jnp.concatenate([part.scores, ties[..., None], tail[..., None]], axis=-1)
 
     def own(x: Array) -> Array:
         if share is None:
             return x
         return lax.dynamic_index_in_dim(x, lax.axis_index(names), share, keepdims=False)
 
-    if scatters and share is not None:
-        sums = lax.psum_scatter(sums, names, scatter_dimension=share)
-    else:
-        sums = own(lax.psum(sums, names))
-    top, sums = checkpoint_name(own(top), RESIDUALS), checkpoint_name(sums, RESIDUALS)
+    def summed(x: Array) -> Array:
+        if scatters and share is not None:
+            x = lax.psum_scatter(x, names, scatter_dimension=share)
+        else:
+            x = own(lax.psum(x, names))
+        return checkpoint_name(x, RESIDUALS)
+
+    if not isinstance(part, Sums):
+        return summed(part)
+    top = _largest(part.top, names)
+    ties = jnp.where((part.top == top) | jnp.isnan(part.ties), part.ties, 0)
+    tail = tail_below(part.top, _with_tangent(part.ties, part.tail), part.tail, top)
+    sums = summed(jnp.concatenate([part.scores, ties[..., None], tail[..., None]], axis=-1))
+    top = checkpoint_name(own(top), RESIDUALS)
     return Sums(top, sums[..., -2], sums[..., -1], sums[..., :-2])
 
 
@@ -169,26 +175,29 @@ def acts_of(sums: Sums, symbols: Array, time_axis: int) -> Array:
     return few_acts + jnp.where(undefined, jnp.nan, 0).astype(few_acts.dtype)[..., None]
 
 
+def acts_of_scores(scores: Array, symbols: Array, time_axis: int) -> Array:
+    """The same for log-scores, from the results of `scores_of`."""
+    few = jnp.where(jnp.expand_dims(symbols, time_axis) >= 0, scores, -jnp.inf)
+    one_after = [(0, 0)] * (few.ndim - 1) + [(0, 1)]
+    return jnp.pad(few, one_after, constant_values=-jnp.inf)
+
+
 def cost(
-    sums: Sums,
-    symbols: Array,
-    labels: Array,
-    lengths: Array,
-    time_axis: int,
-    threads: int,
-    softmax: bool = True,
+    sums: Sums | Array, symbols: Array, labels: Array, lengths: Array, time_axis: int, threads: int
 ) -> Array:
-    """Returns the costs (batch,) over all classes, for the results of `symbols_of`. Without
-    `softmax` those of log-scores, for the results of `scores_of`."""
-    few_acts = acts_of(sums, symbols, time_axis)
-    few_acts, labels, lengths = _mesh.vary_alike(few_acts, labels, lengths)
+    """Returns the costs (batch,) over all classes, for the results of `symbols_of` and those of
+    `sums_of` or, of log-scores, `scores_of`."""
     params = {"time_axis": time_axis, "blank": 0, "threads": threads}
-    few_cost = primitives["loss"].bind(few_acts, labels, lengths, **params)
-    if softmax:
-        return cost_of(few_cost, few_acts, sums, symbols, lengths, time_axis)
-    taken = over_frames(_log_sum(few_acts), lengths, time_axis)  # by the softmax of the loss
-    few_cost = checkpoint_name(few_cost, RESIDUALS)
-    return jnp.where(jnp.isfinite(few_cost), few_cost - taken, few_cost)
+
+    def cost_of_few(few_acts: Array, softmax: bool) -> Array:
+        operands = _mesh.vary_alike(few_acts, labels, lengths)
+        return primitives["loss"].bind(*operands, softmax=softmax, **params)
+
+    if not isinstance(sums, Sums):
+        return cost_of_few(acts_of_scores(sums, symbols, time_axis), softmax=False)
+    few_acts = acts_of(sums, symbols, time_axis)
+    few_cost = cost_of_few(few_acts, softmax=True)
+    return cost_of(few_cost, few_acts, sums, symbols, lengths, time_axis)
 
 
 def cost_of(
@@ -210,7 +219,7 @@ def cost_of(
 @_unfused
 def _left_out_of_frames(few_acts, symbols, lengths, top, ties, tail, *, time_axis, **_):
     del symbols
-    return over_frames(_left_out(top, ties, tail, few_acts), lengths, time_axis)
+    return _over_frames(_left_out(top, ties, tail, few_acts), lengths, time_axis)
 
 
 def _left_out_jvp(primals, tangents, **params):
@@ -226,7 +235,7 @@ def _left_out_jvp(primals, tangents, **params):
         terms.append(_mean(few_acts, _with_tangent(ties, few_acts[..., 0]), d_few_acts))
     if not terms:
         return out, zero_like(out)
-    return out, over_frames(reduce(jnp.add, terms), lengths, params["time_axis"])
+    return out, _over_frames(reduce(jnp.add, terms), lengths, params["time_axis"])
 
 
 @jax.checkpoint
@@ -236,7 +245,7 @@ def _mean(few_acts: Array, ties: Array, direction: Array) -> Array:
     return -multiply(_softmax(few_acts, ties), direction).sum(-1)
 
 
-def over_frames(x: Array, lengths: Array, time_axis: int) -> Array:
+def _over_frames(x: Array, lengths: Array, time_axis: int) -> Array:
     """Returns the sum over the frames in use."""
     frame = lax.broadcasted_iota(jnp.int32, x.shape, time_axis)
     used = frame < jnp.expand_dims(lengths, time_axis)
@@ -264,22 +273,6 @@ def _left_out(top: Array, ties: Array, tail: Array, few_acts: Array) -> Array:
     close = jnp.log1p(jnp.maximum(others, 0) / few_sum)
     exact = jnp.where(few.top == top, close, (top - few.top) + ratio)
     return jnp.where(few.nonzero, exact, 0)
-
-
-@jax.custom_jvp
-@partial(jax.jit, inline=True)
-@_unfused
-def _log_sum(few_acts: Array) -> Array:
-    """Returns the log of the sum over the symbols, and 0 if their sum is 0."""
-    few = _few_sums(few_acts, jnp.ones_like(few_acts[..., 0]))
-    return few.top + jnp.log(jnp.where(few.nonzero, few.ties + few.tail, 1))
-
-
-@_log_sum.defjvp
-def _(primals, tangents):
-    (few_acts,), (direction,) = primals, tangents
-    one = _with_tangent(jnp.ones_like(few_acts[..., 0]), few_acts[..., 0])
-    return _log_sum(few_acts), -_mean(few_acts, one, direction)
 
 
 @jax.custom_jvp

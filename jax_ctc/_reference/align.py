@@ -22,9 +22,8 @@ _MOST = 1e290  # float64 emissions are bounded, so that no sum overflows
 
 
 @over_batch
-def align(acts, labels, lengths, *, softmax, **params):
+def align(acts, labels, lengths, **params):
     """Returns the path, the position of its labels in the row of labels, and its score."""
-    assert softmax
     p = problem.make(acts, labels, lengths, **params)
     with enable_x64(True):
         choices, end, score = _forward(p)
@@ -62,7 +61,8 @@ def _forward(p: Problem) -> tuple[Array, Array, Array]:
         either = jnp.maximum(values, advance)
         choice = jnp.where(skip > either, 2, jnp.where(advance > values, 1, 0)).astype(np.int8)
         best = jnp.maximum(either, skip) + emission
-        total = total + jnp.where(used, (reference - shift) - log_total, 0)
+        of_blank = (reference - shift) - log_total if p.softmax else reference
+        total = total + jnp.where(used, of_blank, 0)
         return (jnp.where(used[:, None], best, values), total), choice
 
     nothing = jnp.full_like(p.states, -jnp.inf, np.float64)
@@ -84,7 +84,10 @@ def _forward(p: Problem) -> tuple[Array, Array, Array]:
     is_label = (p.last > 0) & (at(p.last - 1) >= at(p.last))
     end = jnp.where(is_label, p.last - 1, p.last)
     undefined = p.invalid | p.undefined.any(0)
-    score = jnp.where(undefined, jnp.nan, jnp.minimum(at(end) + total, 0)).astype(p.dtype)
+    score = at(end) + total
+    if p.softmax:
+        score = jnp.minimum(score, 0)
+    score = jnp.where(undefined, jnp.nan, score).astype(p.dtype)
     return choices, jnp.where(undefined | (score == -jnp.inf), -1, end), score
 
 

@@ -70,7 +70,7 @@ def hvp(acts, labels, lengths, rows, columns, cotangents, direction, **params):
     # A logit of -inf has no influence, so its direction counts as 0.
     alive = used[..., None] & (_batched(acts) != -jnp.inf)
     direction = jnp.where(alive, direction, 0)
-    occupancy = _softmax(p, _scale(p)) - unit
+    occupancy = _softmax(p) - unit
     direction -= lax.stop_gradient((occupancy * direction).sum(-1, keepdims=True))
 
     # rows and columns depend on acts too, so they are computed again from acts.
@@ -107,14 +107,16 @@ def _forward(p: Problem) -> tuple[Array, Array, Array]:
         return problem.swapped(x, p.time_axis)
 
     rows = kept(jnp.stack([p.normaliser.shift, 1 / p.normaliser.total], axis=-1))
+    if not p.softmax:
+        rows = rows[..., :0]
     if dense is False:
         return cost, rows, kept(columns)
-    softmax = problem.swapped(_softmax(p, _scale(p)), p.time_axis)
+    softmax = problem.swapped(_softmax(p), p.time_axis)
     if dense:
         return cost, rows[..., :0], kept(softmax - columns)
     # With symbolic sizes both layouts are computed, cut to the width of the narrower one. At run
     # time one of the two is chosen.
-    factors, width = _operands.kept_sizes(V, L)
+    factors, width = _operands.kept_sizes(V, L, p.softmax)
     by_class = _narrowed(kept(softmax - lattice.by_class(p, columns)), width)
     columns = jnp.where(_is_dense_now(V, L), by_class, _narrowed(kept(columns), width))
     return cost, _narrowed(rows, factors), columns
@@ -130,8 +132,12 @@ def _gradient(p: Problem, rows: Array, columns: Array) -> Array:
         return columns
     kept = columns
     if dense is None:
-        rows, columns = _widened(rows, 2), _widened(columns, L + 1)
-    softmax = problem.softmax(p.acts, rows[..., 0], rows[..., 1])
+        columns = _widened(columns, L + 1)
+        rows = _widened(rows, 2) if p.softmax else rows
+    if p.softmax:
+        softmax = problem.softmax(p.acts, rows[..., 0], rows[..., 1])
+    else:
+        softmax = jnp.zeros_like(p.acts, columns.dtype)
     gradient = problem.minus_columns(softmax, p, problem.swapped(columns, p.time_axis))
     return (
         gradient if dense is False else jnp.where(_is_dense_now(V, L), _widened(kept, V), gradient)
@@ -150,12 +156,11 @@ def _widened(x: Array, size: int) -> Array:
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, size - x.shape[-1])])
 
 
-def _scale(p: Problem) -> Array:
-    """Returns the scale (T, N) of the softmax, 0 in unused frames."""
-    return jnp.where(p.used, 1 / p.normaliser.total, 0)
-
-
-def _softmax(p: Problem, scale: Array) -> Array:
+def _softmax(p: Problem) -> Array:
+    """Returns the softmax in the order of acts, 0 in unused frames and of log-scores."""
+    if not p.softmax:
+        return jnp.zeros_like(p.acts, p.dtype)
+    scale = jnp.where(p.used, 1 / p.normaliser.total, 0)
     shift, scale = (problem.swapped(x, p.time_axis) for x in (p.normaliser.shift, scale))
     return problem.softmax(p.acts, shift, scale)
 

@@ -235,7 +235,9 @@ def _cost(p: Problem, end: Scaled) -> tuple[Array, Array]:
     )
     for x in scaled.log_terms(z):  # eq. 7
         total = scaled.add_exactly(total, -x)
-    costs = jnp.maximum(total[0] + total[1], 0)
+    costs = total[0] + total[1]
+    if p.softmax:
+        costs = jnp.maximum(costs, 0)
     possible = z.e >= scaled.NO_PATH
     costs = jnp.where(possible, costs, jnp.inf)
     return jnp.where(p.invalid | p.undefined.any(0), jnp.nan, costs), possible

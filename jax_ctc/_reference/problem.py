@@ -19,7 +19,8 @@ Carry = TypeVar("Carry")
 
 
 class Normaliser(NamedTuple):
-    """softmax = exp(acts - shift) / total. All are (T, N). In unused frames shift is 0, total 1."""
+    """softmax = exp(acts - shift) / total. All are (T, N). In unused frames shift is 0, total 1.
+    Of log-scores exp(acts) = exp(acts - shift - log_total), and total is 1."""
 
     shift: Array
     total: Array
@@ -39,6 +40,7 @@ class Problem(NamedTuple):
     used: Array  # (T, N) frames in use of all other valid sequences
     normaliser: Normaliser
     blank: int
+    softmax: bool  # whether acts are logits; else log-scores, of which only `states` are read
 
     @property
     def dtype(self) -> np.dtype:
@@ -47,12 +49,18 @@ class Problem(NamedTuple):
     @property
     def classes(self) -> Array:
         """(N, 1 + L): the blank and the labels, one for each column of the compact layout."""
-        blank = jnp.full_like(self.labels, self.blank, shape=(self.labels.shape[0], 1))
-        return jnp.concatenate([blank, self.labels], axis=-1)
+        return _with_blank(self.labels, self.blank)
 
 
 def make(
-    acts: Array, labels: Array, lengths: Array, *, time_axis: int, blank: int, threads: int
+    acts: Array,
+    labels: Array,
+    lengths: Array,
+    *,
+    time_axis: int,
+    blank: int,
+    threads: int,
+    softmax: bool,
 ) -> Problem:
     """Returns the problem of operands with one batch axis, or none."""
     del threads
@@ -73,9 +81,19 @@ def make(
     s = jnp.arange(S, dtype=jnp.int32)[None, :]
 
     in_use = (jnp.arange(T, dtype=jnp.int32)[:, None] < lengths[None]) & ~invalid[None]
-    top, has_nan = largest(acts, swapped(in_use, time_axis))
-    undefined = (has_nan | ~jnp.isfinite(top)).any(time_axis)
+    if softmax:
+        top, has_nan = largest(acts, swapped(in_use, time_axis))
+        top, has_nan = swapped(top, time_axis), swapped(has_nan, time_axis)
+        has_nan |= top == -jnp.inf
+    else:
+        classes = _with_blank(labels, blank)
+        entries = lax.stop_gradient(_entries(acts, classes, 0, T, time_axis))
+        entries = jnp.where(in_use[..., None], entries, 0).astype(_operands.cost_dtype(acts.dtype))
+        top, has_nan = entries.max(-1), jnp.isnan(entries).any(-1)
+    undefined = (has_nan | (top == jnp.inf)).any(0)
     used = in_use & ~undefined[None]
+    shift = lax.stop_gradient(jnp.where(used & (top > -jnp.inf), top, 0))
+    of_scores = Normaliser(shift, jnp.ones_like(shift), -shift)
     return Problem(
         acts=acts,
         time_axis=time_axis,
@@ -87,18 +105,23 @@ def make(
         invalid=invalid,
         undefined=in_use & undefined[None],
         used=used,
-        normaliser=_normaliser(acts, top, used, time_axis),
+        normaliser=_of_softmax(acts, shift, used, time_axis) if softmax else of_scores,
         blank=blank,
+        softmax=softmax,
     )
 
 
-def _normaliser(acts: Array, top: Array, used: Array, time_axis: int) -> Normaliser:
+def _of_softmax(acts: Array, shift: Array, used: Array, time_axis: int) -> Normaliser:
     in_order = swapped(used, time_axis)
-    shift = lax.stop_gradient(jnp.where(in_order, top, 0))
-    ties, tail = ties_and_tail(acts, in_order, shift)
+    ties, tail = ties_and_tail(acts, in_order, swapped(shift, time_axis))
     ties = jnp.where(in_order, ties, 1)
-    parts = shift, ties + tail, jnp.log(ties) + jnp.log1p(tail / ties)
-    return Normaliser(*(swapped(x, time_axis) for x in parts))
+    parts = ties + tail, jnp.log(ties) + jnp.log1p(tail / ties)
+    return Normaliser(shift, *(swapped(x, time_axis) for x in parts))
+
+
+def _with_blank(labels: Array, blank: int) -> Array:
+    first = jnp.full_like(labels, blank, shape=(labels.shape[0], 1))
+    return jnp.concatenate([first, labels], axis=-1)
 
 
 # ---- sums over V -------------------------------------------------------------------------------
@@ -199,6 +222,13 @@ def swapped(x: Array, time_axis: int) -> Array:
 def logits(p: Problem, start: Array | int, count: int) -> Array:
     """Returns the logits (count, N, S) of each state's class in `count` frames from `start` on, 0
     in unused frames. No other logit is read."""
+    x = _entries(p.acts, p.states, start, count, p.time_axis)
+    used = lax.dynamic_slice_in_dim(p.used, start, count)
+    return jnp.where(used[..., None], x, 0).astype(p.dtype)
+
+
+def _entries(acts: Array, classes: Array, start: Array | int, count: int, time_axis: int) -> Array:
+    """Returns acts (count, N, K) at classes (N, K)."""
     dimensions = lax.GatherDimensionNumbers(
         offset_dims=(0,), collapsed_slice_dims=(1,), start_index_map=(0, 1)
     )
@@ -209,9 +239,7 @@ def logits(p: Problem, start: Array | int, count: int) -> Array:
             acts, first, dimensions, (count, 1), mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS
         )
 
-    x = jax.vmap(one, (1 - p.time_axis, 0), 1)(p.acts, p.states)
-    used = lax.dynamic_slice_in_dim(p.used, start, count)
-    return jnp.where(used[..., None], x, 0).astype(p.dtype)
+    return jax.vmap(one, (1 - time_axis, 0), 1)(acts, classes)
 
 
 def softmax(acts: Array, shift: Array, scale: Array) -> Array:

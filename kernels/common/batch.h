@@ -17,18 +17,25 @@ struct Batch {
   const int32_t* labels;   // (N*B, L); entries below 0 are padding
   const int32_t* lengths;  // (N*B,)
   int32_t blank;
+  bool softmax = true;  // acts are logits. Else they are log-scores, of which only the entries of the blank and the
+                        // labels are read
+
+  // Numbers in a row of `Residuals::rows`.
+  CTC_INLINE int64_t factors() const { return softmax && !shape.dense() ? 2 : 0; }
 };
 
 // The residuals: what the forward pass keeps for the derivatives. Elements are F, and every frame has a row.
 //   dense, V <= L + 1:  rows is absent
 //                       columns (N, T, B, V)      the gradient of the cost
-//   compact:            rows (N, T, B, 2)         shift and scale of the softmax, p = scale * exp(x - shift)
+//   compact:            rows (N, T, B, 2)         shift and scale of the softmax, p = scale * exp(x - shift); of
+//                                                 log-scores absent
 //                       columns (N, T, B, 1 + L)  occupancies of the blank and of each label position
 // In the compact layout equal labels share the column of their first occurrence. The columns of the others, and of
 // padding, are 0.
 //
 // A row of zeros means a zero gradient: the frame is beyond the length, or its sequence has no alignment or an invalid
-// argument. A row of NaN means a NaN gradient: the frame is in use, and its sequence has a row without a softmax.
+// argument. A row of NaN means a NaN gradient: the frame is in use, and its sequence has a row without a softmax. Of
+// log-scores only the entries of the blank and of the labels become NaN.
 struct Residuals {
   void* rows;
   void* columns;

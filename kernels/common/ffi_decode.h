@@ -73,6 +73,7 @@ struct Attributes {
   bool time_moved;
   int64_t blank;
   int64_t threads;  // the most that a CPU kernel may use, or 0 for no limit
+  bool softmax;     // of Batch; an attribute of some targets, and part of the name of others
 };
 
 inline ffi::ErrorOr<Batch> decode(Buffer acts, Ints labels, Ints lengths, const Attributes& attributes) {
@@ -84,7 +85,13 @@ inline ffi::ErrorOr<Batch> decode(Buffer acts, Ints labels, Ints lengths, const 
     return ffi::Unexpected(ffi::Error::InvalidArgument("jax_ctc: acts, labels and lengths disagree on the batch"));
   if (attributes.blank < 0 || attributes.blank >= s->V)
     return ffi::Unexpected(ffi::Error::InvalidArgument("jax_ctc: blank must be a class of acts"));
-  return Batch{*dtype, *s, acts.untyped_data(), labels.typed_data(), lengths.typed_data(), int32_t(attributes.blank)};
+  return Batch{*dtype,
+               *s,
+               acts.untyped_data(),
+               labels.typed_data(),
+               lengths.typed_data(),
+               int32_t(attributes.blank),
+               attributes.softmax};
 }
 
 // Whether an array has the dtype and the number of elements of acts.
@@ -102,7 +109,7 @@ inline bool is_per_row(const Batch& p, Buffer array, int64_t width) {
   return has_elements(p, array, p.shape.rows() * width);
 }
 inline bool are_residuals(const Batch& p, Buffer rows, Buffer columns) {
-  return is_per_row(p, rows, p.shape.dense() ? 0 : 2) && is_per_row(p, columns, p.shape.columns());
+  return is_per_row(p, rows, p.factors()) && is_per_row(p, columns, p.shape.columns());
 }
 
 }  // namespace

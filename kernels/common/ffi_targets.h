@@ -28,13 +28,18 @@ template <class Binding> auto with_attributes(Binding binding) {
       .template Attr<int64_t>("threads");
 }
 
+// The first five targets take log-scores under another name (Batch::softmax). `rows` is then empty.
+template <class Target> constexpr const char* name_of(bool softmax) {
+  return softmax ? Target::name : Target::of_scores;
+}
+
 inline ffi::Error mismatch(const char* target) {
   return ffi::Error::InvalidArgument(std::string("jax_ctc: an operand or result of ") + target +
                                      " has a shape or dtype that does not go with acts");
 }
 
 struct LossTarget {
-  static constexpr const char* name = "jax_ctc_loss_v1";
+  static constexpr const char *name = "jax_ctc_loss_v1", *of_scores = "jax_ctc_loss_of_scores_v1";
   template <class Binding> static auto bind(Binding binding) {
     return std::move(binding).template Ret<Buffer>();  // cost
   }
@@ -42,7 +47,7 @@ struct LossTarget {
 };
 
 struct ForwardTarget {
-  static constexpr const char* name = "jax_ctc_forward_v1";
+  static constexpr const char *name = "jax_ctc_forward_v1", *of_scores = "jax_ctc_forward_of_scores_v1";
   template <class Binding> static auto bind(Binding binding) {
     return std::move(binding)
         .template Ret<Buffer>()   // cost
@@ -55,7 +60,7 @@ struct ForwardTarget {
 };
 
 struct TangentTarget {
-  static constexpr const char* name = "jax_ctc_tangent_v1";
+  static constexpr const char *name = "jax_ctc_tangent_v1", *of_scores = "jax_ctc_tangent_of_scores_v1";
   template <class Binding> static auto bind(Binding binding) {
     return std::move(binding)
         .template Arg<Buffer>()   // rows
@@ -69,7 +74,7 @@ struct TangentTarget {
 };
 
 struct CotangentTarget {
-  static constexpr const char* name = "jax_ctc_cotangent_v1";
+  static constexpr const char *name = "jax_ctc_cotangent_v1", *of_scores = "jax_ctc_cotangent_of_scores_v1";
   template <class Binding> static auto bind(Binding binding) {
     return std::move(binding)
         .template Arg<Buffer>()   // rows
@@ -83,7 +88,7 @@ struct CotangentTarget {
 };
 
 struct HvpTarget {
-  static constexpr const char* name = "jax_ctc_hvp_v1";
+  static constexpr const char *name = "jax_ctc_hvp_v1", *of_scores = "jax_ctc_hvp_of_scores_v1";
   template <class Binding> static auto bind(Binding binding) {
     return std::move(binding)
         .template Arg<Buffer>()   // rows

@@ -10,6 +10,7 @@
 #include "labels.h"
 #include "memory.h"
 #include "schedule.h"
+#include "scores.h"
 #include "sequence.h"
 
 namespace jax_ctc {
@@ -17,11 +18,17 @@ namespace {
 
 // Sets the residuals of frames [begin, end) of a sequence to `value`.
 template <class F>
-void fill_residuals(const Shape& s, Residuals residuals, int64_t sequence, int64_t begin, int64_t end, F value) {
+void fill_residuals(const Batch& p, Residuals residuals, int64_t sequence, int64_t begin, int64_t end, F value) {
+  const Shape& s = p.shape;
+  const int64_t factors = p.factors();
+  if (value != value && !p.softmax && s.dense()) {
+    constexpr Dtype kDtype = sizeof(F) == 4 ? Dtype::kF32 : Dtype::kF64;
+    return fill_scores_with_nan(p, residuals.columns, kDtype, sequence, begin, end);
+  }
   for (int64_t t = begin; t < end; ++t) {
     const int64_t row = s.first_row(sequence) + t * s.B;
     std::fill_n(row_of<F>(residuals.columns, row, s.columns()), s.columns(), value);
-    if (!s.dense()) std::fill_n(row_of<F>(residuals.rows, row, 2), 2, value);
+    if (factors > 0) std::fill_n(row_of<F>(residuals.rows, row, factors), factors, value);
   }
 }
 
@@ -34,7 +41,7 @@ template <class F> void run_sequence(const Problem& p, int64_t sequence, F* cost
   thread_local UnpaddedLabels labels;
   if (!is_valid_length(s, length) || !labels.read(p, p.labels + sequence * s.L)) {
     *cost = kNaN;
-    if (training) fill_residuals<F>(s, residuals, sequence, 0, s.T, 0);
+    if (training) fill_residuals<F>(p, residuals, sequence, 0, s.T, 0);
     return;
   }
   const Sequence<F> in = sequence_of<F>(p, sequence, labels);
@@ -44,7 +51,7 @@ template <class F> void run_sequence(const Problem& p, int64_t sequence, F* cost
       out.has_gaps = in.L > 0 && labels.columns.back() != in.L;
       labels.share_columns();
       out.repeated = labels.repeated.data(), out.repeats = labels.repeated.size();
-      out.rows = row_of<F>(residuals.rows, first, 2), out.rows_stride = 2 * s.B;
+      if (p.softmax) out.rows = row_of<F>(residuals.rows, first, 2), out.rows_stride = 2 * s.B;
     }
     out.columns = row_of<F>(residuals.columns, first, s.columns()), out.columns_stride = s.B * s.columns();
     out.width = s.columns(), out.column_of_label = labels.columns.data(), out.dense = s.dense();
@@ -54,8 +61,8 @@ template <class F> void run_sequence(const Problem& p, int64_t sequence, F* cost
   if (outcome == Outcome::kNoSoftmax) *cost = kNaN;
   if (training) {
     if (outcome != Outcome::kFinite)
-      fill_residuals<F>(s, residuals, sequence, 0, length, outcome == Outcome::kNoSoftmax ? kNaN : F(0));
-    fill_residuals<F>(s, residuals, sequence, length, s.T, 0);
+      fill_residuals<F>(p, residuals, sequence, 0, length, outcome == Outcome::kNoSoftmax ? kNaN : F(0));
+    fill_residuals<F>(p, residuals, sequence, length, s.T, 0);
   }
   thread_scratch().trim();
 }
@@ -89,6 +96,8 @@ template <class F> void write_gradient_row(const Problem& p, Residuals residuals
     std::memset(out, 0, s.V * element_size(p.dtype));
   } else if (s.dense()) {
     kernels<F>().dense_gradient(row_of<F>(residuals.columns, row, s.V), s.V, cotangent, p.dtype, out);
+  } else if (!p.softmax) {
+    write_scores_gradient(p, row_of<F>(residuals.columns, row, s.columns()), s.sequence_of_row(row), cotangent, out);
   } else {
     const Row<F> r = row_at<F>(p, residuals, row);
     if (r.scale == 0)
@@ -119,6 +128,8 @@ template <class F> double tangent_of_row(const Problem& p, Residuals residuals, 
   if (s.dense())
     return kernels<F>().dense_tangent(row_of<F>(residuals.columns, row, s.V), s.V, p.dtype, direction,
                                       &thread_scratch());
+  if (!p.softmax)
+    return scores_tangent(p, row_of<F>(residuals.columns, row, s.columns()), s.sequence_of_row(row), direction);
   const Row<F> r = row_at<F>(p, residuals, row);
   return r.scale == 0 ? 0 : kernels<F>().tangent(r, direction);
 }
@@ -140,6 +151,7 @@ void run_tangent(const Problem& p, Residuals residuals, const void* direction, F
 // Sets frames [begin, end) of a result like acts to 0 or to NaN.
 void fill_like_acts(const Problem& p, void* out, int64_t sequence, int64_t begin, int64_t end, bool nan) {
   const Shape& s = p.shape;
+  if (nan && !p.softmax) return fill_scores_with_nan(p, out, p.dtype, sequence, begin, end);
   for (int64_t t = begin; t < end; ++t) {
     // All bits set is a NaN in every dtype.
     void* row = at(out, (s.first_row(sequence) + t * s.B) * s.V, p.dtype);
@@ -157,10 +169,11 @@ template <class F> void hvp_of_sequence(const Problem& p, int64_t sequence, Resi
     return fill_like_acts(p, out, sequence, 0, s.T, false);
   const Sequence<F> in = sequence_of<F>(p, sequence, labels);
   const HvpArguments<F> arguments = {at(direction, first * s.V, p.dtype),
-                                     s.dense() ? nullptr : row_of<F>(residuals.rows, first, 2),
+                                     p.factors() == 0 ? nullptr : row_of<F>(residuals.rows, first, 2),
                                      2 * s.B,
                                      row_of<F>(residuals.columns, first, s.columns()),
                                      s.B * s.columns(),
+                                     s.dense(),
                                      labels.columns.data(),
                                      cotangent,
                                      at(out, first * s.V, p.dtype)};

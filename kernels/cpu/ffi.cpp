@@ -37,49 +37,50 @@ template <class Run> ffi::Error guarded(Run run) {
   }
 }
 
-#define CTC_DECODE                                                                                          \
-  const ffi::ErrorOr<Batch> batch = decode(acts, labels, lengths, {time_axis, time_moved, blank, threads}); \
-  if (!batch.has_value()) return batch.error();                                                             \
-  const Problem p = {*batch, threads > 0 ? threads : std::numeric_limits<int64_t>::max()};                  \
+#define CTC_DECODE(softmax)                                                                                          \
+  const ffi::ErrorOr<Batch> batch = decode(acts, labels, lengths, {time_axis, time_moved, blank, threads, softmax}); \
+  if (!batch.has_value()) return batch.error();                                                                      \
+  const Problem p = {*batch, threads > 0 ? threads : std::numeric_limits<int64_t>::max()};                           \
   PoolExecutor executor(pool)
 
-ffi::Error loss_handler(ffi::ThreadPool pool, CTC_OPERANDS, Result cost, CTC_ATTRIBUTES) {
-  CTC_DECODE;
-  if (!LossTarget::fits(p, *cost)) return mismatch(LossTarget::name);
+template <bool softmax> ffi::Error loss_handler(ffi::ThreadPool pool, CTC_OPERANDS, Result cost, CTC_ATTRIBUTES) {
+  CTC_DECODE(softmax);
+  if (!LossTarget::fits(p, *cost)) return mismatch(name_of<LossTarget>(softmax));
   return guarded([&] { loss(p, cost->untyped_data(), executor); });
 }
 
-ffi::Error forward_handler(ffi::ThreadPool pool, CTC_OPERANDS, Result cost, Result rows, Result columns,
-                           CTC_ATTRIBUTES) {
-  CTC_DECODE;
-  if (!ForwardTarget::fits(p, *cost, *rows, *columns)) return mismatch(ForwardTarget::name);
+template <bool softmax> ffi::Error forward_handler(ffi::ThreadPool pool, CTC_OPERANDS, Result cost, Result rows,
+                                                   Result columns, CTC_ATTRIBUTES) {
+  CTC_DECODE(softmax);
+  if (!ForwardTarget::fits(p, *cost, *rows, *columns)) return mismatch(name_of<ForwardTarget>(softmax));
   return guarded([&] { forward(p, cost->untyped_data(), {rows->untyped_data(), columns->untyped_data()}, executor); });
 }
 
-ffi::Error tangent_handler(ffi::ThreadPool pool, CTC_OPERANDS, Buffer rows, Buffer columns, Buffer direction,
-                           Result tangents, CTC_ATTRIBUTES) {
-  CTC_DECODE;
-  if (!TangentTarget::fits(p, rows, columns, direction, *tangents)) return mismatch(TangentTarget::name);
+template <bool softmax> ffi::Error tangent_handler(ffi::ThreadPool pool, CTC_OPERANDS, Buffer rows, Buffer columns,
+                                                   Buffer direction, Result tangents, CTC_ATTRIBUTES) {
+  CTC_DECODE(softmax);
+  if (!TangentTarget::fits(p, rows, columns, direction, *tangents)) return mismatch(name_of<TangentTarget>(softmax));
   return guarded([&] {
     tangent(p, {rows.untyped_data(), columns.untyped_data()}, direction.untyped_data(), tangents->untyped_data(),
             executor);
   });
 }
 
-ffi::Error cotangent_handler(ffi::ThreadPool pool, CTC_OPERANDS, Buffer rows, Buffer columns, Buffer cotangents,
-                             Result gradient, CTC_ATTRIBUTES) {
-  CTC_DECODE;
-  if (!CotangentTarget::fits(p, rows, columns, cotangents, *gradient)) return mismatch(CotangentTarget::name);
+template <bool softmax> ffi::Error cotangent_handler(ffi::ThreadPool pool, CTC_OPERANDS, Buffer rows, Buffer columns,
+                                                     Buffer cotangents, Result gradient, CTC_ATTRIBUTES) {
+  CTC_DECODE(softmax);
+  if (!CotangentTarget::fits(p, rows, columns, cotangents, *gradient))
+    return mismatch(name_of<CotangentTarget>(softmax));
   return guarded([&] {
     cotangent(p, {rows.untyped_data(), columns.untyped_data()}, cotangents.untyped_data(), gradient->untyped_data(),
               executor);
   });
 }
 
-ffi::Error hvp_handler(ffi::ThreadPool pool, CTC_OPERANDS, Buffer rows, Buffer columns, Buffer cotangents,
-                       Buffer direction, Result out, CTC_ATTRIBUTES) {
-  CTC_DECODE;
-  if (!HvpTarget::fits(p, rows, columns, cotangents, direction, *out)) return mismatch(HvpTarget::name);
+template <bool softmax> ffi::Error hvp_handler(ffi::ThreadPool pool, CTC_OPERANDS, Buffer rows, Buffer columns,
+                                               Buffer cotangents, Buffer direction, Result out, CTC_ATTRIBUTES) {
+  CTC_DECODE(softmax);
+  if (!HvpTarget::fits(p, rows, columns, cotangents, direction, *out)) return mismatch(name_of<HvpTarget>(softmax));
   return guarded([&] {
     hvp(p, {rows.untyped_data(), columns.untyped_data()}, cotangents.untyped_data(), direction.untyped_data(),
         out->untyped_data(), executor);
@@ -88,9 +89,8 @@ ffi::Error hvp_handler(ffi::ThreadPool pool, CTC_OPERANDS, Buffer rows, Buffer c
 
 ffi::Error align_handler(ffi::ThreadPool pool, CTC_OPERANDS, IntsResult path, IntsResult label_index, Result score,
                          CTC_ATTRIBUTES, bool softmax) {
-  CTC_DECODE;
+  CTC_DECODE(softmax);
   if (!AlignTarget::fits(p, *path, *label_index, *score)) return mismatch(AlignTarget::name);
-  if (!softmax) return ffi::Error::InvalidArgument("jax_ctc: this version aligns logits only");
   return guarded([&] { align(p, {path->typed_data(), label_index->typed_data(), score->untyped_data()}, executor); });
 }
 
@@ -106,7 +106,7 @@ ffi::Error bad_symbol(const char* target) {
 
 ffi::Error sums_handler(ffi::ThreadPool pool, CTC_OPERANDS, Result top, Result ties, Result tail, Result scores,
                         CTC_ATTRIBUTES) {
-  CTC_DECODE;
+  CTC_DECODE(true);
   if (!SumsTarget::fits(p, *top, *ties, *tail, *scores)) return mismatch(SumsTarget::name);
   if (!symbols_in_range(p)) return bad_symbol(SumsTarget::name);
   return guarded([&] {
@@ -116,7 +116,7 @@ ffi::Error sums_handler(ffi::ThreadPool pool, CTC_OPERANDS, Result top, Result t
 
 ffi::Error sums_cotangent_handler(ffi::ThreadPool pool, CTC_OPERANDS, Buffer top, Buffer ct_tail, Buffer ct_scores,
                                   Result out, CTC_ATTRIBUTES) {
-  CTC_DECODE;
+  CTC_DECODE(true);
   if (!SumsCotangentTarget::fits(p, top, ct_tail, ct_scores, *out)) return mismatch(SumsCotangentTarget::name);
   if (!symbols_in_range(p)) return bad_symbol(SumsCotangentTarget::name);
   return guarded([&] {
@@ -129,7 +129,7 @@ using IntsResult = ffi::Result<Ints>;
 ffi::Error beam_handler(ffi::ThreadPool pool, CTC_OPERANDS, IntsResult found, IntsResult label_lengths, Result scores,
                         CTC_ATTRIBUTES, int64_t beam_width, int64_t top_paths, int64_t classes_per_frame,
                         bool softmax) {
-  CTC_DECODE;
+  CTC_DECODE(softmax);
   if (!BeamTarget::fits(p, top_paths, *found, *label_lengths, *scores) || p.shape.L != 0)
     return mismatch(BeamTarget::name);
   if (beam_width < top_paths || beam_width > std::numeric_limits<int32_t>::max() || classes_per_frame < 0)
@@ -144,11 +144,16 @@ ffi::Error beam_handler(ffi::ThreadPool pool, CTC_OPERANDS, IntsResult found, In
 template <class Target> auto binding() {
   return with_attributes(Target::bind(with_operands(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>())));
 }
-XLA_FFI_DEFINE_HANDLER(kLoss, loss_handler, binding<LossTarget>());
-XLA_FFI_DEFINE_HANDLER(kForward, forward_handler, binding<ForwardTarget>());
-XLA_FFI_DEFINE_HANDLER(kTangent, tangent_handler, binding<TangentTarget>());
-XLA_FFI_DEFINE_HANDLER(kCotangent, cotangent_handler, binding<CotangentTarget>());
-XLA_FFI_DEFINE_HANDLER(kHvp, hvp_handler, binding<HvpTarget>());
+XLA_FFI_DEFINE_HANDLER(kLoss, loss_handler<true>, binding<LossTarget>());
+XLA_FFI_DEFINE_HANDLER(kLossOfScores, loss_handler<false>, binding<LossTarget>());
+XLA_FFI_DEFINE_HANDLER(kForward, forward_handler<true>, binding<ForwardTarget>());
+XLA_FFI_DEFINE_HANDLER(kForwardOfScores, forward_handler<false>, binding<ForwardTarget>());
+XLA_FFI_DEFINE_HANDLER(kTangent, tangent_handler<true>, binding<TangentTarget>());
+XLA_FFI_DEFINE_HANDLER(kTangentOfScores, tangent_handler<false>, binding<TangentTarget>());
+XLA_FFI_DEFINE_HANDLER(kCotangent, cotangent_handler<true>, binding<CotangentTarget>());
+XLA_FFI_DEFINE_HANDLER(kCotangentOfScores, cotangent_handler<false>, binding<CotangentTarget>());
+XLA_FFI_DEFINE_HANDLER(kHvp, hvp_handler<true>, binding<HvpTarget>());
+XLA_FFI_DEFINE_HANDLER(kHvpOfScores, hvp_handler<false>, binding<HvpTarget>());
 XLA_FFI_DEFINE_HANDLER(kAlign, align_handler, binding<AlignTarget>().Attr<bool>("softmax"));
 XLA_FFI_DEFINE_HANDLER(kSums, sums_handler, binding<SumsTarget>());
 XLA_FFI_DEFINE_HANDLER(kSumsCotangent, sums_cotangent_handler, binding<SumsCotangentTarget>());
@@ -157,10 +162,19 @@ XLA_FFI_DEFINE_HANDLER(kBeam, beam_handler, BeamTarget::with_options(binding<Bea
 }  // namespace
 
 std::vector<std::pair<const char*, Handler*>> handlers() {
-  return {{LossTarget::name, kLoss},       {ForwardTarget::name, kForward},
-          {TangentTarget::name, kTangent}, {CotangentTarget::name, kCotangent},
-          {HvpTarget::name, kHvp},         {AlignTarget::name, kAlign},
-          {SumsTarget::name, kSums},       {SumsCotangentTarget::name, kSumsCotangent},
+  return {{LossTarget::name, kLoss},
+          {LossTarget::of_scores, kLossOfScores},
+          {ForwardTarget::name, kForward},
+          {ForwardTarget::of_scores, kForwardOfScores},
+          {TangentTarget::name, kTangent},
+          {TangentTarget::of_scores, kTangentOfScores},
+          {CotangentTarget::name, kCotangent},
+          {CotangentTarget::of_scores, kCotangentOfScores},
+          {HvpTarget::name, kHvp},
+          {HvpTarget::of_scores, kHvpOfScores},
+          {AlignTarget::name, kAlign},
+          {SumsTarget::name, kSums},
+          {SumsCotangentTarget::name, kSumsCotangent},
           {BeamTarget::name, kBeam}};
 }
 

@@ -19,6 +19,7 @@ template <class F> Sequence<F> sequence_of(const Problem& p, int64_t sequence, c
           labels.values.data(),
           L,
           p.blank,
+          p.softmax,
           frames_needed(labels.values.data(), L) <= length,
           &thread_scratch()};
 }

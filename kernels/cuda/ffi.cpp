@@ -12,9 +12,9 @@
 namespace jax_ctc {
 namespace {
 
-#define CTC_DECODE                                                                                          \
-  const ffi::ErrorOr<Batch> batch = decode(acts, labels, lengths, {time_axis, time_moved, blank, threads}); \
-  if (!batch.has_value()) return batch.error();                                                             \
+#define CTC_DECODE                                                                                                   \
+  const ffi::ErrorOr<Batch> batch = decode(acts, labels, lengths, {time_axis, time_moved, blank, threads, softmax}); \
+  if (!batch.has_value()) return batch.error();                                                                      \
   const cuda::Problem p = {*batch, stream}
 
 bool is_scratch(const Batch& p, cuda::Operation operation, Buffer array) {
@@ -26,46 +26,49 @@ ffi::Error outcome(const char* wrong) {
   return wrong == nullptr ? ffi::Error::Success() : ffi::Error::Internal(std::string("jax_ctc on CUDA: ") + wrong);
 }
 
+template <bool softmax>
 ffi::Error loss_handler(cudaStream_t stream, CTC_OPERANDS, Result cost, Result scratch, CTC_ATTRIBUTES) {
   CTC_DECODE;
   if (!LossTarget::fits(p, *cost) || !is_scratch(p, cuda::Operation::kLoss, *scratch))
-    return mismatch(LossTarget::name);
+    return mismatch(name_of<LossTarget>(softmax));
   return outcome(cuda::loss(p, cost->untyped_data(), scratch->untyped_data()));
 }
 
-ffi::Error forward_handler(cudaStream_t stream, CTC_OPERANDS, Result cost, Result rows, Result columns, Result scratch,
-                           CTC_ATTRIBUTES) {
+template <bool softmax> ffi::Error forward_handler(cudaStream_t stream, CTC_OPERANDS, Result cost, Result rows,
+                                                   Result columns, Result scratch, CTC_ATTRIBUTES) {
   CTC_DECODE;
   if (!ForwardTarget::fits(p, *cost, *rows, *columns) || !is_scratch(p, cuda::Operation::kForward, *scratch))
-    return mismatch(ForwardTarget::name);
+    return mismatch(name_of<ForwardTarget>(softmax));
   return outcome(
       cuda::forward(p, cost->untyped_data(), {rows->untyped_data(), columns->untyped_data()}, scratch->untyped_data()));
 }
 
-ffi::Error tangent_handler(cudaStream_t stream, CTC_OPERANDS, Buffer rows, Buffer columns, Buffer direction,
-                           Result tangents, Result scratch, CTC_ATTRIBUTES) {
+template <bool softmax> ffi::Error tangent_handler(cudaStream_t stream, CTC_OPERANDS, Buffer rows, Buffer columns,
+                                                   Buffer direction, Result tangents, Result scratch, CTC_ATTRIBUTES) {
   CTC_DECODE;
   if (!TangentTarget::fits(p, rows, columns, direction, *tangents) ||
       !is_scratch(p, cuda::Operation::kTangent, *scratch))
-    return mismatch(TangentTarget::name);
+    return mismatch(name_of<TangentTarget>(softmax));
   return outcome(cuda::tangent(p, {rows.untyped_data(), columns.untyped_data()}, direction.untyped_data(),
                                tangents->untyped_data(), scratch->untyped_data()));
 }
 
-ffi::Error cotangent_handler(cudaStream_t stream, CTC_OPERANDS, Buffer rows, Buffer columns, Buffer cotangents,
-                             Result gradient, CTC_ATTRIBUTES) {
+template <bool softmax> ffi::Error cotangent_handler(cudaStream_t stream, CTC_OPERANDS, Buffer rows, Buffer columns,
+                                                     Buffer cotangents, Result gradient, CTC_ATTRIBUTES) {
   CTC_DECODE;
-  if (!CotangentTarget::fits(p, rows, columns, cotangents, *gradient)) return mismatch(CotangentTarget::name);
+  if (!CotangentTarget::fits(p, rows, columns, cotangents, *gradient))
+    return mismatch(name_of<CotangentTarget>(softmax));
   return outcome(cuda::cotangent(p, {rows.untyped_data(), columns.untyped_data()}, cotangents.untyped_data(),
                                  gradient->untyped_data()));
 }
 
-ffi::Error hvp_handler(cudaStream_t stream, CTC_OPERANDS, Buffer rows, Buffer columns, Buffer cotangents,
-                       Buffer direction, Result out, Result scratch, CTC_ATTRIBUTES) {
+template <bool softmax> ffi::Error hvp_handler(cudaStream_t stream, CTC_OPERANDS, Buffer rows, Buffer columns,
+                                               Buffer cotangents, Buffer direction, Result out, Result scratch,
+                                               CTC_ATTRIBUTES) {
   CTC_DECODE;
   if (!HvpTarget::fits(p, rows, columns, cotangents, direction, *out) ||
       !is_scratch(p, cuda::Operation::kHvp, *scratch))
-    return mismatch(HvpTarget::name);
+    return mismatch(name_of<HvpTarget>(softmax));
   return outcome(cuda::hvp(p, {rows.untyped_data(), columns.untyped_data()}, cotangents.untyped_data(),
                            direction.untyped_data(), out->untyped_data(), scratch->untyped_data()));
 }
@@ -76,22 +79,32 @@ template <class Target> auto bind() {
 template <class Target> auto binding() { return with_attributes(bind<Target>()); }
 template <class Target> auto binding_with_scratch() { return with_attributes(bind<Target>().template Ret<Buffer>()); }
 
-XLA_FFI_DEFINE_HANDLER(kLoss, loss_handler, binding_with_scratch<LossTarget>(), {ffi::Traits::kCmdBufferCompatible});
-XLA_FFI_DEFINE_HANDLER(kForward, forward_handler, binding_with_scratch<ForwardTarget>(),
-                       {ffi::Traits::kCmdBufferCompatible});
-XLA_FFI_DEFINE_HANDLER(kTangent, tangent_handler, binding_with_scratch<TangentTarget>(),
-                       {ffi::Traits::kCmdBufferCompatible});
-XLA_FFI_DEFINE_HANDLER(kCotangent, cotangent_handler, binding<CotangentTarget>(), {ffi::Traits::kCmdBufferCompatible});
-XLA_FFI_DEFINE_HANDLER(kHvp, hvp_handler, binding_with_scratch<HvpTarget>(), {ffi::Traits::kCmdBufferCompatible});
+#define CTC_HANDLER(name, handler, binding) \
+  XLA_FFI_DEFINE_HANDLER(name, handler, binding, {ffi::Traits::kCmdBufferCompatible})
+CTC_HANDLER(kLoss, loss_handler<true>, binding_with_scratch<LossTarget>());
+CTC_HANDLER(kLossOfScores, loss_handler<false>, binding_with_scratch<LossTarget>());
+CTC_HANDLER(kForward, forward_handler<true>, binding_with_scratch<ForwardTarget>());
+CTC_HANDLER(kForwardOfScores, forward_handler<false>, binding_with_scratch<ForwardTarget>());
+CTC_HANDLER(kTangent, tangent_handler<true>, binding_with_scratch<TangentTarget>());
+CTC_HANDLER(kTangentOfScores, tangent_handler<false>, binding_with_scratch<TangentTarget>());
+CTC_HANDLER(kCotangent, cotangent_handler<true>, binding<CotangentTarget>());
+CTC_HANDLER(kCotangentOfScores, cotangent_handler<false>, binding<CotangentTarget>());
+CTC_HANDLER(kHvp, hvp_handler<true>, binding_with_scratch<HvpTarget>());
+CTC_HANDLER(kHvpOfScores, hvp_handler<false>, binding_with_scratch<HvpTarget>());
 
 }  // namespace
 
 std::vector<std::pair<const char*, Handler*>> handlers() {
   return {{LossTarget::name, kLoss},
+          {LossTarget::of_scores, kLossOfScores},
           {ForwardTarget::name, kForward},
+          {ForwardTarget::of_scores, kForwardOfScores},
           {TangentTarget::name, kTangent},
+          {TangentTarget::of_scores, kTangentOfScores},
           {CotangentTarget::name, kCotangent},
-          {HvpTarget::name, kHvp}};
+          {CotangentTarget::of_scores, kCotangentOfScores},
+          {HvpTarget::name, kHvp},
+          {HvpTarget::of_scores, kHvpOfScores}};
 }
 
 std::pair<int, int> ffi_api_version() { return {XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR}; }

@@ -21,8 +21,8 @@ template <class A> struct TangentArguments {
   int64_t stride;
 };
 
-// A row of softmax, then corrected at the classes with an occupancy. Each class has its occupancy in one column only,
-// so no two threads meet.
+// A row of softmax, of log-scores a row of 0, then corrected at the classes with an occupancy. Each class has its
+// occupancy in one column only, so no two threads meet.
 template <class A, int G>
 CTC_DEVICE void compact_row(const GradientArguments<A>& a, int64_t r, int64_t sequence, Computed<A> cotangent) {
   using F = Computed<A>;
@@ -30,14 +30,21 @@ CTC_DEVICE void compact_row(const GradientArguments<A>& a, int64_t r, int64_t se
   const Shape& s = in.shape;
   const A* const x = in.acts + r * s.V;
   A* const out = a.gradient + r * s.V;
-  const F *const occupancy = in.columns + r * (s.L + 1), shift = in.rows[2 * r], scale = in.rows[2 * r + 1];
-  const auto softmax = [&](A logit) { return scale * exp_of_nonpositive(F(widen(logit)) - shift); };
+  const F* const occupancy = in.columns + r * (s.L + 1);
   const auto scaled = [&](F x) { return times_cotangent(x, cotangent); };
-  const auto corrected = [&](int64_t c, int32_t v) { return scaled(softmax(x[v]) - occupancy[c]); };
   const auto for_each_column = [&](auto use) {  // with an occupancy, and a class that may have one
     for (int64_t c = thread_of_group<G>(); c <= s.L; c += G)
       if (const int32_t v = occupancy[c] != 0 ? in.class_of(sequence, c) : -1; v >= 0) use(c, v);
   };
+  if (!in.softmax) {
+    fill<G>(out, s.V, Narrow<A, F>::of(0));
+    group_barrier<G>();
+    return for_each_column([&](int64_t c, int32_t v) { out[v] = Narrow<A, F>::of(scaled(-occupancy[c])); });
+  }
+  const F shift = in.rows[2 * r], scale = in.rows[2 * r + 1];
+  if (scale == 0 || scale != scale) return fill<G>(out, s.V, Narrow<A, F>::of(scale));
+  const auto softmax = [&](A logit) { return scale * exp_of_nonpositive(F(widen(logit)) - shift); };
+  const auto corrected = [&](int64_t c, int32_t v) { return scaled(softmax(x[v]) - occupancy[c]); };
   const bool in_place = static_cast<const void*>(x) == out;
   F* const waiting = group_memory<G, F>(s.L + 1);
   if (in_place) {
@@ -65,8 +72,6 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
     if (cotangent == 1 && static_cast<const void*>(unit) == out) return;  // it is there
     return transform<G>(unit, out, s.V, [&](F g) { return Narrow<A, F>::of(times_cotangent(g, cotangent)); });
   }
-  const F scale = in.rows[2 * r + 1];
-  if (scale == 0 || scale != scale) return fill<G>(out, s.V, Narrow<A, F>::of(scale));
   compact_row<A, G>(a, r, at.sequence, cotangent);
 }
 
@@ -77,10 +82,17 @@ CTC_DEVICE double compact_tangent(const Rows<A>& in, int64_t r, int64_t sequence
   using F = Computed<A>;
   const Shape& s = in.shape;
   const A* const x = in.acts + r * s.V;
-  const F *const occupancy = in.columns + r * (s.L + 1), shift = in.rows[2 * r], scale = in.rows[2 * r + 1];
+  const F* const occupancy = in.columns + r * (s.L + 1);
   const auto class_with_occupancy = [&](int64_t c) { return occupancy[c] != 0 ? in.class_of(sequence, c) : -1; };
   const auto is_finite = [](F direction) { return direction - direction == 0; };
   double sum = 0;
+  if (!in.softmax) {
+    for (int64_t c = thread_of_group<G>(); c <= s.L; c += G)
+      if (const int32_t v = class_with_occupancy(c); v >= 0) sum -= double(occupancy[c]) * double(widen(directions[v]));
+    return sum;
+  }
+  const F shift = in.rows[2 * r], scale = in.rows[2 * r + 1];
+  if (scale == 0) return 0;
   for (int64_t v = thread_of_group<G>(); v < s.V; v += G) {
     const F p = scale * exp_of_nonpositive(F(widen(x[v])) - shift), direction = widen(directions[v]);
     if (is_finite(direction)) {
@@ -116,7 +128,7 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
       const F* const unit = in.columns + r * s.V;
       for (int64_t v = thread_of_group<G>(); v < s.V; v += G)
         if (unit[v] != 0) sum += double(unit[v]) * double(widen(d[v]));
-    } else if (const F scale = in.rows[2 * r + 1]; scale != 0) {
+    } else {
       sum = compact_tangent<A, G>(in, r, at.sequence, d);
     }
   }
@@ -142,7 +154,7 @@ template <class F> __global__ void __launch_bounds__(kWarp) sums_kernel(SumsArgu
 }  // namespace
 
 const char* launch_gradient(const Problem& p, Residuals residuals, const void* cotangents, void* gradient) {
-  const bool waits = !p.shape.dense() && p.acts == gradient;
+  const bool waits = p.factors() > 0 && p.acts == gradient;
   if (waits && p.shape.L > kMostLabelsInPlace) return "too many labels for a gradient in the place of acts";
   return for_rows_of(p, [&](auto type, auto threads) {
     using A = decltype(type);
@@ -156,7 +168,7 @@ const char* launch_gradient(const Problem& p, Residuals residuals, const void* c
 }
 
 const char* launch_tangent_rows(const Problem& p, Residuals residuals, const void* directions, void* scratch) {
-  return for_rows_of(p, [&](auto type, auto threads) {
+  return for_rows_of(p, read_by_lattice(p), [&](auto type, auto threads) {
     using A = decltype(type);
     constexpr int G = decltype(threads)::value;
     const TangentArguments<A> a = {Rows<A>(p, residuals), static_cast<const A*>(directions),

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Hessian-vector products (docs/ctc.md, eq. 11 to 13), but for their lattice: what it needs of acts and directions, and
-// what is made of the changes of occupancies that it leaves. Two reads of both arrays, one write.
+// what is made of the changes of occupancies that it leaves. Two reads of both arrays, one write. Of log-scores these
+// changes are all, and only the entries of the blank and the labels are read.
 #include "labels.cuh"
 #include "launch.cuh"
 #include "launchers.h"
@@ -60,7 +61,10 @@ template <class A, int G> CTC_DEVICE DirectedRow<Computed<A>> directed_row(const
   const bool dense = s.dense();
   const F of_blank = row.direction(in.blank), base = of_blank - of_blank == 0 ? of_blank : F(0);
   DirectedRow<F> directed = {0, 0, base, 0};
-  if (dense) {
+  if (!in.softmax) {
+    directed.shift = reference_of_scores<G>(in, r, sequence);
+    directed.scale = directed.shift == directed.shift ? F(1) : directed.shift;  // a mark
+  } else if (dense) {
     Softmax<F> softmax;
     for_each<G>(row.x, s.V, [&](const auto& x) { softmax.use(x); });
     softmax = of_group<G>(softmax);
@@ -70,7 +74,8 @@ template <class A, int G> CTC_DEVICE DirectedRow<Computed<A>> directed_row(const
   }
   const F* const columns = in.columns + r * s.columns();
   F of_softmax = 0, of_columns = 0;
-  for (int64_t v = thread_of_group<G>(); v < s.V; v += G) of_softmax += row.weighted(v, directed);
+  if (in.softmax)
+    for (int64_t v = thread_of_group<G>(); v < s.V; v += G) of_softmax += row.weighted(v, directed);
   for (int64_t c = thread_of_group<G>(); c < s.columns(); c += G) {
     const int32_t of_class = dense ? int32_t(c) : in.class_of(sequence, c);
     if (columns[c] != 0 && of_class >= 0) of_columns += columns[c] * (row.direction(of_class) - base);
@@ -113,7 +118,8 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
   }
   if (thread_of_group<G>() == 0) {
     ws.directed_rows[t] = directed;
-    ws.sums[t] = {directed.scale != directed.scale ? directed.scale : F(1), F(0)};
+    const F mark = directed.scale != directed.scale ? directed.scale : F(1);
+    ws.sums[t] = {mark, mark};  // for the lattice: a number, or NaN
   }
 }
 
@@ -131,15 +137,26 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
   if (cotangent == 0 || t >= in.lengths[sequence]) return fill<G>(out, s.V, Narrow<A, F>::of(0));
   const Workspace<Dual<F>> ws = a.workspace(sequence);
   const DirectedRow<F> directed = ws.directed_rows[t];
-  if (!(directed.scale > 0)) return fill<G>(out, s.V, Narrow<A, F>::of(directed.scale));
+  const bool alive = directed.scale > 0;
+  if (!alive && in.softmax) return fill<G>(out, s.V, Narrow<A, F>::of(directed.scale));
   const RowPair<A> row(a, r);
   const F* const changes = ws.changes + t * ws.columns;
   const auto put = [&](int64_t v, F change) {
-    out[v] = Narrow<A, F>::of(times_cotangent(row.weighted(v, directed) - change, cotangent));
+    const F of_softmax = in.softmax ? row.weighted(v, directed) : F(0);
+    out[v] = Narrow<A, F>::of(times_cotangent(of_softmax - change, cotangent));
   };
+  if (in.softmax) {
 #pragma unroll 4
-  for (int64_t v = thread_of_group<G>(); v < s.V; v += G) put(v, F(0));
+    for (int64_t v = thread_of_group<G>(); v < s.V; v += G) put(v, F(0));
+  } else {
+    fill<G>(out, s.V, Narrow<A, F>::of(0));
+  }
   group_barrier<G>();
+  if (!alive) {  // the entries that are read are NaN, or 0
+    for (int64_t c = thread_of_group<G>(); c <= s.L; c += G)
+      if (const int32_t v = in.class_of(sequence, c); v >= 0) out[v] = Narrow<A, F>::of(directed.scale);
+    return;
+  }
   for (int64_t c = thread_of_group<G>(); c <= s.L; c += G)
     if (changes[c] != 0) put(in.class_of(sequence, c), changes[c]);
 }
@@ -147,7 +164,7 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
 }  // namespace
 
 const char* launch_hvp_rows(const Problem& p, Residuals residuals, const void* directions, void* scratch) {
-  return for_rows_of(p, [&](auto type, auto threads) {
+  return for_rows_of(p, read_by_lattice(p), [&](auto type, auto threads) {
     using A = decltype(type);
     constexpr int G = decltype(threads)::value;
     const HvpArguments<A> a = arguments<A, G>(p, residuals, nullptr, directions, nullptr, scratch);

@@ -18,6 +18,7 @@ namespace {
 template <class F> struct LatticeArguments {
   Shape shape;
   int recursions, warps;  // of a block; that sweep one
+  bool softmax;           // of Batch
   F* cost;                // of a Hessian-vector product null
   char* scratch;
   int64_t stride;
@@ -53,13 +54,13 @@ CTC_DEVICE auto total_in_the_middle(const Workspace<Value>& ws, int32_t count, i
   return sum;
 }
 
-// Sum over frames of log sum exp(x - top), in nats. By one warp, while the others sweep.
-template <class Value> CTC_DEVICE double sum_of_rows(const Workspace<Value>& ws, int32_t frames) {
+// Sum over frames of log sum exp(x - top), in nats; of log-scores that of -top. By one warp, while the others sweep.
+template <class Value> CTC_DEVICE double sum_of_rows(const Workspace<Value>& ws, int32_t frames, bool softmax) {
   double sum = 0;
 #pragma unroll 4
   for (int32_t t = lane_index(); t < frames; t += kWarp) {
     const auto [count, tail] = ws.sums[t];
-    sum += double(log_of(count) + log_of_1_and(tail / count));
+    sum += softmax ? double(log_of(count) + log_of_1_and(tail / count)) : double(tail);
   }
   return sum_of_lanes(sum);
 }
@@ -77,7 +78,7 @@ CTC_DEVICE void decide(const LatticeArguments<F>& a, const Workspace<Value>& ws,
     const double nats = result.log_sums - (log(double(z.m)) + double(z.e) * 0.69314718055994530942);  // eq. 7
     a.cost[sequence] = !summary.valid || undefined ? not_a_number<F>()
                        : !possible                 ? infinity<F>()
-                                                   : F(nats > 0 ? nats : 0);
+                                                   : F(nats > 0 || !a.softmax ? nats : 0);
   }
   result.reference = int32_t(z.e);
   result.has_gradient = summary.valid && !undefined && possible;
@@ -108,7 +109,7 @@ __global__ void __launch_bounds__(kRegistersFor<Value, kPairs, kTraining>, 1) la
   using Memory = typename Sweep<Value, kPairs>::Memory;
   if (warp == a.warps) {  // the last of the block
     if (both || recursion == kAlpha) {
-      const double sum = sum_of_rows(ws, frames);
+      const double sum = sum_of_rows(ws, frames, a.softmax);
       if (lane_index() == 0) ws.result->log_sums = sum;
     }
   } else if (summary.feasible) {
@@ -137,6 +138,7 @@ const char* launch_lattice_of(const Problem& p, Operation operation, void* cost,
   const LatticeArguments<F> a = {p.shape,
                                  shape.recursions,
                                  shape.warps,
+                                 p.softmax,
                                  static_cast<F*>(cost),
                                  static_cast<char*>(scratch),
                                  scratch_stride(operation, p.dtype, p.shape.T, p.shape.L)};

@@ -14,9 +14,10 @@ constexpr int kWarpsOfBlock = 8;
 template <class F> struct OccupancyArguments {
   Shape shape;
   int32_t blank;
-  F *rows, *columns;      // of a Hessian-vector product null: what it makes stays in scratch
-  int64_t frames, tiles;  // frames of a block, blocks of a sequence
-  bool in_shared;         // whether FrameMemory is used
+  bool softmax, keeps_rows;  // of Batch; whether `rows` has elements
+  F *rows, *columns;         // of a Hessian-vector product null: what it makes stays in scratch
+  int64_t frames, tiles;     // frames of a block, blocks of a sequence
+  bool in_shared;            // whether FrameMemory is used
   char* scratch;
   int64_t stride;
 };
@@ -74,15 +75,21 @@ template <class Value, class F = decltype(Value::m)> struct Occupancies {
     __syncthreads();
   }
 
-  // A row of a sequence without a gradient: all its residuals are `value`.
+  // A row of a sequence without a gradient: all its residuals are `value`. Of log-scores, dense, only those of the
+  // blank and of the labels; the others are 0 already.
   CTC_DEVICE void keep_nothing(int64_t t, F value) const {
     if (kHvp) {
       if (lane_index() == 0) ws.directed_rows[t].scale = value;
       return;
     }
     F* const out = columns(t);
+    if (dense() && !a.softmax) {
+      if (lane_index() == 0) out[a.blank] = value;
+      for (int32_t k = lane_index(); k < count; k += kWarp) out[ws.value[k]] = value;
+      return;
+    }
     for (int64_t c = lane_index(); c < width(); c += kWarp) out[c] = value;
-    if (!a.shape.dense() && lane_index() < 2) a.rows[2 * row(t) + lane_index()] = value;
+    if (a.keeps_rows && lane_index() < 2) a.rows[2 * row(t) + lane_index()] = value;
   }
 
   // The occupancies of frame t: products of the states of alpha and beta, normalised by their own sum; those of equal
@@ -184,6 +191,8 @@ const char* launch_occupancies_of(const Problem& p, Operation operation, Residua
   const int64_t tiles = (p.shape.T + frames - 1) / frames;
   const OccupancyArguments<F> a = {p.shape,
                                    p.blank,
+                                   p.softmax,
+                                   p.factors() > 0,
                                    static_cast<F*>(residuals.rows),
                                    static_cast<F*>(residuals.columns),
                                    frames,

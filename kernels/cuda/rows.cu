@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// acts -> the softmax of each row, and the emissions of the blank and of each label. One read of acts.
+// acts -> the softmax of each row, and the emissions of the blank and of each label. One read of acts; of log-scores
+// only of the entries of the blank and the labels.
 #include <algorithm>
 
 #include "labels.cuh"
@@ -54,18 +55,23 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
   const int me = thread_of_group<G>();
   if (t >= in.lengths[sequence]) {  // never read
     if (!training) return;
-    if (!s.dense() && me < 2) in.rows[2 * r + me] = 0;
+    if (in.keeps_rows && me < 2) in.rows[2 * r + me] = 0;
     fill<G>(in.columns + r * s.columns(), s.columns(), F(0));
     return;
   }
   const A* row = in.acts + r * s.V;
-  Softmax<F> softmax;
-  for_each<G>(row, s.V, [&](const auto& x) { softmax.use(x); });
-  softmax = of_group<G>(softmax);
-
   const Workspace<Scaled<F>> ws(a.scratch + sequence * a.stride, s.T, s.L, training);
-  const F shift = softmax.top, scale = softmax.scale();
-  if (me == 0) ws.sums[t] = softmax.sum();
+  F shift, scale = 0;
+  if (in.softmax) {
+    Softmax<F> softmax;
+    for_each<G>(row, s.V, [&](const auto& x) { softmax.use(x); });
+    softmax = of_group<G>(softmax);
+    shift = softmax.top, scale = softmax.scale();
+    if (me == 0) ws.sums[t] = softmax.sum();
+  } else {
+    shift = reference_of_scores<G>(in, r, sequence);
+    if (me == 0) ws.sums[t] = {F(1), -shift};
+  }
   // Of each column: its class, and then what f makes of some columns' classes.
   const auto emit = [&](auto at_once, auto f) {
     constexpr int n = decltype(at_once)::value;
@@ -111,8 +117,8 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
   if (s.dense()) {
 #pragma unroll 4
     for (int64_t v = me; v < s.V; v += G)
-      in.columns[r * s.V + v] = exp_of_nonpositive(F(widen(row[v])) - shift) * scale;
-  } else {
+      in.columns[r * s.V + v] = in.softmax ? exp_of_nonpositive(F(widen(row[v])) - shift) * scale : F(0);
+  } else if (in.keeps_rows) {
     if (me < 2) in.rows[2 * r + me] = me == 0 ? shift : scale;
   }
 }
@@ -121,7 +127,7 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
 
 const char* launch_rows(const Problem& p, Residuals residuals, void* scratch) {
   const Operation operation = residuals.columns != nullptr ? Operation::kForward : Operation::kLoss;
-  return for_rows_of(p, [&](auto type, auto threads) {
+  return for_rows_of(p, read_by_lattice(p), [&](auto type, auto threads) {
     using A = decltype(type);
     constexpr int G = decltype(threads)::value;
     const RowsArguments<A> a = {Rows<A>(p, residuals), p.shape.sequences(), static_cast<char*>(scratch),

@@ -55,6 +55,7 @@ template <int G, class F> CTC_DEVICE F sum_of_group(F x) {
 template <class A> struct Rows {
   Shape shape;
   int32_t blank;
+  bool softmax, keeps_rows;  // of Batch; whether `rows` has elements
   const int32_t *labels, *lengths;
   const A* acts;
   Computed<A>*rows, *columns;  // residuals; null for the loss alone
@@ -62,6 +63,8 @@ template <class A> struct Rows {
   Rows(const Batch& p, Residuals residuals)
       : shape(p.shape),
         blank(p.blank),
+        softmax(p.softmax),
+        keeps_rows(p.factors() > 0),
         labels(p.labels),
         lengths(p.lengths),
         acts(static_cast<const A*>(p.acts)),
@@ -92,10 +95,10 @@ CTC_DEVICE Place place_of(const Shape& s, int64_t r) {
   return {outer * s.B + (inner - t * s.B), t};
 }
 
-// f(A(), G): the type of acts, and how many threads a row of theirs gets.
-template <class Function> const char* for_rows_of(const Batch& p, Function f) {
+// f(A(), G): the type of acts, and how many threads a row of theirs gets, of which `read` elements are read.
+template <class Function> const char* for_rows_of(const Batch& p, int64_t read, Function f) {
   const auto with_type = [&](auto type) {
-    switch (threads_per_row(p.shape.V)) {
+    switch (threads_per_row(read)) {
       case 32: return f(type, std::integral_constant<int, 32>());
       case 128: return f(type, std::integral_constant<int, 128>());
       default: return f(type, std::integral_constant<int, 256>());
@@ -109,6 +112,9 @@ template <class Function> const char* for_rows_of(const Batch& p, Function f) {
   }
   return "unknown dtype";
 }
+template <class Function> const char* for_rows_of(const Batch& p, Function f) { return for_rows_of(p, p.shape.V, f); }
+// Elements of a row that the lattice needs.
+inline int64_t read_by_lattice(const Batch& p) { return p.softmax ? p.shape.V : p.shape.L + 1; }
 template <int G> int64_t blocks_for(const Shape& s) { return (s.rows() + kRowsOfBlock<G> - 1) / kRowsOfBlock<G>; }
 
 // `size` elements of an array, read `n` at a time.
@@ -261,6 +267,22 @@ template <int G, class F> CTC_DEVICE Softmax<F> of_group(Softmax<F> mine) {
   if (lane_index() == 0) parts[warp_index()] = mine;
   __syncthreads();
   return of_lanes<G / kWarp>(parts[lane_index() % (G / kWarp)]);
+}
+
+// Of log-scores: the largest entry of those that are read, in every thread of the group; 0 if all are -inf, and NaN if
+// one is NaN or +inf.
+template <int G, class A> CTC_DEVICE Computed<A> reference_of_scores(const Rows<A>& in, int64_t r, int64_t sequence) {
+  using F = Computed<A>;
+  Softmax<F> scores;  // whose tail is only a mark: NaN stays when the top rises
+  for (int64_t c = thread_of_group<G>(); c <= in.shape.L; c += G) {
+    const int32_t label = in.class_of(sequence, c);
+    if (label < 0) continue;
+    const F x = widen(in.acts[r * in.shape.V + label]);
+    scores.rise(x);
+    if (!(x < infinity<F>())) scores.tail = not_a_number<F>();
+  }
+  scores = of_group<G>(scores);
+  return scores.tail != scores.tail ? scores.tail : scores.top > kLowest<F> ? scores.top : F(0);
 }
 
 // exp(x - shift) as a value of the lattice.

@@ -37,7 +37,7 @@ template <class F> struct DirectedRow {
 };
 
 // The sum over a row of exp(x - top), kept apart: how many entries are equal to top, and the others. Where the count is
-// NaN the row has no softmax.
+// NaN the row has no softmax. Of log-scores `tail` is -top, or NaN if an entry is NaN or +inf.
 template <class F> struct Sum {
   F count, tail;
 };

@@ -52,14 +52,15 @@ template <class F> struct RandomProblem {
   Array<uint16_t> narrow, narrow_directions;
   Array<int32_t> labels, lengths;
   Array<F> cotangents;
+  bool softmax = !sometimes(3);
 
   explicit RandomProblem(Dtype type) : RandomProblem(type, random_shape()) {}
 
   bool half() const { return is_half(dtype); }
   void* acts() { return half() ? static_cast<void*>(narrow.data.get()) : wide.data.get(); }
   void* directions() { return half() ? static_cast<void*>(narrow_directions.data.get()) : wide_directions.data.get(); }
-  Batch batch() { return {dtype, s, acts(), labels.data.get(), lengths.data.get(), 0}; }
-  int64_t kept_rows() const { return s.dense() ? 0 : s.rows() * 2; }
+  Batch batch() { return {dtype, s, acts(), labels.data.get(), lengths.data.get(), 0, softmax}; }
+  int64_t kept_rows() const { return s.rows() * (softmax && !s.dense() ? 2 : 0); }
   int64_t kept_columns() const { return s.rows() * s.columns(); }
   bool bad_length(int64_t i) const { return lengths.data[i] < 0 || lengths.data[i] > s.T; }
 

@@ -153,9 +153,26 @@ template <class F> class Trial {
   bool zero(int64_t i) const {
     const int64_t r = i / s_.V, sequence = s_.sequence_of_row(r);
     if (s_.frame_of_row(r) >= random_.lengths.data[sequence]) return true;
-    const F kept = s_.dense() ? columns_.data[i] : rows_.data[2 * r + 1];
+    const F kept = kept_of(r, sequence, i % s_.V);
     if (!std::isfinite(cost_.data[sequence])) return kept == 0;
-    return impossible_.data[i] && kept == kept;
+    return (impossible_.data[i] || !is_read(sequence, i % s_.V)) && kept == kept;
+  }
+  // What says whether a class of a row has a gradient: the gradient itself, the softmax, or its occupancies.
+  F kept_of(int64_t r, int64_t sequence, int64_t v) const {
+    if (s_.dense()) return columns_.data[r * s_.V + v];
+    if (batch_.softmax) return rows_.data[2 * r + 1];
+    F sum = 0;
+    for (int64_t c = 0; c <= s_.L; ++c)
+      if (class_of(sequence, c) == v) sum += columns_.data[r * s_.columns() + c];
+    return sum;
+  }
+  int32_t class_of(int64_t sequence, int64_t c) const {
+    return c == 0 ? batch_.blank : random_.labels.data[sequence * s_.L + c - 1];
+  }
+  bool is_read(int64_t sequence, int64_t v) const {
+    bool read = batch_.softmax;
+    for (int64_t c = 0; c <= s_.L; ++c) read |= class_of(sequence, c) == v;
+    return read;
   }
 
   void forward_as_on_the_cpu() {

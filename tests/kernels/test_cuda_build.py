@@ -148,7 +148,9 @@ def test_the_module_needs_no_driver_to_be_imported():
     assert "libc.so" in libraries
     assert not re.search(r"libcuda|libcudart", libraries)
     assert set(_cuda.targets()) == {
-        f"jax_ctc_{op}_v1" for op in ("loss", "forward", "tangent", "cotangent", "hvp")
+        f"jax_ctc_{op}{of}_v1"
+        for op in ("loss", "forward", "tangent", "cotangent", "hvp")
+        for of in ("", "_of_scores")
     }
 
 

@@ -144,7 +144,7 @@ def test_what_is_kept_is_what_the_cpu_kernels_keep(kernels, case):
     acts, labels, lengths = arguments(case)
     answer = kernels.solve(acts, labels, lengths, blank=case.blank)
     cost, rows, columns = _primitives.forward_p.bind(
-        acts, labels, lengths, time_axis=0, blank=case.blank, threads=1
+        acts, labels, lengths, time_axis=0, blank=case.blank, threads=1, softmax=True
     )
     np.testing.assert_allclose(answer.cost, cost, rtol=1e-6)
     np.testing.assert_allclose(answer.rows, rows, rtol=1e-6, atol=1e-6)
@@ -255,7 +255,7 @@ def test_products_by_a_block_of_threads_to_a_row(kernels, V):
 @pytest.mark.parametrize("case", [*EDGES, DENSE, COMPACT], ids=lambda case: case.name)
 def test_products_are_what_the_cpu_kernels_make_of_the_same_residuals(kernels, case):
     acts, labels, lengths = arguments(case)
-    p = {"time_axis": 0, "blank": case.blank, "threads": 1}
+    p = {"time_axis": 0, "blank": case.blank, "threads": 1, "softmax": True}
     _, *kept = _primitives.forward_p.bind(acts, labels, lengths, **p)
     directions = directions_like(acts)
     ones = np.ones(len(labels), np.float32)
@@ -387,9 +387,11 @@ THROUGH_XLA = {
     "transforms": ("derivatives/test_transforms.py", "not slow"),
     "sharding": ("sharding/test_sharding.py", "not slow"),
     "second order": ("derivatives/test_second_order.py", "slope or zero or reverse"),
+    "log-scores": ("loss/test_log_scores.py", "not numbers_of_no_use"),
     "a few of each": (
         "loss/test_edges.py derivatives/test_transforms.py sharding/test_sharding.py "
-        "derivatives/test_second_order.py",
+        "derivatives/test_second_order.py loss/test_log_scores.py",
+        "orders and compact or "
         "compact and (over_a_mesh and (cost or batch and not GSPMD) or shard_map_runs and time "
         "or gradient_zero and (float32 or jit and time) or zero_cotangent and time or vjp)",
     ),

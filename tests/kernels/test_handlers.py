@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import jax_ctc
-from jax_ctc._primitives.custom_call import TARGETS
+from jax_ctc._primitives.custom_call import OF_SCORES, TARGETS
 from support import handlers
 from support.handlers import ATTRIBUTES
 from support.results import assert_same_bits
@@ -104,6 +104,23 @@ FREE_DENSE = {
 @SIZES
 def test_an_honest_call_is_answered(op, size):
     call(op, *honest(op, *size))
+
+
+@SIZES
+def test_log_scores_keep_no_rows(size):
+    operands, (cost, rows, columns) = honest("forward", *size)
+    operands[LABELS][:, 1:] = -1
+    forward = OF_SCORES["forward"]
+    assert (forward, OF_SCORES["loss"]) == (
+        "jax_ctc_forward_of_scores_v1",
+        "jax_ctc_loss_of_scores_v1",
+    )
+    assert refused("forward", operands, [cost, rows[..., :0], columns]) == (size == COMPACT)
+    assert handlers.refused(forward, operands, [cost, rows, columns]) == (size == COMPACT)
+    kept = handlers.call(forward, operands, [cost, rows[..., :0], columns])[1:]
+    args = [*operands, *kept, np.ones(B, "f")]
+    gradient = handlers.call(OF_SCORES["cotangent"], args, [operands[ACTS]])[0]
+    np.testing.assert_allclose(gradient.sum(-1), -1, rtol=1e-6)
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ LABELS, LENGTHS = np.array([[1, 2]] * 3, np.int32), np.array([6, 4, 6], np.int32
 
 
 def parameters(time_major=True):
-    return {"time_axis": 0 if time_major else 1, "blank": 0, "threads": 0}
+    return {"time_axis": 0 if time_major else 1, "blank": 0, "threads": 0, "softmax": True}
 
 
 @partial(jax.jit, static_argnames="time_major")

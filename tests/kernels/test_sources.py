@@ -89,6 +89,7 @@ INCLUDES = {
     "cpu/labels.h": {"common/batch.h"},
     "cpu/memory.h": {"common/problem.h", "cpu/simd/interface.h"},
     "cpu/schedule.h": {"cpu/ctc.h", "cpu/labels.h"},
+    "cpu/scores.h": {"common/batch.h", "cpu/memory.h", "cpu/simd/half.h"},
     "cpu/sequence.h": {"cpu/labels.h", "cpu/memory.h"},
     "cpu/ctc.cpp": {
         "cpu/ctc.h",
@@ -96,6 +97,7 @@ INCLUDES = {
         "cpu/labels.h",
         "cpu/memory.h",
         "cpu/schedule.h",
+        "cpu/scores.h",
         "cpu/sequence.h",
     },
     "cpu/align.cpp": {
@@ -260,7 +262,7 @@ IMPORTS = {
     },
     "_split_classes": {"_arguments", "_mesh", "_primitives", "_primitives.few_classes"},
     "_check": {"_shapes", "_split_classes", "_values", "_verdict"},
-    "_align": {"_arguments", "_primitives.align", "_primitives.few_classes", "_shapes"},
+    "_align": {"_arguments", "_primitives.align", "_shapes"},
     "_loss": {"_arguments", "_primitives", "_shapes", "_split_classes"},
     "_linear": {
         "_arguments",

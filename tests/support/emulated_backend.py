@@ -31,10 +31,11 @@ for op, target in list(custom_call.TARGETS.items()):
         pure = custom_call._pure_rule(primitive, PURE[op])
         mlir.register_lowering(primitive, pure, platform="cpu")
         continue
-    custom_call.TARGETS[op] = f"emulated_{target}"
-    capsule = jax.ffi.pycapsule(handler)
-    jax.ffi.register_ffi_target(custom_call.TARGETS[op], capsule, platform="cpu")
-    jax.ffi.register_ffi_target_as_batch_partitionable(custom_call.TARGETS[op])
+    for names in (custom_call.TARGETS, custom_call.OF_SCORES):
+        capsule = jax.ffi.pycapsule(library.handler(names[op].encode()))
+        names[op] = f"emulated_{names[op]}"
+        jax.ffi.register_ffi_target(names[op], capsule, platform="cpu")
+        jax.ffi.register_ffi_target_as_batch_partitionable(names[op])
     direct = custom_call._kernel_rule(op, primitive, "cuda")
     mlir.register_lowering(primitive, direct, platform="cpu")
     moved = custom_call._moved_call_rule(op, "cuda")

@@ -81,7 +81,7 @@ template <class F> class AlignRun {
         pairs(padded<double>(L + 1)),
         block(block_length(frames)),
         width(min_of(pairs, padded<double>(block + 2 * N))),
-        by_table(kTables && in.V <= kMostClasses) {
+        by_table(kTables && in.softmax && in.V <= kMostClasses) {
     take_from(*in.scratch, [this](Arena& arena) { lay_out(arena); });
   }
 
@@ -99,7 +99,7 @@ template <class F> class AlignRun {
     in_label = pair < L;
     const double best = in_label ? label[pair] : blank[pair];
     const double nats = best + of_blank - (__builtin_log(sums.m) + double(sums.e) * 0.69314718055994530942);
-    *score = F(nats < 0 ? nats : 0);
+    *score = F(nats < 0 || !in.softmax ? nats : 0);
     if (*score == F(kImpossible)) return Outcome::kNoAlignment;
     for (int64_t begin = (frames - 1) / block * block; begin >= 0; begin -= block)
       trace(begin, min_of(begin + block, frames));
@@ -154,13 +154,25 @@ template <class F> class AlignRun {
   const void* acts_at(int64_t t) const {
     return static_cast<const char*>(in.acts) + t * in.acts_stride * element_size(in.dtype);
   }
-  const F* row(int64_t t, int64_t place) const { return widened(in.dtype, acts_at(t), in.V, wide + place * in.V); }
+  const F* row(int64_t t, int64_t place) const {
+    F* const buffer = wide + place * in.V;
+    if (in.softmax || !is_half(in.dtype)) return widened(in.dtype, acts_at(t), in.V, buffer);
+    for (int64_t d = 0; d < out.D; ++d) buffer[out.symbols[d]] = entry<F>(in.dtype, acts_at(t), out.symbols[d]);
+    buffer[in.blank] = entry<F>(in.dtype, acts_at(t), in.blank);
+    return buffer;
+  }
+  // Whether no entry of log-scores that is read is NaN or +inf.
+  bool scores_defined(const F* x) const {
+    bool good = x[in.blank] < F(-kImpossible);
+    for (int64_t d = 0; d < out.D; ++d) good &= x[out.symbols[d]] < F(-kImpossible);
+    return good;
+  }
   // The row that is read after row t, to be prefetched. Halves are not prefetched.
   const F* row_ahead(int64_t t) const { return is_half(in.dtype) ? wide : row(min_of(t + 1, in.length - 1), 0); }
 
   bool all_rows_defined() const {
     for (int64_t t = 0; t < in.length; ++t)
-      if (!normalise(row(t, 0), in.V, row_ahead(t)).defined()) return false;
+      if (!(in.softmax ? normalise(row(t, 0), in.V, row_ahead(t)).defined() : scores_defined(row(t, 0)))) return false;
     return true;
   }
 
@@ -185,7 +197,10 @@ template <class F> class AlignRun {
       const bool impossible = x[in.blank] == F(kImpossible);
       const double reference = impossible ? 0 : double(x[in.blank]);
       if (impossible) of_blanks[k] = kImpossible;
-      if (kFirstPass) {
+      if (kFirstPass && !in.softmax) {
+        if (!scores_defined(x)) return false;
+        of_blank += reference;
+      } else if (kFirstPass) {
         const Normaliser<F> n =
             by_table ? Normaliser<F>{classes.shift[k], classes.sum[k]} : normalise(x, in.V, row_ahead(t));
         if (!n.defined()) return false;

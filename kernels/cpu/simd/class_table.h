@@ -56,7 +56,8 @@ template <class F> void tabulate(const F* const (&rows)[kFrames], int64_t V, F n
     for (int k = 0; k < kFrames; ++k) table[4 * v + k] = v < V ? rows[k][v] : none;
 }
 
-// The emissions p * 2^q of all classes at four frames, and the normalisers of these frames.
+// The emissions p * 2^q of all classes at four frames, and the normalisers of these frames. Of log-scores only classes
+// that are read have emissions other than 0.
 template <class F> struct Table {
   F* x;  // logits. x, p and q are [class][frame]
   F* p;
@@ -66,11 +67,19 @@ template <class F> struct Table {
 
   void read(const F* const (&rows)[kFrames], int64_t V) {
     tabulate(rows, V, -F(__builtin_inf()), x);
-    normalise(kFrames * table_classes(V));
+    normalise<true>(kFrames * table_classes(V));
+  }
+  // `most`, [class][frame], is +inf at the classes that are read, and -inf at all others, whatever rows hold there.
+  void read_scores(const F* const (&rows)[kFrames], int64_t V, const F* most) {
+    tabulate(rows, V, -F(__builtin_inf()), x);
+    const int64_t n = kFrames * table_classes(V);
+    for (int64_t i = 0; i < n; i += kLanes<F>) store(x + i, min_of(load<Lanes<F>>(x + i), load<Lanes<F>>(most + i)));
+    normalise<false>(n);
   }
 
  private:
-  void normalise(int64_t n) {
+  // Of log-scores see reference_of_scores. A NaN has become +inf.
+  template <bool kSoftmax> void normalise(int64_t n) {
     using Vec = Lanes<F>;
     using Mask = Integer<Vec>;
     constexpr int N = kLanes<F>;
@@ -82,19 +91,22 @@ template <class F> struct Table {
     for (int64_t i = 0; i < n; i += N) {
       const Vec v = load<Vec>(x + i);
       const Emission<F> y = split_emission<F>(v, top);
-      const Mask at_top = v == top;
-      sums[i / N % 2] += at_top ? Vec{} : y.p * pow2<Vec>(y.q);
-      ties -= at_top;
+      if constexpr (kSoftmax) {
+        const Mask at_top = v == top;
+        sums[i / N % 2] += at_top ? Vec{} : y.p * pow2<Vec>(y.q);
+        ties -= at_top;
+        nan |= v != v;
+      }
       far |= y.far;
-      nan |= v != v;
       store(p + i, y.p), store(q + i, y.q);
     }
     const Vec tails = sum_over<kFrames, N>(sums[0] + sums[1]);
     const Mask all_ties = sum_over<kFrames, N>(ties), any_nan = sum_over<kFrames, N>(nan);
     for (int k = 0; k < kFrames; ++k) {
-      shift[k] = top[k];
-      const bool defined = shift[k] > -F(__builtin_inf()) && shift[k] < F(__builtin_inf()) && any_nan[k] == 0;
-      sum[k] = defined ? double(all_ties[k]) + double(tails[k]) : __builtin_nan("");
+      const bool possible = top[k] > -F(__builtin_inf());
+      const bool defined = (possible || !kSoftmax) && top[k] < F(__builtin_inf()) && any_nan[k] == 0;
+      shift[k] = possible || kSoftmax ? top[k] : F(0);
+      sum[k] = !defined ? __builtin_nan("") : kSoftmax ? double(all_ties[k]) + double(tails[k]) : 1;
     }
     if (sum_of_lanes(far) != 0)
       for (int64_t i = 0; i < n; ++i) split_far_emissions(x + i, 1, shift[i % kFrames], p + i, q + i);

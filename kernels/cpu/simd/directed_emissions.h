@@ -74,7 +74,7 @@ template <class F> class DirectedSource {
   void find_means(int64_t t, const F* u, F base, double of_softmax) {
     const F* columns = columns_at(t);
     double of_occupancy;
-    if (arguments.rows == nullptr) {  // dense: the columns are softmax - occupancy
+    if (arguments.dense) {  // the columns are softmax - occupancy. Of log-scores there is no softmax, and its mean is 0
       const F of_columns = dot(columns, u, base, in.V);
       of_occupancy = of_softmax - double(of_columns);
     } else {
@@ -107,7 +107,9 @@ template <class F> class DirectedSource {
     const F* u = direction(t);
     if (first) {
       const F base = base_of(u[in.blank]);
-      find_means(t, u, base, softmax_dot(source.row(t), in.V, source.shift[t], source.scale[t], u, base));
+      const double of_softmax =
+          in.softmax ? softmax_dot(source.row(t), in.V, source.shift[t], source.scale[t], u, base) : 0;
+      find_means(t, u, base, of_softmax);
     }
     const Emissions<Value> y = emissions(t);
     const auto of = [&](int64_t i, int32_t label) {
@@ -128,7 +130,7 @@ template <class F> class DirectedSource {
       to[k] = emissions(begin).changes() + k * source.frame_bytes() / int64_t(sizeof(F));
       if (begin == 0) continue;
       prefetch(direction_at(begin - kFrames + k), source.row_bytes());
-      if (first && arguments.rows == nullptr) prefetch(columns_at(begin - kFrames + k), in.V * sizeof(F));
+      if (first && arguments.dense) prefetch(columns_at(begin - kFrames + k), in.V * sizeof(F));
     }
     tabulate(rows, in.V, F(0), table);
     if (first) find_means_of_group(begin, end, rows);
@@ -155,7 +157,7 @@ template <class F> class DirectedSource {
     }
     sum = sum_over<kFrames, N>(sum);
     for (int64_t k = 0; k < end - begin; ++k)
-      find_means(begin + k, rows[k], bases[k], double(sum[k]) * double(source.scale[begin + k]));
+      find_means(begin + k, rows[k], bases[k], in.softmax ? double(sum[k]) * double(source.scale[begin + k]) : 0);
   }
 
   const Sequence<F>& in;

@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the lattice needs of acts: the normalisers of all frames, and the emissions of a block of frames.
 //
+// An emission is exp(x - shift), and a path through the frame is divided by `sum`. Of logits these are the largest
+// entry of the row and its sum (normaliser.h). Of log-scores `sum` is 1, and the path is multiplied with exp(shift).
+//
 // Wide rows are read one by one. Each is streamed for its normaliser, and then the logits of its labels are read while
-// the row is in cache. Narrow rows, which have few classes and many labels, are read four at a time through a table.
+// the row is in cache. Of log-scores only the entries of the labels are read. Narrow rows, which have few classes and
+// many labels, are read four at a time through a table.
 #pragma once
 
 #include "arena.h"
@@ -42,6 +46,7 @@ template <class V> class EmissionSource {
       arena.take(labels, pairs);
       arena.take(table.x, kFrames * classes), arena.take(table.p, kFrames * classes);
       arena.take(table.q, kFrames * classes);
+      arena.take(most, in.softmax ? 0 : kFrames * classes);
     } else {
       arena.take(raw, pairs + N);
     }
@@ -52,16 +57,18 @@ template <class V> class EmissionSource {
     InLanes<Value> dead = InLanes<Value>::none();
     dead.e = splat<Integer<Lanes<F>>>(kDead);
     for (int64_t k = 0; k < kept; ++k) store_parts(y + k * frame_size(), width(), dead);  // sets the margins
-    if (by_table)
+    if (by_table) {
       for (int64_t i = 0; i < pairs; ++i) labels[i] = i < in.L ? in.labels[i] : int32_t(in.V);
-    else
+      if (!in.softmax) mark_classes();
+    } else {
       for (int64_t i = 0; i < pairs + N; ++i) raw[i] = -F(__builtin_inf());
+    }
   }
 
   // Computes the emissions of frames [begin, end), which must lie in one block. In the first pass `product` is not
-  // null, and the softmax sum of each frame is multiplied into it, always from the last frame to the first. So the
-  // product has the same bits for every block length. The first pass returns false if a row has no softmax. In the
-  // second pass `product` is null.
+  // null, and what divides the paths through each frame is multiplied into it, always from the last frame to the first.
+  // So the product has the same bits for every block length. The first pass returns false if a row has no softmax. In
+  // the second pass `product` is null.
   bool read(int64_t begin, int64_t end, RunningProduct* product) {
     if constexpr (N >= kFrames) {
       if (by_table) {
@@ -71,11 +78,11 @@ template <class V> class EmissionSource {
       }
     }
     for (int64_t t = end - 1; t >= begin; --t) {
-      const F* x = row(t);
-      if (product != nullptr && !keep(t, normalise(x, in.V, row_ahead(t)), product)) return false;
-      for (int64_t i = 0; i < in.L; ++i) raw[i] = x[in.labels[i]];
-      store(raw + pairs, splat<Lanes<F>>(x[in.blank]));
-      if (product == nullptr) stay_below(shift[t]);
+      const bool first = product != nullptr;
+      if (first && in.softmax && !keep(t, normalise(row(t), in.V, row_ahead(t)), product)) return false;
+      read_entries(t);
+      if (first && !in.softmax && !keep(t, reference_of_scores(raw, pairs + N), product)) return false;
+      if (!first) stay_below(shift[t]);
       const Emissions<Value> at = emissions(t);
       split_emissions(raw, pairs + N, shift[t], at.mantissas(), at.exponents());
     }
@@ -95,7 +102,7 @@ template <class V> class EmissionSource {
 
   bool all_rows_defined() const {
     for (int64_t t = 0; t < in.length; ++t)
-      if (!normalise(row(t), in.V, row_ahead(t)).defined()) return false;
+      if (!(in.softmax ? normalise(row(t), in.V, row_ahead(t)).defined() : scores_defined(acts_at(t)))) return false;
     return true;
   }
 
@@ -111,6 +118,8 @@ template <class V> class EmissionSource {
   Table<F> table;
 
  private:
+  F* most;  // of log-scores, for the table: which classes are read
+
   int64_t width() const { return Emissions<Value>::width(pairs); }
   int64_t frame_size() const { return Parts<Value>::count * width(); }
   static int64_t whole_groups(int64_t frames) { return (frames + kFrames - 1) / kFrames * kFrames; }
@@ -121,8 +130,34 @@ template <class V> class EmissionSource {
   bool keep(int64_t t, Normaliser<F> n, RunningProduct* product) {
     if (!n.defined()) return false;
     product->multiply(n.sum);
+    if (!in.softmax) product->log_of_others -= n.shift;
     shift[t] = n.shift, scale[t] = F(1 / n.sum);
     return true;
+  }
+
+  void read_entries(int64_t t) {
+    const Dtype dtype = in.dtype;
+    const void* const x = acts_at(t);
+    if (!in.softmax) prefetch_entries(acts_at(t > 0 ? t - 1 : 0));
+    for (int64_t i = 0; i < in.L; ++i) raw[i] = entry<F>(dtype, x, in.labels[i]);
+    store(raw + pairs, splat<Lanes<F>>(entry<F>(dtype, x, in.blank)));
+  }
+  void prefetch_entries(const void* x) const {
+    const int64_t size = element_size(in.dtype);
+    for (int64_t i = 0; i < in.L; ++i) __builtin_prefetch(static_cast<const char*>(x) + in.labels[i] * size);
+    __builtin_prefetch(static_cast<const char*>(x) + in.blank * size);
+  }
+  bool scores_defined(const void* x) const {
+    const auto good = [&](int32_t v) { return entry<F>(in.dtype, x, v) < F(__builtin_inf()); };
+    for (int64_t i = 0; i < in.L; ++i)
+      if (!good(in.labels[i])) return false;
+    return good(in.blank);
+  }
+  void mark_classes() {
+    for (int64_t i = 0; i < kFrames * classes; ++i) most[i] = -F(__builtin_inf());
+    const auto mark = [&](int32_t v) { store_quad<F>(most + kFrames * int64_t(v), Quad<F>{} + F(__builtin_inf())); };
+    for (int64_t i = 0; i < in.L; ++i) mark(in.labels[i]);
+    mark(in.blank);
   }
 
   // A shift in the residuals is the largest logit of its frame, but a program may pass in any number. With this bound
@@ -139,7 +174,10 @@ template <class V> class EmissionSource {
       at[k] = emissions(begin), at[k].parts += k * frame_size();
       if (begin > 0 && in.acts_stride > in.V) prefetch(acts_at(begin - kFrames + k), row_bytes());
     }
-    table.read(rows, in.V);
+    if (in.softmax)
+      table.read(rows, in.V);
+    else
+      table.read_scores(rows, in.V, most);
     for (int64_t t = end - 1; t >= begin; --t)
       if (product != nullptr && !keep(t, {table.shift[t - begin], table.sum[t - begin]}, product)) return false;
     gather(table, labels, pairs, in.blank, at);

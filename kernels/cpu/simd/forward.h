@@ -27,12 +27,14 @@ template <class F> class ForwardRun {
     source.initialise(), lattice.initialise();
     if (!lattice.sweep_beta()) return Outcome::kNoSoftmax;
     if (!lattice.has_path()) return Outcome::kNoAlignment;
-    // eq. 7: -log p(labels) = (sum over frames of log sum exp(x - shift)) - log Z, with emissions relative to shift.
+    // eq. 7: -log p(labels) = (sum over frames of log sum exp(x - shift)) - log Z, with emissions relative to shift. Of
+    // log-scores, -shift takes the place of log sum.
     const double ln2 = 0.69314718055994530942;
     const RunningProduct& sums = lattice.row_sums;
     const Scaled<F> z = lattice.z;
-    const double nats = (__builtin_log(sums.m) - __builtin_log(double(z.m))) + double(sums.e - z.e) * ln2;
-    *cost = F(nats > 0 ? nats : 0);
+    const double nats =
+        ((__builtin_log(sums.m) - __builtin_log(double(z.m))) + double(sums.e - z.e) * ln2) + sums.log_of_others;
+    *cost = F(nats > 0 || !in.softmax ? nats : 0);
     if (training) lattice.sweep_alpha([this](int64_t t, F blank, F of_labels) { keep(t, blank, of_labels); });
     return Outcome::kFinite;
   }
@@ -63,8 +65,11 @@ template <class F> class ForwardRun {
         for (int64_t i = 0; i < L; ++i) taken[in.labels[i]] += lattice.products(t)[i];
       }
       taken[in.blank] = blanks[t % kFrames];
-      softmax_less(source.row(t), in.V, source.shift[t], source.scale[t], taken, scales[t % kFrames],
-                   out.columns + t * out.columns_stride);
+      F* to = out.columns + t * out.columns_stride;
+      if (in.softmax)
+        softmax_less(source.row(t), in.V, source.shift[t], source.scale[t], taken, scales[t % kFrames], to);
+      else
+        minus(taken, in.V, scales[t % kFrames], to);
     }
   }
 
@@ -83,6 +88,7 @@ template <class F> class ForwardRun {
         columns[1 + i] = 0;
       }
     }
+    if (out.rows == nullptr) return;
     out.rows[t * out.rows_stride] = source.shift[t];
     out.rows[t * out.rows_stride + 1] = source.scale[t];
   }

@@ -60,6 +60,21 @@ template <class F> const F* widened(Dtype dtype, const void* row, int64_t V, F* 
   return static_cast<const F*>(row);
 }
 
+// One element of a row as F.
+template <class F> CTC_FN F entry(Dtype dtype, const void* row, int64_t v) {
+  if constexpr (sizeof(F) == 4) {
+    if (dtype == Dtype::kBF16) return from_bf16(static_cast<const uint16_t*>(row)[v]);
+    if (dtype == Dtype::kF16) return from_f16(static_cast<const uint16_t*>(row)[v]);
+  }
+  return static_cast<const F*>(row)[v];
+}
+template <class F> CTC_FN void set_entry(Dtype dtype, void* row, int64_t v, F x) {
+  if constexpr (sizeof(F) == 4) {
+    if (is_half(dtype)) return narrow(dtype, &x, 1, static_cast<uint16_t*>(row) + v);
+  }
+  static_cast<F*>(row)[v] = x;
+}
+
 // Scratch memory for `rows` rows of V halves as floats. Null if the dtype needs no conversion.
 template <class F> F* row_buffer(Dtype dtype, int64_t V, int64_t rows, Scratch& scratch) {
   return is_half(dtype) ? reinterpret_cast<F*>(scratch.reserve(rows * V * sizeof(F))) : nullptr;

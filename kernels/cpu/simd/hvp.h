@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A Hessian-vector product of one sequence: softmax * (u - softmax . u), minus the derivative of the occupancies along
-// u. The lattice computes that derivative when its values are Duals (docs/ctc.md, eq. 11 to 13).
+// u. The lattice computes that derivative when its values are Duals (docs/ctc.md, eq. 11 to 13). Of log-scores there is
+// no softmax, and the first term is 0.
 #pragma once
 
 #include "directed_emissions.h"
@@ -78,8 +79,13 @@ template <class F> class HvpRun {
     const F factor = ordinary ? arguments.cotangent : F(1);
     char* out = out_at(t);
     F* y = is_half(in.dtype) ? buffer : reinterpret_cast<F*>(out);
-    softmax_change(source.row(t), in.V, source.shift[t], source.scale[t], directed.direction(t), directed.centre[t],
-                   directed.mean[t], factor, by_class, y);
+    if (in.softmax)
+      softmax_change(source.row(t), in.V, source.shift[t], source.scale[t], directed.direction(t), directed.centre[t],
+                     directed.mean[t], factor, by_class, y);
+    else if (by_class != nullptr)
+      minus(by_class, in.V, factor, y);
+    else
+      for (int64_t v = 0; v < in.V; ++v) y[v] = 0;
     if (by_class == nullptr) {
       const F* changes = lattice.products(t, 1);
       for (int64_t i = 0; i < in.L; ++i) y[in.labels[i]] -= factor * changes[i];

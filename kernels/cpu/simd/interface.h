@@ -33,13 +33,15 @@ template <class F> struct Sequence {
   const int32_t* labels;
   int64_t L;
   int32_t blank;
+  bool softmax;   // acts are logits. Else they are log-scores, of which only the labels' entries are read
   bool feasible;  // the length is enough for the labels and for the blanks between equal ones
   Scratch* scratch;
 };
 
 // Where the residuals of one sequence go, a row for each frame. All pointers are null for the loss alone.
 template <class F> struct SequenceResiduals {
-  F* rows = nullptr;  // compact: (shift, scale) of the softmax, p = scale * exp(x - shift). Null if dense
+  // Compact: (shift, scale) of the softmax, p = scale * exp(x - shift). Null if dense, and of log-scores.
+  F* rows = nullptr;
   int64_t rows_stride = 0;
   F* columns = nullptr;  // dense: the gradient. Compact: occupancies of the blank and of each label position
   int64_t columns_stride = 0;
@@ -71,10 +73,11 @@ template <class F> struct Row {
 // The further arguments of a Hessian-vector product of one sequence. All arrays have a row for each frame.
 template <class F> struct HvpArguments {
   const void* direction;  // like acts, with the stride of acts
-  const F* rows;          // rows and columns are residuals. Null if dense
+  const F* rows;          // rows and columns are residuals. Null if dense, and of log-scores
   int64_t rows_stride;
   const F* columns;
   int64_t columns_stride;
+  bool dense;
   const int32_t* own_column;  // compact: the column of each label's position, which equal labels do not share
   F cotangent;
   void* out;  // like acts
@@ -126,7 +129,7 @@ struct SequenceAlignment {
 enum class Outcome {
   kFinite,       // the cost is finite
   kNoAlignment,  // the cost is +inf
-  kNoSoftmax,    // the cost is NaN, because a row has no softmax
+  kNoSoftmax,    // the cost is NaN, because a row has no softmax. Of log-scores: an entry is NaN or +inf
 };
 
 template <class F> struct Kernels {

@@ -17,6 +17,23 @@ template <class F> struct Normaliser {
   bool defined() const { return sum >= 1; }
 };
 
+// The same for log-scores, of n entries that are all that is read of a row: no sum is taken, so it is 1. `shift` only
+// keeps exponents small. It is 0 if all entries are -inf, which is no fault of log-scores. n is a multiple of the
+// number of lanes.
+template <class F> Normaliser<F> reference_of_scores(const F* x, int64_t n) {
+  using Vec = Lanes<F>;
+  constexpr F kInfinity = __builtin_inf();
+  Vec top = splat<Vec>(-kInfinity);
+  Integer<Vec> nan = {};
+  for (int64_t i = 0; i < n; i += kLanes<F>) {
+    const Vec v = load<Vec>(x + i);
+    top = max_of(v, top), nan |= v != v;
+  }
+  const F shift = max_of_lanes(top);
+  const bool defined = shift < kInfinity && sum_of_lanes(nan) == 0;
+  return {shift > -kInfinity ? shift : F(0), defined ? 1 : __builtin_nan("")};
+}
+
 template <class F> F largest(const F* x, int64_t V) {
   using Vec = Lanes<F>;
   constexpr int N = kLanes<F>;
@@ -122,6 +139,7 @@ template <class F> Normaliser<F> normalise(const F* x, int64_t V, const F* next)
 struct RunningProduct {
   double m = 1;
   int64_t e = 0;
+  double log_of_others = 0;  // of factors whose log is known
   CTC_INLINE void multiply(double x) {
     m *= x;
     const int64_t pattern = bits<int64_t>(m), exponent = (pattern >> 52) - 1023;

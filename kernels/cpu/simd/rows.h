@@ -92,6 +92,11 @@ template <class F> void softmax_less(const F* x, int64_t V, F shift, F scale, co
   if (V % N > 0) store(out + V - N, at(V - N, N));
 }
 
+// out = -factor * taken, and 0 where taken is 0.
+template <class F> void minus(const F* taken, int64_t V, F factor, F* out) {
+  for (int64_t v = 0; v < V; ++v) out[v] = F(0) - taken[v] * factor;
+}
+
 // The sum over v of softmax(x)[v] * (u[v] - base). Classes of probability 0 are left out, because u may be inf or NaN
 // there.
 template <class F> double softmax_dot(const F* x, int64_t V, F shift, F scale, const F* u, F base) {
