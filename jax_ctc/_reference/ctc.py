@@ -101,9 +101,10 @@ def _forward(p: Problem) -> tuple[Array, Array, Array]:
     dense = _operands.is_dense(V, L)
     cost, columns, possible = lattice.cost_and_columns(p, dense=bool(dense))
 
-    def kept(x: Array) -> Array:  # (T, N, K) in the order of acts
+    def kept(x: Array, may_be_nan: Array | bool = True) -> Array:  # (T, N, K) in the order of acts
         active = (p.used & possible[None])[..., None]
-        x = jnp.where(p.undefined[..., None], jnp.nan, jnp.where(active, x, 0))
+        undefined = p.undefined[..., None] & may_be_nan
+        x = jnp.where(undefined, jnp.nan, jnp.where(active, x, 0))
         return problem.swapped(x, p.time_axis)
 
     rows = kept(jnp.stack([p.normaliser.shift, 1 / p.normaliser.total], axis=-1))
@@ -112,12 +113,13 @@ def _forward(p: Problem) -> tuple[Array, Array, Array]:
     if dense is False:
         return cost, rows, kept(columns)
     softmax = problem.swapped(_softmax(p), p.time_axis)
+    read = True if p.softmax else problem.is_read(p)
     if dense:
-        return cost, rows[..., :0], kept(softmax - columns)
+        return cost, rows[..., :0], kept(softmax - columns, read)
     # With symbolic sizes both layouts are computed, cut to the width of the narrower one. At run
     # time one of the two is chosen.
     factors, width = _operands.kept_sizes(V, L, p.softmax)
-    by_class = _narrowed(kept(softmax - lattice.by_class(p, columns)), width)
+    by_class = _narrowed(kept(softmax - lattice.by_class(p, columns), read), width)
     columns = jnp.where(_is_dense_now(V, L), by_class, _narrowed(kept(columns), width))
     return cost, _narrowed(rows, factors), columns
 

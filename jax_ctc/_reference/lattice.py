@@ -231,7 +231,7 @@ def _cost(p: Problem, end: Scaled) -> tuple[Array, Array]:
         add,
         (nothing, nothing),
         p.normaliser.log_total,
-        unroll=min(T, 32) if isinstance(T, int) else 1,
+        unroll=max(min(T, 32), 1) if isinstance(T, int) else 1,
     )
     for x in scaled.log_terms(z):  # eq. 7
         total = scaled.add_exactly(total, -x)

@@ -250,6 +250,15 @@ def softmax(acts: Array, shift: Array, scale: Array) -> Array:
     return jnp.where(alive, jnp.exp(x) * scale[..., None], 0)
 
 
+def is_read(p: Problem) -> Array:
+    """Returns (1, N, V): whether a class of log-scores is read."""
+
+    def one(classes: Array) -> Array:
+        return jnp.zeros_like(classes, bool, shape=p.acts.shape[-1]).at[classes].set(True)
+
+    return jax.vmap(one)(p.classes)[None]
+
+
 def minus_columns(x: Array, p: Problem, columns: Array) -> Array:
     """Returns x, in the order of acts, minus each of the columns (T, N, 1 + L) at its class."""
     batch = 1 - p.time_axis
