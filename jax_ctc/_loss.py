@@ -51,8 +51,10 @@ def ctc(
       softmax: if False, `acts` are log-scores as they stand: log-probabilities, scaled or with a
         prior taken off, of any sum. Of a frame, only the entries of the blank and the labels are
         read. The cost is -log of the sum over all alignments of exp(sum of scores), which may be
-        below 0, and the gradient of an entry is minus its occupancy. A sequence whose best paths
-        lie 4e7 nats below the largest of those entries may count as one without an alignment.
+        below 0, and the gradient of an entry is minus its occupancy. If such an entry in a frame in
+        use is NaN or +inf, the cost is NaN, and so are the gradients of all such entries in the
+        frames in use. Frames whose entries are all -inf leave no alignment. A sequence whose best
+        paths lie 4e7 nats below the largest of those entries may count as one without an alignment.
       num_threads: the largest number of threads for a CPU kernel; None means all threads of JAX.
         The result has the same bits for every number.
       vocab_axis: the mesh axis (or axes) over which V is sharded (docs/scaling.md). Call `ctc`
