@@ -39,7 +39,7 @@ demo: $(HERE) $(VENV)/.demo-tools
 
 # Real speech: a small network learns to write down the recordings of a Debian package, which are fetched.
 speech: $(HERE) $(VENV)/.demo-tools
-	@echo '== training the network, five minutes on two cores'
+	@echo '== training the network, about five minutes on two cores'
 	$(BIN)/python examples/speech.py --output speech.png $(SPEECH_ARGS)
 
 test: $(TESTED) $(VENV)/.test-tools
