@@ -9,6 +9,7 @@ FORMATTED = $(filter %.h %.cpp %.cu %.cuh,$(SOURCES)) $(wildcard $(addprefix tes
 TEST_ARGS ?=
 BENCH_ARGS ?=
 FUZZ_ARGS ?=
+SPEECH_ARGS ?=
 
 # Which kernels a checkout compiles. `here`, for this machine: CUDA kernels for the GPUs that are visible, none without
 # one. `test`: also where only nvcc is found, for one architecture, because tests read what nvcc and XLA make of them
@@ -29,12 +30,17 @@ why-test = CUDA kernels for $(architectures-test) where nvcc is found (JAX_CTC_C
 
 # Two pips at once would break the environment.
 .NOTPARALLEL:
-.PHONY: demo test test-all fuzz bench gpu-paper lint format clean
+.PHONY: demo speech test test-all fuzz bench gpu-paper lint format clean
 
 # Trains a small network to read handwritten digits with the loss, and draws what it has learnt.
 demo: $(HERE) $(VENV)/.demo-tools
 	@echo '== training the network, half a minute on two cores'
 	$(BIN)/python examples/handwriting.py --output handwriting.png
+
+# Real speech: a small network learns to write down the recordings of a Debian package, which are fetched.
+speech: $(HERE) $(VENV)/.demo-tools
+	@echo '== training the network, about five minutes on two cores'
+	$(BIN)/python examples/speech.py --output speech.png $(SPEECH_ARGS)
 
 test: $(TESTED) $(VENV)/.test-tools
 	JAX_CUDA_PLUGIN=$(abspath $(VENV)/cuda-plugin) PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pytest -n auto $(TEST_ARGS)
