@@ -94,7 +94,7 @@ $(VENV)/.build-tools:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jax_ctc needs Python 3.11 or later: make PYTHON=...")'
 	@echo '== a virtual environment with JAX and the tools of the build in $(VENV), a quarter of a minute'
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) jax 'scikit-build-core>=0.10' 'pybind11>=2.13' 'cmake>=3.18' ninja
+	@$(PIP) jax 'scikit-build-core>=0.11' 'pybind11>=2.13' 'cmake>=3.18' ninja
 	@touch $@
 
 # pip would build in an environment of its own, with a jaxlib of its own, from nothing. Here JAX is downloaded once, and

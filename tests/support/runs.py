@@ -23,10 +23,11 @@ def sweep(everything, few):
     return everything if ALL else few
 
 
-def run(*command, **environment):
+def run(*command, cwd=None, **environment):
     """A program with more in its environment; what it says, and how it ends."""
     return subprocess.run(
         list(map(str, command)),
+        cwd=cwd,
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
