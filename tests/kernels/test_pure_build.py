@@ -17,10 +17,13 @@ pytestmark = pytest.mark.skipif(
 )
 
 BUILD = """
-import json, sys
+import json, os, sys
 from scikit_build_core import build
 required = build.get_requires_for_build_wheel()
-print(json.dumps([required, build.build_wheel(sys.argv[1])]))
+os.environ["JAX_CTC_CPU"] = ""
+usual = build.get_requires_for_build_wheel()
+os.environ["JAX_CTC_CPU"] = "Off"
+print(json.dumps([required, usual, build.build_wheel(sys.argv[1])]))
 """
 USE = """
 import json, numpy, jax_ctc
@@ -30,12 +33,13 @@ print(json.dumps([jax_ctc.__file__, cost, jax_ctc.build_info()]))
 
 
 def test_a_build_without_kernels_needs_no_tool_and_its_program_says_so(tmp_path):
-    pytest.importorskip("scikit_build_core", minversion="0.11")
+    pytest.importorskip("scikit_build_core", minversion="1.0")
     command = [sys.executable, "-c", BUILD, tmp_path]
     built = run(*command, cwd=ROOT, JAX_CTC_CPU="Off", PATH=str(tmp_path))
     assert built.returncode == 0, built.stderr
-    required, name = json.loads(built.stdout.splitlines()[-1])
+    required, usual, name = json.loads(built.stdout.splitlines()[-1])
     assert required == []
+    assert any("jaxlib==" in x for x in usual)
     assert name == f"jax_ctc-{jax_ctc.__version__}-py3-none-any.whl"
     with zipfile.ZipFile(tmp_path / name) as wheel:
         names = wheel.namelist()
