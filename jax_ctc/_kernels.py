@@ -197,7 +197,7 @@ def build_info() -> BuildInfo:
         notes.append(
             "cuda: this build has no CUDA kernels, and GPUs run pure JAX. Reinstall jax_ctc where "
             "nvcc is found: of a CUDA toolkit, or from `pip install nvidia-cuda-nvcc "
-            "nvidia-cuda-cccl`."
+            "nvidia-cuda-cccl`. Where pip takes a wheel, --no-binary jax_ctc makes it compile."
         )
     elif cuda is not None and (complaint := _gpus.complaint(cuda)):
         notes.append(f"cuda: {complaint}")
