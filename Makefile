@@ -30,7 +30,7 @@ why-test = CUDA kernels for $(architectures-test) where nvcc is found (JAX_CTC_C
 
 # Two pips at once would break the environment.
 .NOTPARALLEL:
-.PHONY: demo speech test test-all fuzz bench gpu-paper lint format clean
+.PHONY: demo speech test test-all fuzz bench gpu-paper lint format release-check clean
 
 # Trains a small network to read handwritten digits with the loss, and draws what it has learnt.
 demo: $(HERE) $(VENV)/.demo-tools
@@ -81,20 +81,26 @@ lint: $(HERE) $(VENV)/.lint-tools
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 
 format: $(VENV)/.lint-tools
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $(FORMATTED)
 
+# The rehearsal of a release on Linux: dist/, checked and installed where there is no compiler. Five minutes on two cores.
+release-check:
+	PYTHON=$(PYTHON) bash .ci/release-check
+
 clean:
-	rm -rf $(VENV) build
+	rm -rf $(VENV) build dist
 
 $(VENV)/.build-tools:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jax_ctc needs Python 3.11 or later: make PYTHON=...")'
 	@echo '== a virtual environment with JAX and the tools of the build in $(VENV), a quarter of a minute'
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) jax 'scikit-build-core>=0.10' 'pybind11>=2.13' 'cmake>=3.18' ninja
+	@$(PIP) jax 'scikit-build-core>=1.0' 'pybind11>=2.13' 'cmake>=3.18' ninja
 	@touch $@
 
 # pip would build in an environment of its own, with a jaxlib of its own, from nothing. Here JAX is downloaded once, and

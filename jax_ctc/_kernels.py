@@ -58,6 +58,19 @@ def _search_installation() -> bool:
     return True
 
 
+def _installed_without_kernels() -> bool:
+    """Says whether there are no kernels here because JAX_CTC_CPU=OFF was set when this version was
+    installed: its wheel is for every platform then."""
+    if any(Path(__file__).parent.glob("_cpu.*")):
+        return False
+    try:
+        installed = metadata.distribution("jax_ctc")
+    except metadata.PackageNotFoundError:
+        return False
+    wheel = installed.read_text("WHEEL") or ""
+    return installed.version == __version__ and "Root-Is-Purelib: true" in wheel
+
+
 def _load(name: str) -> ModuleType:
     """Imports a module of compiled kernels. Its ImportError says what to do."""
     try:
@@ -90,11 +103,24 @@ def _register(module: ModuleType, platform: str) -> None:
         jax.ffi.register_ffi_target_as_batch_partitionable(name)
 
 
-cpu = None if _DISABLED else _load("_cpu")
+def _load_cpu() -> ModuleType | None:
+    if _DISABLED:
+        _notes.append("JAX_CTC_KERNELS=none switches all kernels off; pure JAX runs everywhere.")
+    elif _installed_without_kernels():
+        _notes.append(
+            "jax_ctc was installed without compiled kernels (JAX_CTC_CPU=OFF), and pure JAX runs "
+            "everywhere. For kernels, `pip install --force-reinstall --no-deps` it without that."
+        )
+    else:
+        return _load("_cpu")
+    return None
+
+
+cpu = _load_cpu()
 # A build without a CUDA compiler has no module _cuda. The module needs no device to be imported,
 # and looks for none. Its handlers are registered in any case, because exported programs name them.
 cuda = None
-if not _DISABLED and importlib.util.find_spec("jax_ctc._cuda") is not None:
+if cpu is not None and importlib.util.find_spec("jax_ctc._cuda") is not None:
     cuda = _load("_cuda")
 
 # The targets registered on each platform, for the lowerings. All other ops run pure JAX.
@@ -167,15 +193,13 @@ def build_info() -> BuildInfo:
         ``notes``    sentences that say why a part is missing, or why a setting has no effect
     """
     notes = list(_notes)
-    if cpu is None:
-        notes.append("JAX_CTC_KERNELS=none switches all kernels off; pure JAX runs everywhere.")
-    elif cuda is None:
+    if cpu is not None and cuda is None:
         notes.append(
             "cuda: this build has no CUDA kernels, and GPUs run pure JAX. Reinstall jax_ctc where "
             "nvcc is found: of a CUDA toolkit, or from `pip install nvidia-cuda-nvcc "
-            "nvidia-cuda-cccl`."
+            "nvidia-cuda-cccl`. Where pip takes a wheel, --no-binary jax_ctc makes it compile."
         )
-    elif complaint := _gpus.complaint(cuda):
+    elif cuda is not None and (complaint := _gpus.complaint(cuda)):
         notes.append(f"cuda: {complaint}")
     if cpu is not None and cpu.isa_complaint():
         notes.append(f"cpu: {cpu.isa_complaint()}; running {cpu.instruction_set()}.")

@@ -4,7 +4,8 @@
 
 #include "dispatch.h"
 
-PYBIND11_MODULE(_cpu, m) {
+// Without the GIL: what is called here has no state but constants that C++ initialises once.
+PYBIND11_MODULE(_cpu, m, pybind11::mod_gil_not_used()) {
   m.doc() = "Compiled CPU kernels of jax_ctc.";
   jax_ctc::define_handlers(m);
   m.def("instruction_set", [] { return jax_ctc::instruction_set().name; });

@@ -3,6 +3,8 @@
 
 #include <cstdlib>
 
+#include "cpuid.h"
+
 namespace jax_ctc {
 namespace {
 
@@ -33,13 +35,9 @@ const Choice& choice() {
 std::vector<const InstructionSet*> instruction_sets() {
   std::vector<const InstructionSet*> available = {&kBaseline};
 #if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    available.push_back(&kAvx2);
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512bw"))
-      available.push_back(&kAvx512);
-  }
+  const Cpuid machine = Cpuid::of_this_machine();
+  if (machine.avx2()) available.push_back(&kAvx2);
+  if (machine.avx512()) available.push_back(&kAvx512);
 #endif
   return available;
 }

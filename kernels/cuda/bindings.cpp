@@ -32,7 +32,8 @@ static int driver_version() {
   return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;
 }
 
-PYBIND11_MODULE(_cuda, m) {
+// Without the GIL: what is called here has no state but constants that C++ initialises once.
+PYBIND11_MODULE(_cuda, m, pybind11::mod_gil_not_used()) {
   using namespace jax_ctc;
   m.doc() = "Compiled CUDA kernels of jax_ctc.";
   define_handlers(m);

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What runs and what is made in a run: how many cases, other programs, files made once, meshes."""
 
-import fcntl
 import os
 import subprocess
 from pathlib import Path
 
 import jax
 import pytest
+
+try:
+    import fcntl
+except ImportError:  # Windows, where the suite runs in one process
+    fcntl = None
 
 ROOT = Path(__file__).parents[2]
 ALL = os.environ.get("JAX_CTC_TEST_ALL", "") not in ("", "0")
@@ -23,10 +27,11 @@ def sweep(everything, few):
     return everything if ALL else few
 
 
-def run(*command, **environment):
+def run(*command, cwd=None, **environment):
     """A program with more in its environment; what it says, and how it ends."""
     return subprocess.run(
         list(map(str, command)),
+        cwd=cwd,
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -41,7 +46,8 @@ def made_once(name, make):
     """A file that `make(path)` writes: once in a run, by the process that asks first."""
     path = Path(os.environ[FOLDER], name)
     with open(path.with_name(f"{name}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
             unfinished = path.with_name(f"{name}.unfinished")
             make(unfinished)

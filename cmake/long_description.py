@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PyPI's page is the README, with links and pictures of this version in place of relative ones."""
+
+import re
+import tomllib
+from pathlib import Path
+
+
+def absolute(text: str, repository: str, version: str) -> str:
+    """Markdown whose links into the repository name the files of a release."""
+
+    def link(found: re.Match[str]) -> str:
+        kind = "raw" if found["picture"] else "blob"
+        return f"{found['before']}({repository}/{kind}/v{version}/{found['path']})"
+
+    relative = r"(?P<before>(?P<picture>!)?\[[^\]]*\])\((?!\w+:|#)(?P<path>[^)\s]+)\)"
+    return re.sub(relative, link, text)
+
+
+def dynamic_metadata(field, settings, project=None):
+    """What scikit-build-core asks for (tool.scikit-build.metadata)."""
+    if field != "readme":
+        raise ValueError(f"expected the field readme, but got {field}")
+    project = tomllib.loads(Path("pyproject.toml").read_text("utf-8"))["project"]
+    text = Path("README.md").read_text("utf-8")
+    text = absolute(text, project["urls"]["Repository"], project["version"])
+    return {"content-type": "text/markdown", "text": text}

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a release says of itself: one version, one address, links that work on PyPI's page."""
+
+import importlib.util
+import re
+import tomllib
+
+import pytest
+
+from support.runs import ROOT
+
+PROJECT = ROOT / "pyproject.toml"
+
+pytestmark = pytest.mark.skipif(
+    not (ROOT / "CMakeLists.txt").is_file(), reason="not in a source tree"
+)
+
+
+def project():
+    return tomllib.loads(PROJECT.read_text())["project"]
+
+
+@pytest.fixture(scope="module")
+def provider():
+    path = ROOT / "cmake" / "long_description.py"
+    spec = importlib.util.spec_from_file_location("long_description", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("markdown", "expected"),
+    [
+        ("[a](docs/a.md)", "[a](R/blob/v1/docs/a.md)"),
+        ("![a](docs/a.png)", "![a](R/raw/v1/docs/a.png)"),
+        ("[`f(x)`](f.py#L1), [b](b.md)", "[`f(x)`](R/blob/v1/f.py#L1), [b](R/blob/v1/b.md)"),
+        ("[a](https://b) [c](#d) x[0](y z)", "[a](https://b) [c](#d) x[0](y z)"),
+    ],
+)
+def test_relative_links_become_those_of_a_release(markdown, expected, provider):
+    assert provider.absolute(markdown, "R", "1") == expected
+
+
+def test_every_file_that_the_readme_links_is_there_and_has_an_absolute_link(provider, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = provider.dynamic_metadata("readme", {})["text"]
+    prefix = f"{project()['urls']['Repository']}/"
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    ours = [link.removeprefix(prefix) for link in links if link.startswith(prefix)]
+    assert len(ours) > 10
+    for link in links:
+        assert link.startswith(("https://", "#")), link
+    for link in ours:
+        kind, version, path = link.split("/", 2)
+        if kind in ("raw", "blob"):
+            assert version in (f"v{project()['version']}", "main")
+            assert (ROOT / path.split("#")[0]).exists(), link
+
+
+def test_the_citation_has_the_version_and_the_address_of_the_project():
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {project()['version']}\n" in citation
+    assert f'\nrepository-code: "{project()["urls"]["Repository"]}"\n' in citation
