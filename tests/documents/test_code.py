@@ -13,7 +13,7 @@ import pytest
 
 import jax_ctc
 from support.documents import Checker, blocks, documents, run_block, settings_of_a_user
-from support.runs import ROOT, only_all
+from support.runs import ALL, ROOT, only_all
 
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="not in a source tree")
 
@@ -82,11 +82,14 @@ def test_three_ways_to_shard_classes():
 
 def test_the_network_of_the_tutorial_learns_to_read():
     pytest.importorskip("optax", reason="examples/requirements.txt is not installed")
-    names = {}
-    for code in blocks("docs/tutorial.md"):
-        run_block(code, names)
-    assert names["value"] < 1
-    assert names["rate"] < 0.15
+    names, steps = {}, "range(401)"
+    code = "\0".join(blocks("docs/tutorial.md"))
+    assert steps in code
+    for block in (code if ALL else code.replace(steps, "range(2)")).split("\0"):
+        run_block(block, names)
+    if ALL:  # else the program runs, but has learnt nothing
+        assert names["value"] < 1
+        assert names["rate"] < 0.15
 
 
 def costs(code):
