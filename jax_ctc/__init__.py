@@ -7,6 +7,7 @@ from . import compat as compat
 from ._align import Alignment as Alignment
 from ._align import Spans as Spans
 from ._align import ctc_align as ctc_align
+from ._align import label_confidence as label_confidence
 from ._align import label_spans as label_spans
 from ._beam import ctc_beam_search_decode as ctc_beam_search_decode
 from ._check import check as check
@@ -31,6 +32,7 @@ __all__ = [
     "ctc_linear",
     "ctc_occupancy",
     "export_checks",
+    "label_confidence",
     "label_error_rate",
     "label_spans",
 ]

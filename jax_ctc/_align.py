@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, export, lax
 from jax.typing import ArrayLike
 
-from . import _arguments, _shapes
+from . import _arguments, _operands, _shapes
 from ._primitives import align as primitive
 
 
@@ -42,6 +42,7 @@ def ctc_align(
     blank: int = 0,
     time_major: bool = True,
     softmax: bool = True,
+    star: int | None = None,
     num_threads: int | None = None,
 ) -> Alignment:
     """Returns the most probable alignment of each label sequence: which frame says which label.
@@ -52,27 +53,41 @@ def ctc_align(
       acts, labels, lengths, label_lengths, blank, time_major, softmax, num_threads: as in `ctc`;
         lengths=None means all T frames. Later frames are never read. Padding may stand anywhere in
         a row of labels.
+      star: None, or V: a label of V, one past the classes, then stands for any class but the blank.
 
     Returns:
       An `Alignment` with
         path         (T, B) int32, (B, T) with ``time_major=False``, (T,) for one sequence: the
-                     class of each frame, a label or the blank; -1 at and after the length
+                     class of each frame, a label, what a star stands for, or the blank; -1 at and
+                     after the length
         label_index  like path: the position of the frame's label in the row of `labels`, counted
                      with its padding; -1 at frames of the blank, and at and after the length
         score        (B,) or (), the log-probability of the path, at most 0; float64 for float64
                      acts, else float32. With ``softmax=False`` the sum of the path's log-scores.
 
-    Raises: as `ctc`.
+    Raises: as `ctc`; and ValueError if `star` is neither None nor V.
 
     If nothing can be raised, each sequence on its own behaves as follows:
       no alignment fits (fewer frames than labels and repeats, or logits of -inf)
         score -inf, path and label_index -1 throughout
       a row in use has a NaN, a +inf, or only -inf
-        score NaN, path and label_index -1 throughout
-      a label is >= V or equal to `blank`, or a length is outside [0, T] or [0, L]
+        score NaN, path and label_index -1 throughout. With ``softmax=False`` only the scores of the
+        blank and of the labels are read, with a star those of all classes: a NaN or a +inf among
+        them has this effect, and -inf does not
+      a label is >= V (> V with a star) or equal to `blank`, or a length is outside [0, T] or [0, L]
         score NaN, path and label_index -1 throughout
       no labels
         the path is the blank at every frame in use
+
+    A star absorbs speech that the transcript lacks, at either end or in between. It is a label like
+    any other but in what it says: at each of its frames, of which it has at least one, it is the
+    class that has the largest logit of all but the blank, of equal ones the first. That class is in
+    `path`, its log-probability is in `score`, and `label_index` has the position of the star. As
+    between two equal labels, a blank is needed between two stars, and none between a star and
+    another label. With V = 1 the star has no class, so there is no alignment. A star with another
+    score is a column of your own and needs no `star`: with ``softmax=False``,
+    ``jnp.pad(jax.nn.log_softmax(acts), ((0, 0), (0, 0), (0, 1)))`` has a class V of
+    log-probability 0, which absorbs silence too (torchaudio's star).
 
     Log-probabilities are added up in float64, also where ``jax_enable_x64`` is off, in an order
     that depends on nothing. So every instruction set, pure JAX and any number of threads return the
@@ -84,11 +99,11 @@ def ctc_align(
     `score` can be differentiated. Its derivative with respect to `acts` is the one-hot path minus
     the softmax in the frames of the path; with ``softmax=False`` it is the one-hot path. It is
     exactly 0 in all other frames and in a sequence without an alignment. If a row in use has a NaN,
-    a +inf, or only -inf, it is NaN in the frames in use. `path` and `label_index` have no
-    derivative.
+    a +inf, or only -inf, so that the score is NaN, it is NaN in the frames in use. `path` and
+    `label_index` have no derivative.
 
     Memory beside the result is O(sqrt(T) * L) for each thread of a CPU, and O(T * B * L) bytes in
-    pure JAX, which runs where there is no kernel.
+    pure JAX, which runs where there is no kernel. `vmap` over labels alone copies no acts.
 
     Example:
       >>> acts = jnp.log(jnp.array([[8, 1, 1], [1, 8, 1], [1, 8, 1], [1, 1, 8], [8, 1, 1]]))
@@ -97,10 +112,14 @@ def ctc_align(
       Array([0, 1, 1, 2, 0], dtype=int32)
       >>> jax_ctc.label_spans(alignment, 2)
       Spans(start=Array([1, 3], dtype=int32), end=Array([3, 4], dtype=int32))
+      >>> jnp.exp(jax_ctc.label_confidence(acts, alignment, 2)).round(2)
+      Array([0.8, 0.8], dtype=float32)
     """
     threads = _shapes.threads_of(num_threads)
     softmax = _shapes.switch("softmax", softmax)
-    a = _arguments.prepare(acts, labels, lengths, label_lengths, blank=blank, time_major=time_major)
+    a = _arguments.prepare(
+        acts, labels, lengths, label_lengths, blank=blank, time_major=time_major, star=star
+    )
     return _align(
         a.acts,
         a.labels,
@@ -109,12 +128,11 @@ def ctc_align(
         blank=a.blank,
         threads=threads,
         softmax=softmax,
+        star=star is not None,
     )
 
 
-@functools.partial(
-    jax.jit, inline=True, static_argnames=("time_axis", "blank", "threads", "softmax")
-)
+@functools.partial(jax.jit, inline=True, static_argnames=primitive.PARAMETERS)
 def _align(acts: Array, labels: Array, lengths: Array, **parameters: int) -> Alignment:
     """An eager call is one program too, because of this jit. So jax.debug_infs checks its result
     only."""
@@ -155,3 +173,48 @@ def label_spans(alignment: Alignment, L: int, *, time_major: bool = True) -> Spa
     mapped = spans if index.ndim == 1 else jax.vmap(spans)
     start, end = mapped(places, frames)
     return Spans(start.reshape(shape), end.reshape(shape))
+
+
+@functools.partial(jax.jit, static_argnames=("L", "time_major", "softmax"))
+def label_confidence(
+    acts: ArrayLike, alignment: Alignment, L: int, *, time_major: bool = True, softmax: bool = True
+) -> Array:
+    """Returns how sure the model is of each label: the mean log-probability over its frames.
+
+    Args:
+      acts, time_major, softmax: as they were for `ctc_align`.
+      alignment: what `ctc_align` returned.
+      L: the size of a row of labels.
+
+    Returns:
+      (B, L) or (L,), float64 for float64 acts, else float32, in nats, at most 0: the mean over the
+      frames of a label (`label_spans`) of the log-probability of the class in `path`. Its exp is
+      the geometric mean of the probabilities. With ``softmax=False`` the mean score. NaN at
+      padding, and in a sequence that has no alignment: there are no frames. It can be
+      differentiated with respect to `acts`.
+
+    Raises: TypeError if `acts` are no floats, ValueError if the path does not go with them.
+    """
+    acts, path = _shapes.floats("acts", acts), alignment.path
+    if path.ndim not in (1, 2) or path.shape != acts.shape[:-1]:
+        raise ValueError(
+            f"`alignment`: expected a path of shape {acts.shape[:-1]}, because `acts` has shape "
+            f"{acts.shape}, got {path.shape}. Use jax.vmap for more batch axes."
+        )
+    used = path >= 0
+    x = jnp.where(used[..., None], acts, 0).astype(_operands.cost_dtype(acts.dtype))
+    score = jnp.take_along_axis(x, jnp.maximum(path, 0)[..., None], axis=-1)[..., 0]
+    if softmax:
+        score = score - jax.nn.logsumexp(x, axis=-1)
+    places = jnp.where(alignment.label_index < 0, L, alignment.label_index)  # dropped
+    if path.ndim == 2 and time_major:
+        places, score = places.T, score.T
+
+    def means(places: Array, score: Array) -> Array:
+        def total(x: Array) -> Array:
+            return jnp.zeros_like(x, shape=(L,)).at[places].add(x, mode="drop")
+
+        frames = total(jnp.ones_like(score))
+        return jnp.where(frames > 0, total(score) / jnp.maximum(frames, 1), jnp.nan)
+
+    return (means if path.ndim == 1 else jax.vmap(means))(places, score)

@@ -34,11 +34,13 @@ def prepare(
     time_major: bool,
     slices: int | None = None,
     kernel: Array | None = None,
+    star: int | None = None,
 ) -> Arguments:
     """Checks the arguments of a public function and makes them operands. Raises TypeError (dtypes)
     and ValueError (shapes, and values if they are known). If `slices` is given, `acts` hold one of
     that many slices of V, and all other arguments are the same on every device. If `kernel` is
-    given, then it holds the classes, and `acts` are hidden states."""
+    given, then it holds the classes, and `acts` are hidden states. If `star` is given, it is a
+    label too."""
     given = _shapes.checked(
         acts,
         labels,
@@ -48,6 +50,7 @@ def prepare(
         time_major=time_major,
         slices=slices or 1,
         kernel=kernel,
+        star=star,
     )
     _values.raise_on_known(given)
     arguments = _normalised(given)

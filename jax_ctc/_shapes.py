@@ -34,6 +34,7 @@ class Given(NamedTuple):
     V: int  # classes of all slices
     L: int
     kernel: Array | None
+    star: bool = False  # whether V is a label too
 
     @property
     def of_frames(self) -> str:
@@ -55,6 +56,7 @@ def checked(
     time_major: bool,
     slices: int = 1,
     kernel: Array | None = None,
+    star: int | None = None,
 ) -> Given:
     """Returns the arguments as arrays whose shapes and dtypes agree. Raises TypeError (dtypes) and
     ValueError (shapes). `acts` hold the classes of one of `slices` equal slices of V. If `kernel`
@@ -96,7 +98,8 @@ def checked(
     if kernel is not None:
         from_acts = f"because `kernel` has shape {kernel.shape} as (D, V)"
     blank = _class_in(V, blank, from_acts)
-    return Given(acts, labels, lengths, label_lengths, time_axis, blank, T, V, L, kernel)
+    has_star = _is_star(V, star, from_acts)
+    return Given(acts, labels, lengths, label_lengths, time_axis, blank, T, V, L, kernel, has_star)
 
 
 # ---- arrays ------------------------------------------------------------------------------------
@@ -275,3 +278,19 @@ def _class_in(V: int, blank: int, from_acts: str) -> int:
             f"`blank`: expected a class in [-V, V) with V = {V} {from_acts}, got {blank}."
         )
     return blank if blank >= 0 else V + blank
+
+
+def _is_star(V: int, star: int | None, from_acts: str) -> bool:
+    """Says whether there is a star. If so, it is V."""
+    if star is None:
+        return False
+    _static("star", star, "None or a Python int")
+    try:
+        label = operator.index(star)
+    except TypeError as error:
+        raise TypeError(f"`star`: expected None or a Python int, got {_kind(star)}.") from error
+    if not isinstance(V, int) or label != V or isinstance(star, bool):
+        raise ValueError(
+            f"`star`: expected None or V = {V}, one past the classes, {from_acts}, got {star}."
+        )
+    return True

@@ -44,8 +44,8 @@ def verdicts(
         if count is not None:
             position = np.arange(L, dtype=np.int32).reshape((1,) * count.ndim + (L,))
             real = real & (position < count[..., None])
-        what = f"is not a class of {given.of_classes} with V = {V}"
-        yield Verdict("labels", labels, real & (x >= V), what)
+        what = f"is not a class of {given.of_classes} with V = {V}" + ", nor the star" * given.star
+        yield Verdict("labels", labels, real & (x >= V + given.star), what)
         what = (
             "is the blank, which is no label. Padding is negative: jnp.where(padding, -1, labels), "
             "or give label_lengths."

@@ -3,28 +3,92 @@
 
     align  acts, labels, lengths  -> path, label_index, score
 
-The static parameter `softmax` says that acts are logits; otherwise they are log-scores, of which
-only the entries of the blank and of the labels are read. The score is differentiable: the best path
-stays the best in a neighbourhood of acts, so the derivative is that of the score of this path.
-Where two paths are equally good it is a subgradient.
+The static parameter `softmax` says that acts are logits, and not log-scores; `star` that label V
+stands for any class but the blank. The score is differentiable: the best path stays the best in a
+neighbourhood of acts, so the derivative is that of the score of this path. Where two paths are
+equally good it is a subgradient.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.interpreters import ad
 
-from .. import _operands, _reference
+from .. import _mesh, _operands, _reference
+from . import few_classes
 from .family import define, is_zero, zero_like
 from .zero_product import multiply
 
 _ACTS = 0
+PARAMETERS = ("time_axis", "blank", "threads", "softmax", "star")
 
 
-def _gradient(acts, labels, lengths, path, score, *, time_axis, blank, softmax) -> Array:
-    """Returns the derivative of the score in the dtype of scores: the one-hot path less the softmax
-    at the frames of an alignment, NaN at the frames in use if a row has no softmax, else 0. Without
-    `softmax` it is the one-hot path, and only entries that are read may be NaN."""
+# ---- batching ----------------------------------------------------------------------------------
+
+
+def _batch_shared_acts(op, args, dims, *, time_axis, **params):
+    """Batches many label sequences (hypotheses) for the same `acts`, without copies of them. Reads
+    them once, and then runs on few classes for each label sequence. With a star, which needs all
+    classes, it runs once per label sequence. Returns None if the general rule is better."""
+    if dims[_ACTS] is not None or _mesh.mapped_over(args, dims):
+        return None  # if the mapped axis is sharded, each device copies acts for its own part of it
+    acts, labels, lengths = args
+    if not few_classes.is_more_than(acts.shape[-1], 2 * (labels.shape[-1] + 2)):
+        return None  # copies of acts are about as small as the few classes
+    # The new axis is the last of the batch, so the symbols of all hypotheses lie side by side.
+    axis = acts.ndim - 2
+    moved = [
+        x if d is None else jnp.moveaxis(x, d, axis)
+        for x, d in zip((labels, lengths), dims[1:], strict=True)
+    ]
+    axes, out_axes = [None if d is None else axis for d in dims[1:]], [axis + 1, axis + 1, axis]
+    if not params["star"]:
+        one = functools.partial(_on_few_classes, acts, time_axis=time_axis, **params)
+        return jax.vmap(one, axes, out_axes)(*moved), out_axes
+    front = [x if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(moved, axes, strict=True)]
+    mapped = [i for i, d in enumerate(axes) if d is not None]
+
+    def at_one_index(slices):
+        own = dict(zip(mapped, slices, strict=True))
+        operands = [own.get(i, x) for i, x in enumerate(front)]
+        return align_p.bind(acts, *operands, time_axis=time_axis, **params)
+
+    return jax.lax.map(at_one_index, [front[i] for i in mapped]), [0, 0, 0]
+
+
+def _on_few_classes(acts, labels, lengths, *, time_axis, blank, threads, softmax, star):
+    """Aligns as `align_p` does, without a star. The emissions are the same numbers."""
+    symbols, few_labels = few_classes.symbols_of(labels, blank, acts.shape[-1])
+    if softmax:
+        sums = few_classes.sums_of(acts, symbols, lengths, time_axis, threads)
+        few_acts = few_classes.acts_of(sums, symbols, time_axis)
+    else:
+        sums = few_classes.scores_of(acts, symbols, lengths, time_axis)
+        is_symbol = jnp.expand_dims(symbols, time_axis) >= 0
+        few_acts = jnp.where(is_symbol, sums.scores, -jnp.inf)
+    few_acts, few_labels, lengths = _mesh.vary_alike(few_acts, few_labels, lengths)
+    params = {"time_axis": time_axis, "blank": 0, "threads": threads}
+    path, label_index, score = align_p.bind(
+        few_acts, few_labels, lengths, softmax=softmax, star=star, **params
+    )
+    if softmax:
+        cost = few_classes.cost_of(-score, few_acts, sums, symbols, lengths, time_axis)
+        score = -jnp.maximum(cost, 0)
+    shape = (*few_acts.shape[:-1], symbols.shape[-1])
+    classes = jnp.broadcast_to(jnp.expand_dims(symbols, time_axis), shape)
+    taken = jnp.take_along_axis(classes, jnp.maximum(path, 0)[..., None], axis=-1)[..., 0]
+    return [jnp.where(path < 0, -1, taken), label_index, score]
+
+
+# ---- derivative --------------------------------------------------------------------------------
+
+
+def _gradient(acts, labels, lengths, path, score, *, time_axis, blank, softmax, star) -> Array:
+    """Returns the derivative of the score in the dtype of scores: the one-hot path, less the
+    softmax if there is one, at the frames of an alignment; NaN at the frames in use if a row is
+    undefined; else 0."""
     V, dtype = acts.shape[-1], _operands.cost_dtype(acts.dtype)
 
     def per_frame(x: Array) -> Array:  # (batch) as (batch with T, 1)
@@ -34,21 +98,24 @@ def _gradient(acts, labels, lengths, path, score, *, time_axis, blank, softmax) 
     one_hot = path[..., None] == lax.broadcasted_iota(jnp.int32, acts.shape, acts.ndim - 1)
     gradient = one_hot.astype(dtype)
     if softmax:
-        gradient -= jax.nn.softmax(jnp.where(aligned, acts.astype(dtype), 0), axis=-1)
-    gradient = jnp.where(aligned, gradient, 0)
+        taken = jax.nn.softmax(jnp.where(aligned, acts.astype(dtype), 0), axis=-1)
+        gradient = jnp.where(aligned, gradient - taken, 0)
     T = acts.shape[time_axis]
-    invalid = ((labels >= V) | (labels == blank)).any(-1) | (lengths < 0) | (lengths > T)
+    invalid = ((labels >= V + star) | (labels == blank)).any(-1) | (lengths < 0) | (lengths > T)
     frame = lax.broadcasted_iota(jnp.int32, acts.shape, time_axis)
     undefined = per_frame(jnp.isnan(score) & ~invalid) & (frame < per_frame(lengths))
     if not softmax:
         shape = (*labels.shape[:-1], V)
         v = lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
         is_read = (labels[..., None] == v[..., None, :]).any(-2) | (v == blank)
+        if star:
+            is_read |= (labels == V).any(-1, keepdims=True)
         undefined &= jnp.expand_dims(is_read, time_axis)
     return jnp.where(undefined, jnp.nan, gradient)
 
 
 def _jvp(primals, tangents, *, threads, **params):
+    time_axis = params["time_axis"]
     path, label_index, score = align_p.bind(*primals, threads=threads, **params)
     d_acts = tangents[_ACTS]
     if is_zero(d_acts):
@@ -56,12 +123,12 @@ def _jvp(primals, tangents, *, threads, **params):
     else:
         acts, labels, lengths = primals
         gradient = _gradient(acts, labels, lengths, path, score, **params)
-        d_score = multiply(gradient, d_acts.astype(gradient.dtype)).sum((params["time_axis"], -1))
+        d_score = multiply(gradient, d_acts.astype(gradient.dtype)).sum((time_axis, -1))
     nothing = [ad.Zero(jax.typeof(x).to_tangent_aval()) for x in (path, label_index)]
     return [path, label_index, score], [*nothing, d_score]
 
 
 # ---- registrations -----------------------------------------------------------------------------
 
-align_p = define("align", _reference.align)
+align_p = define("align", _reference.align, _batch_shared_acts)
 ad.primitive_jvps[align_p] = _jvp

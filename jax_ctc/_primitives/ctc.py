@@ -56,7 +56,7 @@ def _batch_shared_acts(op, args, dims, *, time_axis, **params):
         return _ONCE[op](*args, dim=dims[_LINEAR], time_axis=time_axis, **params)
     acts = args[_ACTS]
     if op in ("loss", "forward"):
-        if not _is_more_than(acts.shape[-1], 2 * (args[_LABELS].shape[-1] + 2)):
+        if not few_classes.is_more_than(acts.shape[-1], 2 * (args[_LABELS].shape[-1] + 2)):
             return None  # copies of acts are about as small as the few classes, and faster
         return _hypotheses(op, args, dims, time_axis=time_axis, **params)
     front = [x if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(args, dims, strict=True)]
@@ -68,11 +68,6 @@ def _batch_shared_acts(op, args, dims, *, time_axis, **params):
         return primitives[op].bind(*operands, time_axis=time_axis, **params)
 
     return jax.lax.map(at_one_index, [front[i] for i in mapped]), 0
-
-
-def _is_more_than(size: int, other: int) -> bool:
-    """Returns False if a size is symbolic (jax.export), because it may then be any number."""
-    return isinstance(size, int) and isinstance(other, int) and size > other
 
 
 def _hypotheses(op, args, dims, *, time_axis, blank, threads, softmax):

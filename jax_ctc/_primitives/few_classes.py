@@ -51,6 +51,11 @@ def _unfused(f: Callable) -> Callable:
     return wrapper
 
 
+def is_more_than(size: int, other: int) -> bool:
+    """Returns False if a size is symbolic (jax.export), because it may then be any number."""
+    return isinstance(size, int) and isinstance(other, int) and size > other
+
+
 def sums_of(acts: Array, symbols: Array, lengths: Array, time_axis: int, threads: int) -> Sums:
     """Reads the local classes once. `symbols` (batch, D) counts these classes from 0; -1 stands for
     a symbol that is not local."""

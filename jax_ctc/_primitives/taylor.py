@@ -36,17 +36,24 @@ def register(primitive: Primitive) -> None:
             for x, terms in zip(primals, series, strict=True)
         ]
 
-        def at(t):
-            return primitive.bind(*(x(t) for x in curves), **params)
+        value = primitive.bind(*primals, **params)
+        several = primitive.multiple_results
+        values = value if several else [value]
+        smooth = [jnp.issubdtype(x.dtype, jnp.floating) for x in values]
 
-        value, *derivatives = _orders(at, order)(jnp.float32(0))
-        if not primitive.multiple_results:
-            return value, [d / f for d, f in zip(derivatives, _factorials(order), strict=True)]
+        def at(t):
+            out = primitive.bind(*(x(t) for x in curves), **params)
+            return [x for x, yes in zip(out if several else [out], smooth, strict=True) if yes]
+
+        _, *derivatives = _orders(at, order)(jnp.float32(0))
+        along = iter(zip(*derivatives, strict=True))  # of each result that has a derivative
         terms = [
-            [d / f for d, f in zip(result, _factorials(order), strict=True)]
-            for result in zip(*derivatives, strict=True)
+            [d / f for d, f in zip(next(along), _factorials(order), strict=True)]
+            if yes
+            else [jnp.zeros_like(x)] * order  # integers do not change
+            for x, yes in zip(values, smooth, strict=True)
         ]
-        return value, terms
+        return (value, terms) if several else (value, terms[0])
 
     rules[primitive] = rule
 

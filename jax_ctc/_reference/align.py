@@ -5,6 +5,8 @@ The arithmetic is that of the kernels (docs/ctc.md, section 7), addition by addi
 the same bit for bit.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,23 +23,53 @@ else:  # before JAX 0.8
 _MOST = 1e290  # float64 emissions are bounded, so that no sum overflows
 
 
+class _Star(NamedTuple):
+    """What the star stands for at each frame, (T, N): the first class of the largest logit."""
+
+    label: Array
+    logit: Array  # -inf if the blank is the only class
+
+
 @over_batch
-def align(acts, labels, lengths, **params):
+def align(acts, labels, lengths, *, softmax, star, **params):
     """Returns the path, the position of its labels in the row of labels, and its score."""
-    p = problem.make(acts, labels, lengths, **params)
+    p = problem.make(acts, labels, lengths, softmax=softmax or star, star=star, **params)
+    if star and not softmax:  # no row has a normaliser or needs one
+        p = p._replace(used=p.used | p.undefined, undefined=jnp.zeros_like(p.used))
+    stars = _stars(p) if star else None
     with enable_x64(True):
-        choices, end, score = _forward(p)
+        choices, end, score = _forward(p, stars, softmax)
         states = _backward(p, choices, end)
-    frames = [problem.swapped(x, p.time_axis) for x in _places(p, states)]
+    frames = [problem.swapped(x, p.time_axis) for x in _places(p, states, stars)]
     if acts.ndim == 2:
         frames = [x[:, 0] for x in frames]
     return [*frames, score.reshape(lengths.shape)]
 
 
-def _emissions(p: Problem, t: Array) -> tuple[Array, Array]:
-    """Returns what each state adds at frame t, (N, S), and the reference, (N,). The logit of the
-    blank is the reference, or 0 if the blank is impossible."""
-    x = problem.logits(p, t, 1)[0].astype(np.float64)
+def _stars(p: Problem) -> _Star:
+    """A NaN or a +inf is the logit, if there is one."""
+    is_blank = lax.broadcasted_iota(jnp.int32, p.acts.shape, 2) == p.blank
+    others = jnp.where(is_blank, -jnp.inf, p.acts)
+    label = jnp.argmax(others, axis=-1).astype(np.int32)
+    logit = jnp.take_along_axis(others, label[..., None], axis=-1)[..., 0]
+    label, logit = (problem.swapped(x, p.time_axis) for x in (label, logit))
+    has_star = (p.states == p.acts.shape[-1]).any(-1)
+    return _Star(label, jnp.where(p.used & has_star[None], logit, 0).astype(p.dtype))
+
+
+def _logits(p: Problem, t: Array, stars: _Star | None) -> Array:
+    """Returns the logit of each state at frame t, (N, S)."""
+    if stars is None:
+        return problem.logits(p, t, 1)[0]
+    is_star = p.states == p.acts.shape[-1]
+    x = problem.logits(p._replace(states=jnp.where(is_star, p.blank, p.states)), t, 1)[0]
+    return jnp.where(is_star, stars.logit[t][:, None], x)
+
+
+def _emissions(p: Problem, x: Array) -> tuple[Array, Array]:
+    """Returns what each state adds at a frame, (N, S), from its logits, and the reference, (N,).
+    The logit of the blank is the reference, or 0 if the blank is impossible."""
+    x = x.astype(np.float64)
     blank = x[:, 0]
     reference = jnp.where(blank == -jnp.inf, 0, blank)
     relative = x - reference[:, None]
@@ -46,36 +78,41 @@ def _emissions(p: Problem, t: Array) -> tuple[Array, Array]:
     return relative, reference
 
 
-def _forward(p: Problem) -> tuple[Array, Array, Array]:
+def _forward(p: Problem, stars: _Star | None, softmax: bool) -> tuple[Array, Array, Array]:
     """Returns how many states before it the path came from, (T, N, S), for each state; the state at
     the end, -1 if there is none; and the score."""
     S = p.states.shape[1]
     normaliser = (p.normaliser.shift.astype(np.float64), p.normaliser.log_total.astype(np.float64))
 
     def step(carry, inputs):
-        values, total = carry
+        values, total, undefined = carry
         t, used, shift, log_total = inputs
-        emission, reference = _emissions(p, t)
+        x = _logits(p, t, stars)
+        emission, reference = _emissions(p, x)
         before = jnp.pad(values, ((0, 0), (2, 0)), constant_values=-jnp.inf)
         advance, skip = before[:, 1 : S + 1], jnp.where(p.may_skip, before[:, :S], -jnp.inf)
         either = jnp.maximum(values, advance)
         choice = jnp.where(skip > either, 2, jnp.where(advance > values, 1, 0)).astype(np.int8)
         best = jnp.maximum(either, skip) + emission
-        of_blank = (reference - shift) - log_total if p.softmax else reference
-        total = total + jnp.where(used, of_blank, 0)
-        return (jnp.where(used[:, None], best, values), total), choice
+        if softmax:
+            reference = (reference - shift) - log_total
+        else:
+            undefined |= used & ~(x < jnp.inf).all(-1)
+        total = total + jnp.where(used, reference, 0)
+        return (jnp.where(used[:, None], best, values), total, undefined), choice
 
     nothing = jnp.full_like(p.states, -jnp.inf, np.float64)
-    start = nothing.at[:, 0].set(0), jnp.zeros_like(p.last, np.float64)
+    undefined = p.invalid | p.undefined.any(0)
+    start = nothing.at[:, 0].set(0), jnp.zeros_like(p.last, np.float64), undefined
     T = p.used.shape[0]
     if isinstance(T, int) and T == 0:  # there is no frame to trace the step with
-        (values, total), choices = (
+        (values, total, undefined), choices = (
             start,
             jnp.zeros_like(p.states, np.int8, shape=(0, *nothing.shape)),
         )
     else:
         t = jnp.arange(T, dtype=np.int32)
-        (values, total), choices = lax.scan(step, start, (t, p.used, *normaliser))
+        (values, total, undefined), choices = lax.scan(step, start, (t, p.used, *normaliser))
 
     def at(state: Array) -> Array:
         return jnp.take_along_axis(values, jnp.maximum(state, 0)[:, None], axis=1)[:, 0]
@@ -83,11 +120,9 @@ def _forward(p: Problem) -> tuple[Array, Array, Array]:
     # Of two equal ends, the last label.
     is_label = (p.last > 0) & (at(p.last - 1) >= at(p.last))
     end = jnp.where(is_label, p.last - 1, p.last)
-    undefined = p.invalid | p.undefined.any(0)
-    score = at(end) + total
-    if p.softmax:
-        score = jnp.minimum(score, 0)
-    score = jnp.where(undefined, jnp.nan, score).astype(p.dtype)
+    total = at(end) + total
+    score = jnp.where(undefined, jnp.nan, jnp.minimum(total, 0) if softmax else total)
+    score = score.astype(p.dtype)
     return choices, jnp.where(undefined | (score == -jnp.inf), -1, end), score
 
 
@@ -104,10 +139,12 @@ def _backward(p: Problem, choices: Array, end: Array) -> Array:
     return lax.scan(step, end, (choices, p.used), reverse=True)[1]
 
 
-def _places(p: Problem, states: Array) -> tuple[Array, Array]:
+def _places(p: Problem, states: Array, stars: _Star | None) -> tuple[Array, Array]:
     """Returns the class of each state, and the position of its label; -1 if there is none."""
     here = jnp.maximum(states, 0).T  # (N, T)
     classes = jnp.take_along_axis(p.states, here, axis=1).T
+    if stars is not None:
+        classes = jnp.where(classes == p.acts.shape[-1], stars.label, classes)
     # Entry k of the inverse of `position` is where the k-th label stands.
     order = jnp.pad(jnp.argsort(p.position, axis=-1).astype(np.int32), ((0, 0), (0, 1)))
     positions = jnp.take_along_axis(order, here // 2, axis=1).T

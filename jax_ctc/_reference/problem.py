@@ -61,8 +61,10 @@ def make(
     blank: int,
     threads: int,
     softmax: bool,
+    star: bool = False,
 ) -> Problem:
-    """Returns the problem of operands with one batch axis, or none."""
+    """Returns the problem of operands with one batch axis, or none. With `star`, label V is valid
+    too, as that of an alignment."""
     del threads
     if acts.ndim == 2:
         acts, labels, lengths = acts[:, None], labels[None], lengths[None]
@@ -70,7 +72,7 @@ def make(
     N, S = labels.shape[0], 2 * L + 1
 
     padding = labels < 0
-    invalid = ((labels >= V) | (labels == blank)).any(-1) | (lengths < 0) | (lengths > T)
+    invalid = ((labels >= V + star) | (labels == blank)).any(-1) | (lengths < 0) | (lengths > T)
     label_count = jnp.where(invalid, 0, (~padding).sum(-1, dtype=jnp.int32))
     # Padding moves to the end. The order of the labels stays.
     order = jnp.argsort(padding, axis=-1, stable=True)

@@ -103,20 +103,30 @@ struct HvpTarget {
   }
 };
 
-// CPU only. One more attribute: whether acts are logits, whose softmax is taken.
+// CPU only.
 struct AlignTarget {
-  static constexpr const char* name = "jax_ctc_align_v1";
+  static constexpr const char* name = "jax_ctc_align_v2";
   template <class Binding> static auto bind(Binding binding) {
     return std::move(binding)
         .template Ret<Ints>()     // path
         .template Ret<Ints>()     // label_index
         .template Ret<Buffer>();  // score
   }
+  template <class Binding> static auto with_options(Binding binding) {
+    return std::move(binding)
+        .template Attr<bool>("softmax")  // whether acts are logits, whose softmax is taken
+        .template Attr<bool>("star");    // whether label V stands for any class but the blank
+  }
   static bool fits(const Batch& p, Ints path, Ints label_index, Buffer score) {
     const int64_t rows = p.shape.rows();
     return int64_t(path.element_count()) == rows && int64_t(label_index.element_count()) == rows &&
            is_per_sequence(p, score);
   }
+};
+
+// CPU only, for programs that were exported before there was a star: without the attribute of it.
+struct AlignTargetV1 : AlignTarget {
+  static constexpr const char* name = "jax_ctc_align_v1";
 };
 
 // CPU only. The labels are symbols here.

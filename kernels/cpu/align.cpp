@@ -14,21 +14,27 @@
 namespace jax_ctc {
 namespace {
 
-// The different labels of a sequence, sorted, and which of them each label is.
+// The different labels of a sequence, sorted, and which of them each label is. The star is above all classes, so it is
+// the last one; the blank takes its place.
 struct Symbols {
-  std::vector<int32_t> values, slots;
+  std::vector<int32_t> values, slots, classes;
+  int64_t star;
 
-  void read(const std::vector<int32_t>& labels) {
+  void read(const std::vector<int32_t>& labels, int64_t V, int32_t blank) {
     values = labels;
     std::sort(values.begin(), values.end());
     values.erase(std::unique(values.begin(), values.end()), values.end());
-    slots.clear();
-    for (const int32_t label : labels)
+    star = !values.empty() && values.back() == V ? int64_t(values.size()) - 1 : -1;
+    slots.clear(), classes.clear();
+    for (const int32_t label : labels) {
       slots.push_back(int32_t(std::lower_bound(values.begin(), values.end(), label) - values.begin()));
+      classes.push_back(label < V ? label : blank);
+    }
+    if (star >= 0) values.back() = blank;
   }
 };
 
-template <class F> void align_sequence(const Problem& p, int64_t sequence, Alignment out) {
+template <class F> void align_sequence(const Problem& p, int64_t sequence, AlignOptions options, Alignment out) {
   constexpr F kNaN = std::numeric_limits<F>::quiet_NaN(), kInfinity = std::numeric_limits<F>::infinity();
   const Shape& s = p.shape;
   const int64_t first = first_row(s, sequence);
@@ -37,15 +43,20 @@ template <class F> void align_sequence(const Problem& p, int64_t sequence, Align
   int32_t *path = out.path + first, *label_index = out.label_index + first;
   int64_t aligned = 0;  // frames
   thread_local UnpaddedLabels labels;
-  if (!is_valid_length(s, length) || !labels.read(p, p.labels + sequence * s.L)) {
+  Batch with_star = p;
+  with_star.shape.V += options.star;
+  if (!is_valid_length(s, length) || !labels.read(with_star, p.labels + sequence * s.L)) {
     *score = kNaN;
   } else {
     thread_local Symbols symbols;
-    symbols.read(labels.values);
+    symbols.read(labels.values, s.V, p.blank);
     const Sequence<F> in = sequence_of<F>(p, sequence, labels);
     const SequenceAlignment to = {symbols.values.data(),
                                   int64_t(symbols.values.size()),
+                                  symbols.star,
                                   symbols.slots.data(),
+                                  symbols.classes.data(),
+                                  options.softmax,
                                   labels.columns.data(),
                                   path,
                                   label_index,
@@ -61,9 +72,9 @@ template <class F> void align_sequence(const Problem& p, int64_t sequence, Align
 
 }  // namespace
 
-void align(const Problem& p, Alignment out, Executor& executor) {
+void align(const Problem& p, AlignOptions options, Alignment out, Executor& executor) {
   with_result_type(p.dtype, [&](auto zero) {
-    for_each_sequence(p, 1, executor, [&](int64_t i) { align_sequence<decltype(zero)>(p, i, out); });
+    for_each_sequence(p, 1, executor, [&](int64_t i) { align_sequence<decltype(zero)>(p, i, options, out); });
   });
 }
 

@@ -38,11 +38,15 @@ void sums_cotangent(const Problem& problem, const void* top, const void* ct_tail
                     Executor& executor);
 
 // The best path of each sequence, -1 at frames that are not in use or where there is none.
+struct AlignOptions {
+  bool softmax;  // whether scores are log-probabilities of the softmax, or acts as they stand
+  bool star;     // whether label V is the star, and not an invalid one
+};
 struct Alignment {
   int32_t *path, *label_index;  // (N, T, B)
   void* score;                  // (N*B,)
 };
-void align(const Problem& problem, Alignment out, Executor& executor);
+void align(const Problem& problem, AlignOptions options, Alignment out, Executor& executor);
 
 // Prefix beam search. The problem has no labels, L = 0.
 struct BeamOptions {

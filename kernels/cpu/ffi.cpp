@@ -88,10 +88,17 @@ template <bool softmax> ffi::Error hvp_handler(ffi::ThreadPool pool, CTC_OPERAND
 }
 
 ffi::Error align_handler(ffi::ThreadPool pool, CTC_OPERANDS, IntsResult path, IntsResult label_index, Result score,
-                         CTC_ATTRIBUTES, bool softmax) {
+                         CTC_ATTRIBUTES, bool softmax, bool star) {
   CTC_DECODE(softmax);
   if (!AlignTarget::fits(p, *path, *label_index, *score)) return mismatch(AlignTarget::name);
-  return guarded([&] { align(p, {path->typed_data(), label_index->typed_data(), score->untyped_data()}, executor); });
+  const Alignment out = {path->typed_data(), label_index->typed_data(), score->untyped_data()};
+  return guarded([&] { align(p, {softmax, star}, out, executor); });
+}
+
+ffi::Error align_handler_v1(ffi::ThreadPool pool, CTC_OPERANDS, IntsResult path, IntsResult label_index, Result score,
+                            CTC_ATTRIBUTES, bool softmax) {
+  return align_handler(pool, acts, labels, lengths, path, label_index, score, time_axis, time_moved, blank, threads,
+                       softmax, false);
 }
 
 // Every symbol must be a class of acts, or below 0, because kernels read rows at the symbols without a check.
@@ -154,7 +161,8 @@ XLA_FFI_DEFINE_HANDLER(kCotangent, cotangent_handler<true>, binding<CotangentTar
 XLA_FFI_DEFINE_HANDLER(kCotangentOfScores, cotangent_handler<false>, binding<CotangentTarget>());
 XLA_FFI_DEFINE_HANDLER(kHvp, hvp_handler<true>, binding<HvpTarget>());
 XLA_FFI_DEFINE_HANDLER(kHvpOfScores, hvp_handler<false>, binding<HvpTarget>());
-XLA_FFI_DEFINE_HANDLER(kAlign, align_handler, binding<AlignTarget>().Attr<bool>("softmax"));
+XLA_FFI_DEFINE_HANDLER(kAlign, align_handler, AlignTarget::with_options(binding<AlignTarget>()));
+XLA_FFI_DEFINE_HANDLER(kAlignV1, align_handler_v1, binding<AlignTargetV1>().Attr<bool>("softmax"));
 XLA_FFI_DEFINE_HANDLER(kSums, sums_handler, binding<SumsTarget>());
 XLA_FFI_DEFINE_HANDLER(kSumsCotangent, sums_cotangent_handler, binding<SumsCotangentTarget>());
 XLA_FFI_DEFINE_HANDLER(kBeam, beam_handler, BeamTarget::with_options(binding<BeamTarget>()));
@@ -175,7 +183,8 @@ std::vector<std::pair<const char*, Handler*>> handlers() {
           {AlignTarget::name, kAlign},
           {SumsTarget::name, kSums},
           {SumsCotangentTarget::name, kSumsCotangent},
-          {BeamTarget::name, kBeam}};
+          {BeamTarget::name, kBeam},
+          {AlignTargetV1::name, kAlignV1}};
 }
 
 std::pair<int, int> ffi_api_version() { return {XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR}; }

@@ -25,7 +25,12 @@ def hypotheses(acts):
     return jax.vmap(jax_ctc.ctc, (None, 0, None))(acts, LABELS[None, :2], LENGTHS[:2])
 
 
+def alignment(acts):
+    return jax_ctc.ctc_align(acts, LABELS[:2], LENGTHS[:2]).score
+
+
 FUNCTIONS = {
+    "alignment": (alignment, 2, 4),
     "dense": (cost, 3, 4),
     "compact": (cost, 3, 9),
     "gradient, dense": (jax.grad(lambda acts: cost(acts).sum()), 3, 4),
@@ -37,8 +42,8 @@ FUNCTIONS = {
 @pytest.mark.parametrize(
     ("name", "order"),
     sweep(
-        [*((name, 3) for name in FUNCTIONS), ("gradient, compact", 2), ("hypotheses", 2)],
-        [("dense", 3), ("gradient, compact", 2), ("hypotheses", 2)],
+        [*((name, 3) for name in FUNCTIONS), *((name, 2) for name in FUNCTIONS)],
+        [("dense", 3), ("gradient, compact", 2), ("hypotheses", 2), ("alignment", 2)],
     ),
 )
 def test_series_are_those_of_nested_jvps(name, order):
@@ -75,3 +80,13 @@ def test_a_sequence_without_an_alignment_has_no_series():
     for term in series:
         assert term[2] == 0
         assert np.isfinite(term).all()
+
+
+def test_a_path_has_a_series_of_zeros():
+    acts = np.cos(np.arange(T * 8)).reshape(T, 2, 4).astype(np.float32)
+    align = lambda acts: jax_ctc.ctc_align(acts, LABELS[:2], LENGTHS[:2])  # noqa: E731
+    with jax.numpy_dtype_promotion("standard"):  # jet scales the terms of integers too
+        out, series = jet(align, (acts,), ([acts, acts],))
+    for x, terms in zip(out[:2], series[:2], strict=True):
+        np.testing.assert_array_equal(x, align(acts)[0 if x is out[0] else 1])
+        assert not np.asarray(terms).any()

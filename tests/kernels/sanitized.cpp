@@ -52,7 +52,7 @@ template <class F> struct Results {
     Threads threads;
     loss(p, pointer(alone), threads);
     forward(p, pointer(cost), residuals(), threads);
-    align(p, {pointer(path), pointer(label_index), pointer(score)}, threads);
+    align(p, {true, false}, {pointer(path), pointer(label_index), pointer(score)}, threads);
   }
   void backwards(const Problem& p, RandomProblem<F>& random) {
     Threads threads;

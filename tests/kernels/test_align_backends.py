@@ -40,13 +40,15 @@ def problem(kind, T=90, B=6, V=7, L=25, dtype=np.float32):
 
 
 pure = jax.jit(
-    partial(_reference.align, softmax=True, threads=0, blank=0), static_argnames="time_axis"
+    partial(_reference.align, threads=0, blank=0),
+    static_argnames=["time_axis", "softmax", "star"],
 )
 
 
-def paths_in_both_ways(given):
+def paths_in_both_ways(given, softmax=True, star=None):
     with getattr(_reference.align, "lowered_in", contextlib.nullcontext)():
-        return jax_ctc.ctc_align(*given), pure(*given, time_axis=0)
+        plain = pure(*given, time_axis=0, softmax=softmax, star=star is not None)
+        return jax_ctc.ctc_align(*given, softmax=softmax, star=star), plain
 
 
 def assert_same_paths(one, other):
@@ -61,6 +63,14 @@ def assert_same_paths(one, other):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, jnp.bfloat16])
 def test_pure_jax_and_the_kernels_return_the_same_path(kind, dtype):
     assert_same_paths(*paths_in_both_ways(problem(kind, dtype=dtype)))
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_pure_jax_and_the_kernels_return_the_same_path_of_a_star(kind, softmax):
+    acts, labels, lengths = problem(kind)
+    labels[:, ::5] = 7
+    assert_same_paths(*paths_in_both_ways((acts, labels, lengths), softmax=softmax, star=7))
 
 
 @pytest.mark.parametrize(("T", "L"), [(0, 2), (0, 0), (1, 0)])
@@ -113,7 +123,9 @@ def test_pure_jax_keeps_a_byte_a_state_and_frame(time_major):
     T, B, V, L = 200, 2, 1000, 50
     acts = jax.ShapeDtypeStruct((T, B, V) if time_major else (B, T, V), jnp.float32)
     integers = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in [(B, L), (B,)])
-    compiled = pure.lower(acts, *integers, time_axis=int(not time_major)).compile()
+    compiled = pure.lower(
+        acts, *integers, time_axis=int(not time_major), softmax=True, star=False
+    ).compile()
     states = T * B * (2 * L + 1)
     # Besides, a group of 256 classes of the normaliser.
     assert compiled.memory_analysis().temp_size_in_bytes < states + 4 * T * B * 256 * 2 + 100_000

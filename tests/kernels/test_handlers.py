@@ -53,7 +53,7 @@ def honest(op, V, L, T=T, B=B):
 
 
 def attributes_of(op, **others):
-    return {**ATTRIBUTES, **({"softmax": True} if op == "align" else {}), **others}
+    return {**ATTRIBUTES, **({"softmax": True, "star": False} if op == "align" else {}), **others}
 
 
 def call(op, operands, results, attributes=None):

@@ -146,9 +146,9 @@ PLANTED = {
         "i <= pairs; ++i) to[i] = blank[i]",
     ),
     "slots of an alignment": (
-        "align.h",
-        "for (int64_t i = 0; i < pairs; ++i) {",
-        "for (int64_t i = 0; i <= pairs; ++i) {",
+        "align_emissions.h",
+        "for (int64_t i = 0; i < pairs; ++i) slots",
+        "for (int64_t i = 0; i <= pairs; ++i) slots",
     ),
     "a kept shift": ("emissions.h", "if (product == nullptr) stay_below(shift[t]);", ""),
 }

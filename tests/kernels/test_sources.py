@@ -71,7 +71,8 @@ INCLUDES = {
     "cpu/simd/best_classes.h": {"cpu/simd/half.h", "cpu/simd/normaliser.h"},
     "cpu/simd/gradient.h": {"cpu/simd/arena.h", "cpu/simd/half.h", "cpu/simd/rows.h"},
     "cpu/simd/forward.h": {"cpu/simd/gradient.h", "cpu/simd/sweep.h"},
-    "cpu/simd/align.h": {"cpu/simd/arena.h", "cpu/simd/class_table.h", "cpu/simd/half.h"},
+    "cpu/simd/align_emissions.h": {"cpu/simd/arena.h", "cpu/simd/class_table.h", "cpu/simd/half.h"},
+    "cpu/simd/align.h": {"cpu/simd/align_emissions.h"},
     "cpu/simd/table.h": {
         "cpu/simd/align.h",
         "cpu/simd/best_classes.h",
@@ -235,8 +236,10 @@ IMPORTS = {
     },
     "_primitives.beam": {"_primitives.family", "_reference"},
     "_primitives.align": {
+        "_mesh",
         "_operands",
         "_primitives.family",
+        "_primitives.few_classes",
         "_primitives.zero_product",
         "_reference",
     },
@@ -263,7 +266,7 @@ IMPORTS = {
     },
     "_split_classes": {"_arguments", "_mesh", "_primitives", "_primitives.few_classes"},
     "_check": {"_shapes", "_split_classes", "_values", "_verdict"},
-    "_align": {"_arguments", "_primitives.align", "_shapes"},
+    "_align": {"_arguments", "_operands", "_primitives.align", "_shapes"},
     "_loss": {"_arguments", "_primitives", "_shapes", "_split_classes"},
     "_linear": {
         "_arguments",

@@ -15,7 +15,9 @@ from support.cases import Case, every_edge
 from support.results import TOLERANCE, assert_gradient, assert_same_bits
 from support.runs import sweep
 
-align = jax.jit(jax_ctc.ctc_align, static_argnames=["blank", "time_major", "num_threads"])
+align = jax.jit(
+    jax_ctc.ctc_align, static_argnames=["blank", "time_major", "softmax", "star", "num_threads"]
+)
 
 
 def assert_alignment(actual, expected, T):
@@ -66,6 +68,80 @@ def test_every_edge_is_the_oracle_s(case, L):
     given = case.in_one_shape(V=12, L=L)
     expected = alignments.solve(*given, blank=Case.SHARED_BLANK)
     assert_alignment(align(*given, blank=Case.SHARED_BLANK), expected, len(given[0]))
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+@pytest.mark.parametrize(("T", "V", "blank"), sweep([(6, 3, 0), (7, 2, 1), (5, 3, 2)], [(6, 3, 0)]))
+def test_a_star_is_the_best_class_but_the_blank_and_else_a_label_like_any_other(
+    T, V, blank, softmax
+):
+    B, L = 80, 3
+    rng = np.random.default_rng(T)
+    acts = rng.integers(-1, 2, (T, B, V)).astype(np.float32)
+    acts[rng.random((T, B, V)) < 0.1] = -np.inf
+    labels = rng.integers(0, V + 1, (B, L), dtype=np.int32)
+    labels[rng.random((B, L)) < 0.3] = V
+    labels[(labels == blank) | (rng.random((B, L)) < 0.1)] = -1
+    labels[:4] = [[V, V, -1], [V, -1, 1 - min(blank, 1)], [1 - min(blank, 1), V, V], [V] * 3]
+    lengths = rng.integers(T - 2, T + 1, B, dtype=np.int32)
+    acts[1, 4, :], acts[1, 5, 0], acts[2, 6, V - 1] = -np.inf, np.nan, np.inf
+    options = {"blank": blank, "softmax": softmax, "star": V}
+    expected = alignments.solve(acts, labels, lengths, best=alignments.enumerate_paths, **options)
+    by_programming = alignments.solve(acts, labels, lengths, **options)
+    for one, other in zip(expected[:2], by_programming[:2], strict=True):
+        np.testing.assert_array_equal(one, other)
+    out = align(acts, labels, lengths, **options)
+    np.testing.assert_array_equal(out.path, expected[0])
+    np.testing.assert_array_equal(out.label_index, expected[1])
+    np.testing.assert_allclose(out.score, expected[2], rtol=1e-6, atol=1e-6)
+    assert np.isfinite(expected[2]).any()
+    # The class that a star stands for has the derivative.
+    gradient = jax.grad(lambda x: align(x, labels, lengths, **options).score.sum())(acts)
+    undefined = np.isnan(expected[2]) & (lengths >= 0)
+    one_hot = expected[0][..., None] == np.arange(V)
+    if not softmax:
+        exact = np.where(undefined[:, None], np.asarray(gradient), one_hot)
+        np.testing.assert_array_equal(gradient, exact)
+    else:
+        defined = np.where(undefined[:, None], 0, np.asarray(gradient))
+        kept = np.where(undefined[:, None], 0, acts)
+        path = np.where(undefined, -1, expected[0])
+        assert_gradient(defined, expected_gradient(kept, lengths, path))
+
+
+def test_a_star_takes_what_the_transcript_lacks():
+    acts = np.full((9, 6), -4, np.float32)
+    said = [1, 0, 5, 4, 3, 0, 2, 2, 0]
+    acts[np.arange(9), said] = 4
+    out = align(acts, np.array([1, 6, 2], np.int32), np.int32(9), star=6)
+    np.testing.assert_array_equal(out.path, said)
+    np.testing.assert_array_equal(out.label_index, [0, -1, 1, 1, 1, -1, 2, 2, -1])
+    np.testing.assert_array_equal(jax_ctc.label_spans(out, 3).start, [0, 2, 6])
+
+
+def test_without_another_class_a_star_has_no_alignment():
+    out = align(np.zeros((4, 1, 1), np.float32), np.array([[1]]), np.array([4]), star=1)
+    assert np.isneginf(out.score).all()
+    assert (np.asarray(out.path) == -1).all()
+
+
+@pytest.mark.parametrize(
+    ("star", "error", "message"),
+    [
+        (5, ValueError, r"^`star`: expected None or V = 4, one past the classes, .* got 5"),
+        (3, ValueError, r"^`star`: expected None or V = 4"),
+        (True, ValueError, r"^`star`: expected None or V = 4"),
+        (4.0, TypeError, r"^`star`: expected None or a Python int, got a float"),
+    ],
+)
+def test_a_star_that_is_not_one_past_the_classes_raises(star, error, message):
+    given = np.zeros((3, 1, 4), np.float32), [[1, 4]], [3]
+    with pytest.raises(error, match=message):
+        jax_ctc.ctc_align(*given, star=star)
+    with pytest.raises(TypeError, match=r"`star`: .* got a traced value"):
+        jax.jit(lambda s: jax_ctc.ctc_align(*given, star=s))(4)
+    with pytest.raises(ValueError, match=r"labels\[0, 1\] = 5 is not a class .* nor the star"):
+        jax_ctc.ctc_align(given[0], [[1, 5]], [3], star=4)
 
 
 # Around the widths of vectors, whole groups of four frames, and several blocks.
@@ -300,3 +376,77 @@ def test_spans_are_mapped_over_more_axes():
         assert_same_bits(x[1], y)
     with pytest.raises(ValueError, match=r"Use jax\.vmap for more batch axes"):
         jax_ctc.label_spans(twice, 8)
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+def test_confidence_is_the_mean_over_the_frames_of_each_label(time_major, softmax):
+    acts, labels, lengths = random_batch(40, 4, 7, 8)
+    labels[2, 1] = 7  # a star
+    lengths[3] = 1  # infeasible
+    order = (lambda x: x) if time_major else (lambda x: x.swapaxes(0, 1))
+    options = {"time_major": time_major, "softmax": softmax}
+    alignment = align(order(acts), labels, lengths, star=7, **options)
+    confidence = partial(jax_ctc.label_confidence, alignment=alignment, L=8, **options)
+    path, index = (np.asarray(order(x)) for x in alignment[:2])
+    exact = oracle.log_softmax(acts.astype(float)) if softmax else acts.astype(float)
+    expected = np.full((4, 8), np.nan)
+    for b, i in np.ndindex(4, 8):
+        frames = np.flatnonzero(index[:, b] == i)
+        if len(frames):
+            expected[b, i] = exact[frames, b, path[frames, b]].mean()
+    acts[20:, 3] = np.nan  # no frame of an alignment
+    found = confidence(order(acts))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert np.isnan(expected[3]).all()
+    gradient = jax.grad(lambda x: jnp.nansum(confidence(x)))(order(acts))
+    assert np.isfinite(gradient).all()
+    alone = jax.tree.map(lambda x: order(x)[:, 0] if x.ndim == 2 else x[0], alignment)
+    of_one = jax_ctc.label_confidence(acts[:, 0], alone, 8, softmax=softmax)
+    np.testing.assert_allclose(of_one, found[0], rtol=1e-6)
+
+
+def test_a_confidence_of_another_alignment_raises():
+    alignment = align(*random_batch(9, 2, 4, 3))
+    with pytest.raises(ValueError, match=r"`alignment`: expected a path of shape \(8, 2\)"):
+        jax_ctc.label_confidence(np.zeros((8, 2, 4), np.float32), alignment, 3)
+
+
+# ---- hypotheses --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("softmax", "star", "axes"),
+    sweep(
+        [(s, star, axes) for s in (True, False) for star in (None, 40)
+         for axes in ((None, 0, None), (None, 1, 0), (None, None, 0))],
+        [(True, None, (None, 1, 0)), (False, None, (None, 0, None)), (True, 40, (None, 1, 0))],
+    ),
+)  # fmt: skip
+def test_hypotheses_of_the_same_acts_are_a_loop_without_copies(softmax, star, axes):
+    K, T, B, V, L = 3, 20, 2, 40, 5
+    rng = np.random.default_rng(1)
+    acts = rng.normal(size=(T, B, V)).astype(np.float32)
+    labels = rng.integers(1, V, (K, B, L), dtype=np.int32)
+    labels[0, 0, 3], labels[1, 1, 2] = -1, labels[1, 1, 1]
+    if star is not None:
+        labels[:, :, 0] = star
+    lengths = rng.integers(T - 4, T + 1, (K, B), dtype=np.int32)
+    many = [
+        x[0] if d is None else np.moveaxis(x, 0, d)
+        for x, d in zip((labels, lengths), axes[1:], strict=True)
+    ]
+    function = jax.vmap(partial(jax_ctc.ctc_align, softmax=softmax, star=star), axes)
+    out = function(acts, *many)
+    for k in range(K):
+        own = [
+            x[0] if d is None else x[k] for x, d in zip((labels, lengths), axes[1:], strict=True)
+        ]
+        alone = align(acts, *own, softmax=softmax, star=star)
+        assert_same_bits(out.path[k], alone.path)
+        assert_same_bits(out.label_index[k], alone.label_index)
+        np.testing.assert_allclose(out.score[k], alone.score, rtol=1e-6, atol=1e-5)
+    (gradient,) = jax.vjp(lambda x: function(x, *many).score, acts)[1](jnp.ones_like(out.score))
+    assert np.isfinite(gradient).all()
+    text = jax.jit(function).lower(acts, *many).as_text()
+    assert f"{K}x{T}x{B}x{V}x" not in text
+    assert f"{T}x{B}x{K}x{V}x" not in text

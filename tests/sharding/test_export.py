@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Programs exported and loaded elsewhere, and programs found in the compilation cache."""
 
+import re
 import sys
 from functools import partial
 
@@ -185,4 +186,4 @@ print(sum(hits), float(cost), float(abs(gradient).sum()))
 def test_every_target_has_a_version_in_its_name():
     names = [check.is_custom_call() for check in jax_ctc.export_checks()]
     assert len(names) == len(set(names)) >= 7
-    assert all(name.startswith("jax_ctc_") and name.endswith("_v1") for name in names)
+    assert all(re.fullmatch(r"jax_ctc_[a-z_]+_v\d", name) for name in names)

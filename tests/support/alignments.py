@@ -2,19 +2,18 @@
 """What an alignment has to be, in plain numpy and twice: by enumeration and by Viterbi.
 
 Of equally good paths both take the one of the rule: at the end the last label before the blank, and
-going back stay before advance before skip.
+going back stay before advance before skip. A star is one class more, whose logit is the largest of
+the others but the blank's.
 """
 
 import itertools
 
 import numpy as np
 
-from support import oracle
-
 
 def enumerate_paths(logits, labels, blank=0):
-    """(states, score) of the best path of one (T, V) sequence, out of all V**T. Scores have to be
-    exact, as those of small integers are, so that equal ones are equal."""
+    """(states, sum of logits) of the best path of one (T, V) sequence, out of all V**T. Sums
+    have to be exact, as those of small integers are, so that equal ones are equal."""
     T, V = logits.shape
     ranked = []
     for path in itertools.product(range(V), repeat=T):
@@ -26,8 +25,8 @@ def enumerate_paths(logits, labels, blank=0):
         ranked.append((-total, states[-1:], [-s for s in states[-2::-1]], states, list(path)))
     if not ranked or min(ranked)[0] == np.inf:
         return None, -np.inf
-    *_, states, path = min(ranked)
-    return states, oracle.log_softmax(logits)[np.arange(T), path].sum()
+    lowest, *_, states, _ = min(ranked)
+    return states, -lowest
 
 
 def _states(path, blank):
@@ -44,7 +43,7 @@ def _states(path, blank):
 
 
 def viterbi(logits, labels, blank=0):
-    """(states, score) of the best path of one (T, V) sequence, in float64."""
+    """(states, sum of logits) of the best path of one (T, V) sequence, in float64."""
     T, L = len(logits), len(labels)
     exact = logits.astype(np.float64)
     if T == 0:
@@ -71,12 +70,12 @@ def viterbi(logits, labels, blank=0):
     for t in reversed(range(T)):
         states.append(int(state))
         state -= int(back[t, state])
-    top = exact.max(axis=-1)
-    sums = top + np.log(np.exp(exact - top[:, None]).sum(axis=-1))
-    return states[::-1], best + (reference - sums).sum()
+    return states[::-1], best + reference.sum()
 
 
-def solve(acts, labels, lengths, label_lengths=None, blank=0, best=viterbi):
+def solve(
+    acts, labels, lengths, label_lengths=None, blank=0, best=viterbi, softmax=True, star=None
+):
     """path, label_index (T, B) and score (B,) of a batch (T, B, V); any entry may be bad."""
     T, B, V = acts.shape
     path, index = np.full((2, T, B), -1, np.int32)
@@ -87,15 +86,24 @@ def solve(acts, labels, lengths, label_lengths=None, blank=0, best=viterbi):
             row[label_lengths[b] :] = -1
         places = np.flatnonzero(row >= 0)
         wanted, used = row[places], acts[: max(lengths[b], 0), b].astype(np.float64)
-        bad = (wanted >= V) | (wanted == blank)
+        bad = (wanted >= V + (star is not None)) | (wanted == blank)
         if bad.any() or not 0 <= lengths[b] <= T:
             continue
-        if not (np.isfinite(used.max(axis=-1, initial=-np.inf)) & ~np.isnan(used).any(-1)).all():
+        others = np.where(np.arange(V) == blank, -np.inf, used)
+        column = others.max(axis=-1, keepdims=True, initial=-np.inf)
+        extended = np.concatenate([used, column], axis=-1)
+        read = used if softmax or V in wanted else used[:, [blank, *wanted]]
+        if not (read < np.inf).all() or (softmax and (read == -np.inf).all(-1).any()):
             continue
-        states, score[b] = best(used, wanted, blank)
+        states, score[b] = best(extended if star is not None else used, wanted, blank)
         if states is None:
             continue
+        if softmax:
+            top = used.max(axis=-1, initial=-np.inf)
+            score[b] -= (top + np.log(np.exp(used - top[:, None]).sum(axis=-1))).sum()
         for t, state in enumerate(states):
             index[t, b] = places[state // 2] if state % 2 else -1
             path[t, b] = wanted[state // 2] if state % 2 else blank
+            if path[t, b] == V:
+                path[t, b] = others[t].argmax()
     return path, index, score

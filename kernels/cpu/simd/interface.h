@@ -23,7 +23,7 @@ class Scratch {
 };
 
 // One sequence with valid arguments: 0 <= length <= T, and labels that are in [0, V), are not the blank and have no
-// padding.
+// padding. In an alignment V stands for the star.
 template <class F> struct Sequence {
   Dtype dtype;
   const void* acts;     // the first row
@@ -116,9 +116,12 @@ template <class F> struct BestClasses {
 
 // What an alignment needs of the labels, and where it goes. A slot is a place in a table of the different labels.
 struct SequenceAlignment {
-  const int32_t* symbols;   // the different labels
+  const int32_t* symbols;   // the different labels; in the place of the star, which is no class, the blank
   int64_t D;                // how many
+  int64_t star;             // the slot of the star, or -1
   const int32_t* slots;     // symbols[slots[i]] is label i
+  const int32_t* classes;   // the same for each label: a class that can be read
+  bool softmax;             // whether acts are logits, and not log-scores
   const int32_t* position;  // label i stands in entry position[i] - 1 of the caller's row
   int32_t* path;            // the class of each frame
   int32_t* label_index;     // the entry of the caller's row, or -1 on the blank
