@@ -61,19 +61,19 @@ def _batch_shared_acts(op, args, dims, *, time_axis, **params):
 def _on_few_classes(acts, labels, lengths, *, time_axis, blank, threads, softmax, star):
     """Aligns as `align_p` does, without a star. The emissions are the same numbers."""
     symbols, few_labels = few_classes.symbols_of(labels, blank, acts.shape[-1])
+    sums = None
     if softmax:
         sums = few_classes.sums_of(acts, symbols, lengths, time_axis, threads)
         few_acts = few_classes.acts_of(sums, symbols, time_axis)
     else:
-        sums = few_classes.scores_of(acts, symbols, lengths, time_axis)
-        is_symbol = jnp.expand_dims(symbols, time_axis) >= 0
-        few_acts = jnp.where(is_symbol, sums.scores, -jnp.inf)
+        scores = few_classes.scores_of(acts, symbols, lengths, time_axis)
+        few_acts = few_classes.acts_of_scores(scores, symbols, time_axis)
     few_acts, few_labels, lengths = _mesh.vary_alike(few_acts, few_labels, lengths)
     params = {"time_axis": time_axis, "blank": 0, "threads": threads}
     path, label_index, score = align_p.bind(
         few_acts, few_labels, lengths, softmax=softmax, star=star, **params
     )
-    if softmax:
+    if sums is not None:
         cost = few_classes.cost_of(-score, few_acts, sums, symbols, lengths, time_axis)
         score = -jnp.maximum(cost, 0)
     shape = (*few_acts.shape[:-1], symbols.shape[-1])

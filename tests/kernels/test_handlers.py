@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import jax_ctc
-from jax_ctc._primitives.custom_call import OF_SCORES, TARGETS
+from jax_ctc._primitives.custom_call import OF_SCORES, RETIRED, TARGETS
 from support import handlers
 from support.handlers import ATTRIBUTES
 from support.results import assert_same_bits
@@ -318,3 +318,12 @@ def test_python_threads_that_call_at_once_get_the_bits_of_one():
     for thread in threads:
         thread.join()
     assert not failures
+
+
+def test_a_program_from_before_the_star_still_aligns():
+    operands, results = honest("align", 4, 2)
+    expected = call("align", operands, results)
+    attributes = {**ATTRIBUTES, "softmax": True}
+    for name in RETIRED:
+        for x, y in zip(handlers.call(name, operands, results, attributes), expected, strict=True):
+            np.testing.assert_array_equal(x, y)
