@@ -70,7 +70,8 @@ def test_residuals_have_the_layout_that_kernels_expect(said):
 
 def test_target_names_are_those_of_the_handlers():
     header = (KERNELS / "common" / "ffi_targets.h").read_text()
-    named = set(re.findall(r'name = "(jax_ctc_\w+_v\d+)"', header))
-    assert named == {*custom_call.TARGETS.values(), *custom_call.RETIRED}
+    named = set(re.findall(r'(?:name|of_scores) = "(jax_ctc_\w+_v\d+)"', header))
+    tables = custom_call.TARGETS, custom_call.OF_SCORES
+    assert named == {*tables[0].values(), *tables[1].values(), *custom_call.RETIRED}
     assert _kernels.TARGETS.get("cpu", named) == named
     assert _kernels.TARGETS.get("cuda", set()) <= named
