@@ -122,9 +122,8 @@ def costs_alone():
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks for children in /proc")
-@pytest.mark.parametrize(
-    "number", sweep([signal.SIGTERM, signal.SIGKILL], [signal.SIGKILL]), ids=lambda n: n.name
-)
+@only_all
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda n: n.name)
 def test_two_workers_learn_as_one_does_until_their_launcher_is_killed(number, costs_alone):
     launcher = start("--steps", 100_000, "--here", 2)
     workers = []

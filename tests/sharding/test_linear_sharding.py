@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 import jax_ctc
 from support.layers import ARRAYS, assert_close, exact, problem
 from support.results import assert_costs
-from support.runs import mesh_in_use, sweep
+from support.runs import mesh_in_use, only_all, sweep
 from support.sharded_classes import mesh_of, needs_devices
 
 T, B, V, L, D = 10, 8, 88, 3, 7
@@ -124,7 +124,8 @@ def test_no_device_has_more_than_its_part_of_hidden_and_kernel(way):
 
 
 @needs_devices
-@pytest.mark.parametrize("way", sweep(["jit", "explicit"], ["explicit"]))
+@only_all
+@pytest.mark.parametrize("way", ["jit", "explicit"])
 def test_a_million_classes_over_eight_devices(way):
     """Each has 131,072 of them, and no more; the logits are those of a few frames."""
     V, frames = 1 << 20, 6
