@@ -66,7 +66,7 @@ pictures: $(HERE) $(VENV)/.bench-tools $(VENV)/.demo-tools
 
 # The documentation site in build/site. A warning is an error.
 docs: $(VENV)/.docs-tools
-	$(BIN)/python docs/site/build.py build/site
+	$(BIN)/python docs/site/pages.py build/site
 
 # The site on http://localhost:8000.
 docs-serve: docs

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of Sphinx. `docs/site/build.py` runs it."""
+"""Settings of Sphinx. `docs/site/pages.py` runs it."""
 
 import os
 import re
@@ -10,7 +10,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 os.environ.setdefault("JAX_CTC_KERNELS", "none")  # docstrings need no kernels
 
-import build  # noqa: E402
+import pages  # noqa: E402
+
 import jax_ctc  # noqa: E402
 
 project = html_title = "jax_ctc"
@@ -19,7 +20,7 @@ version = release = jax_ctc.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 
 html_theme = "furo"
-html_theme_options = {"source_repository": build.REPOSITORY}
+html_theme_options = {"source_repository": pages.REPOSITORY}
 pygments_style, pygments_dark_style = "default", "github-dark"
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]

@@ -43,5 +43,5 @@ def test_the_site_builds_without_a_warning(tmp_path):
     pytest.importorskip("sphinx", reason="the group docs is not installed")
     import sys
 
-    done = run(sys.executable, ROOT / "docs" / "site" / "build.py", tmp_path)
+    done = run(sys.executable, ROOT / "docs" / "site" / "pages.py", tmp_path)
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds the documentation site: the documents of the repository as pages.
 
-    python docs/site/build.py build/site
+    python docs/site/pages.py build/site
 
 The documents are written for a reader of the repository: a link is a path, relative to the file
 that it stands in. Here links to documents become links to pages, and links to other files become
