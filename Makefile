@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install --quiet
 SOURCES := pyproject.toml CMakeLists.txt $(shell find jax_ctc kernels cmake -type f -not -name '*.pyc' -not -name '*.so')
-FORMATTED = $(filter %.h %.cpp %.cu %.cuh,$(SOURCES)) $(wildcard $(addprefix tests/kernels/,*.h *.cpp emulator/*))
+FORMATTED = $(filter %.h %.cpp %.cu %.cuh,$(SOURCES)) $(wildcard benchmarks/cpu/*.cpp $(addprefix tests/kernels/,*.h *.cpp emulator/*))
 TEST_ARGS ?=
 BENCH_ARGS ?=
 FUZZ_ARGS ?=
@@ -57,7 +57,11 @@ fuzz: $(HERE)
 bench: $(HERE) $(VENV)/.bench-tools
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
-.PHONY: pictures docs docs-serve
+# Instructions of the CPU kernels a row, which no noise can move: by callgrind, where valgrind is found.
+instructions: $(HERE)
+	$(BIN)/python -m benchmarks.cpu.instructions
+
+.PHONY: instructions pictures docs docs-serve
 
 # Draws the pictures of the documents: those of the benchmarks from the stored results, and the demonstration's.
 pictures: $(HERE) $(VENV)/.bench-tools $(VENV)/.demo-tools

@@ -11,8 +11,10 @@ from ._align import label_confidence as label_confidence
 from ._align import label_spans as label_spans
 from ._beam import ctc_beam_search_decode as ctc_beam_search_decode
 from ._check import check as check
+from ._error_rate import LabelErrors as LabelErrors
 from ._error_rate import label_error_rate as label_error_rate
 from ._export import export_checks as export_checks
+from ._greedy import Decoded as Decoded
 from ._greedy import ctc_greedy_decode as ctc_greedy_decode
 from ._kernels import build_info as build_info
 from ._linear import ctc_linear as ctc_linear
@@ -21,6 +23,8 @@ from ._occupancy import ctc_occupancy as ctc_occupancy
 
 __all__ = [
     "Alignment",
+    "Decoded",
+    "LabelErrors",
     "Spans",
     "build_info",
     "check",
