@@ -150,7 +150,7 @@ PLANTED = {
         "for (int64_t i = 0; i < pairs; ++i) slots",
         "for (int64_t i = 0; i <= pairs; ++i) slots",
     ),
-    "a kept shift": ("emissions.h", "if (product == nullptr) stay_below(shift[t]);", ""),
+    "a kept shift": ("emissions.h", "if (!first) stay_below(shift[t]);", ""),
 }
 
 
