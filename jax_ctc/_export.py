@@ -24,6 +24,6 @@ def export_checks() -> list[export.DisabledSafetyCheck]:
       ... )(acts, labels, lengths)
       >>> stored = program.serialize(vjp_order=1)  # whoever loads it can differentiate it
     """
-    targets = custom_call.TARGETS, custom_call.OF_SCORES
-    names = [*targets[0].values(), *targets[1].values(), *custom_call.RETIRED]
+    current = *custom_call.TARGETS.values(), *custom_call.OF_SCORES.values()
+    names = *current, *custom_call.RETIRED
     return [export.DisabledSafetyCheck.custom_call(name) for name in names]

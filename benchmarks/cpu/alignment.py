@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from .. import ROOT, import_what_is_installed
 
@@ -25,11 +24,12 @@ import_what_is_installed()
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
-from rich.console import Console  # noqa: E402
 
 import jax_ctc  # noqa: E402
 
 from .compare import file_name, machine  # noqa: E402
+from .resident import growth  # noqa: E402
+from .transcript import Transcript  # noqa: E402
 
 Shape = tuple[int, int, int, int]  # T, B, V, L
 SHAPES: list[Shape] = [(20_000, 1, 32, 4000), (1500, 32, 32, 100), (1500, 1, 32, 100)]
@@ -125,15 +125,9 @@ def once(name: str) -> None:
     if name == "jax_ctc":  # the compiled program, as a user has it after the first call
         small = problem((100, 1, 3, 1))
         jax.block_until_ready(ours(*small)())
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts at what is resident now
-    before, start = _resident("VmRSS"), time.perf_counter()
-    jax.block_until_ready(align())
-    print(time.perf_counter() - start, _resident("VmHWM") - before)
-
-
-def _resident(kind: str) -> float:
-    status = Path("/proc/self/status").read_text()
-    return int(status.split(f"{kind}:")[1].split()[0]) / 1e3
+    start = time.perf_counter()
+    megabytes = growth(align)
+    print(time.perf_counter() - start, megabytes)
 
 
 def main() -> None:
@@ -147,13 +141,8 @@ def main() -> None:
     if options.once:
         once(options.once)
         return
-    console = Console(width=150, markup=False, highlight=False)
-    lines: list[str] = []
-
-    def say(line: str) -> None:
-        console.print(line)
-        lines.append(line)
-
+    transcript = Transcript()
+    say = transcript.say
     names, where = installed(), machine([])
     peers = {p: importlib.metadata.version(p) for p in names if p != "jax_ctc"}
     versions = {**where["versions"], **peers}
@@ -172,8 +161,7 @@ def main() -> None:
         else:
             seconds, megabytes = map(float, done.stdout.split()[-2:])
             say(f"- {name}: {seconds:.1f} s, and the resident size grows by {megabytes:,.0f} MB")
-    results = ROOT / "benchmarks" / "results" / f"{file_name(where)}-alignment.md"
-    results.write_text("\n".join(lines) + "\n")
+    transcript.write(f"{file_name(where)}-alignment")
 
 
 if __name__ == "__main__":

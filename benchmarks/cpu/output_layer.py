@@ -17,7 +17,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from .. import ROOT, import_what_is_installed
 
@@ -27,13 +26,14 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
-from rich.console import Console  # noqa: E402
 
 import jax_ctc  # noqa: E402
 
 from .. import pictures  # noqa: E402
 from .compare import file_name, machine  # noqa: E402
+from .resident import growth  # noqa: E402
 from .scaling import taking_turns  # noqa: E402
+from .transcript import Transcript  # noqa: E402
 
 Shape = tuple[int, int, int, int, int]  # T, B, V, L, D
 Loss = Callable[..., jax.Array]  # hidden, kernel, bias, labels, lengths
@@ -126,7 +126,7 @@ def memory(classes: tuple[int, ...], say: Callable[[str], None]) -> dict[str, li
     return found
 
 
-def growth(loss: Loss) -> float:
+def growth_of(loss: Loss) -> float:
     """Returns by how many MB the resident size grows at most in one run of LARGE (Linux)."""
     T, B, V, L, D = LARGE
     keys = jax.random.split(jax.random.key(0), 3)
@@ -136,19 +136,11 @@ def growth(loss: Loss) -> float:
     ]
     arguments += [jnp.ones((B, L), jnp.int32), jnp.full(B, T, jnp.int32)]
     program = step(loss, jax.block_until_ready(arguments))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts at what is resident now
-    before = _resident("VmRSS")
-    jax.block_until_ready(program(*arguments))
-    return _resident("VmHWM") - before
-
-
-def _resident(kind: str) -> float:
-    status = Path("/proc/self/status").read_text()
-    return int(status.split(f"{kind}:")[1].split()[0]) / 1e3
+    return growth(lambda: program(*arguments))
 
 
 def resident(name: str) -> float:
-    """Returns `growth` in a process of its own."""
+    """Returns `growth_of` in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.cpu.output_layer", "--run", name]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
@@ -164,15 +156,10 @@ def main() -> None:
     parser.add_argument("--run", choices=PEERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:
-        print(growth(PEERS[options.run]))
+        print(growth_of(PEERS[options.run]))
         return
-    console = Console(width=150, markup=False, highlight=False)
-    lines: list[str] = []
-
-    def say(line: str) -> None:
-        console.print(line)
-        lines.append(line)
-
+    transcript = Transcript()
+    say = transcript.say
     if options.tiles:
         sizes = {f"{m} MiB": partial(linear, tile_bytes=m << 20) for m in TILES}
         times(SHAPES, sizes, say)
@@ -195,7 +182,7 @@ def main() -> None:
     )
     results = ROOT / "benchmarks" / "results"
     name = f"{file_name(where)}-output-layer"
-    (results / f"{name}.md").write_text("\n".join(lines) + "\n")
+    transcript.write(name)
     stored_memory = {"shape": LARGE, "V": classes, "MB": found}
     (results / f"{name}.json").write_text(json.dumps(stored_memory, indent=1) + "\n")
     pictures.memory(stored_memory, results / name)
