@@ -4,6 +4,7 @@
 import re
 import sys
 from functools import partial
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import jax_ctc
 from support import oracle
 from support.cases import COMPACT, DENSE, both_layouts
 from support.results import assert_costs, assert_gradient, assert_same_bits
-from support.runs import run
+from support.runs import run, sweep
 
 pytest.importorskip("flatbuffers", reason="serialisation of exported programs needs flatbuffers")
 
@@ -113,8 +114,14 @@ def dense_and_compact():
 
 # tpu stands for every platform that runs pure JAX, and "default" for the one that this machine has:
 # a program is called on one of its own platforms only.
-@pytest.mark.parametrize("platforms", [("cpu", "cuda"), ("tpu", "default")], ids=" ".join)
-@pytest.mark.parametrize("names", ["t, b, v, l", "t, b, 5, l"])
+@pytest.mark.parametrize(
+    ("names", "platforms"),
+    sweep(
+        list(product(["t, b, v, l", "t, b, 5, l"], [("cpu", "cuda"), ("tpu", "default")])),
+        [("t, b, v, l", ("cpu", "cuda")), ("t, b, 5, l", ("tpu", "default"))],
+    ),
+    ids=str,
+)
 def test_every_size_may_be_a_symbol(names, platforms):
     here = export.default_export_platform()
     platforms = [here if name == "default" else name for name in platforms]
@@ -126,7 +133,7 @@ def test_every_size_may_be_a_symbol(names, platforms):
         assert_gradient(gradient, truth.gradient)
 
 
-@pytest.mark.parametrize("names", ["t, b, v, l", "t, b, v, 3"])
+@pytest.mark.parametrize("names", sweep(["t, b, v, l", "t, b, v, 3"], ["t, b, v, l"]))
 def test_every_size_of_an_occupancy_may_be_a_symbol(names):
     checks = jax_ctc.export_checks()
     program = export.export(

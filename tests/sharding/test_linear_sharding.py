@@ -94,7 +94,7 @@ WAYS = {"jit": AxisType.Auto, "shard_map": AxisType.Auto, "explicit": AxisType.E
     ("way", "specs"),
     sweep(
         list(itertools.product(WAYS, SPECS)),
-        [("jit", "batch"), ("shard_map", "both"), ("explicit", "both")],
+        [("jit", "batch"), ("explicit", "both")],
     ),
 )
 def test_costs_and_derivatives_are_those_of_one_device(way, specs):

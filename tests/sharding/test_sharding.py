@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 import jax_ctc
 from support.results import TOLERANCE
-from support.runs import mesh_in_use, only_all
+from support.runs import mesh_in_use, only_all, sweep
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 
@@ -143,7 +143,7 @@ def in_pairs(function):
     return lambda *arguments, **options: jax.vmap(partial(function, **options))(*arguments)
 
 
-@pytest.mark.parametrize("partitioner", ["Shardy", "GSPMD"])
+@pytest.mark.parametrize("partitioner", sweep(["Shardy", "GSPMD"], ["Shardy"]))
 @every_function
 def test_vmap_over_a_mesh_gathers_nothing(function, batch, mesh, time_major, partitioner):
     arguments, _, specs = shard(batch, mesh, time_major)
@@ -185,7 +185,7 @@ def typed():
 
 
 @pytest.mark.parametrize("axis", ["k", None], ids=["sharded", "replicated"])
-@pytest.mark.parametrize("V", [12, 40])
+@pytest.mark.parametrize("V", sweep([12, 40], [40]))
 def test_hypotheses_have_the_sharding_that_types_say(typed, axis, V):
     """Label sequences on one acts, mapped over an axis that is sharded or not."""
     rng = np.random.default_rng(0)
