@@ -107,7 +107,9 @@ pybind11_add_module(_cuda
   kernels/cuda/lattice.cu
   kernels/cuda/occupancy.cu
   kernels/cuda/gradient.cu
-  kernels/cuda/hvp.cu)
+  kernels/cuda/hvp.cu
+  kernels/cuda/align_rows.cu
+  kernels/cuda/align.cu)
 jax_ctc_module(_cuda)
 # Numbers for CMake's words native, all, all-major: Python compares them with the GPUs that it finds.
 string(REPLACE "-" "_" word "${CMAKE_CUDA_ARCHITECTURES}")

@@ -6,12 +6,14 @@ import importlib.util
 import os
 import re
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import TypedDict
 
 import jax
+from jax import core
 
 from . import __version__, _gpus
 
@@ -159,10 +161,25 @@ def scratch_bytes(op: str, is_double: bool, T: int, L: int) -> int:
 
     if isinstance(T, int) and isinstance(L, int):
         total = count(T, L)
+    elif op == "align":
+        total = _alignment_bytes(count, T, L)
     else:  # the bytes are a bilinear function of T and L
         a, b, c = count(0, 0), count(1, 0), count(0, 1)
         total = a + (b - a) * T + (c - a) * L + (count(1, 1) - b - c + a) * T * L
     return -(-total // 16) * 16
+
+
+def _alignment_bytes(count: Callable[[int, int], int], T: int, L: int) -> int:
+    """Returns `count` of symbolic sizes for an alignment, as align_workspace.h has it: words for
+    the choices of a block, 16 bytes for each state pair before a later block, and what grows with T
+    alone and with L alone."""
+    assert cuda is not None
+    tile, block = cuda.tile_and_block
+    tiles, columns = core.min_dim(-(-T // tile), block // tile), core.min_dim(L + 1, block + 1)
+    nothing = count(0, 0)
+    per_frame = (count(tile, 0) - nothing - 4) // tile
+    linear = nothing + per_frame * T + (count(0, 1) - nothing) * L
+    return linear + 4 * tiles * columns + 16 * (T // block) * (L + 1)
 
 
 class BuildInfo(TypedDict):

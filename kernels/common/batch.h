@@ -41,6 +41,16 @@ struct Residuals {
   void* columns;
 };
 
+// The best path of each sequence, -1 at frames that are not in use or where there is none.
+struct AlignOptions {
+  bool softmax;  // whether scores are log-probabilities of the softmax, or acts as they stand
+  bool star;     // whether label V is the star, and not an invalid one
+};
+struct Alignment {
+  int32_t *path, *label_index;  // (N, T, B)
+  void* score;                  // (N*B,)
+};
+
 // Calls run(F()). F is the type of costs and residuals.
 template <class Run> auto with_result_type(Dtype dtype, Run run) {
   return dtype == Dtype::kF64 ? run(double()) : run(float());

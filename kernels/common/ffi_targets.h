@@ -103,7 +103,6 @@ struct HvpTarget {
   }
 };
 
-// CPU only.
 struct AlignTarget {
   static constexpr const char* name = "jax_ctc_align_v2";
   template <class Binding> static auto bind(Binding binding) {

@@ -37,15 +37,7 @@ void sums(const Problem& problem, Sums out, Executor& executor);
 void sums_cotangent(const Problem& problem, const void* top, const void* ct_tail, const void* ct_scores, void* out,
                     Executor& executor);
 
-// The best path of each sequence, -1 at frames that are not in use or where there is none.
-struct AlignOptions {
-  bool softmax;  // whether scores are log-probabilities of the softmax, or acts as they stand
-  bool star;     // whether label V is the star, and not an invalid one
-};
-struct Alignment {
-  int32_t *path, *label_index;  // (N, T, B)
-  void* score;                  // (N*B,)
-};
+// The best path of each sequence.
 void align(const Problem& problem, AlignOptions options, Alignment out, Executor& executor);
 
 // Prefix beam search. The problem has no labels, L = 0.

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "align_workspace.h"
 #include "ctc.h"
 
 // Name and compute capability of each device that this process sees; none without a driver that can be used. It makes
@@ -44,8 +45,10 @@ PYBIND11_MODULE(_cuda, m, pybind11::mod_gil_not_used()) {
     if (operation == "forward") return cuda::scratch_bytes(cuda::Operation::kForward, dtype, T, L);
     if (operation == "tangent") return cuda::scratch_bytes(cuda::Operation::kTangent, dtype, T, L);
     if (operation == "hvp") return cuda::scratch_bytes(cuda::Operation::kHvp, dtype, T, L);
+    if (operation == "align") return cuda::scratch_bytes(cuda::Operation::kAlign, dtype, T, L);
     return int64_t(0);
   });
+  m.attr("tile_and_block") = std::make_pair(cuda::kTileFrames, cuda::kBlockFrames);  // frames, of an alignment
   m.attr("most_labels_in_place") = cuda::kMostLabelsInPlace;
   m.def("gpus", gpus, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("driver_version", driver_version, pybind11::call_guard<pybind11::gil_scoped_release>());

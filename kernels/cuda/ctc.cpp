@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ctc.h"
 
+#include "align_workspace.h"
 #include "launchers.h"
 #include "workspace.h"
 
@@ -12,6 +13,7 @@ int64_t scratch_bytes(Operation operation, Dtype dtype, int64_t T, int64_t L) {
   char nowhere[64];  // only measured
   const auto measure = [&](auto type) {
     using F = decltype(type);
+    if (operation == Operation::kAlign) return AlignWorkspace<F>(nowhere, T, L).bytes;
     if (operation == Operation::kHvp) return Workspace<Dual<F>>(nowhere, T, L, true).bytes;
     return Workspace<Scaled<F>>(nowhere, T, L, operation == Operation::kForward).bytes;
   };
@@ -45,6 +47,11 @@ const char* hvp(const Problem& p, Residuals residuals, const void* cotangents, c
   if (wrong == nullptr) wrong = launch_hvp_lattice(p, scratch);
   if (wrong == nullptr) wrong = launch_hvp_occupancies(p, scratch);
   return wrong != nullptr ? wrong : launch_hvp(p, cotangents, directions, out, scratch);
+}
+
+const char* align(const Problem& p, AlignOptions options, Alignment out, void* scratch) {
+  const char* wrong = launch_align_rows(p, options, scratch);
+  return wrong != nullptr ? wrong : launch_align(p, options, out, scratch);
 }
 
 }  // namespace cuda

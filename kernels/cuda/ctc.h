@@ -13,9 +13,9 @@ struct Problem : Batch {  // arrays on the device
   void* stream;
 };
 
-// Memory that an operation needs for each sequence: bytes, bilinear in T and L, and from one sequence to the next, the
-// same rounded up to 16.
-enum class Operation { kLoss, kForward, kTangent, kHvp };
+// Memory that an operation needs for each sequence: bytes, bilinear in T and L but for kAlign (_kernels.py), and from
+// one sequence to the next, the same rounded up to 16.
+enum class Operation { kLoss, kForward, kTangent, kHvp, kAlign };
 int64_t scratch_bytes(Operation operation, Dtype dtype, int64_t T, int64_t L);
 int64_t scratch_stride(Operation operation, Dtype dtype, int64_t T, int64_t L);
 
@@ -30,6 +30,9 @@ const char* cotangent(const Problem& problem, Residuals residuals, const void* c
 // out like acts, and nothing else's place: the Hessian times directions, times the cotangent of each sequence.
 const char* hvp(const Problem& problem, Residuals residuals, const void* cotangents, const void* directions, void* out,
                 void* scratch);
+
+// The best path. The problem's own `softmax` is that of the options.
+const char* align(const Problem& problem, AlignOptions options, Alignment out, void* scratch);
 
 // Up to here the place of acts may be taken: the corrections of a row wait in shared memory.
 constexpr int64_t kMostLabelsInPlace = 12000;

@@ -73,6 +73,15 @@ template <bool softmax> ffi::Error hvp_handler(cudaStream_t stream, CTC_OPERANDS
                            direction.untyped_data(), out->untyped_data(), scratch->untyped_data()));
 }
 
+ffi::Error align_handler(cudaStream_t stream, CTC_OPERANDS, IntsResult path, IntsResult label_index, Result score,
+                         Result scratch, CTC_ATTRIBUTES, bool softmax, bool star) {
+  CTC_DECODE;
+  if (!AlignTarget::fits(p, *path, *label_index, *score) || !is_scratch(p, cuda::Operation::kAlign, *scratch))
+    return mismatch(AlignTarget::name);
+  const Alignment out = {path->typed_data(), label_index->typed_data(), score->untyped_data()};
+  return outcome(cuda::align(p, {softmax, star}, out, scratch->untyped_data()));
+}
+
 template <class Target> auto bind() {
   return Target::bind(with_operands(ffi::Ffi::Bind().Ctx<ffi::PlatformStream<cudaStream_t>>()));
 }
@@ -91,6 +100,7 @@ CTC_HANDLER(kCotangent, cotangent_handler<true>, binding<CotangentTarget>());
 CTC_HANDLER(kCotangentOfScores, cotangent_handler<false>, binding<CotangentTarget>());
 CTC_HANDLER(kHvp, hvp_handler<true>, binding_with_scratch<HvpTarget>());
 CTC_HANDLER(kHvpOfScores, hvp_handler<false>, binding_with_scratch<HvpTarget>());
+CTC_HANDLER(kAlign, align_handler, AlignTarget::with_options(binding_with_scratch<AlignTarget>()));
 
 }  // namespace
 
@@ -104,7 +114,8 @@ std::vector<std::pair<const char*, Handler*>> handlers() {
           {CotangentTarget::name, kCotangent},
           {CotangentTarget::of_scores, kCotangentOfScores},
           {HvpTarget::name, kHvp},
-          {HvpTarget::of_scores, kHvpOfScores}};
+          {HvpTarget::of_scores, kHvpOfScores},
+          {AlignTarget::name, kAlign}};
 }
 
 std::pair<int, int> ffi_api_version() { return {XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR}; }

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CUDA kernels and what launches them, compiled as C++ over the emulator, as a library for test_emulated.py.
+#include "../../kernels/cuda/align.cu"
+#include "../../kernels/cuda/align_rows.cu"
 #include "../../kernels/cuda/ctc.cpp"
 #include "../../kernels/cuda/gradient.cu"
 #include "../../kernels/cuda/hvp.cu"
@@ -66,6 +68,14 @@ int hvp(int dtype, const int64_t* shape, const void* acts, const int32_t* labels
         void* rows, void* columns, const void* cotangents, const void* directions, void* out, void* scratch) {
   const cuda::Problem p = problem(dtype, shape, acts, labels, lengths, blank);
   return outcome(cuda::hvp(p, {rows, columns}, cotangents, directions, out, scratch));
+}
+
+// The best path. Returns 0, or 1.
+int align(int dtype, const int64_t* shape, const void* acts, const int32_t* labels, const int32_t* lengths,
+          int32_t blank, int softmax, int star, int32_t* path, int32_t* label_index, void* score, void* scratch) {
+  cuda::Problem p = problem(dtype, shape, acts, labels, lengths, blank);
+  p.softmax = softmax;
+  return outcome(cuda::align(p, {softmax != 0, star != 0}, {path, label_index, score}, scratch));
 }
 
 }  // extern "C"

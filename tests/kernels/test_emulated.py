@@ -507,8 +507,8 @@ BUGS = {
     ),
     "every skip is allowed": (
         "labels.cuh",
-        "ws.value[k] = label,",
-        "ws.value[k] = label + int(i),",
+        "value[k] = label,",
+        "value[k] = label + int(i),",
     ),
 }
 

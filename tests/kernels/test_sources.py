@@ -123,11 +123,17 @@ INCLUDES = {
     "cpu/ffi.cpp": {"common/ffi_targets.h", "common/handlers.h", "cpu/ctc.h"},
     "cpu/parallel.cpp": {"cpu/parallel.h"},
     "cuda/ctc.h": {"common/batch.h"},
-    "cuda/bindings.cpp": {"common/bindings.h", "cuda/ctc.h"},
     "cuda/cell.h": {"common/dual.h"},
     "cuda/launchers.h": {"cuda/ctc.h"},
     "cuda/workspace.h": {"common/recursion.h", "cuda/cell.h"},
-    "cuda/ctc.cpp": {"cuda/ctc.h", "cuda/launchers.h", "cuda/workspace.h"},
+    "cuda/align_workspace.h": {"cuda/workspace.h"},
+    "cuda/bindings.cpp": {"common/bindings.h", "cuda/align_workspace.h", "cuda/ctc.h"},
+    "cuda/ctc.cpp": {
+        "cuda/align_workspace.h",
+        "cuda/ctc.h",
+        "cuda/launchers.h",
+        "cuda/workspace.h",
+    },
     "cuda/nvidia/machine.cuh": {"cuda/cell.h"},
     # machine.cuh: that of nvcc or of the emulator, as the include path says.
     "cuda/launch.cuh": {"machine.cuh"},
@@ -160,6 +166,15 @@ INCLUDES = {
         "cuda/rows.cuh",
     },
     "cuda/rows.cu": {"cuda/labels.cuh", "cuda/launch.cuh", "cuda/launchers.h", "cuda/rows.cuh"},
+    "cuda/align_rows.cu": {
+        "cuda/align_workspace.h",
+        "cuda/labels.cuh",
+        "cuda/launch.cuh",
+        "cuda/launchers.h",
+        "cuda/rows.cuh",
+    },
+    "cuda/align_sweep.cuh": {"cuda/align_workspace.h", "cuda/numbers.cuh", "cuda/warp.cuh"},
+    "cuda/align.cu": {"cuda/align_sweep.cuh", "cuda/launch.cuh", "cuda/launchers.h"},
 }
 
 

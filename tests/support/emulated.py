@@ -199,6 +199,23 @@ class Emulated:
         assert wrong == 0
         return out
 
+    def align(
+        self, acts, labels, lengths, *, blank=0, time_axis=0, softmax=True, star=None, seed=1,
+        shared=227 << 10, shift=0,
+    ):  # fmt: skip
+        """The path, the positions of its labels, and its score. Arguments as for `solve`."""
+        p = _Problem(acts, labels, lengths, blank, time_axis, shift)
+        path, label_index = (_dirty(p.frames, np.dtype(np.int32)) for _ in range(2))
+        score, scratch = _dirty((p.B,), p.computed), self.scratch(4, p)
+        self.library.set_shared_memory_limit(shared)
+        self.library.set_seed(seed)
+        wrong = self.library.align(
+            *p.operands(), softmax, star is not None,
+            *map(_address, (path, label_index, score, scratch)),
+        )  # fmt: skip
+        assert wrong == 0
+        return path, label_index, score
+
     def scratch(self, operation, p):
         size = self.library.scratch_bytes(operation, p.dtype, p.T, p.L)
         return _dirty((max(p.B, 1) * size,), np.dtype(np.uint8))
