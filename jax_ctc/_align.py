@@ -90,11 +90,11 @@ def ctc_align(
     log-probability 0, which absorbs silence too (torchaudio's star).
 
     Log-probabilities are added up in float64, also where ``jax_enable_x64`` is off, in an order
-    that depends on nothing. So every instruction set, pure JAX and any number of threads return the
-    same path. Two paths that are equally good differ by rule. Read from the last frame to the
-    first, the path ends in the last label rather than in the blank after it. Where it may have come
-    from several states, it stayed in its state rather than advanced from the state before, and
-    advanced rather than skipped a blank.
+    that depends on nothing. So every instruction set, CUDA, pure JAX and any number of threads
+    return the same path. Two paths that are equally good differ by rule. Read from the last frame
+    to the first, the path ends in the last label rather than in the blank after it. Where it may
+    have come from several states, it stayed in its state rather than advanced from the state
+    before, and advanced rather than skipped a blank.
 
     `score` can be differentiated. Its derivative with respect to `acts` is the one-hot path minus
     the softmax in the frames of the path; with ``softmax=False`` it is the one-hot path. It is
@@ -103,7 +103,9 @@ def ctc_align(
     `label_index` have no derivative.
 
     Memory beside the result is O(sqrt(T) * L) for each thread of a CPU, and O(T * B * L) bytes in
-    pure JAX, which runs where there is no kernel. `vmap` over labels alone copies no acts.
+    pure JAX, which runs where there is no kernel. On CUDA a sequence takes half a byte for each
+    frame and label, but at most 2 MB, and T * L / 128 bytes if T is above 2,048. `vmap` over labels
+    alone copies no acts.
 
     Example:
       >>> acts = jnp.log(jnp.array([[8, 1, 1], [1, 8, 1], [1, 8, 1], [1, 1, 8], [8, 1, 1]]))

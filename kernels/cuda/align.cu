@@ -20,8 +20,8 @@ struct alignas(16) SharedPath {
   int32_t pair, in_label;  // of the path, at the frame before the block of frames that was traced last
 };
 
-// Threads of a block: of doubles as many as leave each 255 registers.
-template <class A> constexpr int kMostPathThreads = sizeof(A) == 8 ? 256 : 512;
+// Threads of a block, that leave each 168 registers, or 255 of doubles. Three warps a scheduler keep it busy.
+template <class A> constexpr int kMostPathThreads = sizeof(A) == 8 ? 256 : 384;
 
 template <class A> __global__ void __launch_bounds__(kMostPathThreads<A>, 1) align_kernel(AlignArguments<A> a) {
   using F = Computed<A>;
@@ -30,12 +30,12 @@ template <class A> __global__ void __launch_bounds__(kMostPathThreads<A>, 1) ali
   SharedPath* const shared = reinterpret_cast<SharedPath*>(shared_memory());
   Pair<double>* const states = a.in_shared ? reinterpret_cast<Pair<double>*>(shared + 1) : ws.states;
   const PathSweep<A> sweep(a, ws, a.shape.first_row(sequence), states);
-  const int32_t frames = sweep.frames;
+  const int64_t frames = sweep.frames;
   const SequenceSummary summary = *ws.summary;
   if (warp_index() == 0) {
     double nats = 0;
 #pragma unroll 4
-    for (int32_t t = lane_index(); t < frames; t += kWarp) nats += ws.nats[t];
+    for (int32_t t = lane_index(); t < summary.frames; t += kWarp) nats += ws.nats[t];
     nats = sum_of_lanes(nats);
     if (lane_index() == 0) shared->nats = nats;
   }
@@ -51,7 +51,7 @@ template <class A> __global__ void __launch_bounds__(kMostPathThreads<A>, 1) ali
   for (int64_t i = 0; aligned && i < 2 * blocks - 1; ++i) {  // there and back
     const bool there = i < blocks;
     const int64_t block = there ? i : 2 * blocks - 2 - i;
-    const int64_t begin = block * kBlockFrames, end = min_of<int64_t>(begin + kBlockFrames, frames);
+    const int64_t begin = block * kBlockFrames, end = min_of(begin + kBlockFrames, frames);
     const PairWindow window = there ? whole : PairWindow{pair, pair, end};
     if (!there) {
       sweep.restore(block, window);
@@ -75,10 +75,11 @@ template <class A> __global__ void __launch_bounds__(kMostPathThreads<A>, 1) ali
     pair = shared->pair, in_label = shared->in_label;
   }
   if (threadIdx.x == 0) a.score[sequence] = score;
-  sweep.fill_from(aligned ? frames : 0);
+  sweep.fill_from(aligned ? summary.frames : 0);
 }
 
 template <class A> const char* launch_align_of(const Problem& p, AlignOptions options, Alignment out, void* scratch) {
+  if (p.shape.L > INT32_MAX - kMostPathThreads<A> * kPairsOfLane) return "more labels than an alignment counts";
   const int64_t columns = p.shape.L + 1, of_states = 2 * columns * int64_t(sizeof(Pair<double>));
   const bool in_shared = int64_t(sizeof(SharedPath)) + of_states <= shared_memory_limit();
   const int64_t warps = std::min<int64_t>((columns + kPairsOfWarp - 1) / kPairsOfWarp, kMostPathThreads<A> / kWarp);

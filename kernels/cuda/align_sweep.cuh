@@ -5,6 +5,9 @@
 // A warp takes a group of 64 pairs through a tile of 8 frames, two pairs a lane. A pair depends on itself and on the
 // one on its left, both at the frame before. So the group begins 8 pairs further left than the 56 that it answers for:
 // what it lacks there spoils one more pair a frame, and never one of the 56. Warps meet once a tile.
+//
+// Frames count from the first one of a tile. The first tile is filled up with frames before the first one, in which
+// only the first blank is possible and costs nothing. So no tile is partial.
 #pragma once
 
 #include "align_workspace.h"
@@ -30,13 +33,10 @@ template <class A> struct AlignArguments {
 // Pairs that lie on a path: those that can be reached from the first frame, and from which a path can reach `target`
 // or a later pair at frame `end` - 1. Beyond `top` no path ends.
 struct PairWindow {
-  int64_t target, top, end;
-  CTC_DEVICE int64_t first(int64_t t) const { return max_of<int64_t>(0, target - (end - 1 - t)); }
-  CTC_DEVICE int64_t last(int64_t t) const { return min_of(top, t); }
-  // Of the tile that begins at frame t.
-  CTC_DEVICE int64_t groups(int64_t t) const {
-    return (last(t + kTileFrames - 1) - first(t) + kPairsOfWarp) / kPairsOfWarp;
-  }
+  int32_t target, top;
+  int64_t end;
+  CTC_DEVICE int32_t first(int64_t t) const { return int32_t(max_of<int64_t>(0, target - (end - 1 - t))); }
+  CTC_DEVICE int32_t last(int64_t t) const { return int32_t(min_of<int64_t>(top, t)); }
 };
 
 // What chose the state of a pair, four bits a frame. If none is set, the path stayed in its state.
@@ -48,7 +48,7 @@ CTC_DEVICE double relative(float x, double reference) { return double(x) - refer
 CTC_DEVICE double relative(double x, double reference) {
   constexpr double kMost = 1e290;
   const double d = x - reference;
-  return d > kMost ? kMost : d < -kMost ? -infinity<double>() : d;
+  return d < -kMost ? -infinity<double>() : min_of(d, kMost);
 }
 
 template <class A> class PathSweep {
@@ -65,7 +65,8 @@ template <class A> class PathSweep {
         label_index(arguments.label_index + first_row),
         states(both_states),
         count(workspace.summary->count),
-        frames(workspace.summary->frames) {}
+        before((kTileFrames - workspace.summary->frames % kTileFrames) % kTileFrames),
+        frames(before + int64_t(workspace.summary->frames)) {}
 
   // Before the first frame, of all pairs. In the other states too nothing is reached.
   CTC_DEVICE void start() const {
@@ -90,27 +91,32 @@ template <class A> class PathSweep {
   // Takes the states from before frame `begin` to after frame `end` - 1. Pairs outside the window may become anything,
   // because no pair inside it reads them. If `keep`, the choices are stored.
   CTC_DEVICE void sweep(int64_t begin, int64_t end, PairWindow window, bool keep) const {
-    const int warps = blockDim.x / kWarp, me = uniform_warp_index();
-    const int64_t base = window.first(begin);
-    int64_t t = begin, group = me;
+    const int32_t step = int32_t(blockDim.x) / kWarp * kPairsOfWarp, mine = uniform_warp_index() * kPairsOfWarp;
+    Pair<double>*from = states, *to = states + ws.columns;  // a block begins with an even tile
+    uint32_t* choices = keep ? ws.choices - window.first(begin) : nullptr;
+    int64_t t = begin;
+    int32_t pair = window.first(t) + mine;
     Entries ahead;
-    fetch(t, window.first(t), group, ahead);
+    if (t < end) fetch(t, pair, ahead);
     while (t < end) {
       const Entries now = ahead;
-      const int64_t here = t, mine = group, groups = window.groups(t);
-      group += warps;
-      const bool tile_ends = group >= groups;
-      if (tile_ends) t += kTileFrames, group = me;
-      if (t < end) fetch(t, window.first(t), group, ahead);
-      uint32_t* const choices = keep ? ws.choices + (here - begin) / kTileFrames * ws.width - base : nullptr;
-      if (mine < groups) advance(here, window, mine, now, choices);
-      if (tile_ends) __syncthreads();
+      const int32_t here = pair, last = window.last(t + kTileFrames - 1);
+      pair += step;
+      const bool tile_ends = pair > last;
+      if (tile_ends) t += kTileFrames, pair = window.first(t) + mine;
+      if (t < end) fetch(t, pair, ahead);
+      if (here <= last) advance(here, last, now, from, to, choices);
+      if (!tile_ends) continue;
+      __syncthreads();
+      Pair<double>* const written = to;
+      to = from, from = written;
+      if (keep) choices += ws.width;
     }
   }
 
   // Of two equal ends, the last label. Returns the sum of emissions.
   CTC_DEVICE double end(int32_t& pair, bool& in_label) const {
-    const Pair<double>* const last = states + (frames + kTileFrames - 1) / kTileFrames % 2 * ws.columns;
+    const Pair<double>* const last = states + frames / kTileFrames % 2 * ws.columns;
     const double blank = last[count].blank, label = count > 0 ? last[count - 1].label : -infinity<double>();
     in_label = count > 0 && label >= blank;
     pair = count - in_label;
@@ -127,10 +133,9 @@ template <class A> class PathSweep {
       const int64_t i = pair - lane - base;
       return i >= 0 ? ws.choices[(t - begin) / kTileFrames * ws.width + i] : 0;
     };
-    int64_t t = begin + (end - begin - 1) / kTileFrames * kTileFrames;
-    uint32_t ahead = t < end ? word(t) : 0;
+    uint32_t ahead = end > begin ? word(end - kTileFrames) : 0;
     int32_t of_ahead = pair;
-    for (; t >= begin && t < end; t -= kTileFrames) {
+    for (int64_t t = end - kTileFrames; t >= begin; t -= kTileFrames) {
       const uint32_t words = ahead;
       const int32_t of_words = of_ahead;
       if (t > begin) ahead = word(t - kTileFrames), of_ahead = pair;
@@ -138,7 +143,6 @@ template <class A> class PathSweep {
       bool lane_in_label = false;
 #pragma unroll
       for (int k = kTileFrames - 1; k >= 0; --k) {
-        if (t + k >= end) continue;
         if (lane == k) pair_of_lane = pair, lane_in_label = in_label;
         const uint32_t choice = __shfl_sync(kAllLanes, words, of_words - pair) >> kChoiceBits * k;
         if (!in_label)
@@ -148,7 +152,7 @@ template <class A> class PathSweep {
         else
           in_label = !(choice & kLabelAfterBlank);
       }
-      if (lane < kTileFrames && t + lane < end) write(t + lane, pair_of_lane, lane_in_label);
+      if (lane < kTileFrames && t + lane >= before) write(t + lane - before, pair_of_lane, lane_in_label);
     }
   }
 
@@ -163,46 +167,55 @@ template <class A> class PathSweep {
     bool may_skip[kPairsOfLane];
   };
 
-  CTC_DEVICE static int64_t first_of_lane(int64_t first, int64_t group) {
-    return first + group * kPairsOfWarp - kTileFrames + kPairsOfLane * lane_index();
+  // Of the pairs of this lane, if the warp answers for `pair` and those after it.
+  CTC_DEVICE static int32_t first_of_lane(int32_t pair) { return pair - kTileFrames + kPairsOfLane * lane_index(); }
+
+  template <bool kWhole> CTC_DEVICE static void load(const A* at, int64_t pitch, int unused, F none, A* to) {
+#pragma unroll
+    for (int k = 0; k < kTileFrames; ++k, at += pitch) to[k] = kWhole || k >= unused ? *at : Narrow<A, F>::of(none);
   }
 
-  // A pair without a label gets the blank's entries. What becomes of its label is never read.
-  CTC_DEVICE void fetch(int64_t t, int64_t first, int64_t group, Entries& to) const {
-    const A* const row = acts + t * row_pitch;
-    const int64_t i = first_of_lane(first, group);
-#pragma unroll
-    for (int k = 0; k < kTileFrames; ++k)
-      if (t + k < frames) to.blank[k] = row[k * row_pitch + a.blank];
+  // A pair without a label gets the blank's entries. What becomes of its label is never read. The first label may skip
+  // from what is never reached.
+  CTC_DEVICE void fetch(int64_t t, int32_t pair, Entries& to) const {
+    const int unused = t == 0 ? before : 0;
+    const A* const row = acts + (t - before) * row_pitch;
+    const A* at[kPairsOfLane];
+    int64_t pitch[kPairsOfLane];
+    const int32_t i = first_of_lane(pair);
+    const auto label_of = [&](int32_t k) { return k >= 0 && k < count ? ws.value[k] : a.blank; };
+    int32_t before_it = label_of(i - 1);
 #pragma unroll
     for (int j = 0; j < kPairsOfLane; ++j) {
-      const bool labelled = i + j >= 0 && i + j < count;
-      const int32_t label = labelled ? ws.value[i + j] : a.blank;
-      to.may_skip[j] = labelled && may_skip(ws.value, i + j);
-      const bool is_star = label == a.shape.V;
-      const A* at = is_star ? reinterpret_cast<const A*>(ws.star) + t : row + label;
-      const int64_t pitch = is_star ? 1 : row_pitch;
+      const int32_t label = label_of(i + j);
+      const bool is_star = label == int32_t(a.shape.V);
+      to.may_skip[j] = label != before_it;
+      before_it = label;
+      at[j] = is_star ? reinterpret_cast<const A*>(ws.star) + (t - before) : row + label;
+      pitch[j] = is_star ? 1 : row_pitch;
+    }
+    if (unused == 0) {
+      load<true>(row + a.blank, row_pitch, 0, F(0), to.blank);
 #pragma unroll
-      for (int k = 0; k < kTileFrames; ++k)
-        if (t + k < frames) to.label[j][k] = at[k * pitch];
+      for (int j = 0; j < kPairsOfLane; ++j) load<true>(at[j], pitch[j], 0, F(0), to.label[j]);
+    } else {
+      load<false>(row + a.blank, row_pitch, unused, F(0), to.blank);
+#pragma unroll
+      for (int j = 0; j < kPairsOfLane; ++j) load<false>(at[j], pitch[j], unused, -infinity<F>(), to.label[j]);
     }
   }
 
-  CTC_DEVICE void advance(int64_t t, PairWindow window, int64_t group, const Entries& x, uint32_t* choices) const {
+  CTC_DEVICE void advance(int32_t pair, int32_t last, const Entries& x, const Pair<double>* from, Pair<double>* to,
+                          uint32_t* choices) const {
     constexpr double kImpossible = -HUGE_VAL;
-    const int64_t tile = t / kTileFrames, i = first_of_lane(window.first(t), group);
-    const Pair<double>* const from = states + tile % 2 * ws.columns;
+    const int32_t i = first_of_lane(pair);
     Pair<double> at[kPairsOfLane];
-    double most[kPairsOfLane];  // that a skip may bring
     uint32_t chosen[kPairsOfLane] = {};
 #pragma unroll
-    for (int j = 0; j < kPairsOfLane; ++j) {
+    for (int j = 0; j < kPairsOfLane; ++j)
       at[j] = i + j >= 0 && i + j <= count ? from[i + j] : Pair<double>{kImpossible, kImpossible};
-      most[j] = x.may_skip[j] ? -kImpossible : kImpossible;
-    }
 #pragma unroll
     for (int k = 0; k < kTileFrames; ++k) {
-      if (t + k >= frames) continue;
       const double of_blank = double(widen(x.blank[k]));
       const bool impossible = of_blank == kImpossible;
       const double reference = impossible ? 0 : of_blank;
@@ -211,17 +224,15 @@ template <class A> class PathSweep {
 #pragma unroll
       for (int j = 0; j < kPairsOfLane; ++j) {
         const double b = at[j].blank, l = at[j].label;
-        const double skip = min_of(left, most[j]), either = max_of(b, l);
+        const double skip = x.may_skip[j] ? left : kImpossible, either = max_of(b, l);
         chosen[j] |= (left > b ? kBlankAfterLabel << kChoiceBits * k : 0) |
                      (b > l ? kLabelAfterBlank << kChoiceBits * k : 0) |
                      (skip > either ? kLabelAfterLabel << kChoiceBits * k : 0);
-        at[j].blank = max_of(left, b) + (impossible ? kImpossible : 0);
+        at[j].blank = impossible ? kImpossible : max_of(left, b);
         at[j].label = max_of(skip, either) + relative(widen(x.label[j][k]), reference);
         left = l;
       }
     }
-    Pair<double>* const to = states + (tile + 1) % 2 * ws.columns;
-    const int64_t last = window.last(t + kTileFrames - 1);
 #pragma unroll
     for (int j = 0; j < kPairsOfLane; ++j) {
       if (kPairsOfLane * lane_index() < kTileFrames || i + j > last) continue;
@@ -244,7 +255,8 @@ template <class A> class PathSweep {
   Pair<double>* const states;  // (2, columns): before tile i in row i % 2
 
  public:
-  const int32_t count, frames;
+  const int32_t count, before;  // labels; frames that fill up the first tile
+  const int64_t frames;         // with those
 };
 
 }  // namespace cuda

@@ -9,8 +9,12 @@ namespace cuda {
 
 // Frames are swept in tiles: the choices of a pair at the frames of a tile, four bits each, fill a word. Choices are
 // kept for a block of frames at a time.
+#ifndef JAX_CTC_BLOCK_FRAMES
+#define JAX_CTC_BLOCK_FRAMES 2048  // fewer in tests/kernels/sanitized_cuda.cpp; a block begins with an even tile
+#endif
 constexpr int kTileFrames = 8;
-constexpr int64_t kBlockFrames = 2048;
+constexpr int64_t kBlockFrames = JAX_CTC_BLOCK_FRAMES;
+static_assert(kBlockFrames % (2 * kTileFrames) == 0);
 
 // Pairs, labels and columns are those of workspace.h. Arrays stand in the order of their alignment, so each begins at a
 // multiple of it. Python computes the size for symbolic T and L (_kernels.py).

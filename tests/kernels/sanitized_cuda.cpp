@@ -3,6 +3,7 @@
 // pass has made. Built with the address and the undefined-behaviour sanitizer by test_emulated.py: an access
 // outside an array ends the program, be it in shared memory or between the arrays of the scratch memory.
 #define JAX_CTC_GAP 256
+#define JAX_CTC_BLOCK_FRAMES 16
 #include <sanitizer/asan_interface.h>
 
 #include "../../kernels/cpu/ctc.h"
@@ -31,6 +32,14 @@ template <class Value> void forbid_gaps(void* base, const Shape& s, bool trainin
     forbid(after);
 }
 
+template <class F> void forbid_gaps_of_alignment(void* base, const Shape& s) {
+  const cuda::AlignWorkspace<F> ws(base, s.T, s.L);
+  for (const void* after :
+       std::initializer_list<const void*>{ws.states, ws.checkpoints, ws.nats, ws.star, ws.choices, ws.star_class,
+                                          ws.value, ws.column, static_cast<char*>(base) + ws.bytes})
+    forbid(after);
+}
+
 template <class F> Array<__int128> scratch_for(cuda::Operation operation, const Batch& p) {
   const int64_t stride = cuda::scratch_stride(operation, p.dtype, p.shape.T, p.shape.L), n = p.shape.sequences();
   Array<__int128> memory(n * stride / 16);
@@ -40,7 +49,8 @@ template <class F> Array<__int128> scratch_for(cuda::Operation operation, const 
       case cuda::Operation::kLoss: forbid_gaps<Scaled<F>>(base, p.shape, false); break;
       case cuda::Operation::kForward: forbid_gaps<Scaled<F>>(base, p.shape, true); break;
       case cuda::Operation::kHvp: forbid_gaps<Dual<F>>(base, p.shape, true); break;
-      case cuda::Operation::kTangent: forbid(base + p.shape.T * sizeof(double) + JAX_CTC_GAP);
+      case cuda::Operation::kTangent: forbid(base + p.shape.T * sizeof(double) + JAX_CTC_GAP); break;
+      case cuda::Operation::kAlign: forbid_gaps_of_alignment<F>(base, p.shape);
     }
   }
   return memory;
@@ -115,6 +125,7 @@ template <class F> class Trial {
   }
 
   void run() {
+    path_as_on_the_cpu();
     forward_as_on_the_cpu();
     aim_directions();
     tangents_as_on_the_cpu();
@@ -173,6 +184,42 @@ template <class F> class Trial {
     bool read = batch_.softmax;
     for (int64_t c = 0; c <= s_.L; ++c) read |= class_of(sequence, c) == v;
     return read;
+  }
+
+  struct Path {
+    Array<int32_t> path, label_index;
+    Array<F> score;
+    explicit Path(const Shape& s) : path(s.rows()), label_index(s.rows()), score(s.sequences()) {}
+    Alignment out() { return {path.data.get(), label_index.data.get(), score.data.get()}; }
+  };
+  Path path_on_cuda(const Batch& batch, AlignOptions options) {
+    Path found(s_);
+    auto scratch = scratch_for<F>(cuda::Operation::kAlign, batch);
+    cuda::align({batch, nullptr}, options, found.out(), data(scratch));
+    return found;
+  }
+
+  void path_as_on_the_cpu() {
+    const AlignOptions options = {batch_.softmax, sometimes(2)};
+    Array<int32_t> labels(random_.labels.size);
+    for (int64_t i = 0; i < labels.size; ++i)
+      labels.data[i] = options.star && sometimes(5) ? int32_t(s_.V) : random_.labels.data[i];
+    Batch batch = batch_;
+    batch.labels = labels.data.get();
+    const Path ours = path_on_cuda(batch, options);
+    Path theirs(s_);
+    align({batch, 1}, options, theirs.out(), executor_);
+    for (int64_t i = 0; i < s_.rows(); ++i) {
+      const int32_t a = ours.path.data[i], b = theirs.path.data[i];
+      const int32_t c = ours.label_index.data[i], d = theirs.label_index.data[i];
+      expect(a == b, i, "class of a path, and the CPU kernel's", a, b);
+      expect(c == d, i, "label of a path, and the CPU kernel's", c, d);
+    }
+    const Dtype of_scores = sizeof(F) == 8 ? Dtype::kF64 : Dtype::kF32;
+    for (int64_t i = 0; i < n_; ++i) {
+      const double a = ours.score.data[i], b = theirs.score.data[i];
+      expect(close(a, b, std::fabs(b), of_scores), i, "score of a path, and the CPU kernel's", a, b);
+    }
   }
 
   void forward_as_on_the_cpu() {
@@ -273,6 +320,11 @@ template <class F> class Trial {
       for (int64_t i = 0; i < random_.labels.size; ++i) random_.labels.data[i] = any_int(s_.V);
     for (int64_t i = 0; i < n_; ++i) random_.lengths.data[i] = sometimes(2) ? int32_t(s_.T) : any_int(s_.T);
 
+    const Path found = path_on_cuda(batch_, {sometimes(2), sometimes(2)});
+    for (int64_t i = 0; i < s_.rows(); ++i) {
+      const int32_t v = found.path.data[i], k = found.label_index.data[i];
+      expect(v >= -1 && v < s_.V && k >= -1 && k < s_.L, i, "class and label of a path", v, k);
+    }
     Array<F> tangents(n_);
     Array<char> out(bytes_);
     auto tangent_scratch = scratch_for<F>(cuda::Operation::kTangent, batch_),

@@ -42,7 +42,7 @@ INSTRUCTIONS = {  # of a frame; 2 more than there are
 # Of a thread. The lattice's kernels leave registers for their own blocks only (lattice.cu).
 MOST_REGISTERS = {
     "lattice f": 168, "lattice d": 255, "occupancy f": 128, "occupancy d": 128,
-    "rows d": 128, "rows f": 64, "align f": 128, "align d": 255,
+    "rows d": 128, "rows f": 64, "align f": 168, "align d": 255,
 }  # fmt: skip
 
 pytestmark = pytest.mark.skipif(not CUDA.is_dir(), reason="not in a source tree")
@@ -137,6 +137,21 @@ def test_a_frame_of_the_lattice_is_few_instructions_and_no_exp_or_log(architectu
         assert len(loop) / 7.5 <= most, f"{len(loop) / 7.5:.1f} instructions a frame"
         forbidden = r"\b(MUFU|LDL|STL|CALL|BAR|LDG|I2F|F2I|DFMA|DMUL|BRA.DIV)\b"
         assert [line for line in loop if re.search(forbidden, line)] == []
+
+
+@pytest.mark.slow
+@needs_nvcc
+@pytest.mark.skipif(not DISASSEMBLER, reason="no nvdisasm (PyPI: nvidia-cuda-nvdisasm)")
+@each_architecture
+def test_a_frame_of_an_alignment_is_few_instructions(architecture):
+    """The frames of a tile, of floats: two shuffles each."""
+    binary = compiled("align", architecture) / "align.cubin"
+    kernels = functions(run(DISASSEMBLER, "-c", binary).stdout)
+    (code,) = (code for kernel, code in kernels.items() if "align_kernelIfE" in kernel)
+    shuffles = [i for i, line in enumerate(code) if re.search(r"\bSHFL\.UP\b", line)]
+    loop = [line for line in code[shuffles[0] : shuffles[14]] if line.strip() != "NOP"]
+    assert len(loop) / 7 <= 54, f"{len(loop) / 7:.1f} instructions a frame"
+    assert [line for line in loop if re.search(r"\b(MUFU|LDL|STL|CALL|BAR|LDG)\b", line)] == []
 
 
 @needs_nvcc

@@ -387,11 +387,12 @@ THROUGH_XLA = {
     "transforms": ("derivatives/test_transforms.py", "not slow"),
     "sharding": ("sharding/test_sharding.py", "not slow"),
     "second order": ("derivatives/test_second_order.py", "slope or zero or reverse"),
+    "alignment": ("loss/test_align.py sharding/test_align_sharding.py", "not slow"),
     "log-scores": ("loss/test_log_scores.py", "not numbers_of_no_use and not gathers_nothing"),
     "a few of each": (
         "loss/test_edges.py derivatives/test_transforms.py sharding/test_sharding.py "
-        "derivatives/test_second_order.py loss/test_log_scores.py",
-        "orders and compact or "
+        "derivatives/test_second_order.py loss/test_log_scores.py loss/test_align.py",
+        "orders and compact or of_all_paths and 6 or "
         "compact and (over_a_mesh and (cost or batch and not GSPMD) or shard_map_runs and time "
         "or gradient_zero and (float32 or jit and time) or zero_cotangent and time or vjp)",
     ),

@@ -51,7 +51,7 @@ def programs():
 
 
 def calls(program):
-    return re.findall(r'custom_call_target="jax_ctc_(\w+)_v1"', program["text"])
+    return re.findall(r'custom_call_target="jax_ctc_(\w+)_v\d+"', program["text"])
 
 
 def moved(program):
@@ -189,6 +189,19 @@ def test_the_loss_alone_needs_no_memory_that_grows_with_classes(programs):
     assert few == many <= B * (T * (L + 1) * 8 + T * 24 + 1024)
 
 
+@with_kernels
+@with_compiler
+@LAYOUTS
+@pytest.mark.parametrize("kind", ["", " sharded"])
+def test_an_alignment_is_a_custom_call_without_a_loop_or_a_copy(programs, layout, kind):
+    program = programs[f"{layout} align{kind}"]
+    assert calls(program) == ["align"]
+    assert moved(program) == []
+    assert not re.search(r" while\(|all-gather|all-to-all|collective-permute", program["text"])
+    if not kind:  # acts times 2, and the scratch memory: half a byte a pair and frame
+        assert program["temporaries"] < 4 * T * B * 50 + B * (T * (L + 1) + 32 * T + 2048)
+
+
 # ---- without the compiler: programs for CUDA as they are handed over -----------------------------
 
 
@@ -215,6 +228,24 @@ def test_scratch_memory_is_bilinear_so_that_symbolic_sizes_work(op, is_double):
     for T, L in ((2, 0), (0, 5), (17, 3), (1001, 77), (100_000, 50_000)):
         assert measured(T, L) == constant + per_T * T + per_L * L + both * T * L
         assert 0 <= _kernels.scratch_bytes(op, is_double, T, L) - measured(T, L) < 16
+
+
+@with_kernels
+@pytest.mark.parametrize("is_double", [False, True])
+def test_scratch_memory_of_an_alignment_is_known_for_symbolic_sizes(is_double):
+    from jax_ctc import _cuda, _kernels
+
+    def measured(T, L):
+        return _cuda.scratch_bytes("align", is_double, T, L)
+
+    _, block = _cuda.tile_and_block
+    for T in (0, 1, 7, 8, 9, 500, block - 1, block, block + 1, 100_000, 3 * 10**9):
+        for L in (0, 1, 5, block - 1, block, block + 1, 20_000, 2**31 - 2):
+            assert _kernels._alignment_bytes(measured, T, L) == measured(T, L)
+    t, n = export.symbolic_shape("t, n")
+    symbolic = _kernels.scratch_bytes("align", is_double, t, n)
+    assert "floordiv" in str(symbolic)
+    assert _kernels.scratch_bytes("align", is_double, 9, 3) - measured(9, 3) in range(16)
 
 
 @with_kernels

@@ -29,14 +29,15 @@ FLAGS = ["-std=gnu++17", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-fno-math-
 
 def build(library, sources=ROOT, buffers_stores=False):
     """Compiles `sources`, a tree with kernels/ and tests/, to a shared library. Other threads see
-    stores at once, or as late as they may (store_buffer.h)."""
+    stores at once, or as late as they may (store_buffer.h). With the latter an alignment has blocks
+    of few frames."""
     tests = sources / "tests" / "kernels"
     command = [
         COMPILER, *FLAGS, "-O1", "-fPIC", f"-I{tests / 'emulator'}",
         "-c", tests / "emulated.cpp", "-o", f"{library}.o",
     ]  # fmt: skip
     if buffers_stores:
-        command.append("-fsanitize=thread")
+        command += ["-fsanitize=thread", "-DJAX_CTC_BLOCK_FRAMES=16"]
     for step in (command, [COMPILER, "-shared", f"{library}.o", "-o", library]):
         built = subprocess.run(list(map(str, step)), capture_output=True, text=True, check=False)
         assert built.returncode == 0, built.stderr[-4000:]

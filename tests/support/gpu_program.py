@@ -78,6 +78,15 @@ def total(time_major):
     return cost
 
 
+def align(time_major):
+    """The best path of acts that are made and used by others."""
+
+    def path(acts, labels, lengths):
+        return jax_ctc.ctc_align(acts * 2, labels, lengths, time_major=time_major)
+
+    return path
+
+
 def transposed(acts, labels, lengths):  # what a copy would look like
     moved = jax.lax.optimization_barrier(jnp.swapaxes(acts, 0, 1))
     return jax_ctc.ctc(moved, labels, lengths, time_major=True).sum()
@@ -151,6 +160,10 @@ def main():
             programs[f"{name} sharded value"] = compiled(f, *args)
             programs[f"{name} sharded gradient"] = compiled(jax.value_and_grad(f), *args)
             programs[f"{name} sharded product"] = compiled(product, *args)
+    for time_major, layout in ((True, "TBV"), (False, "BTV")):
+        for kind, place in (("", alone), (" sharded", sharded)):
+            args = arguments(place, 50, time_major)
+            programs[f"{layout} align{kind}"] = compiled(align(time_major), *args)
     programs["transposed"] = compiled(transposed, *arguments(alone, 50, time_major=False))
     for V in (50, 5000):
         f = lambda *args: jax_ctc.ctc(*args)  # noqa: E731
