@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Single kernels: cycles per frame of the lattice, bandwidth of the row kernels, and the cost of a
-Hessian-vector product.
+"""Single kernels: cycles per frame of the lattice, bandwidth of the row kernels, the cost of a
+Hessian-vector product, and the time of an alignment.
 
 The numbers are estimated from differences between shapes. JAX's profiler gives them too if it
 works.
@@ -25,6 +25,7 @@ from .timing import clock_under_load, copy_bandwidth, in_a_loop, median_of
 
 LATTICE = [(200, 1, 32, 30), (400, 16, 32, 100)]
 ROWS = (1000, 64, 5000, 100)
+ALIGNED = [(400, 16, 32, 100), (1500, 32, 32, 100), (20_000, 1, 32, 4000), (100_000, 1, 32, 20_000)]
 PROFILED = [*LATTICE, (250, 8, 10_000, 50), (1600, 256, 128, 200), ROWS]
 
 
@@ -40,6 +41,8 @@ def kernels(write: Callable[..., None], tiny: bool, deadline: float) -> None:
         write(**row_bandwidth(rows, training, bandwidth))
     for shape in [*lattice, rows]:
         write(**with_a_product(shape))
+    for shape in lattice if tiny else ALIGNED:
+        write(**alignment(shape))
     for shape in [rows] if tiny else PROFILED:
         for training in (False, True):
             if time.monotonic() > deadline - 3:
@@ -88,6 +91,23 @@ def with_a_product(shape: Shape) -> dict[str, Any]:
         "us": both,
         "value": both / step_time(shape, True, 100),
         "unit": "of loss+grad",
+    }
+
+
+def alignment(shape: Shape) -> dict[str, Any]:
+    """Time of the best paths of a batch."""
+    acts, labels, lengths = problem(shape, "float32")
+
+    def next_lengths(n: jax.Array) -> jax.Array:  # no score is above 0, so lengths do not change
+        return n + (jax_ctc.ctc_align(acts, labels, n).score > 0).astype(n.dtype)
+
+    us = median_of(in_a_loop(next_lengths, lengths, 100 if shape[0] < 10_000 else 1))[0]
+    return {
+        "what": f"{' '.join(map(str, shape))} alignment",
+        "kernel": "all",
+        "us": us,
+        "value": us * 1e3 / shape[0],
+        "unit": "ns/frame",
     }
 
 

@@ -128,10 +128,11 @@ template <class A> class PathSweep {
   // that a tile can need, also if they were loaded a tile earlier.
   CTC_DEVICE void trace(int64_t begin, int64_t end, PairWindow window, int32_t& pair, bool& in_label) const {
     const int lane = lane_index();
-    const int64_t base = window.first(begin);
-    const auto word = [&](int64_t t) {  // of the pair as far left as the lane says
-      const int64_t i = pair - lane - base;
-      return i >= 0 ? ws.choices[(t - begin) / kTileFrames * ws.width + i] : 0;
+    const int32_t base = window.first(begin);
+    const auto word = [&](int64_t t) {  // of the pair as far left as the lane says, if it was visited
+      const int32_t i = pair - lane;
+      const bool visited = i >= window.first(t) && i <= window.last(t + kTileFrames - 1);
+      return visited ? ws.choices[(t - begin) / kTileFrames * ws.width + i - base] : 0;
     };
     uint32_t ahead = end > begin ? word(end - kTileFrames) : 0;
     int32_t of_ahead = pair;

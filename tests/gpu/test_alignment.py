@@ -44,7 +44,7 @@ def test_any_number_of_labels(L, dtype):
     compare(*with_ties(2 * L + 20, 2, 5, L, dtype))
 
 
-@pytest.mark.parametrize("V", [1, 2, 5, 33, 2048, 2049, 9001])
+@pytest.mark.parametrize("V", [1, 5, 2049, 9001])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
 @pytest.mark.parametrize("time_major", [True, False], ids=["TBV", "BTV"])
 def test_any_number_of_classes(V, dtype, time_major):

@@ -3,7 +3,7 @@
 // pass has made. Built with the address and the undefined-behaviour sanitizer by test_emulated.py: an access
 // outside an array ends the program, be it in shared memory or between the arrays of the scratch memory.
 #define JAX_CTC_GAP 256
-#define JAX_CTC_BLOCK_FRAMES 16
+#define JAX_CTC_BLOCK_FRAMES 32
 #include <sanitizer/asan_interface.h>
 
 #include "../../kernels/cpu/ctc.h"

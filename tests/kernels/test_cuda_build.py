@@ -49,7 +49,7 @@ pytestmark = pytest.mark.skipif(not CUDA.is_dir(), reason="not in a source tree"
 needs_nvcc = pytest.mark.skipif(not NVCC, reason="no nvcc: no toolkit and no nvidia-cuda-nvcc")
 
 
-each_file = pytest.mark.parametrize("file", sweep(FILES, ["lattice", "occupancy"]))
+each_file = pytest.mark.parametrize("file", sweep(FILES, ["lattice", "occupancy", "align"]))
 each_architecture = pytest.mark.parametrize("architecture", sweep(ARCHITECTURES, [90]))
 
 

@@ -77,6 +77,7 @@ cuda = types.ModuleType("jax_ctc._cuda")
 cuda.__spec__ = importlib.machinery.ModuleSpec("jax_ctc._cuda", None)
 nothing = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(lambda frame: None)
 names = [f"jax_ctc_{op}_v1" for op in ("loss", "forward", "tangent", "cotangent", "hvp")]
+names.append("jax_ctc_align_v2")
 cuda.targets = lambda: {name: jax.ffi.pycapsule(nothing) for name in names}
 cuda.scratch_bytes = lambda *_: 64
 cuda.ffi_api_version, cuda.most_labels_in_place = (0, 0), 100
@@ -94,6 +95,8 @@ float(step(*args)[0])
 told = {"before": list(asked)}
 checks = jax_ctc.export_checks()
 told["program"] = step.trace(*args).lower(lowering_platforms=("cuda",)).as_text()
+path = jax.jit(jax_ctc.ctc_align)
+told["path"] = path.trace(*args).lower(lowering_platforms=("cuda",)).as_text()
 told["both"] = export.export(step, platforms=["cpu", "cuda"], disabled_checks=checks)(
     *args).mlir_module()
 told["asked"] = asked
@@ -120,6 +123,8 @@ def test_programs_for_gpus_call_kernels_only_if_all_gpus_have_them(gpus):
     assert answer["asked"] == ["driver", "gpus"]  # once
     assert ("jax_ctc_forward_v1" in answer["program"]) == covered
     assert ("jax_ctc_cotangent_v1" in answer["program"]) == covered
+    assert ("jax_ctc_align_v2" in answer["path"]) == covered
+    assert ("stablehlo.while" in answer["path"]) == (not covered)
     assert "jax_ctc_forward_v1" in answer["both"]  # on the CPU at least
     assert answer["both"].count("jax_ctc_forward_v1") == (2 if covered else 1)
     assert answer["info"]["cuda"] == ("80,90,100,120" if covered else None)

@@ -37,7 +37,7 @@ def build(library, sources=ROOT, buffers_stores=False):
         "-c", tests / "emulated.cpp", "-o", f"{library}.o",
     ]  # fmt: skip
     if buffers_stores:
-        command += ["-fsanitize=thread", "-DJAX_CTC_BLOCK_FRAMES=16"]
+        command += ["-fsanitize=thread", "-DJAX_CTC_BLOCK_FRAMES=32"]
     for step in (command, [COMPILER, "-shared", f"{library}.o", "-o", library]):
         built = subprocess.run(list(map(str, step)), capture_output=True, text=True, check=False)
         assert built.returncode == 0, built.stderr[-4000:]
