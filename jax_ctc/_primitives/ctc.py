@@ -56,8 +56,11 @@ def _batch_shared_acts(op, args, dims, *, time_axis, **params):
         return _ONCE[op](*args, dim=dims[_LINEAR], time_axis=time_axis, **params)
     acts = args[_ACTS]
     if op in ("loss", "forward"):
-        if not few_classes.is_more_than(acts.shape[-1], 2 * (args[_LABELS].shape[-1] + 2)):
-            return None  # copies of acts are about as small as the few classes, and faster
+        # Below, copies of acts are about as small as the arrays of few classes, and faster. Of
+        # log-scores there are fewer such arrays.
+        times = 4 if params["softmax"] else 2
+        if not few_classes.is_more_than(acts.shape[-1], times * (args[_LABELS].shape[-1] + 2)):
+            return None
         return _hypotheses(op, args, dims, time_axis=time_axis, **params)
     front = [x if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(args, dims, strict=True)]
 

@@ -44,11 +44,11 @@ template <class R> CTC_FN Dual<R> times(Dual<R> a, Dual<R> b) {
 }
 
 template <class R> CTC_FN Dual<R> select(Integer<R> mask, Dual<R> a, Dual<R> b) {
-  return {mask ? a.m : b.m, mask ? a.e : b.e, mask ? a.d : b.d};
+  return {mask < 0 ? a.m : b.m, mask < 0 ? a.e : b.e, mask < 0 ? a.d : b.d};
 }
 
 template <class R> CTC_FN Dual<R> only_if(Integer<R> mask, Dual<R> a) {
-  return {a.m, mask ? a.e : splat<Integer<R>>(kNone), a.d};
+  return {a.m, mask < 0 ? a.e : splat<Integer<R>>(kNone), a.d};
 }
 
 template <class R> CTC_FN Dual<R> fold(Dual<R> a) {

@@ -48,11 +48,10 @@ template <class T> struct ElementOf<T, std::void_t<decltype(T{}[0])>> {
 };
 template <class T, class S> CTC_FN T splat(S x) { return T{} + static_cast<typename ElementOf<T>::type>(x); }
 
+// 2^(d - bias) for d <= bias, and exactly 0 from d = 0 down.
+template <class R> CTC_FN R pow2_above(Integer<R> d) { return bits<R>(max_of(d, Integer<R>{}) << Layout<R>::mantissa); }
 // 2^d for d <= 0, and exactly 0 from d = -bias down.
-template <class R> CTC_FN R pow2(Integer<R> d) {
-  using Z = Integer<R>;
-  return bits<R>((max_of(d, splat<Z>(-Layout<R>::bias)) + Layout<R>::bias) << Layout<R>::mantissa);
-}
+template <class R> CTC_FN R pow2(Integer<R> d) { return pow2_above<R>(d + Layout<R>::bias); }
 // 2^d for d of either sign, and 2^bias from d = bias up.
 template <class R> CTC_FN R pow2_any(Integer<R> d) { return pow2<R>(min_of(d, splat<Integer<R>>(Layout<R>::bias))); }
 
@@ -64,8 +63,8 @@ template <class R> struct Scaled {
 };
 
 template <class R> CTC_FN Scaled<R> add(Scaled<R> a, Scaled<R> b) {
-  const Integer<R> e = max_of(a.e, b.e);
-  return {a.m * pow2<R>(a.e - e) + b.m * pow2<R>(b.e - e), e};
+  const Integer<R> e = max_of(a.e, b.e), floor = e - Layout<R>::bias;
+  return {a.m * pow2_above<R>(a.e - floor) + b.m * pow2_above<R>(b.e - floor), e};
 }
 
 // The sum of three values. Only two operations wait for `late`.
@@ -81,12 +80,12 @@ template <class R> CTC_FN Scaled<R> times(Scaled<R> a, Scaled<R> b) {
 
 // a where `mask` is set, else b. A mask is all ones or all zeros. A vector has one for each lane.
 template <class R> CTC_FN Scaled<R> select(Integer<R> mask, Scaled<R> a, Scaled<R> b) {
-  return {mask ? a.m : b.m, mask ? a.e : b.e};
+  return {mask < 0 ? a.m : b.m, mask < 0 ? a.e : b.e};
 }
 
 // a where `mask` is set, else a value that adds 0 to the value of any state that was reached.
 template <class R> CTC_FN Scaled<R> only_if(Integer<R> mask, Scaled<R> a) {
-  return {a.m, mask ? a.e : splat<Integer<R>>(kNone)};
+  return {a.m, mask < 0 ? a.e : splat<Integer<R>>(kNone)};
 }
 
 // The same value, with the mantissa in [1, 2).

@@ -285,26 +285,20 @@ template <int G, class A> CTC_DEVICE Computed<A> reference_of_scores(const Rows<
   return scores.tail != scores.tail ? scores.tail : scores.top > kLowest<F> ? scores.top : F(0);
 }
 
-// exp(x - shift) as a value of the lattice.
+// exp(x - shift) as a value of the lattice, for x <= shift.
 template <class F> CTC_DEVICE Scaled<F> emission(F x, F shift) {
-  const auto [d, rest] = difference(x, shift);
-  if (d > F(-kNear<F>)) {
-    const Split<F> y = split_exp<F>(d, rest);
-    return {y.p, y.q};
-  }
-  if (d > F(-kFurthest)) return far_emission<F>(double(x) - double(shift));
-  return {F(1), Integer<F>(kDead)};  // -inf, or a row without a softmax
+  if (x > F(-kNear<F>) && shift < F(kNear<F>)) return near_emission<F>(x, reduce<F>(shift));
+  return any_emission(x, shift);
 }
 
 // The same of several: without a branch for each.
 template <int n, class F> CTC_DEVICE void emissions(const F (&x)[n], F shift, Scaled<F> (&out)[n]) {
-  bool near = true;
+  const Reduced<F> reduced = reduce<F>(shift);
+  bool near = shift < F(kNear<F>);
 #pragma unroll
   for (int i = 0; i < n; ++i) {
-    const auto [d, rest] = difference(x[i], shift);
-    const Split<F> y = split_exp<F>(max_of(d, F(-kNear<F>)), rest);  // farther, or NaN: an exponent that no int holds
-    out[i] = {y.p, y.q};
-    near &= d > F(-kNear<F>);
+    out[i] = near_emission<F>(max_of(x[i], F(-kNear<F>)), reduced);  // farther, or NaN: a q that no int holds
+    near &= x[i] > F(-kNear<F>);
   }
   if (near) return;
 #pragma unroll

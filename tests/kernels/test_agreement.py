@@ -15,12 +15,22 @@ from support.runs import run
 pytestmark = pytest.mark.skipif(not KERNELS.is_dir(), reason="not in a source tree")
 
 PROGRAM = """
+#include <cmath>
 #include <cstdio>
 #include <initializer_list>
 #include "common/emission.h"
 #include "common/problem.h"
 using namespace jax_ctc;
+template <class F> double worst_error() {
+  long double worst = 0;
+  for (int i = -4000; i <= 4000; ++i) {
+    const F r = F(i * 0.34657359L / 4000);
+    worst = std::fmax(worst, std::fabs((long double)(exp_reduced<F>(r)) / std::exp((long double)(r)) - 1));
+  }
+  return double(worst);
+}
 int main() {
+  std::printf("exp %a %a\\n", worst_error<float>(), worst_error<double>());
   std::printf("none %d\\ndead %d\\nno_path %d\\n", kNone, kDead, kNoPath);
   std::printf("furthest %a\\n", kFurthest);
   std::printf("ln2 %a %a %a\\n", Ln2<double>::high, Ln2<double>::middle, Ln2<double>::low);
@@ -57,6 +67,13 @@ def test_numbers_without_a_range_are_the_same_in_python_and_cpp(said):
     assert said["ln2"] == list(scaled._LN2)
     assert said["float"] == list(scaled._layout(np.dtype(np.float32))[1:])
     assert said["double"] == list(scaled._layout(np.dtype(np.float64))[1:])
+
+
+@needs_compiler
+def test_the_polynomials_of_exp_are_right_to_rounding(said):
+    single, double = dict(said)["exp"]
+    assert 0 < single < np.finfo(np.float32).eps
+    assert 0 < double < np.finfo(np.float64).eps
 
 
 @needs_compiler

@@ -59,6 +59,16 @@ def test_one_frame_may_cost_a_lot(V, nats):
 
 
 @pytest.mark.parametrize("V", [3, 40])
+@pytest.mark.parametrize("most", [-3e38, -2e7, 99_999, 100_001, 3e7, 3e38])
+def test_all_logits_of_a_frame_may_be_of_any_size(most, V):
+    """Frame 2 has logits that differ by a few nats, or by nothing where an ulp is more."""
+    acts = np.random.default_rng(0).normal(size=(9, 1, V)).astype(np.float32)
+    steps = np.random.default_rng(1).integers(0, 3, V) if abs(most) < 1e8 else np.zeros(V)
+    acts[2, 0] = most - steps * np.spacing(np.float32(abs(most)))
+    assert_solved(acts, np.ones((1, 4), int), np.array([9]))
+
+
+@pytest.mark.parametrize("V", [3, 40])
 @pytest.mark.parametrize("nats", [600, 3_900, 20_000, 90_000])
 def test_ten_thousand_frames_may_cost_forty_million_nats(V, nats):
     acts = np.random.default_rng(0).normal(size=(10_000, 1, V)).astype(np.float32)

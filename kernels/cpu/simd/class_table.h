@@ -32,28 +32,61 @@ template <class F, int... K> CTC_FN Lanes<F> tiled(Quad<F> v, Indices<K...>) {
 // The four numbers, repeated over all lanes.
 template <class F> CTC_FN Lanes<F> tiled(Quad<F> v) { return tiled<F>(v, typename Count<kLanes<F>>::type{}); }
 
-// to[k][j] = from[j][k] for 4 x 4 entries.
-template <class F> CTC_FN void transpose(const F* const (&from)[4], F* const (&to)[4]) {
-  const Quad<F> a = load_quad(from[0]), b = load_quad(from[1]), c = load_quad(from[2]), d = load_quad(from[3]);
-  const Quad<F> ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), AB = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-  const Quad<F> cd = __builtin_shufflevector(c, d, 0, 4, 1, 5), CD = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-  store_quad(to[0], __builtin_shufflevector(ab, cd, 0, 1, 4, 5));
-  store_quad(to[1], __builtin_shufflevector(ab, cd, 2, 3, 6, 7));
-  store_quad(to[2], __builtin_shufflevector(AB, CD, 0, 1, 4, 5));
-  store_quad(to[3], __builtin_shufflevector(AB, CD, 2, 3, 6, 7));
+// A vector is a row of groups of kFrames = 4 numbers. A Quad is one group.
+template <class F> using Groups = typename Count<kLanes<F> / kFrames>::type;
+
+// One group from each place. GCC 12 needs pairs: from a larger initialiser it makes stores and a load.
+template <class V> CTC_FN auto both(V a, V b) {
+  if constexpr (kCount<V> == 4)
+    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7);
+  else
+    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
 }
+template <class F, int... G> CTC_FN Lanes<F> join(const F* const (&from)[sizeof...(G)], Indices<G...>) {
+  constexpr int n = sizeof...(G);
+  if constexpr (n == 1) return load_quad(from[0]);
+  if constexpr (n == 2) return both(load_quad(from[0]), load_quad(from[n - 1]));
+  if constexpr (n == 4)
+    return both(both(load_quad(from[0]), load_quad(from[n / 4])), both(load_quad(from[n / 2]), load_quad(from[n - 1])));
+}
+// Calls f(number, group) for each group.
+template <class V, class Use, int... G> CTC_FN void split(V v, Use use, Indices<G...>) {
+  (use(G, __builtin_shufflevector(v, v, 4 * G, 4 * G + 1, 4 * G + 2, 4 * G + 3)), ...);
+}
+// In each group: v[k] = (v[0][k], v[1][k], v[2][k], v[3][k]).
+template <class V, int... K> CTC_FN void transpose_groups(V (&v)[4], Indices<K...>) {
+  constexpr int N = sizeof...(K);
+  const V ab = __builtin_shufflevector(v[0], v[1], (K / 4 * 4 + K % 4 / 2 + K % 2 * N)...);
+  const V AB = __builtin_shufflevector(v[0], v[1], (K / 4 * 4 + K % 4 / 2 + K % 2 * N + 2)...);
+  const V cd = __builtin_shufflevector(v[2], v[3], (K / 4 * 4 + K % 4 / 2 + K % 2 * N)...);
+  const V CD = __builtin_shufflevector(v[2], v[3], (K / 4 * 4 + K % 4 / 2 + K % 2 * N + 2)...);
+  v[0] = __builtin_shufflevector(ab, cd, (K / 4 * 4 + K % 2 + K % 4 / 2 * N)...);
+  v[1] = __builtin_shufflevector(ab, cd, (K / 4 * 4 + K % 2 + K % 4 / 2 * N + 2)...);
+  v[2] = __builtin_shufflevector(AB, CD, (K / 4 * 4 + K % 2 + K % 4 / 2 * N)...);
+  v[3] = __builtin_shufflevector(AB, CD, (K / 4 * 4 + K % 2 + K % 4 / 2 * N + 2)...);
+}
+template <class V> CTC_FN void transpose_groups(V (&v)[4]) { transpose_groups(v, typename Count<kCount<V>>::type{}); }
 
 // The number of classes of a table: V, and at least one more of probability 0, which entries without a label point to.
 inline int64_t table_classes(int64_t V) { return V / 4 * 4 + 4; }
 
-// table[class][frame] = rows[frame][class]. Classes beyond V get `none`.
+// table[class][frame] = rows[frame][class] of the kCount<V> classes from `v` on.
+template <class V, class F> CTC_FN void tabulate_vectors(const F* const (&rows)[kFrames], int64_t v, F* table) {
+  V at[kFrames];
+  for (int k = 0; k < kFrames; ++k) __builtin_memcpy(&at[k], rows[k] + v, sizeof(V));
+  transpose_groups(at);
+  for (int j = 0; j < 4; ++j)
+    split(
+        at[j], [=](int g, Quad<F> four) { store_quad(table + 4 * (v + 4 * g + j), four); },
+        typename Count<kCount<V> / 4>::type{});
+}
+// The same of all classes. Classes beyond V get `none`.
 template <class F> void tabulate(const F* const (&rows)[kFrames], int64_t V, F none, F* table) {
   int64_t v = 0;
-  for (; v + 4 <= V; v += 4)
-    transpose<F>({rows[0] + v, rows[1] + v, rows[2] + v, rows[3] + v},
-                 {table + 4 * v, table + 4 * v + 4, table + 4 * v + 8, table + 4 * v + 12});
-  for (; v < table_classes(V); ++v)
-    for (int k = 0; k < kFrames; ++k) table[4 * v + k] = v < V ? rows[k][v] : none;
+  for (; v + kLanes<F> <= V; v += kLanes<F>) tabulate_vectors<Lanes<F>>(rows, v, table);
+  for (; v + 4 <= V; v += 4) tabulate_vectors<Quad<F>>(rows, v, table);
+  for (; v < V; ++v) store_quad<F>(table + 4 * v, Quad<F>{rows[0][v], rows[1][v], rows[2][v], rows[3][v]});
+  for (; v < table_classes(V); ++v) store_quad<F>(table + 4 * v, Quad<F>{} + none);
 }
 
 // The emissions p * 2^q of all classes at four frames, and the normalisers of these frames. Of log-scores only classes
@@ -83,79 +116,98 @@ template <class F> struct Table {
     using Vec = Lanes<F>;
     using Mask = Integer<Vec>;
     constexpr int N = kLanes<F>;
+    const F* const x = this->x;  // the stores below do not change it
+    F* const p = this->p;
+    Integer<F>* const q = this->q;
     Vec top = load<Vec>(x);
     for (int64_t i = N; i < n; i += N) top = max_of(load<Vec>(x + i), top);
     top = max_over<kFrames, N>(top);
-    Vec sums[2] = {};
-    Mask ties = {}, far = {}, nan = {};
+    const RowShift<F> row(top);
+    Vec tail = {}, furthest = splat<Vec>(-F(__builtin_inf()));
+    Mask ties = {};
     for (int64_t i = 0; i < n; i += N) {
       const Vec v = load<Vec>(x + i);
-      const Emission<F> y = split_emission<F>(v, top);
+      const Scaled<Vec> y = split_emission<F>(v, row, furthest);
       if constexpr (kSoftmax) {
         const Mask at_top = v == top;
-        sums[i / N % 2] += at_top ? Vec{} : y.p * pow2<Vec>(y.q);
+        tail += bits<Vec>(bits<Mask>(y.m * pow2<Vec>(y.e)) & ~at_top);
         ties -= at_top;
-        nan |= v != v;
       }
-      far |= y.far;
-      store(p + i, y.p), store(q + i, y.q);
+      store(p + i, y.m), store(q + i, y.e);
     }
-    const Vec tails = sum_over<kFrames, N>(sums[0] + sums[1]);
-    const Mask all_ties = sum_over<kFrames, N>(ties), any_nan = sum_over<kFrames, N>(nan);
+    const Vec tails = sum_over<kFrames, N>(tail);
+    const Mask all_ties = sum_over<kFrames, N>(ties);
+    furthest = max_over<kFrames, N>(furthest);
     for (int k = 0; k < kFrames; ++k) {
       const bool possible = top[k] > -F(__builtin_inf());
-      const bool defined = (possible || !kSoftmax) && top[k] < F(__builtin_inf()) && any_nan[k] == 0;
       shift[k] = possible || kSoftmax ? top[k] : F(0);
-      sum[k] = !defined ? __builtin_nan("") : kSoftmax ? double(all_ties[k]) + double(tails[k]) : 1;
+      sum[k] = kSoftmax ? double(all_ties[k]) + double(tails[k]) : 1;
+      if (any_is_far<F>(furthest[k], shift[k])) read_any<kSoftmax>(n, k);
+      if (!(possible || !kSoftmax) || !(top[k] < F(__builtin_inf()))) sum[k] = __builtin_nan("");
     }
-    if (sum_of_lanes(far) != 0)
-      for (int64_t i = 0; i < n; ++i) split_far_emissions(x + i, 1, shift[i % kFrames], p + i, q + i);
+  }
+
+  // Does the same again for one frame, of which some logits are not near.
+  template <bool kSoftmax> void read_any(int64_t n, int k) {
+    double sum_of_all = 0;
+    for (int64_t i = k; i < n; i += kFrames) {
+      split_any_emissions(x + i, 1, shift[k], p + i, q + i);
+      sum_of_all += x[i] == x[i] ? double(p[i]) * pow2<double>(q[i]) : __builtin_nan("");
+    }
+    if (kSoftmax) sum[k] = sum_of_all;
   }
 };
 
-// to[frame][i] = table[labels[i]][frame] for `pairs` labels.
-template <class F> void gather(const F* table, const int32_t* labels, int64_t pairs, F* const (&to)[kFrames]) {
-  for (int64_t i = 0; i < pairs; i += 4)
-    transpose<F>(
-        {table + 4 * labels[i], table + 4 * labels[i + 1], table + 4 * labels[i + 2], table + 4 * labels[i + 3]},
-        {to[0] + i, to[1] + i, to[2] + i, to[3] + i});
+// Entries i to i + kLanes of to[frame][i] = table[place of i][frame]. The place of a class is kFrames times its number.
+template <class F, int... G> CTC_FN void gather_vector(const F* table, const int32_t* places, int64_t i,
+                                                       F* const (&to)[kFrames], Indices<G...> all) {
+  Lanes<F> v[4];
+  for (int j = 0; j < 4; ++j) v[j] = join<F>({table + places[i + 4 * G + j]...}, all);
+  transpose_groups(v);
+  for (int k = 0; k < kFrames; ++k) store(to[k] + i, v[k]);
+}
+// The same for `pairs` labels.
+template <class F> void gather(const F* table, const int32_t* places, int64_t pairs, F* const (&to)[kFrames]) {
+  for (int64_t i = 0; i < pairs; i += kLanes<F>) gather_vector(table, places, i, to, Groups<F>{});
 }
 
-// Writes the emissions of `pairs` labels and of the blank. Entries without a label are V.
-template <class Value, class F> void gather(const Table<F>& table, const int32_t* labels, int64_t pairs, int32_t blank,
+// Writes the emissions of `pairs` labels and of the blank.
+template <class Value, class F> void gather(const Table<F>& table, const int32_t* places, int64_t pairs, int32_t blank,
                                             const Emissions<Value> (&y)[kFrames]) {
-  const F* q = reinterpret_cast<const F*>(table.q);  // only moved, so any type will do
+  const F* const p = table.p;
+  const F* const q = reinterpret_cast<const F*>(table.q);  // only moved, so any type will do
   F *p_to[kFrames], *q_to[kFrames];
   for (int k = 0; k < kFrames; ++k) p_to[k] = y[k].mantissas(), q_to[k] = p_to[k] + y[k].pitch;
-  for (int64_t i = 0; i < pairs; i += 4) {
-    const int64_t a = 4 * labels[i], b = 4 * labels[i + 1], c = 4 * labels[i + 2], d = 4 * labels[i + 3];
-    transpose<F>({table.p + a, table.p + b, table.p + c, table.p + d},
-                 {p_to[0] + i, p_to[1] + i, p_to[2] + i, p_to[3] + i});
-    transpose<F>({q + a, q + b, q + c, q + d}, {q_to[0] + i, q_to[1] + i, q_to[2] + i, q_to[3] + i});
+  for (int64_t i = 0; i < pairs; i += kLanes<F>) {
+    gather_vector(p, places, i, p_to, Groups<F>{});
+    gather_vector(q, places, i, q_to, Groups<F>{});
   }
   for (int k = 0; k < kFrames; ++k) {
-    store(y[k].mantissas() + y[k].last, splat<Lanes<F>>(table.p[4 * int64_t(blank) + k]));
+    store(y[k].mantissas() + y[k].last, splat<Lanes<F>>(p[4 * int64_t(blank) + k]));
     store(y[k].exponents() + y[k].last, splat<Integer<Lanes<F>>>(table.q[4 * int64_t(blank) + k]));
   }
 }
 
 // Adds up by class, in label order, the numbers that stand at `pairs` labels of four frames. They are `pitch` elements
 // from one frame to the next. `sums` has room for a table. The result is by_class[frame][class].
-template <class F> void scatter(const F* gamma, int64_t pitch, const int32_t* labels, int64_t pairs, int64_t classes,
+template <class F> void scatter(const F* gamma, int64_t pitch, const int32_t* places, int64_t pairs, int64_t classes,
                                 F* sums, F* by_class) {
-  for (int64_t i = 0; i < kFrames * classes; ++i) sums[i] = 0;
+  for (int64_t v = 0; v < classes; ++v) store_quad<F>(sums + 4 * v, Quad<F>{});
   for (int64_t i = 0; i < pairs; i += 4) {
-    F at[4][kFrames];
-    transpose<F>({gamma + i, gamma + pitch + i, gamma + 2 * pitch + i, gamma + 3 * pitch + i},
-                 {at[0], at[1], at[2], at[3]});
+    Quad<F> at[kFrames];
+    for (int k = 0; k < kFrames; ++k) at[k] = load_quad(gamma + k * pitch + i);
+    transpose_groups(at);
     for (int j = 0; j < 4; ++j) {
-      F* sum = sums + 4 * int64_t(labels[i + j]);
-      store_quad<F>(sum, load_quad<F>(sum) + load_quad<F>(at[j]));
+      F* sum = sums + places[i + j];
+      store_quad<F>(sum, load_quad<F>(sum) + at[j]);
     }
   }
-  for (int64_t v = 0; v < classes; v += 4)
-    transpose<F>({sums + 4 * v, sums + 4 * v + 4, sums + 4 * v + 8, sums + 4 * v + 12},
-                 {by_class + v, by_class + classes + v, by_class + 2 * classes + v, by_class + 3 * classes + v});
+  for (int64_t v = 0; v < classes; v += 4) {
+    Quad<F> at[4];
+    for (int j = 0; j < 4; ++j) at[j] = load_quad(sums + 4 * (v + j));
+    transpose_groups(at);
+    for (int k = 0; k < kFrames; ++k) store_quad<F>(by_class + k * classes + v, at[k]);
+  }
 }
 
 }  // namespace

@@ -24,7 +24,8 @@ template <class V> class EmissionSource {
   using F = typename Parts<Value>::F;
   static constexpr int N = kLanes<F>;
   // The largest V that goes through a table. One float a lane adds up the row, and is accurate enough for so many.
-  static constexpr int64_t kMostClasses = 256, kClassesPerLabel = 8;
+  // A table of Duals costs more a class, because the direction has one too.
+  static constexpr int64_t kMostClasses = 256, kClassesPerLabel = Parts<Value>::count == 2 ? 8 : 3;
 
  public:
   EmissionSource(const Sequence<F>& sequence, int64_t pairs)
@@ -43,7 +44,7 @@ template <class V> class EmissionSource {
     arena.take(shift, in.length), arena.take(scale, in.length);
     arena.take(wide, is_half(in.dtype) ? kFrames * in.V : 0);
     if (by_table) {
-      arena.take(labels, pairs);
+      arena.take(places, pairs);
       arena.take(table.x, kFrames * classes), arena.take(table.p, kFrames * classes);
       arena.take(table.q, kFrames * classes);
       arena.take(most, in.softmax ? 0 : kFrames * classes);
@@ -58,7 +59,7 @@ template <class V> class EmissionSource {
     dead.e = splat<Integer<Lanes<F>>>(kDead);
     for (int64_t k = 0; k < kept; ++k) store_parts(y + k * frame_size(), width(), dead);  // sets the margins
     if (by_table) {
-      for (int64_t i = 0; i < pairs; ++i) labels[i] = i < in.L ? in.labels[i] : int32_t(in.V);
+      for (int64_t i = 0; i < pairs; ++i) places[i] = kFrames * (i < in.L ? in.labels[i] : int32_t(in.V));
       if (!in.softmax) mark_classes();
     } else {
       for (int64_t i = 0; i < pairs + N; ++i) raw[i] = -F(__builtin_inf());
@@ -113,7 +114,7 @@ template <class V> class EmissionSource {
  public:
   const bool by_table;
   const int64_t classes;  // of the table
-  int32_t* labels;        // `pairs` entries. Those beyond the labels are V
+  int32_t* places;        // in the table, of `pairs` labels. Behind the labels, of a class that no row has
   F *shift, *scale;       // of the softmax, [T]
   Table<F> table;
 
@@ -180,7 +181,7 @@ template <class V> class EmissionSource {
       table.read_scores(rows, in.V, most);
     for (int64_t t = end - 1; t >= begin; --t)
       if (product != nullptr && !keep(t, {table.shift[t - begin], table.sum[t - begin]}, product)) return false;
-    gather(table, labels, pairs, in.blank, at);
+    gather(table, places, pairs, in.blank, at);
     return true;
   }
 

@@ -57,7 +57,7 @@ template <class F> class ForwardRun {
   void keep_dense(int64_t begin, int64_t end) {
     const int64_t classes = source.classes;
     F* sums = by_class.room();
-    if (source.by_table) by_class.gather(lattice.products(begin), source.labels, pairs, classes);
+    if (source.by_table) by_class.gather(lattice.products(begin), source.places, pairs, classes);
     for (int64_t t = begin; t < end; ++t) {
       F* taken = sums + t % kFrames * classes;
       if (!source.by_table) {

@@ -63,7 +63,7 @@ template <class F> class HvpRun {
       prefetch(directed.direction_at(k), directed.source.row_bytes());
       prefetch<true>(out_at(k), directed.source.row_bytes());
     }
-    F* sums = by_class.gather(lattice.products(begin, 1), directed.source.labels, pairs, classes);
+    F* sums = by_class.gather(lattice.products(begin, 1), directed.source.places, pairs, classes);
     for (int64_t k = begin; k <= t; ++k) write(k, sums + k % kFrames * classes);
   }
 

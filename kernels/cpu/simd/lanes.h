@@ -105,11 +105,43 @@ template <int by, int width, class V> CTC_FN V max_over(V v) {
 template <class V> CTC_FN auto sum_of_lanes(V v) { return sum_over<1, kCount<V>>(v)[0]; }
 template <class V> CTC_FN auto max_of_lanes(V v) { return max_over<1, kCount<V>>(v)[0]; }
 
-// exp(x) for x <= 0. It is exactly 0 below the smallest normal number, and for -inf. NaN stays NaN.
+// max_of(bound, x), which is NaN if x is. For a bound that the compiler knows GCC 12 would make two instructions.
+template <class V, class F> CTC_FN V at_least(F bound, V x) {
+  V least = splat<V>(bound);
+#if defined(__x86_64__)
+  __asm__("" : "+v"(least));
+#endif
+  return max_of(least, x);
+}
+
+// ln 2 in two parts, for |q| < 2^bias: q times the first is exact.
+template <class F> struct ShortLn2;
+template <> struct ShortLn2<float> {
+  static constexpr float high = 0x1.62e4p-1f, low = float(0x1.62e42fefa39efp-1 - 0x1.62e4p-1);
+};
+template <> struct ShortLn2<double> {
+  static constexpr double high = 0x1.62e42feep-1, low = 0x1.a39ef35793c76p-33;
+};
+
+// exp(x) for x <= 0 as p * power. Where that is below the smallest normal number, and for -inf, `power` is 0. Of NaN p
+// is NaN.
+template <class V> struct ExpFactors {
+  V p, power;
+};
+template <class F, class V> CTC_FN ExpFactors<V> exp_factors(V x) {
+  constexpr int mantissa = Layout<F>::mantissa, bias = Layout<F>::bias;
+  constexpr F kLog2e = F(1.44269504088896340736), kFloor = F(-bias * 0.693147180559945309417);
+  // Adding it rounds to an integer n, and leaves n + bias in the lowest bits. They are 2^n when shifted, or 0 at
+  // kFloor.
+  constexpr F kRound = F(3) * F(int64_t(1) << (mantissa - 1)) + F(bias);
+  const V bounded = at_least(kFloor, x);
+  const V shifted = bounded * kLog2e + kRound, n = shifted - kRound;
+  const V r = (bounded - n * ShortLn2<F>::high) - n * ShortLn2<F>::low;
+  return {exp_reduced<F>(r), bits<V>(bits<Integer<V>>(shifted) << mantissa)};
+}
 template <class F, class V> CTC_FN V exp_of_nonpositive(V x) {
-  constexpr F kFloor = F(-Layout<F>::bias - 1) * F(0.7);
-  const Split<V> y = split_exp<F>(x < kFloor ? splat<V>(kFloor) : x, V{});
-  return y.p * pow2<V>(y.q);
+  const ExpFactors<V> y = exp_factors<F>(x);
+  return y.p * y.power;
 }
 
 }  // namespace

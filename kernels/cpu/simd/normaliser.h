@@ -49,44 +49,37 @@ template <class F> F largest(const F* x, int64_t V) {
   return max_of_lanes(max_of(max_of(a, b), max_of(c, d)));
 }
 
-// Adds exp(x - shift) of the entries below shift, and counts the entries equal to it.
-template <class F> struct TailSum {
-  using Vec = Lanes<F>;
-  Vec sum = {};
-  Integer<Vec> ties = {};
-  CTC_INLINE void add(Vec x, F shift) {
-    const Integer<Vec> top = x == shift;
-    const Vec e = exp_of_nonpositive<F>(x - shift);
-    sum += top ? Vec{} : e;
-    ties -= top;
-  }
-};
-
 // The sum of exp(x - shift) over n entries, in two parts: the number of entries equal to shift, and the sum of the
 // others.
 struct PartSum {
   double ties, tail;
 };
-template <class F> PartSum sum_part(const F* x, int64_t n, F shift) {
+template <bool kTies, class F> PartSum sum_part(const F* x, int64_t n, F shift) {
   using Vec = Lanes<F>;
   constexpr int N = kLanes<F>;
   // A lane makes 16 additions. Then the sum goes on in double, because one float sum over V = 1e5 would give the
   // gradient an error of 2e-5.
-  constexpr int64_t kPart = 64 * N;
+  constexpr int64_t kPart = 32 * N;
   PartSum sum = {0, 0};
+  Integer<Vec> ties = {};
   for (int64_t begin = 0; begin < n; begin += kPart) {
     const int64_t end = min_of(begin + kPart, n);
-    TailSum<F> a, b, c, d;
+    Vec a = {}, b = {};
+    const auto add = [&](Vec at, Vec& to) {
+      ExpFactors<Vec> y = exp_factors<F>(at - shift);
+      if constexpr (kTies) {
+        const Integer<Vec> top = at == shift;
+        y.power = top ? Vec{} : y.power, ties -= top;
+      }
+      to += y.p * y.power;
+    };
     int64_t v = begin;
-    for (; v + 4 * N <= end; v += 4 * N) {
-      a.add(load<Vec>(x + v), shift), b.add(load<Vec>(x + v + N), shift);
-      c.add(load<Vec>(x + v + 2 * N), shift), d.add(load<Vec>(x + v + 3 * N), shift);
-    }
-    for (; v + N <= end; v += N) a.add(load<Vec>(x + v), shift);
-    if (v < end) b.add(load_last<Vec>(x, n, end - v, F(-__builtin_inf())), shift);
-    sum.ties += double(sum_of_lanes((a.ties + b.ties) + (c.ties + d.ties)));
-    sum.tail += double(sum_of_lanes((a.sum + b.sum) + (c.sum + d.sum)));
+    for (; v + 2 * N <= end; v += 2 * N) add(load<Vec>(x + v), a), add(load<Vec>(x + v + N), b);
+    if (v + N <= end) add(load<Vec>(x + v), a), v += N;
+    if (v < end) add(load_last<Vec>(x, n, end - v, F(-__builtin_inf())), b);
+    sum.tail += double(sum_of_lanes(a + b));
   }
+  if constexpr (kTies) sum.ties = double(sum_of_lanes(ties));
   return sum;
 }
 
@@ -124,7 +117,8 @@ template <class F> RowSums<F> sum_row(const F* x, int64_t V, const F* next) {
         if (x[v] != x[v]) return {top, nan, nan};
       continue;
     }
-    const PartSum part = sum_part(x + begin, end - begin, top);
+    const PartSum part = here == top ? sum_part<true>(x + begin, end - begin, top)  // else no entry is equal to top
+                                     : sum_part<false>(x + begin, end - begin, top);
     ties += part.ties, tail += part.tail;
   }
   return {top, ties, tail};

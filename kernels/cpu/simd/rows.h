@@ -32,41 +32,52 @@ template <bool kToWrite = false> CTC_FN void prefetch(const void* row, int64_t b
     __builtin_prefetch(reinterpret_cast<const void*>(line), kToWrite);
 }
 
-// Computes the emissions of logits between kNear and kFurthest below shift. These are very rare.
-template <class F> void split_far_emissions(const F* x, int64_t n, F shift, F* p, Integer<F>* q) {
-  for (int64_t i = 0; i < n; ++i) {
-    const double d = double(x[i]) - double(shift);
-    if (!(d > -kFurthest && d <= -kNear<F>)) continue;
-    const Scaled<F> y = far_emission<F>(d);
-    p[i] = y.m, q[i] = y.e;
+// What the emissions of a row are computed from: its shift, reduced, and the bound that a logit must exceed for the
+// vector code. It is infinite if shift itself is too large. Lanes may be of several rows.
+template <class F> struct RowShift {
+  using Vec = Lanes<F>;
+  Reduced<Vec> reduced;
+  Vec near_from;
+  explicit CTC_INLINE RowShift(Vec shift) : reduced(reduce<F>(shift)) {
+    const auto near = shift < F(kNear<F>);
+    near_from = near ? splat<Vec>(F(-kNear<F>)) : splat<Vec>(F(__builtin_inf()));
   }
+};
+
+// Whether some emissions must be computed again: split_emission took them for dead.
+template <class F> CTC_FN bool any_is_far(F furthest, F shift) {
+  return furthest > F(shift - kFurthest) || !(shift > F(-kNear<F>) && shift < F(kNear<F>));
 }
 
-// exp(x - shift) = p * 2^q. `far` is the mask of the lanes that split_far_emissions must compute.
-template <class F> struct Emission {
-  Lanes<F> p;
-  Integer<Lanes<F>> q, far;
-};
-template <class F> CTC_FN Emission<F> split_emission(Lanes<F> x, Lanes<F> shift) {
+// The emissions of logits x <= shift. Where x is not near they are dead, and `furthest` becomes the largest such x.
+template <class F> CTC_FN Scaled<Lanes<F>> split_emission(Lanes<F> x, const RowShift<F>& shift, Lanes<F>& furthest) {
   using Vec = Lanes<F>;
-  const auto [d, rest] = difference(x, shift);
-  const Integer<Vec> near = d > F(-kNear<F>);
-  Integer<Vec> far = {};
-  if constexpr (kNear<F> < kFurthest) far = (d > F(-kFurthest)) & ~near;
-  const Split<Vec> y = split_exp<F>(near ? d : Vec{}, near ? rest : Vec{});
-  return {near ? y.p : splat<Vec>(F(1)), near ? y.q : splat<Integer<Vec>>(kDead), far};
+  constexpr F kInfinity = __builtin_inf();
+  // Of NaN the maximum is NaN, so that the sum over the row becomes NaN.
+  const Scaled<Vec> y = near_emission<F>(at_least(F(-kNear<F>), x), shift.reduced);
+  const Integer<Vec> near = x > shift.near_from;
+  furthest = max_of(furthest, near ? splat<Vec>(-kInfinity) : x);
+  return {y.m, near ? y.e : splat<Integer<Vec>>(kDead)};
+}
+
+// Computes again the emissions of n logits of which some are not near. This is very rare.
+template <class F> void split_any_emissions(const F* x, int64_t n, F shift, F* p, Integer<F>* q) {
+  for (int64_t i = 0; i < n; ++i) {
+    const Scaled<F> y = any_emission(x[i], shift);
+    p[i] = y.m, q[i] = y.e;
+  }
 }
 
 // Computes n emissions. n is a multiple of the number of lanes.
 template <class F> void split_emissions(const F* x, int64_t n, F shift, F* p, Integer<F>* q) {
   using Vec = Lanes<F>;
-  Integer<Vec> far = {};
+  const RowShift<F> row(splat<Vec>(shift));
+  Vec furthest = splat<Vec>(-F(__builtin_inf()));
   for (int64_t i = 0; i < n; i += kLanes<F>) {
-    const Emission<F> y = split_emission<F>(load<Vec>(x + i), splat<Vec>(shift));
-    far |= y.far;
-    store(p + i, y.p), store(q + i, y.q);
+    const Scaled<Vec> y = split_emission<F>(load<Vec>(x + i), row, furthest);
+    store(p + i, y.m), store(q + i, y.e);
   }
-  if (sum_of_lanes(far) != 0) split_far_emissions(x, n, shift, p, q);
+  if (any_is_far(max_of_lanes(furthest), shift)) split_any_emissions(x, n, shift, p, q);
 }
 
 // out = scale * exp(x - shift). `out` may be x.
@@ -74,9 +85,10 @@ template <class F> void scaled_softmax(const F* x, int64_t V, F shift, F scale, 
   using Vec = Lanes<F>;
   constexpr int N = kLanes<F>;
   if (V < N) return store_first(out, exp_of_nonpositive<F>(load_first<Vec>(x, V, shift) - shift) * scale, V);
-  const Vec last = exp_of_nonpositive<F>(load<Vec>(x + V - N) - shift) * scale;  // before out overwrites x
+  Vec last = {};  // computed before out overwrites x
+  if (V % N > 0) last = exp_of_nonpositive<F>(load<Vec>(x + V - N) - shift) * scale;
   for (int64_t v = 0; v + N <= V; v += N) store(out + v, exp_of_nonpositive<F>(load<Vec>(x + v) - shift) * scale);
-  store(out + V - N, last);
+  if (V % N > 0) store(out + V - N, last);
 }
 
 // out = scale * exp(x - shift) - factor * taken.

@@ -145,8 +145,8 @@ template <class F> class ByClass {
     arena.take(sums, kFrames * classes), arena.take(by_class, kFrames * classes);
   }
   // `values` has `pairs` numbers for each frame. The result is [frame][class].
-  F* gather(const F* values, const int32_t* labels, int64_t pairs, int64_t classes) {
-    if constexpr (kLanes<F> >= kFrames) scatter(values, pairs, labels, pairs, classes, sums, by_class);
+  F* gather(const F* values, const int32_t* places, int64_t pairs, int64_t classes) {
+    if constexpr (kLanes<F> >= kFrames) scatter(values, pairs, places, pairs, classes, sums, by_class);
     return by_class;
   }
   F* room() const { return by_class; }
