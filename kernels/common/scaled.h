@@ -51,7 +51,18 @@ template <class T, class S> CTC_FN T splat(S x) { return T{} + static_cast<typen
 // 2^(d - bias) for d <= bias, and exactly 0 from d = 0 down.
 template <class R> CTC_FN R pow2_above(Integer<R> d) { return bits<R>(max_of(d, Integer<R>{}) << Layout<R>::mantissa); }
 // 2^d for d <= 0, and exactly 0 from d = -bias down.
-template <class R> CTC_FN R pow2(Integer<R> d) { return pow2_above<R>(d + Layout<R>::bias); }
+template <class R> CTC_FN R pow2(Integer<R> d) {
+  using Z = Integer<R>;
+  return bits<R>((max_of(d, splat<Z>(-Layout<R>::bias)) + Layout<R>::bias) << Layout<R>::mantissa);
+}
+// 2^(a - e) for a <= e. For the same e a CPU subtracts the bias once; a GPU shifts and adds it in one instruction.
+template <class R> CTC_FN R pow2_below(Integer<R> a, Integer<R> e) {
+#if defined(__CUDACC__)
+  return pow2<R>(a - e);
+#else
+  return pow2_above<R>(a - (e - Layout<R>::bias));
+#endif
+}
 // 2^d for d of either sign, and 2^bias from d = bias up.
 template <class R> CTC_FN R pow2_any(Integer<R> d) { return pow2<R>(min_of(d, splat<Integer<R>>(Layout<R>::bias))); }
 
@@ -63,8 +74,8 @@ template <class R> struct Scaled {
 };
 
 template <class R> CTC_FN Scaled<R> add(Scaled<R> a, Scaled<R> b) {
-  const Integer<R> e = max_of(a.e, b.e), floor = e - Layout<R>::bias;
-  return {a.m * pow2_above<R>(a.e - floor) + b.m * pow2_above<R>(b.e - floor), e};
+  const Integer<R> e = max_of(a.e, b.e);
+  return {a.m * pow2_below<R>(a.e, e) + b.m * pow2_below<R>(b.e, e), e};
 }
 
 // The sum of three values. Only two operations wait for `late`.

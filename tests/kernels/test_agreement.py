@@ -25,7 +25,8 @@ template <class F> double worst_error() {
   long double worst = 0;
   for (int i = -4000; i <= 4000; ++i) {
     const F r = F(i * 0.34657359L / 4000);
-    worst = std::fmax(worst, std::fabs((long double)(exp_reduced<F>(r)) / std::exp((long double)(r)) - 1));
+    const long double found = exp_reduced<F>(r), right = std::exp((long double)(r));
+    worst = std::fmax(worst, std::fabs(found / right - 1));
   }
   return double(worst);
 }

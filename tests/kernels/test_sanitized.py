@@ -113,8 +113,8 @@ PLANTED = {
     "shifts": ("emissions.h", "shift[t] = n.shift", "shift[t + 1] = n.shift"),
     "labels of a table": (
         "emissions.h",
-        "for (int64_t i = 0; i < pairs; ++i) labels[i]",
-        "for (int64_t i = 0; i <= pairs; ++i) labels[i]",
+        "for (int64_t i = 0; i < pairs; ++i) places[i]",
+        "for (int64_t i = 0; i <= pairs; ++i) places[i]",
     ),
     "logits of the labels": (
         "emissions.h",
@@ -136,8 +136,8 @@ PLANTED = {
     "states": ("step.h", "to.set(end, {V::none()", "to.set(end + 1, {V::none()"),
     "sums by class": (
         "class_table.h",
-        "i < kFrames * classes; ++i) sums",
-        "i <= kFrames * classes; ++i) sums",
+        "v < classes; ++v) store_quad<F>(sums",
+        "v <= classes; ++v) store_quad<F>(sums",
     ),
     "means of a direction": ("directed_emissions.h", "    mean[t] = F(", "    mean[t + 1] = F("),
     "checkpoints of an alignment": (

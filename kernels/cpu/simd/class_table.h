@@ -89,9 +89,13 @@ template <class F> void tabulate(const F* const (&rows)[kFrames], int64_t V, F n
   for (; v < table_classes(V); ++v) store_quad<F>(table + 4 * v, Quad<F>{} + none);
 }
 
-// The emissions p * 2^q of all classes at four frames, and the normalisers of these frames. Of log-scores only classes
-// that are read have emissions other than 0.
+// The logits of all classes at four frames, their emissions p * 2^q, and the normalisers of these frames. Of log-scores
+// only classes that are read have emissions other than 0.
 template <class F> struct Table {
+  using Vec = Lanes<F>;
+  using Mask = Integer<Vec>;
+  static constexpr int N = kLanes<F>;
+
   F* x;  // logits. x, p and q are [class][frame]
   F* p;
   Integer<F>* q;
@@ -100,28 +104,56 @@ template <class F> struct Table {
 
   void read(const F* const (&rows)[kFrames], int64_t V) {
     tabulate(rows, V, -F(__builtin_inf()), x);
-    normalise<true>(kFrames * table_classes(V));
+    split_classes<true>(kFrames * table_classes(V));
+  }
+  // Leaves p and q as they are.
+  void read_logits(const F* const (&rows)[kFrames], int64_t V) {
+    tabulate(rows, V, -F(__builtin_inf()), x);
+    const int64_t n = kFrames * table_classes(V);
+    const Vec top = largest(n);
+    Vec tail = {};
+    Mask ties = {};
+    for (int64_t i = 0; i < n; i += N) {
+      const Vec v = load<Vec>(x + i);
+      const ExpFactors<Vec> y = exp_factors<F>(v - top);
+      const Mask at_top = v == top;
+      tail += y.p * (at_top ? Vec{} : y.power), ties -= at_top;
+    }
+    set_normalisers<true>(top, tail, ties);
   }
   // `most`, [class][frame], is +inf at the classes that are read, and -inf at all others, whatever rows hold there.
   void read_scores(const F* const (&rows)[kFrames], int64_t V, const F* most) {
     tabulate(rows, V, -F(__builtin_inf()), x);
     const int64_t n = kFrames * table_classes(V);
-    for (int64_t i = 0; i < n; i += kLanes<F>) store(x + i, min_of(load<Lanes<F>>(x + i), load<Lanes<F>>(most + i)));
-    normalise<false>(n);
+    for (int64_t i = 0; i < n; i += N) store(x + i, min_of(load<Vec>(x + i), load<Vec>(most + i)));
+    split_classes<false>(n);
   }
 
  private:
-  // Of log-scores see reference_of_scores. A NaN has become +inf.
-  template <bool kSoftmax> void normalise(int64_t n) {
-    using Vec = Lanes<F>;
-    using Mask = Integer<Vec>;
-    constexpr int N = kLanes<F>;
+  // Of each frame, in all of its lanes.
+  Vec largest(int64_t n) const {
+    Vec top = load<Vec>(x);
+    for (int64_t i = N; i < n; i += N) top = max_of(load<Vec>(x + i), top);
+    return max_over<kFrames, N>(top);
+  }
+
+  // Of log-scores see reference_of_scores. A NaN has become +inf. A NaN among logits has made `tail` NaN.
+  template <bool kSoftmax> void set_normalisers(Vec top, Vec tail, Mask ties) {
+    constexpr F kInfinity = __builtin_inf();
+    const Vec tails = sum_over<kFrames, N>(tail);
+    const Mask all_ties = sum_over<kFrames, N>(ties);
+    for (int k = 0; k < kFrames; ++k) {
+      const bool possible = top[k] > -kInfinity, defined = (possible || !kSoftmax) && top[k] < kInfinity;
+      shift[k] = possible || kSoftmax ? top[k] : F(0);
+      sum[k] = !defined ? __builtin_nan("") : kSoftmax ? double(all_ties[k]) + double(tails[k]) : 1;
+    }
+  }
+
+  template <bool kSoftmax> void split_classes(int64_t n) {
     const F* const x = this->x;  // the stores below do not change it
     F* const p = this->p;
     Integer<F>* const q = this->q;
-    Vec top = load<Vec>(x);
-    for (int64_t i = N; i < n; i += N) top = max_of(load<Vec>(x + i), top);
-    top = max_over<kFrames, N>(top);
+    const Vec top = largest(n);
     const RowShift<F> row(top);
     Vec tail = {}, furthest = splat<Vec>(-F(__builtin_inf()));
     Mask ties = {};
@@ -135,26 +167,20 @@ template <class F> struct Table {
       }
       store(p + i, y.m), store(q + i, y.e);
     }
-    const Vec tails = sum_over<kFrames, N>(tail);
-    const Mask all_ties = sum_over<kFrames, N>(ties);
+    set_normalisers<kSoftmax>(top, tail, ties);
     furthest = max_over<kFrames, N>(furthest);
-    for (int k = 0; k < kFrames; ++k) {
-      const bool possible = top[k] > -F(__builtin_inf());
-      shift[k] = possible || kSoftmax ? top[k] : F(0);
-      sum[k] = kSoftmax ? double(all_ties[k]) + double(tails[k]) : 1;
-      if (any_is_far<F>(furthest[k], shift[k])) read_any<kSoftmax>(n, k);
-      if (!(possible || !kSoftmax) || !(top[k] < F(__builtin_inf()))) sum[k] = __builtin_nan("");
-    }
+    for (int k = 0; k < kFrames; ++k)
+      if (any_is_far<F>(furthest[k], shift[k])) split_any<kSoftmax>(n, k);
   }
 
   // Does the same again for one frame, of which some logits are not near.
-  template <bool kSoftmax> void read_any(int64_t n, int k) {
+  template <bool kSoftmax> void split_any(int64_t n, int k) {
     double sum_of_all = 0;
     for (int64_t i = k; i < n; i += kFrames) {
       split_any_emissions(x + i, 1, shift[k], p + i, q + i);
       sum_of_all += x[i] == x[i] ? double(p[i]) * pow2<double>(q[i]) : __builtin_nan("");
     }
-    if (kSoftmax) sum[k] = sum_of_all;
+    if (kSoftmax && shift[k] - shift[k] == 0) sum[k] = sum_of_all;
   }
 };
 

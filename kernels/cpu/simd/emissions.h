@@ -25,13 +25,15 @@ template <class V> class EmissionSource {
   static constexpr int N = kLanes<F>;
   // The largest V that goes through a table. One float a lane adds up the row, and is accurate enough for so many.
   // A table of Duals costs more a class, because the direction has one too.
-  static constexpr int64_t kMostClasses = 256, kClassesPerLabel = Parts<Value>::count == 2 ? 8 : 3;
+  static constexpr bool kDual = Parts<Value>::count > 2;
+  static constexpr int64_t kMostClasses = 256, kClassesPerLabel = kDual ? 3 : 8;
 
  public:
   EmissionSource(const Sequence<F>& sequence, int64_t pairs)
       : in(sequence),
         pairs(pairs),
         by_table(N >= kFrames && in.V <= kMostClasses && in.V <= kClassesPerLabel * in.L),
+        by_label(by_table && !kDual && in.softmax && in.V > 3 * in.L),
         classes(table_classes(in.V)) {}
 
   // The bytes of the emissions of one frame.
@@ -48,9 +50,8 @@ template <class V> class EmissionSource {
       arena.take(table.x, kFrames * classes), arena.take(table.p, kFrames * classes);
       arena.take(table.q, kFrames * classes);
       arena.take(most, in.softmax ? 0 : kFrames * classes);
-    } else {
-      arena.take(raw, pairs + N);
     }
+    arena.take(raw, by_label ? kFrames * (pairs + N) : by_table ? 0 : pairs + N);
   }
 
   void initialise() {
@@ -113,6 +114,11 @@ template <class V> class EmissionSource {
 
  public:
   const bool by_table;
+
+ private:
+  const bool by_label;  // a table of logits alone: each label's emission is computed, because there are fewer of them
+
+ public:
   const int64_t classes;  // of the table
   int32_t* places;        // in the table, of `pairs` labels. Behind the labels, of a class that no row has
   F *shift, *scale;       // of the softmax, [T]
@@ -175,14 +181,29 @@ template <class V> class EmissionSource {
       at[k] = emissions(begin), at[k].parts += k * frame_size();
       if (begin > 0 && in.acts_stride > in.V) prefetch(acts_at(begin - kFrames + k), row_bytes());
     }
-    if (in.softmax)
+    if (by_label)
+      table.read_logits(rows, in.V);
+    else if (in.softmax)
       table.read(rows, in.V);
     else
       table.read_scores(rows, in.V, most);
     for (int64_t t = end - 1; t >= begin; --t)
       if (product != nullptr && !keep(t, {table.shift[t - begin], table.sum[t - begin]}, product)) return false;
-    gather(table, places, pairs, in.blank, at);
+    if (by_label)
+      split_labels(at);
+    else
+      gather(table, places, pairs, in.blank, at);
     return true;
+  }
+
+  void split_labels(const Emissions<Value> (&at)[kFrames]) {
+    const int64_t n = pairs + N;
+    gather(table.x, places, pairs, {raw, raw + n, raw + 2 * n, raw + 3 * n});
+    for (int k = 0; k < kFrames; ++k) {
+      F* const x = raw + k * n;
+      store(x + pairs, splat<Lanes<F>>(table.x[kFrames * int64_t(in.blank) + k]));
+      split_emissions(x, n, table.shift[k], at[k].mantissas(), at[k].exponents());
+    }
   }
 
   int64_t block = 1;

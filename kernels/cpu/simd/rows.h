@@ -33,13 +33,14 @@ template <bool kToWrite = false> CTC_FN void prefetch(const void* row, int64_t b
 }
 
 // What the emissions of a row are computed from: its shift, reduced, and the bound that a logit must exceed for the
-// vector code. It is infinite if shift itself is too large. Lanes may be of several rows.
+// vector code. It is infinite if shift itself is not near. Lanes may be of several rows.
 template <class F> struct RowShift {
   using Vec = Lanes<F>;
   Reduced<Vec> reduced;
   Vec near_from;
-  explicit CTC_INLINE RowShift(Vec shift) : reduced(reduce<F>(shift)) {
-    const auto near = shift < F(kNear<F>);
+  explicit CTC_INLINE RowShift(Vec shift) {
+    const Integer<Vec> near = (shift < F(kNear<F>)) & (shift > F(-kNear<F>));
+    reduced = reduce<F>(near ? shift : Vec{});
     near_from = near ? splat<Vec>(F(-kNear<F>)) : splat<Vec>(F(__builtin_inf()));
   }
 };
