@@ -14,7 +14,9 @@ def absolute(text: str, repository: str, version: str) -> str:
         return f"{found['before']}({repository}/{kind}/v{version}/{found['path']})"
 
     relative = r"(?P<before>(?P<picture>!)?\[[^\]]*\])\((?!\w+:|#)(?P<path>[^)\s]+)\)"
-    return re.sub(relative, link, text)
+    text = re.sub(relative, link, text)
+    of_picture = r"""\b(src|srcset)="(?!\w+:)([^"]+)\""""  # <picture>, for a light and a dark page
+    return re.sub(of_picture, rf'\1="{repository}/raw/v{version}/\2"', text)
 
 
 def dynamic_metadata(field, settings, project=None):

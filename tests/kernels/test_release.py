@@ -35,6 +35,8 @@ def provider():
         ("[a](docs/a.md)", "[a](R/blob/v1/docs/a.md)"),
         ("![a](docs/a.png)", "![a](R/raw/v1/docs/a.png)"),
         ("[`f(x)`](f.py#L1), [b](b.md)", "[`f(x)`](R/blob/v1/f.py#L1), [b](R/blob/v1/b.md)"),
+        ('<img alt="a b" src="c.png">', '<img alt="a b" src="R/raw/v1/c.png">'),
+        ('<source srcset="https://b/c.png">', '<source srcset="https://b/c.png">'),
         ("[a](https://b) [c](#d) x[0](y z)", "[a](https://b) [c](#d) x[0](y z)"),
     ],
 )
@@ -46,7 +48,7 @@ def test_every_file_that_the_readme_links_is_there_and_has_an_absolute_link(prov
     monkeypatch.chdir(ROOT)
     text = provider.dynamic_metadata("readme", {})["text"]
     prefix = f"{project()['urls']['Repository']}/"
-    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src(?:set)?="([^"]+)"', text)
     ours = [link.removeprefix(prefix) for link in links if link.startswith(prefix)]
     assert len(ours) > 10
     for link in links:
