@@ -178,7 +178,8 @@ template <class F> struct Table {
     double sum_of_all = 0;
     for (int64_t i = k; i < n; i += kFrames) {
       split_any_emissions(x + i, 1, shift[k], p + i, q + i);
-      if (kSoftmax) sum_of_all += x[i] == x[i] ? double(p[i]) * pow2<double>(q[i]) : __builtin_nan("");
+      // A row with a NaN may have entries above its shift.
+      if (kSoftmax) sum_of_all += x[i] == x[i] ? double(p[i]) * pow2_any<double>(q[i]) : __builtin_nan("");
     }
     if (kSoftmax && is_finite(shift[k])) sum[k] = sum_of_all;
   }
