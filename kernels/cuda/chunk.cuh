@@ -5,8 +5,8 @@
 // What a pair is depends on one pair more to its left with each frame. So a warp that has the states of 64 pairs at one
 // frame has those of 57 at the seventh from there, and waits for nobody. Alpha comes first, and what it has before each
 // frame waits in shared memory for beta, which comes from the right in reversed order and leaves the product in its
-// place. The states are the lattice's own to the last bit, but for how mantissas and exponents share out a number:
-// the same operations on the same numbers.
+// place. The operations are the lattice's own, so the states are the same numbers. A compiler that contracts sums and
+// products otherwise here may change a last bit, as between the lattice's own loops.
 #pragma once
 
 #include "../common/occupancy.h"

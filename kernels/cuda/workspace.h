@@ -44,7 +44,7 @@ struct Chunks {
   CTC_INLINE int32_t of(int32_t frame) const { return (frame + missing) / kChunk; }
   CTC_INLINE int32_t begin(int32_t chunk) const { return max_of(chunk * kChunk - missing, 0); }
   CTC_INLINE int32_t end(int32_t chunk) const { return min_of((chunk + 1) * kChunk - missing, frames); }
-  // For any number of frames up to T there are as many in kChunk chunks as these, or fewer.
+  // Sequences of up to T frames have no more chunks than these frames fill.
   static CTC_INLINE int64_t most_frames(int64_t T) { return T + 2 * (kChunk - 1); }
 };
 
