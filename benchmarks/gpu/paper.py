@@ -2,8 +2,9 @@
 """What the CUDA kernels should take on an H100 and an H200, on paper: no GPU is needed.
 
 `python -m benchmarks.gpu.paper` (or `make gpu-paper`) prints a row for each kernel of each shape.
-  instructions  of a warp for a frame of the lattice, with its share of what a tile costs; read off
-                the machine code for sm_90, as are the registers of a thread
+  instructions  of a warp for a frame of the lattice, with its share of what a tile costs; or of a
+                window of 56 pairs, whose states the occupancies compute again; read off the
+                machine code for sm_90, as are the registers of a thread
   MB            moved between kernel and memory, if no cache holds what a kernel before has written;
                 of all kernels: read and written together
   blocks, waves that one multiprocessor holds at a time; blocks of the launch / blocks of all
@@ -35,6 +36,7 @@ SHAPES = [  # T, B, V, L
 ]  # fmt: skip
 BANDWIDTH = {"H100": 3.0e6, "H200": 4.1e6}  # bytes a microsecond that a copy reaches
 PROCESSORS, CLOCK = 132, 1980  # multiprocessors, cycles a microsecond: of both
+CHUNK, WINDOW = 8, 56  # frames of which one has its states kept; pairs computed again by a warp
 CHAIN = 46  # cycles of a frame's dependent instructions
 LAUNCH = 2.5  # microseconds from a kernel's start to the next one's, by the profiler, with no work
 CYCLES = 2  # of a scheduler for an instruction of the lattice: most are of integers, at half rate
@@ -43,20 +45,20 @@ COPIED = 0.85  # of the bandwidth of a copy, by kernels that do some arithmetic 
 
 # What a change may not exceed without a reason: what there is today, and a little.
 INSTRUCTIONS = {  # of a warp a frame, (training, pairs of states a lane); 2 more than there are
-    (False, 1): 51, (True, 1): 55, (False, 2): 80, (True, 2): 90,
+    (False, 1): 51, (True, 1): 53, (False, 2): 80, (True, 2): 83, "occupancy": 172,
 }  # fmt: skip
 REGISTERS = {  # rows, gradient: 1024 threads on a multiprocessor; the lattice: lattice.cu says why
-    "rows": 64, "gradient": 64, "occupancy": 80, (False, 1): 168, (True, 1): 168,
-    (False, 2): 96, (True, 2): 128,
+    "rows": 64, "gradient": 64, "occupancy": 96, (False, 1): 168, (True, 1): 168,
+    (False, 2): 96, (True, 2): 96,
 }  # fmt: skip
 GIGABYTES = {
-    (1600, 256, 128, 200): 8.1
-}  # of training; the design aims at 3: states are 5.3 of them
+    (1600, 256, 128, 200): 4.2
+}  # of training; the design aims at 3: emissions are 2.6 of them, states 0.7
 MICROSECONDS = {  # of the loss, of training, on an H200: 5 % more than is predicted today
-    (32, 64, 80, 12): (6.7, 13.7), (200, 1, 32, 30): (11.1, 22.5), (150, 64, 28, 40): (15.7, 33),
-    (400, 16, 32, 100): (25.9, 58.5), (400, 16, 1024, 60): (30.6, 77),
-    (250, 8, 10_000, 50): (40, 108), (1000, 64, 5000, 100): (449, 1360),
-    (5000, 2, 64, 800): (723, 1650), (1600, 256, 128, 200): (729, 2580),
+    (32, 64, 80, 12): (6.7, 14.5), (200, 1, 32, 30): (11.1, 21.9), (150, 64, 28, 40): (15.7, 34),
+    (400, 16, 32, 100): (25.9, 56.8), (400, 16, 1024, 60): (30.6, 76.8),
+    (250, 8, 10_000, 50): (40, 107), (1000, 64, 5000, 100): (449, 1355),
+    (5000, 2, 64, 800): (723, 1535), (1600, 256, 128, 200): (729, 1890),
 }  # fmt: skip
 
 
@@ -83,7 +85,7 @@ def launches(shape, training, instructions=None):
     group = 32 if V <= 2048 else 128 if V <= 8192 else 256
     threads = 256 if group == 32 else group
     row_blocks = ceil(frames / 8) if group == 32 else frames
-    emissions, states = 8 * frames * columns, 2 * 16 * frames * columns
+    emissions, states = 8 * frames * columns, 2 * 16 * B * ceil(T / CHUNK) * columns
     kept = 4 * frames * (V if dense else columns)
 
     # Fitted to the 960 of a warp at V = 128, L = 200.
@@ -113,11 +115,14 @@ def launches(shape, training, instructions=None):
     if not training:
         return [rows, lattice]
 
-    a_block = 8 * (1 if frames < 32768 else 4)  # frames
-    occupancies = 8 * (4 * L + 4 * columns) + 8 * L
+    parts, warps, shared = occupancy_plan(T, frames, L)
+    windows = ceil(columns / WINDOW)
+    # Those of a frame beside its windows: counted in the machine code, chains of four equal labels.
+    a_frame = 150 + 60 * ceil(columns / 32) + 7 * ceil((V if dense else columns) / 32)
+    a_frame += windows * (instructions or INSTRUCTIONS)["occupancy"] * CYCLES / ROW_CYCLES
     occupancy = Kernel(
-        "occupancy", states + (kept if dense else 0), kept, B * ceil(T / a_block), 256,
-        occupancies if occupancies <= 227 << 10 else 0, key="occupancy",
+        "occupancy", emissions + states + (kept if dense else 0), kept, B * parts, 32 * warps,
+        shared, ROW_CYCLES * a_frame * T / parts / 4, warps, "occupancy",
     )  # fmt: skip
     moved = 0 if dense else 4 * frames * V  # dense: the gradient is there
     gradient = Kernel(
@@ -125,6 +130,25 @@ def launches(shape, training, instructions=None):
         0 if dense else 4 * columns * (8 if group == 32 else 1), key=("gradient", group),
     )  # fmt: skip
     return [rows, lattice, occupancy, gradient]
+
+
+def occupancy_plan(T, frames, L):
+    """Of kernels/cuda/tuning.h: blocks of a sequence; warps and shared memory of a block."""
+
+    def shared(together, pitch, whole=True):
+        slots = 8 * (2 * CHUNK * pitch * together + 2) + 4 * CHUNK * together
+        return slots + (8 * L if whole else 8 * CHUNK**2)
+
+    limit, chunks, windows = 227 << 10, 1 if frames < 32768 else 8, ceil((L + 1) / WINDOW)
+    pitch = 2 * ceil((L + 1) / 2)
+    parts = ceil((T + 2 * CHUNK - 2) // CHUNK / chunks)
+    if shared(1, pitch) > limit:
+        return parts, 16, shared(1, 16 * WINDOW, whole=False)
+    if shared(1, pitch) > limit // 2:
+        return parts, 16, shared(1, pitch)
+    warps = 4 if windows <= 4 else 8
+    together = min(max(1, warps // windows), chunks)
+    return parts, warps, shared(together, pitch)
 
 
 def blocks_at_once(kernel, registers):
@@ -182,20 +206,50 @@ def compiled(folder):
             )
             spilled = sum(map(int, re.findall(r"(\d+) bytes spill", text)))
             resources[key] = int(re.findall(r"Used (\d+) registers", text)[0]), spilled
-        if file == "lattice":
+        if file in ("lattice", "occupancy"):
             code = subprocess.run(
                 [tool("nvdisasm"), "-c", cubin], capture_output=True, text=True, check=True
             ).stdout
             parts = re.split(r"\.section\s+\.text\.(\w+)", code)[1:]
             for key, name in kernels:
                 (text,) = (t for n, t in zip(parts[::2], parts[1::2], strict=True) if name in n)
-                instructions[key] = of_a_frame(text, tile=16 if key[1] == 1 else 8)
+                if file == "occupancy":
+                    instructions[key] = of_a_window(text)
+                else:
+                    instructions[key] = of_a_frame(text, tile=16 if key[1] == 1 else 8)
     return resources, instructions
 
 
 def of_a_frame(assembly, tile):
     """Instructions of a turn, which is the smallest loop with a barrier and with shuffles, for each
     of its frames. Loops in it are of short tiles and not counted, but for one over 8 frames."""
+    code, loops = code_and_loops(assembly)
+    sweeps = [x for x in loops if count(code, x, "SHFL.UP") and count(code, x, "BAR.SYNC")]
+    turn = min(sweeps, key=lambda x: x[1] - x[0])
+    total = turn[1] - turn[0]
+    for loop in loops:
+        if loop != turn and turn[0] <= loop[0] and loop[1] <= turn[1]:
+            times = tile / 8 if count(code, loop, "SHFL.UP") >= 16 else 0
+            total += (loop[1] - loop[0]) * (times - 1)
+    return total / tile
+
+
+def of_a_window(assembly):
+    """Those of a window's chunk, for each of its frames: of the smallest loop with the shuffles of
+    7 frames of alpha and of beta. Loops in it are of short chunks."""
+    code, loops = code_and_loops(assembly)
+    windows = [x for x in loops if count(code, x, "SHFL.UP") >= 2 * 2 * (CHUNK - 1)]
+    window = min(windows, key=lambda x: x[1] - x[0])
+    short = [x for x in loops if window[0] <= x[0] and x[1] <= window[1] and x != window]
+    return (window[1] - window[0] - sum(x[1] - x[0] for x in short)) / CHUNK
+
+
+def count(code, loop, word):
+    return sum(word in x for x in code[slice(*loop)])
+
+
+def code_and_loops(assembly):
+    """A kernel's instructions, and where loops begin and end in it."""
     code, labels, loops = [], {}, []
     for line in assembly.splitlines():
         if label := re.match(r"\s*(\.L_x_\d+):", line):
@@ -205,18 +259,7 @@ def of_a_frame(assembly, tile):
             if target and target[1] in labels:
                 loops.append((labels[target[1]], len(code) + 1))
             code.append(instruction[1])
-
-    def count(loop, word):
-        return sum(word in x for x in code[slice(*loop)])
-
-    sweeps = [x for x in loops if count(x, "SHFL.UP") and count(x, "BAR.SYNC")]
-    turn = min(sweeps, key=lambda x: x[1] - x[0])
-    total = turn[1] - turn[0]
-    for loop in loops:
-        if loop != turn and turn[0] <= loop[0] and loop[1] <= turn[1]:
-            times = tile / 8 if count(loop, "SHFL.UP") >= 16 else 0
-            total += (loop[1] - loop[0]) * (times - 1)
-    return total / tile
+    return code, loops
 
 
 # ---- the table ---------------------------------------------------------------------------------

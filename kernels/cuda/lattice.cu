@@ -3,8 +3,8 @@
 // both by one.
 //
 // For the loss both stop where they meet, in the middle of the frames. For training each goes on through the other's
-// half and leaves all its states. Whichever ends last multiplies the states in the middle, which gives the cost. So
-// loss and training share every operation that the cost is made of: the same bits.
+// half, and leaves its states at one frame of each chunk. Whichever ends last multiplies the states in the middle,
+// which gives the cost. So loss and training share every operation that the cost is made of: the same bits.
 #include "launch.cuh"
 #include "launchers.h"
 #include "numbers.cuh"
@@ -28,24 +28,17 @@ template <class F> CTC_DEVICE Scaled<F> value_of(Scaled<F> v) { return v; }
 template <class F> CTC_DEVICE Scaled<F> value_of(Dual<F> v) { return {v.m, v.e}; }
 
 // Sum over states of alpha, before frame `middle` and one transition on, times beta: all alignments (eq. 6). By one
-// warp, in a fixed order; the total is in lane 0. Training has left what the loss computes here.
-template <bool kTraining, class Value>
-CTC_DEVICE auto total_in_the_middle(const Workspace<Value>& ws, int32_t count, int32_t frames) {
+// warp, in a fixed order; the total is in lane 0.
+template <class Value> CTC_DEVICE auto total_in_the_middle(const Workspace<Value>& ws, int32_t count) {
   using F = decltype(Value::m);
-  const bool stored = kTraining && frames > 0;
-  const int64_t middle = (frames / 2) * ws.columns;
-  const auto* const alpha = stored ? ws.states_of(kAlpha) + middle : ws.ends_of(kAlpha);
-  const auto* const beta = stored ? ws.states_of(kBeta) + middle : ws.ends_of(kBeta);
+  const auto *const alpha = ws.ends_of(kAlpha), *const beta = ws.ends_of(kBeta);
   const auto at = [](const Cell<Value>& cell) { return value_of(load(&cell)); };
   Scaled<F> sum = Scaled<F>::none();
 #pragma unroll 4
   for (int32_t k = lane_index(); k <= count; k += kWarp) {
-    Pair<Scaled<F>> before = {at(alpha[k].blank), at(alpha[k].label)};
-    if (!stored) {
-      const Scaled<F> left = k > 0 ? at(alpha[k - 1].label) : Scaled<F>::none();
-      const Integer<F> skip = k < count && may_skip(ws.value, k) ? -1 : 0;
-      before = advance_left_last(before, left, skip);
-    }
+    const Scaled<F> left = k > 0 ? at(alpha[k - 1].label) : Scaled<F>::none();
+    const Integer<F> skip = k < count && may_skip(ws.value, k) ? -1 : 0;
+    const Pair<Scaled<F>> end = {at(alpha[k].blank), at(alpha[k].label)}, before = advance_left_last(end, left, skip);
     sum = fold(add(sum, times(before.blank, at(beta[count - k].blank))));
     if (k < count) sum = fold(add(sum, times(before.label, at(beta[count - 1 - k].label))));
   }
@@ -66,11 +59,9 @@ template <class Value> CTC_DEVICE double sum_of_rows(const Workspace<Value>& ws,
 }
 
 // The cost, and whether there is a gradient. By one warp.
-template <bool kTraining, class Value, class F>
-CTC_DEVICE void decide(const LatticeArguments<F>& a, const Workspace<Value>& ws, const SequenceSummary& summary,
-                       int64_t sequence) {
-  const Scaled<F> z =
-      summary.feasible ? total_in_the_middle<kTraining>(ws, summary.count, summary.frames) : Scaled<F>::none();
+template <class Value, class F> CTC_DEVICE void decide(const LatticeArguments<F>& a, const Workspace<Value>& ws,
+                                                       const SequenceSummary& summary, int64_t sequence) {
+  const Scaled<F> z = summary.feasible ? total_in_the_middle(ws, summary.count) : Scaled<F>::none();
   if (lane_index() != 0) return;
   SweepResult& result = *ws.result;
   const bool undefined = result.log_sums != result.log_sums, possible = z.e >= kNoPath;
@@ -85,18 +76,17 @@ CTC_DEVICE void decide(const LatticeArguments<F>& a, const Workspace<Value>& ws,
 }
 
 // Threads of a block, and those that it leaves registers for. 512 have 128 each. A Dual needs some more, a double twice
-// as many; a pair a lane of floats is swept by one warp a recursion. The loss alone needs few enough for four blocks of
-// five warps on a multiprocessor.
+// as many; a pair a lane of floats is swept by one warp a recursion. With two pairs a lane 96 registers are enough, and
+// leave room for four blocks of five warps on a multiprocessor.
 template <class Value, int kPairs> constexpr int most_threads() {
   if (sizeof(Value::m) == 8) return 256;
   if (sizeof(Value) > 8) return 384;
   return kPairs == 1 ? 96 : 512;
 }
-template <class Value, int kPairs, bool kTraining> constexpr int kRegistersFor =
-    kPairs == 2 && !kTraining ? 640 : most_threads<Value, kPairs>();
+template <class Value, int kPairs> constexpr int kRegistersFor = kPairs == 2 ? 640 : most_threads<Value, kPairs>();
 
 template <class Value, int kPairs, bool kTraining, class F = decltype(Value::m)>
-__global__ void __launch_bounds__(kRegistersFor<Value, kPairs, kTraining>, 1) lattice_kernel(LatticeArguments<F> a) {
+__global__ void __launch_bounds__(kRegistersFor<Value, kPairs>, 1) lattice_kernel(LatticeArguments<F> a) {
   const bool both = a.recursions == 2;
   const int64_t sequence = both ? blockIdx.x : blockIdx.x / 2;
   const int warp_of_block = uniform_warp_index();
@@ -104,7 +94,7 @@ __global__ void __launch_bounds__(kRegistersFor<Value, kPairs, kTraining>, 1) la
   const int warp = both && recursion == kBeta ? warp_of_block - a.warps : warp_of_block;
   const Workspace<Value> ws(a.scratch + sequence * a.stride, a.shape.T, a.shape.L, kTraining);
   const SequenceSummary summary = *ws.summary;
-  const int32_t count = summary.count, frames = summary.frames, middle = frames / 2;
+  const int32_t count = summary.count, frames = summary.frames;
 
   using Memory = typename Sweep<Value, kPairs>::Memory;
   if (warp == a.warps) {  // the last of the block
@@ -114,8 +104,9 @@ __global__ void __launch_bounds__(kRegistersFor<Value, kPairs, kTraining>, 1) la
     }
   } else if (summary.feasible) {
     auto* const memory = reinterpret_cast<Memory*>(shared_memory() + kCountBytes) + (warp_of_block - warp);
-    const Sweep<Value, kPairs> sweep = {recursion, ws, memory, a.warps, warp, count, frames};
-    const int32_t end = kTraining ? frames : recursion == kAlpha ? middle : frames - middle;
+    const int32_t half = recursion == kAlpha ? frames / 2 : frames - frames / 2;
+    const Sweep<Value, kPairs> sweep = {recursion, ws, memory, a.warps, warp, count, frames, half};
+    const int32_t end = kTraining ? frames : half;
     for (int32_t base = 0; base <= count; base += a.warps * sweep.kPairsOfWarp)
       sweep.template strip<kTraining>(base, end);
   }
@@ -127,7 +118,7 @@ __global__ void __launch_bounds__(kRegistersFor<Value, kPairs, kTraining>, 1) la
   if (!last || warp_of_block > 0) return;
   // The arrays' places are computed again: kept in registers during the sweep they would spill.
   const Workspace<Value> swept(computed_again(a.scratch) + sequence * a.stride, a.shape.T, a.shape.L, kTraining);
-  decide<kTraining>(a, swept, *swept.summary, sequence);
+  decide(a, swept, *swept.summary, sequence);
 }
 
 template <class Value, int kPairs, bool kTraining>

@@ -1,75 +1,78 @@
 // SPDX-License-Identifier: Apache-2.0
-// The states of alpha and beta -> occupancies; or, of Duals, how occupancies change. A warp a frame.
-#include "../common/occupancy.h"
+// The states of alpha and beta that training has kept -> occupancies; or, of Duals, how occupancies change. First a
+// warp computes the products of both for a window of pairs at a chunk's frames; then a warp makes a frame's
+// occupancies.
 #include "launch.cuh"
 #include "launchers.h"
+#include "products.cuh"
 #include "rows.cuh"
 
 namespace jax_ctc {
 namespace cuda {
 namespace {
 
-constexpr int kWarpsOfBlock = 8;
+// Threads of a block at most, and those that it leaves registers for: 96, 168 or 255 each, as a window needs.
+template <class Value> constexpr int kMostThreads = sizeof(Value) == 8 ? 512 : 256;
+template <class Value> constexpr int kThreadsAtOnce = sizeof(Value) == 8 ? 640 : sizeof(Value) == 12 ? 384 : 256;
 
 template <class F> struct OccupancyArguments {
   Shape shape;
   int32_t blank;
   bool softmax, keeps_rows;  // of Batch; whether `rows` has elements
   F *rows, *columns;         // of a Hessian-vector product null: what it makes stays in scratch
-  int64_t frames, tiles;     // frames of a block, blocks of a sequence
-  bool in_shared;            // whether FrameMemory is used
+  OccupancyPlan plan;
   char* scratch;
   int64_t stride;
 };
 
-// Shared memory of a block. For very many labels there is too little: what is here is then read again from global
-// memory, and results go there at once.
-template <class Product, class F> struct FrameMemory {
-  Product* products;  // of a warp: of each label
-  F* results;         // of a warp: a row of columns
-  int32_t* next;      // of each label: the next one equal to it, or -1
-  int32_t* head;      // of each label: where its class has its result, or -1 if an equal label is before it
+// Shared memory of a block, behind the products.
+template <class Value> struct BlockMemory {
+  using SharesOf = Share<StateProduct<Value>>;
+  SharesOf* shares;  // of each frame of each chunk
+  int32_t* next;     // whole: of each label the next one equal to it, or -1
+  int32_t* head;     // whole: of each label where its class has its result, or -1 if an equal label is before it
 
-  static constexpr int64_t bytes(int64_t L) {
-    return kWarpsOfBlock * (L * int64_t(sizeof(Product)) + (L + 1) * int64_t(sizeof(F))) +
-           2 * L * int64_t(sizeof(int32_t));
+  static constexpr int64_t bytes(int64_t L, int64_t chunks, int64_t pitch, bool whole) {
+    return Products<Value>::bytes(chunks, pitch, whole) + chunks * kChunk * int64_t(sizeof(SharesOf)) +
+           (whole ? 2 * L * int64_t(sizeof(int32_t)) : 0);
   }
-  CTC_DEVICE explicit FrameMemory(int64_t L) {
-    Product* const all = reinterpret_cast<Product*>(shared_memory());
-    F* const rows = reinterpret_cast<F*>(all + kWarpsOfBlock * L);
-    products = all + warp_index() * L, results = rows + warp_index() * (L + 1);
-    next = reinterpret_cast<int32_t*>(rows + kWarpsOfBlock * (L + 1)), head = next + L;
-  }
+  CTC_DEVICE BlockMemory(int64_t L, const OccupancyPlan& plan)
+      : shares(reinterpret_cast<SharesOf*>(shared_memory() +
+                                           Products<Value>::bytes(plan.together, plan.pitch, plan.whole))),
+        next(reinterpret_cast<int32_t*>(shares + plan.together * kChunk)),
+        head(next + L) {}
 };
 
-// A sequence whose sweeps are done, and what a warp makes of its frames.
+// A sequence whose sweeps are done, and what a block makes of its frames.
 template <class Value, class F = decltype(Value::m)> struct Occupancies {
   static constexpr bool kHvp = Workspace<Value>::kHvp;
   using Product = StateProduct<Value>;
-  using Memory = FrameMemory<Product, F>;
 
   const OccupancyArguments<F>& a;
   const Workspace<Value>& ws;
-  const Memory& memory;
+  const Products<Value>& products;
+  const BlockMemory<Value>& memory;
   int64_t first_row;  // of the sequence
   int32_t count;
   Integer<F> reference;
+  Chunks chunks;
 
+  CTC_DEVICE bool whole() const { return a.plan.whole; }
   CTC_DEVICE bool dense() const { return !kHvp && a.shape.dense(); }
   CTC_DEVICE int64_t width() const { return kHvp ? ws.columns : a.shape.columns(); }
   CTC_DEVICE int64_t row(int64_t t) const { return first_row + t * a.shape.B; }
   CTC_DEVICE F* columns(int64_t t) const {
     return kHvp ? ws.changes + t * ws.columns : a.columns + row(t) * a.shape.columns();
   }
-  CTC_DEVICE int32_t next_of(int32_t k) const { return a.in_shared ? memory.next[k] : ws.next[k]; }
-  CTC_DEVICE int32_t head_of(int32_t k) const { return a.in_shared ? memory.head[k] : global_head_of(k); }
+  CTC_DEVICE int32_t next_of(int32_t k) const { return whole() ? memory.next[k] : ws.next[k]; }
+  CTC_DEVICE int32_t head_of(int32_t k) const { return whole() ? memory.head[k] : global_head_of(k); }
   CTC_DEVICE int32_t global_head_of(int32_t k) const {
     return !ws.is_first[k] ? -1 : dense() ? ws.value[k] : ws.column[k];
   }
 
   // All threads of the block call it.
   CTC_DEVICE void read_labels() const {
-    if (!a.in_shared) return;
+    if (!whole()) return;
     for (int32_t k = threadIdx.x; k < count; k += blockDim.x)
       memory.next[k] = ws.next[k], memory.head[k] = global_head_of(k);
     __syncthreads();
@@ -92,116 +95,149 @@ template <class Value, class F = decltype(Value::m)> struct Occupancies {
     if (a.keeps_rows && lane_index() < 2) a.rows[2 * row(t) + lane_index()] = value;
   }
 
-  // The occupancies of frame t: products of the states of alpha and beta, normalised by their own sum; those of equal
-  // labels added in label order. Dense: taken off the softmax that is there. Changes, of a Hessian-vector product, go
-  // to scratch.
-  CTC_DEVICE void frame(int64_t t) const {
-    const auto *const alpha = ws.states_of(kAlpha) + t * ws.columns, *const beta = ws.states_of(kBeta) + t * ws.columns;
-    const auto of_label = [&](int32_t k) {
-      return product(load(&alpha[k].label), load(&beta[max_of(count - 1 - k, 0)].label), reference);
+  // All threads of the block call it: the occupancies of chunks from `first` on. A warp takes a window, then a frame,
+  // then some labels of all frames of a chunk, because what is to be known of labels is the same for each; then a
+  // frame.
+  CTC_DEVICE void of_chunks(int32_t first, int32_t n) const {
+    const OccupancyPlan& plan = a.plan;
+    const int warp = uniform_warp_index();
+    const auto share_out = [&](int32_t of_chunk, auto f) {
+      for (int32_t i = warp; i < n * of_chunk; i += plan.warps) {
+        const int32_t c = i / of_chunk;
+        f(chunk(first + c), products.slots_of(c), i - c * of_chunk);
+      }
+      __syncthreads();
     };
+    for (int32_t base = 0; base <= count; base += plan.pitch) {
+      const int32_t windows = (min_of(plan.pitch, count + 1 - base) + kOfWindow - 1) / kOfWindow;
+      share_out(windows, [&](const auto& chunk, const auto& slots, int32_t i) {
+        chunk.products(slots, base, base + i * kOfWindow);
+      });
+      if (whole()) break;
+      products.keep(chunk(first), base, plan.warps);
+      __syncthreads();
+    }
+    share_out(kChunk, [&](const auto& chunk, const auto& slots, int32_t d) {
+      if (d < chunk.frames) begin_row(chunk, slots, d, memory.shares[(chunk.index - first) * kChunk + d]);
+    });
+    share_out((count + kWarp - 1) / kWarp, [&](const auto& chunk, const auto& slots, int32_t i) {
+      of_labels(chunk, slots, i * kWarp + lane_index(), memory.shares + (chunk.index - first) * kChunk);
+    });
+    if (!whole()) return;
+    share_out(kChunk, [&](const auto& chunk, const auto& slots, int32_t d) {
+      if (d < chunk.frames) end_row(chunk, slots, d);
+    });
+  }
+
+  CTC_DEVICE Chunk<Value> chunk(int32_t c) const {
+    const int32_t begin = chunks.begin(c);
+    return {ws, count, reference, c, begin, chunks.end(c) - begin};
+  }
+
+  // An element of columns. Whole: a row of them waits where the products of blanks were.
+  CTC_DEVICE F& result(const Chunk<Value>& chunk, const Slots<Value>& slots, int d, int64_t c) const {
+    return whole() ? slots.blank(d)[c].m : columns(chunk.begin + d)[c];
+  }
+  // Dense: occupancies are taken off the softmax that is there.
+  CTC_DEVICE void put(F& result, F occupancy) const {
+    if (whole() || !dense())
+      result = occupancy;
+    else
+      result -= occupancy;
+  }
+
+  // What occupancies are shares of at the chunk's frame d, and a row with that of the blank. Changes, of a
+  // Hessian-vector product, go to scratch.
+  CTC_DEVICE void begin_row(const Chunk<Value>& chunk, const Slots<Value>& slots, int d, Share<Product>& share) const {
     Product blanks{}, labels{};
-    constexpr int kAtOnce = sizeof(Value) == 8 ? 4 : 2;  // so many loads do not wait for each other
-    for (int32_t first = lane_index(); first <= count; first += kAtOnce * kWarp) {
-      Product blank[kAtOnce], label[kAtOnce];
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {  // past the end the last one is read again
-        const int32_t k = min_of(first + i * kWarp, count);
-        blank[i] = product(load(&alpha[k].blank), load(&beta[count - k].blank), reference);
-        label[i] = of_label(k);
-      }
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        const int32_t k = first + i * kWarp;
-        if (k <= count) blanks += blank[i];
-        if (k < count) labels += label[i];
-        if (k < count && a.in_shared) memory.products[k] = label[i];
-      }
+#pragma unroll 4
+    for (int32_t k = lane_index(); k <= count; k += kWarp) {
+      blanks += products.of_blank(chunk, slots, d, k);
+      if (k < count) labels += products.of_label(chunk, slots, d, k);
     }
     blanks = sum_of_lanes(blanks);
     labels = sum_of_lanes(labels);
-    const Share<Product> share(blanks + labels);
+    const Share<Product> shares(blanks + labels);
+    const int64_t of_blank = dense() ? a.blank : 0;
+    const F occupancy = shares(blanks);
+    __syncwarp();
+    if (whole() || !dense())
+      for (int64_t c = lane_index(); c < width(); c += kWarp)
+        result(chunk, slots, d, c) = c == of_blank ? occupancy : 0;
+    else if (lane_index() == 0)
+      put(result(chunk, slots, d, of_blank), occupancy);
+    if (lane_index() == 0) share = shares;
+  }
 
-    F* const out = columns(t);
-    F* const results = a.in_shared ? memory.results : out;
-    if (a.in_shared || !dense())
-      for (int64_t c = lane_index(); c < width(); c += kWarp) results[c] = 0;
-    __syncwarp();
-    const auto put = [&](int32_t column, F occupancy) {
-      if (a.in_shared || !dense())
-        results[column] = occupancy;
-      else
-        results[column] -= occupancy;
-    };
-    if (lane_index() == 0) put(dense() ? a.blank : 0, share(blanks));
-    for (int32_t k = lane_index(); k < count; k += kWarp) {
-      const int32_t head = head_of(k);
-      if (head < 0) continue;
-      Product sum{};
-      for (int32_t i = k; i >= 0; i = next_of(i)) sum += a.in_shared ? memory.products[i] : of_label(i);
-      put(head, share(sum));
+  // The occupancies of label k's class at all frames of the chunk, if it is the first of it: products of equal labels
+  // are added in label order.
+  CTC_DEVICE void of_labels(const Chunk<Value>& chunk, const Slots<Value>& slots, int32_t k,
+                            const Share<Product>* shares) const {
+    const int32_t head = k < count ? head_of(k) : -1;
+    if (head < 0) return;
+    Product sum[kChunk] = {};
+    for (int32_t i = k; i >= 0; i = next_of(i)) {
+#pragma unroll
+      for (int d = 0; d < kChunk; ++d) sum[d] += products.of_label(chunk, slots, min_of(d, chunk.frames - 1), i);
     }
-    if (!a.in_shared) return;
-    __syncwarp();
-    if (dense()) {
-      for (int64_t first = lane_index(); first < width(); first += kAtOnce * kWarp) {
-        F softmax[kAtOnce];
 #pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) softmax[i] = out[min_of(first + i * kWarp, width() - 1)];
-#pragma unroll
-        for (int i = 0; i < kAtOnce; ++i)
-          if (first + i * kWarp < width()) out[first + i * kWarp] = softmax[i] - results[first + i * kWarp];
-      }
-    } else {
+    for (int d = 0; d < kChunk; ++d)
+      if (d < chunk.frames) put(result(chunk, slots, d, head), shares[d](sum[d]));
+  }
+
+  CTC_DEVICE void end_row(const Chunk<Value>& chunk, const Slots<Value>& slots, int d) const {
+    F* const out = columns(chunk.begin + d);
 #pragma unroll 4
-      for (int64_t c = lane_index(); c < width(); c += kWarp) out[c] = results[c];
+    for (int64_t c = lane_index(); c < width(); c += kWarp) {
+      const F found = result(chunk, slots, d, c);
+      out[c] = dense() ? out[c] - found : found;
     }
-    __syncwarp();  // before the next frame
   }
 };
 
-template <class Value, class F = decltype(Value::m)>
-__global__ void __launch_bounds__(kWarpsOfBlock* kWarp, sizeof(Value) == 8 ? 3 : 2)
+template <class Value, class F = decltype(Value::m)> __global__ void __launch_bounds__(kThreadsAtOnce<Value>, 1)
     occupancy_kernel(OccupancyArguments<F> a) {
-  const unsigned sequence = blockIdx.x / unsigned(a.tiles);
-  const int64_t begin = (blockIdx.x - sequence * unsigned(a.tiles)) * a.frames;
-  const Workspace<Value> ws(a.scratch + int64_t(sequence) * a.stride, a.shape.T, a.shape.L, true);
+  const OccupancyPlan& plan = a.plan;
+  const int64_t sequence = quotient(blockIdx.x, plan.parts), part = blockIdx.x - sequence * plan.parts;
+  const Workspace<Value> ws(a.scratch + sequence * a.stride, a.shape.T, a.shape.L, true);
   const SequenceSummary summary = *ws.summary;
   const SweepResult result = *ws.result;
-  const int64_t end = min_of<int64_t>(begin + a.frames, summary.valid ? summary.frames : a.shape.T);
-  const typename Occupancies<Value>::Memory memory(a.shape.L);
+  const Chunks chunks(summary.valid ? summary.frames : int32_t(a.shape.T));
+  const int32_t first = int32_t(part) * plan.chunks, last = min_of(first + plan.chunks, chunks.count());
+  if (first >= last) return;
+  const Products<Value> products(ws, plan);
+  const BlockMemory<Value> memory(a.shape.L, plan);
   const Occupancies<Value> occupancies = {
-      a, ws, memory, a.shape.first_row(sequence), summary.count, Integer<F>(result.reference)};
+      a, ws, products, memory, a.shape.first_row(sequence), summary.count, Integer<F>(result.reference), chunks};
   if (result.has_gradient) {
     occupancies.read_labels();
-    for (int64_t t = begin + warp_index(); t < end; t += kWarpsOfBlock) occupancies.frame(t);
+    for (int32_t c = first; c < last; c += plan.together) occupancies.of_chunks(c, min_of(plan.together, last - c));
   } else {
     const F value = summary.valid && result.log_sums != result.log_sums ? not_a_number<F>() : F(0);
-    for (int64_t t = begin + warp_index(); t < end; t += kWarpsOfBlock) occupancies.keep_nothing(t, value);
+    const int32_t end = chunks.end(last - 1);
+    for (int32_t t = chunks.begin(first) + warp_index(); t < end; t += a.plan.warps) occupancies.keep_nothing(t, value);
   }
 }
 
 template <class Value>
 const char* launch_occupancies_of(const Problem& p, Operation operation, Residuals residuals, void* scratch) {
   using F = decltype(Value::m);
-  const int64_t shared = Occupancies<Value>::Memory::bytes(p.shape.L);
-  const bool in_shared = shared <= shared_memory_limit();
-  // Labels are read once a block; but a batch with few rows needs all its blocks at the same time.
-  const int64_t frames = kWarpsOfBlock * (p.shape.rows() < 32768 ? 1 : 4);
-  const int64_t tiles = (p.shape.T + frames - 1) / frames;
+  const auto bytes = [&](int64_t chunks, int64_t pitch, bool whole) {
+    return BlockMemory<Value>::bytes(p.shape.L, chunks, pitch, whole);
+  };
+  const OccupancyPlan plan = occupancy_plan(p.shape.L, p.shape.rows(), Chunks::most_frames(p.shape.T) / kChunk,
+                                            kOfWindow, kMostThreads<Value>, bytes, shared_memory_limit());
   const OccupancyArguments<F> a = {p.shape,
                                    p.blank,
                                    p.softmax,
                                    p.factors() > 0,
                                    static_cast<F*>(residuals.rows),
                                    static_cast<F*>(residuals.columns),
-                                   frames,
-                                   tiles,
-                                   in_shared,
+                                   plan,
                                    static_cast<char*>(scratch),
                                    scratch_stride(operation, p.dtype, p.shape.T, p.shape.L)};
-  return launch(occupancy_kernel<Value>, p.shape.sequences() * tiles, kWarpsOfBlock * kWarp, in_shared ? shared : 0,
-                static_cast<cudaStream_t>(p.stream), a);
+  return launch(occupancy_kernel<Value>, p.shape.sequences() * plan.parts, plan.warps * kWarp,
+                bytes(plan.together, plan.pitch, plan.whole), static_cast<cudaStream_t>(p.stream), a);
 }
 
 }  // namespace

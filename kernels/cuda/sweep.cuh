@@ -6,9 +6,10 @@
 // and one piece of code serves both. States depend on their left neighbours only, so warp w works one tile of kTile
 // frames behind warp w - 1, which leaves its last label of every frame for it in shared memory; once a tile they meet
 // at a barrier. Sequences with more pairs than lanes have are swept in strips, one after another; what a strip passes
-// on to the next goes through global memory. Emissions come in by asynchronous copies, a tile ahead: nothing in the
-// chain of dependent instructions waits for global memory. (Copies started between the operations of a frame, and not
-// all of a tile's together, made the chain 15 % longer.)
+// on to the next goes through global memory. One tile begins where the recursions meet, so the first may be shorter, as
+// the last: kChunk frames of a tile are then the frames of a chunk (workspace.h). Emissions come in by asynchronous
+// copies, a tile ahead: nothing in the chain of dependent instructions waits for global memory. (Copies started between
+// the operations of a frame, and not all of a tile's together, made the chain 15 % longer.)
 #pragma once
 
 #include "warp.cuh"
@@ -25,6 +26,7 @@ template <class Value, int kPairs> struct Sweep {
   static constexpr int kTile = kPairs == 1 ? 16 : 8, kSlots = 2;
   static constexpr int kPairsOfWarp = kPairs * kWarp;
   static_assert(kTile <= kFoldEvery, "mantissas are folded once a tile");
+  static_assert(kTile % kChunk == 0 && kChunk == 8, "whole() works off a chunk at a time");
 
   // What all lanes of a warp need of a frame: the blank's emission; the label left of the warp's first pair, before it.
   struct Common {
@@ -40,9 +42,10 @@ template <class Value, int kPairs> struct Sweep {
   Memory* memory;         // of all warps
   int warps, warp;        // how many sweep; this one
   int32_t count, frames;  // labels and frames in use
+  int32_t half;           // frames of this recursion up to where both meet
 
   // The pairs of the strip from `base` on, through the first `end` frames as this recursion counts them. Leaves the
-  // last states in ws.ends.
+  // states after `half` of them in ws.ends.
   template <bool kStore> CTC_DEVICE void strip(int32_t base, int32_t end) const {
     const int lane = lane_index();
     const int active = min_of<int>(warps, (count + 1 - base + kPairsOfWarp - 1) / kPairsOfWarp);  // with a pair in use
@@ -67,30 +70,29 @@ template <class Value, int kPairs> struct Sweep {
     if (warp == 0 && base == 0)
       for (int i = lane; i < kSlots * kTile; i += kWarp) store(&mine.common[i / kTile][i % kTile].edge, Value::none());
 
-    const int32_t tiles = (end + kTile - 1) / kTile;
-    if (tiles > 0) fetch(mine, column, base > 0, end, 0, 0);
+    const int32_t missing = (kTile - half % kTile) % kTile;  // frames of the first tile
+    const int32_t tiles = (end + missing + kTile - 1) / kTile;
+    if (tiles > 0) fetch(mine, column, base > 0, end, missing, 0, 0);
     copy_commit();
     int slot = 0;  // of tile j
+    Pair<Cell<Value>>* state = kStore ? states_at(0, k) : nullptr;
 #pragma unroll 1
     for (int32_t turn = 0; turn < tiles + active - 1; ++turn) {
       const int32_t j = turn - warp;
       if (j >= 0 && j < tiles) {
-        if (j + 1 < tiles) fetch(mine, column, base > 0, end, j + 1, 1 - slot);  // where tile j - 1 was
+        if (j + 1 < tiles) fetch(mine, column, base > 0, end, missing, j + 1, 1 - slot);  // where tile j - 1 was
         copy_commit();
         copy_wait<1>();  // all but those just started
         __syncwarp();
-        const int32_t first = j * kTile;
+        const int32_t first = begin_of(j, missing), n = end_of(j, missing, end) - first;
+        if (first == half) leave(at, used, k);
         const Tile tile = {SharedArray<Value>(&mine.label[slot][0][lane * kPairs]),
-                           SharedArray<Value>(&mine.common[slot][0].blank),
-                           edge_out(slot, first, active),
-                           lane == kWarp - 1 && (warp + 1 < active || more),
-                           states_at(first, k),
-                           state_step(),
-                           used};
-        if (end - first >= kTile)
-          whole<kStore>(at, skip, tile);
+                           SharedArray<Value>(&mine.common[slot][0].blank), edge_out(slot, first, active),
+                           lane == kWarp - 1 && (warp + 1 < active || more), used};
+        if (n == kTile)
+          whole<kStore>(at, skip, tile, state);
         else
-          part<kStore>(at, skip, tile, end - first);
+          part<kStore>(at, skip, tile, state, n, half - first);
 #pragma unroll
         for (int i = 0; i < kPairs; ++i) at[i] = {fold(at[i].blank), fold(at[i].label)};
         slot = 1 - slot;
@@ -102,12 +104,7 @@ template <class Value, int kPairs> struct Sweep {
       else
         barrier<2>(active * kWarp);
     }
-#pragma unroll
-    for (int i = 0; i < kPairs; ++i)
-      if (used[i]) {
-        Pair<Cell<Value>>* const end_state = ws.ends_of(recursion) + k + i;
-        store(&end_state->blank, at[i].blank), store(&end_state->label, at[i].label);
-      }
+    if (end == half) leave(at, used, k);
   }
 
  private:
@@ -115,8 +112,6 @@ template <class Value, int kPairs> struct Sweep {
     SharedArray<Value> label, common;  // of frame d: at d * kPairsOfWarp; the blank at 2 * d, the edge after it
     Cell<Value>* edge_out;             // where the warp's last label goes, frame d at 2 * d
     bool goes_out;                     // if this lane has it, and anybody needs it
-    Pair<Cell<Value>>* state;          // of the first frame
-    int64_t state_step;
     const bool (&used)[kPairs];
   };
   struct Frame {
@@ -130,10 +125,28 @@ template <class Value, int kPairs> struct Sweep {
     return recursion == kAlpha ? may_skip(ws.value, k) : k > 0 && may_skip(ws.value, count - k);
   }
   CTC_DEVICE int64_t frame(int32_t step) const { return recursion == kAlpha ? step : frames - 1 - step; }
+  CTC_DEVICE int64_t frame_step() const { return recursion == kAlpha ? ws.columns : -ws.columns; }
   CTC_DEVICE Pair<Cell<Value>>* states_at(int32_t step, int32_t k) const {
-    return ws.states_of(recursion) + frame(step) * ws.columns + k;
+    // The array's place is computed again for each strip: kept in registers it would spill.
+    const Workspace<Value> again(computed_again(reinterpret_cast<char*>(ws.summary)), ws.T, ws.columns - 1, true);
+    return again.states_of(recursion, Chunks(frames).of(int32_t(frame(step)))) + k;
   }
-  CTC_DEVICE int64_t state_step() const { return recursion == kAlpha ? ws.columns : -ws.columns; }
+  CTC_DEVICE int64_t state_step() const { return 2 * frame_step(); }
+
+  // Frames of tile j.
+  CTC_DEVICE int32_t begin_of(int32_t j, int32_t missing) const { return max_of(j * kTile - missing, 0); }
+  CTC_DEVICE int32_t end_of(int32_t j, int32_t missing, int32_t end) const {
+    return min_of((j + 1) * kTile - missing, end);
+  }
+
+  CTC_DEVICE void leave(const State (&at)[kPairs], const bool (&used)[kPairs], int32_t k) const {
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i)
+      if (used[i]) {
+        Pair<Cell<Value>>* const end_state = ws.ends_of(recursion) + k + i;
+        store(&end_state->blank, at[i].blank), store(&end_state->label, at[i].label);
+      }
+  }
 
   // The label at the right edge goes to the next warp, or by way of global memory to the next strip's first.
   CTC_DEVICE Cell<Value>* edge_out(int slot, int32_t first, int active) const {
@@ -141,12 +154,12 @@ template <class Value, int kPairs> struct Sweep {
   }
 
   // Starts copying what tile j needs.
-  CTC_DEVICE void fetch(Memory& mine, const int32_t (&column)[kPairs], bool strip_before, int32_t end, int32_t j,
-                        int slot) const {
+  CTC_DEVICE void fetch(Memory& mine, const int32_t (&column)[kPairs], bool strip_before, int32_t end, int32_t missing,
+                        int32_t j, int slot) const {
     const int lane = lane_index();
-    const int32_t first = j * kTile, n = min_of<int32_t>(kTile, end - first);
+    const int32_t first = begin_of(j, missing), n = end_of(j, missing, end) - first;
     const Cell<Value>* const row = ws.emissions + frame(first) * ws.columns;
-    const int64_t step = state_step();
+    const int64_t step = frame_step();
     const auto copy_frame = [&](int d) {
 #pragma unroll
       for (int i = 0; i < kPairs; ++i) copy_async(&mine.label[slot][d][lane * kPairs + i], row + d * step + column[i]);
@@ -174,8 +187,9 @@ template <class Value, int kPairs> struct Sweep {
     return now;
   }
 
+  // One frame, the first of a chunk or not.
   template <bool kStore> CTC_DEVICE void one(State (&at)[kPairs], const Integer<F> (&skip)[kPairs], const Frame& now,
-                                             const Tile& tile, int d, Pair<Cell<Value>>*& state) const {
+                                             const Tile& tile, int d, Pair<Cell<Value>>*& state, bool first) const {
     const int lane = lane_index();
     store_if(tile.goes_out, tile.edge_out + 2 * d, at[kPairs - 1].label);
     const Value below = from_lane_below(at[kPairs - 1].label);
@@ -188,35 +202,34 @@ template <class Value, int kPairs> struct Sweep {
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) {
       at[i] = emit(before[i], now.blank, now.label[i]);
-      if (kStore) {
+      if (kStore && first) {
         store_pair_if(tile.used[i] && recursion == kAlpha, state + i, before[i].blank, before[i].label);
         store_pair_if(tile.used[i] && recursion == kBeta, state + i, at[i].blank, at[i].label);
       }
     }
-    if (kStore) state += tile.state_step;
+    if (kStore && first) state += state_step();
   }
   // A tile's frames, each read while the one before is worked on. Eight at a time, written out: the loss's loop over
   // frames was not unrolled by `#pragma unroll`.
-  template <bool kStore>
-  CTC_DEVICE void whole(State (&at)[kPairs], const Integer<F> (&skip)[kPairs], const Tile& tile) const {
+  template <bool kStore> CTC_DEVICE void whole(State (&at)[kPairs], const Integer<F> (&skip)[kPairs], const Tile& tile,
+                                               Pair<Cell<Value>>*& state) const {
     Frame next = read(tile, 0);
-    Pair<Cell<Value>>* state = tile.state;
 #pragma unroll 1
     for (int first = 0; first < kTile; first += 8) {
       const auto frame_of = [&](int d) {
         const Frame now = next;
         if (d + 1 < kTile) next = read(tile, d + 1);
-        one<kStore>(at, skip, now, tile, d, state);
+        one<kStore>(at, skip, now, tile, d, state, d == first);
       };
       frame_of(first), frame_of(first + 1), frame_of(first + 2), frame_of(first + 3);
       frame_of(first + 4), frame_of(first + 5), frame_of(first + 6), frame_of(first + 7);
     }
   }
-  template <bool kStore>
-  CTC_DEVICE void part(State (&at)[kPairs], const Integer<F> (&skip)[kPairs], const Tile& tile, int n) const {
-    Pair<Cell<Value>>* state = tile.state;
+  template <bool kStore> CTC_DEVICE void part(State (&at)[kPairs], const Integer<F> (&skip)[kPairs], const Tile& tile,
+                                              Pair<Cell<Value>>*& state, int n, int32_t to_half) const {
 #pragma unroll 1
-    for (int d = 0; d < n; ++d) one<kStore>(at, skip, read(tile, d), tile, d, state);
+    for (int d = 0; d < n; ++d)
+      one<kStore>(at, skip, read(tile, d), tile, d, state, d == 0 || (to_half - d) % kChunk == 0);
   }
 };
 

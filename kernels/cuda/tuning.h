@@ -36,5 +36,35 @@ inline LatticeShape lattice_shape(int64_t L, int pairs, int most_threads, size_t
   return {int(recursions), int(warps), int(32 * (sweeping + 1)), kCountBytes + size_t(sweeping) * warp_bytes};
 }
 
+// The occupancies: a block has some chunks of a sequence, and works on `together` of them at a time. Where the pairs of
+// a whole sequence are too many for shared memory, it has `pitch` of them at a time.
+struct OccupancyPlan {
+  int64_t parts;  // blocks of a sequence
+  int32_t chunks, together;
+  int32_t warps;
+  int32_t pitch;  // even
+  bool whole;
+};
+
+// `bytes(together, pitch, whole)` of shared memory; `window`: pairs of a warp.
+template <class Bytes> OccupancyPlan occupancy_plan(int64_t L, int64_t rows, int64_t chunks_of_sequence, int64_t window,
+                                                    int most_threads, Bytes bytes, int64_t shared_limit) {
+  const int64_t pairs = L + 1, pitch = (pairs + 1) / 2 * 2, windows = (pairs + window - 1) / window;
+  // Labels are read once a block; but a batch with few rows needs all its blocks at the same time.
+  const int64_t chunks = rows < 32768 ? 1 : 8, parts = (chunks_of_sequence + chunks - 1) / chunks;
+  int64_t together = 1, warps = most_threads / 32;
+  if (bytes(1, pitch, true) > shared_limit) {
+    const int64_t none = bytes(1, 0, false), fitting = (shared_limit - none) / (bytes(1, window, false) - none);
+    warps = std::clamp<int64_t>(fitting, 1, warps);
+    return {parts, int32_t(chunks), 1, int32_t(warps), int32_t(warps * window), false};
+  }
+  if (bytes(1, pitch, true) <= shared_limit / 2) {  // else a multiprocessor has one block: of as many warps as it may
+    warps = windows <= 4 ? 4 : 8;
+    together = std::clamp<int64_t>(warps / windows, 1, chunks);
+    while (together > 1 && bytes(together, pitch, true) > shared_limit / 2) together /= 2;
+  }
+  return {parts, int32_t(chunks), int32_t(together), int32_t(warps), int32_t(pitch), true};
+}
+
 }  // namespace cuda
 }  // namespace jax_ctc

@@ -30,6 +30,24 @@ struct alignas(16) SweepResult {
   int32_t blocks;  // that have ended
 };
 
+// The frames in use of a sequence in chunks, of which training keeps one state each: alpha before the first frame, beta
+// after the last one. What is between is computed again (chunk.cuh). One chunk begins at the middle, where the
+// recursions meet, so the first may be shorter, as the last. With 8 frames the states, 16 bytes a pair and recursion
+// written and read once a chunk, are 8 bytes a pair and frame, as much as one reading of the emissions; 16 would save 4
+// bytes, but a warp that computes 16 frames again has 48 or fewer pairs of 64 to show for it, and not 56.
+constexpr int kChunk = 8;
+struct Chunks {
+  int32_t frames, missing;  // of the first chunk
+
+  explicit CTC_INLINE Chunks(int32_t n) : frames(n), missing((kChunk - n / 2 % kChunk) % kChunk) {}
+  CTC_INLINE int32_t count() const { return (frames + missing + kChunk - 1) / kChunk; }
+  CTC_INLINE int32_t of(int32_t frame) const { return (frame + missing) / kChunk; }
+  CTC_INLINE int32_t begin(int32_t chunk) const { return max_of(chunk * kChunk - missing, 0); }
+  CTC_INLINE int32_t end(int32_t chunk) const { return min_of((chunk + 1) * kChunk - missing, frames); }
+  // Sequences of up to T frames have no more chunks than these frames fill.
+  static CTC_INLINE int64_t most_frames(int64_t T) { return T + 2 * (kChunk - 1); }
+};
+
 // What a Hessian-vector product needs of a row and of the direction there.
 template <class F> struct DirectedRow {
   F shift, scale;  // softmax(x) = scale * exp(x - shift); scale 0 or NaN: every result in this row is 0 or NaN
@@ -44,8 +62,8 @@ template <class F> struct Sum {
 
 // The arrays of one sequence; the lattice of a Hessian-vector product is of Duals, the others' of Scaled. Label k is
 // the k-th that is not padding, pair k is (blank k, label k), k <= count; frames are T, columns L + 1. Each array's
-// size is a multiple of its alignment for every T and L, and the total is bilinear in them: Python computes it for
-// symbolic sizes from four numbers (scratch_bytes in ctc.h).
+// size but the last one's is a multiple of its alignment for every T and L, and the total is bilinear in them: Python
+// computes it for symbolic sizes from four numbers (scratch_bytes in ctc.h).
 template <class Value> struct Workspace {
   using F = decltype(Value::m);
   static constexpr bool kHvp = std::is_same_v<Value, Dual<F>>;
@@ -54,7 +72,6 @@ template <class Value> struct Workspace {
   SequenceSummary* summary;
   SweepResult* result;
   Pair<Cell<Value>>* ends;        // (2, columns): where each recursion's sweep ends
-  Pair<Cell<Value>>* states;      // training: (2, frames, columns): alpha before the frame's emission, beta after it
   int32_t *value, *column;        // (columns) of label k: its class; its column in labels + 1
   int32_t *next, *is_first;       // (columns) of label k: the next one equal to it or -1; whether none before is
   Cell<Value>* edges;             // (frames, 2): the label at the right edge of a strip, before each frame
@@ -62,6 +79,7 @@ template <class Value> struct Workspace {
   Sum<F>* sums;                   // (frames)
   DirectedRow<F>* directed_rows;  // hvp: (frames)
   F* changes;                     // hvp: (frames, columns): of the occupancies, in the first column of each class
+  Pair<Cell<Value>>* states;      // training: (chunks, 2, columns): alpha before a frame's emission, beta after one
   int64_t bytes;
 
   CTC_INLINE Workspace(void* base, int64_t frames, int64_t L, bool training) : T(frames), columns(L + 1) {
@@ -69,17 +87,21 @@ template <class Value> struct Workspace {
     char* at = begin;
     take(summary, 2, at), take(result, 1, at);  // 64 bytes
     take(ends, 2 * columns, at);
-    take(states, training ? 2 * T * columns : 0, at);
     take(value, columns, at), take(column, columns, at), take(next, columns, at), take(is_first, columns, at);
     take(edges, 2 * T, at);
     take(emissions, T * columns, at);
     take(sums, T, at);
     take(directed_rows, kHvp ? T : 0, at);
     take(changes, kHvp ? T * columns : 0, at);
-    bytes = at - begin;
+    // From a multiple of 16 on, with room for that, and as many as a bilinear function of T and L can have.
+    states = reinterpret_cast<Pair<Cell<Value>>*>(begin + (at - begin + 15) / 16 * 16);
+    constexpr int64_t kBytesOfFrame = 2 * sizeof(Pair<Cell<Value>>) / kChunk;
+    bytes = at - begin + (training ? 16 + Chunks::most_frames(T) * columns * kBytesOfFrame + JAX_CTC_GAP : 0);
   }
   CTC_INLINE Pair<Cell<Value>>* ends_of(Recursion r) const { return ends + r * columns; }
-  CTC_INLINE Pair<Cell<Value>>* states_of(Recursion r) const { return states + r * T * columns; }
+  CTC_INLINE Pair<Cell<Value>>* states_of(Recursion r, int64_t chunk) const {
+    return states + (2 * chunk + r) * columns;
+  }
   CTC_INLINE Cell<Value>* edges_of(Recursion r) const { return edges + r; }  // every other one
 
  private:

@@ -36,12 +36,12 @@ LOOPS = {  # shuffles of a frame
     "ScaledIfEELi1ELb0E": 2, "ScaledIfEELi1ELb1E": 2, "DualIfEELi1ELb1E": 3,
 }  # fmt: skip
 INSTRUCTIONS = {  # of a frame; 2 more than there are
-    80: (64, 64, 43, 47, 67), 90: (48, 50, 37, 40, 60),
-    100: (48, 52, 31, 35, 52), 120: (65, 62, 38, 41, 58),
+    80: (64, 71, 43, 43, 60), 90: (47, 52, 37, 38, 53),
+    100: (48, 46, 30, 31, 44), 120: (67, 60, 38, 38, 52),
 }  # fmt: skip
 # Of a thread. The lattice's kernels leave registers for their own blocks only (lattice.cu).
 MOST_REGISTERS = {
-    "lattice f": 168, "lattice d": 255, "occupancy f": 128, "occupancy d": 128,
+    "lattice f": 168, "lattice d": 255, "occupancy f": 168, "occupancy d": 255,
     "rows d": 128, "rows f": 64, "align f": 168, "align d": 255,
 }  # fmt: skip
 

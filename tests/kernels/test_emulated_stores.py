@@ -75,13 +75,13 @@ BUGS = {
     "blank and edge are copied by lanes that only vote": (
         "sweep.cuh", "started\n        __syncwarp();", f"started\n        {VOTE}",
     ),
-    "a row is set to 0 by lanes that only vote": (
-        "occupancy.cu", "results[c] = 0;\n    __syncwarp();", f"results[c] = 0;\n    {VOTE}",
-    ),
-    "results leave after a vote": (
+    "rows are worked on by warps that only vote": (
         "occupancy.cu",
-        "    if (!a.in_shared) return;\n    __syncwarp();",
-        f"    if (!a.in_shared) return;\n    {VOTE}",
+        "      }\n      __syncthreads();\n    };",
+        f"      }}\n      {VOTE}\n    }};",
+    ),
+    "beta reads what alpha has left after a vote": (
+        "chunk.cuh", "    });\n    __syncwarp();", f"    }});\n    {VOTE}",
     ),
     "corrections wait for a vote": (
         "gradient.cu", "  group_barrier<G>();\n  for_each_column", f"  {VOTE}\n  for_each_column",

@@ -17,7 +17,7 @@ SWEEP = ROOT / "kernels" / "cuda" / "sweep.cuh"
 pytestmark = pytest.mark.skipif(not SWEEP.is_file(), reason="not in a source tree")
 
 STEPS = {  # in a turn in which a warp has a tile, and at the turn's end
-    r"if \(j \+ 1 < tiles\) fetch\(mine, column, base > 0, end, (.*?), (.*?)\);": "fetch",
+    r"if \(j \+ 1 < tiles\) fetch\(mine, column, base > 0, end, missing, (.*?), (.*?)\);": "fetch",
     r"copy_commit\(\);": "commit",
     r"copy_wait<(\d+)>\(\);": "wait",
     r"__syncwarp\(\);": "order the warp",
@@ -42,7 +42,7 @@ class Protocol:
         self.turns = only(r"turn < (.*?); \+\+turn", strip)
         self.tile = only(r"const int32_t j = (.*?);", strip)
         self.first = only(
-            r"if \(tiles > 0\) fetch\(mine, column, base > 0, end, (.*?), (.*?)\);", strip
+            r"if \(tiles > 0\) fetch\(mine, column, base > 0, end, missing, (.*?), (.*?)\);", strip
         )
         loop = strip[strip.index("const int32_t j = ") :]
         found = [

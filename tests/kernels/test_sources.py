@@ -159,10 +159,12 @@ INCLUDES = {
         "cuda/sweep.cuh",
         "cuda/tuning.h",
     },
+    "cuda/chunk.cuh": {"common/occupancy.h", "cuda/warp.cuh", "cuda/workspace.h"},
+    "cuda/products.cuh": {"cuda/chunk.cuh", "cuda/tuning.h"},
     "cuda/occupancy.cu": {
-        "common/occupancy.h",
         "cuda/launch.cuh",
         "cuda/launchers.h",
+        "cuda/products.cuh",
         "cuda/rows.cuh",
     },
     "cuda/rows.cu": {"cuda/labels.cuh", "cuda/launch.cuh", "cuda/launchers.h", "cuda/rows.cuh"},

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where the products of alpha and beta wait from when a warp has computed those of a window until they are shares: in
+// shared memory, or, of sequences with too many pairs for it, in the place of the emissions that they are made of.
+#pragma once
+
+#include "chunk.cuh"
+#include "tuning.h"
+
+namespace jax_ctc {
+namespace cuda {
+
+template <class Value> struct Products {
+  using Product = StateProduct<Value>;
+  using Kept = Pair<Product>;
+  static_assert(sizeof(Kept) == sizeof(Cell<Value>), "products take the place of emissions");
+  static constexpr int kSpare = 2;      // cells
+  static constexpr int kHere = kChunk;  // of the first pairs products wait here: the blank's emission stays
+
+  const Workspace<Value>& ws;
+  bool whole;  // all are in shared memory
+  int32_t pitch;
+  Cell<Value>* slots;  // of each chunk; kSpare before
+  Kept* here;          // not whole: of each frame
+
+  static constexpr int64_t bytes(int64_t chunks, int64_t pitch, bool whole) {
+    return (chunks * Slots<Value>::cells(pitch) + kSpare) * int64_t(sizeof(Cell<Value>)) +
+           (whole ? 0 : kChunk * kHere * int64_t(sizeof(Kept)));
+  }
+  CTC_DEVICE Products(const Workspace<Value>& ws, const OccupancyPlan& plan)
+      : ws(ws),
+        whole(plan.whole),
+        pitch(plan.pitch),
+        slots(reinterpret_cast<Cell<Value>*>(shared_memory()) + kSpare),
+        here(reinterpret_cast<Kept*>(slots + plan.together * Slots<Value>::cells(plan.pitch))) {}
+
+  // Of the block's chunk c.
+  CTC_DEVICE Slots<Value> slots_of(int32_t c) const {
+    const int32_t begin = c * int32_t(Slots<Value>::cells(pitch));
+    return {slots + begin, -kSpare - begin, pitch};
+  }
+
+  CTC_DEVICE Product of_blank(const Chunk<Value>& chunk, const Slots<Value>& slots, int d, int32_t k) const {
+    return whole ? product_in(slots.blank(d) + k) : kept(chunk, d, k)->blank;
+  }
+  CTC_DEVICE Product of_label(const Chunk<Value>& chunk, const Slots<Value>& slots, int d, int32_t k) const {
+    return whole ? product_in(slots.label(d) + k) : kept(chunk, d, k)->label;
+  }
+
+  // Moves those of `pitch` pairs from `base` on out of shared memory. By all warps of the block, each some frames.
+  CTC_DEVICE void keep(const Chunk<Value>& chunk, int32_t base, int warps) const {
+    const int32_t pairs = min_of(pitch, chunk.count + 1 - base);
+    const Slots<Value> slots = slots_of(0);
+    for (int d = warp_index(); d < chunk.frames; d += warps)
+      for (int32_t i = lane_index(); i < pairs; i += kWarp)
+        *kept(chunk, d, base + i) = {product_in(slots.blank(d) + i), product_in(slots.label(d) + i)};
+  }
+
+ private:
+  // In the place of emissions, but 8 to the left of where that of label k may be. The pairs to the right of those that
+  // have been multiplied need no emission from there: the leftmost that they need is that of the label 8 before them,
+  // and the blank's.
+  CTC_DEVICE Kept* kept(const Chunk<Value>& chunk, int d, int32_t k) const {
+    if (k < kHere) return here + d * kHere + k;
+    return reinterpret_cast<Kept*>(ws.emissions + (chunk.begin + d) * ws.columns) + (k - kHere + 1);
+  }
+};
+
+}  // namespace cuda
+}  // namespace jax_ctc
