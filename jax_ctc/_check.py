@@ -17,14 +17,15 @@ def check(
     time_major: bool = True,
     vocab_axis: str | tuple[str, ...] | None = None,
     kernel: ArrayLike | None = None,
+    star: int | None = None,
 ) -> None:
     """Checks labels and lengths inside `jax.jit`, for `jax.experimental.checkify`.
 
     Under `jit` an invalid value cannot raise, so `ctc` makes the cost of its sequence NaN. This
     function reports the same values as errors of `checkify`. An error names the argument, the index
     and the value. The arguments are those of `ctc`. For `ctc_linear` give the hidden states in the
-    place of `acts`, and `kernel`. Wrong shapes and dtypes raise as they do there, and so do invalid
-    values that are known.
+    place of `acts`, and `kernel`; for `ctc_align` with a star, `star`. Wrong shapes and dtypes
+    raise as they do there, and so do invalid values that are known.
 
     Under `vmap` the index in the error counts all mapped axes, outermost first. `scan` and
     `lax.map` run one step at a time, so there it is the index within a step. To have the sequence
@@ -52,6 +53,7 @@ def check(
         time_major=time_major,
         slices=_split_classes.local_slices(names) or 1,
         kernel=kernel,
+        star=star,
     )
     if _values.raise_on_known(given):
         return

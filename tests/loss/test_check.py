@@ -104,6 +104,19 @@ def test_a_batch_sharded_by_its_type_is_checked():
         assert BLANK in reported(jax.vmap(check), *given)
 
 
+def test_the_star_of_an_alignment_is_no_fault_but_a_label_beyond_it_is():
+    V = ACTS.shape[-1]
+    starred, beyond = (np.where(GOOD == GOOD[0, 0], label, GOOD) for label in (V, V + 1))
+    f = partial(jax_ctc.check, time_major=False, star=V)
+    f(ACTS, starred, LENGTHS)
+    assert reported(lambda *x: f(*x), ACTS, starred, LENGTHS) is None
+    assert f"= {V + 1} is not a class" in reported(lambda *x: f(*x), ACTS, beyond, LENGTHS)
+    with pytest.raises(ValueError, match=f"= {V} is not a class"):
+        jax_ctc.check(ACTS, starred, LENGTHS, time_major=False)
+    with pytest.raises(ValueError, match=r"^`star`"):
+        jax_ctc.check(ACTS, GOOD, LENGTHS, time_major=False, star=V - 1)
+
+
 def test_without_checkify_s_table_of_rules_there_is_still_an_error(monkeypatch):
     monkeypatch.setattr(_verdict, "_RULES", None)
     assert BLANK in reported(lambda *x: check(*x), ACTS, PADDED, LENGTHS)
