@@ -65,6 +65,8 @@ constexpr double kFurthest = 4.2e7;
 // such doubles are less than kFurthest apart.
 template <class F> constexpr double kNear = sizeof(F) == 4 ? 1e5 : kFurthest / 2;
 
+template <class F, class V> CTC_FN auto is_near(V x) { return (x > F(-kNear<F>)) & (x < F(kNear<F>)); }
+
 // exp(x - shift) = p * 2^q, for |x| and |shift| < kNear.
 template <class F, class V> CTC_FN Scaled<V> near_emission(V x, Reduced<V> shift) {
   const Reduced<V> y = reduce<F>(x, shift);

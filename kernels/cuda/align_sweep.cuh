@@ -10,6 +10,7 @@
 // only the first blank is possible and costs nothing. So no tile is partial.
 #pragma once
 
+#include "../common/best_path.h"
 #include "align_workspace.h"
 #include "numbers.cuh"
 #include "warp.cuh"
@@ -39,9 +40,7 @@ struct PairWindow {
   CTC_DEVICE int32_t last(int64_t t) const { return int32_t(min_of<int64_t>(top, t)); }
 };
 
-// What chose the state of a pair, four bits a frame. If none is set, the path stayed in its state.
-constexpr uint32_t kBlankAfterLabel = 1, kLabelAfterBlank = 2, kLabelAfterLabel = 4;
-constexpr int kChoiceBits = 4;
+constexpr int kChoiceBits = 4;  // of a pair and frame
 
 // x - reference exactly for floats, and -inf for an impossible class. Doubles are bounded, so that no sum overflows.
 CTC_DEVICE double relative(float x, double reference) { return double(x) - reference; }
@@ -146,12 +145,7 @@ template <class A> class PathSweep {
       for (int k = kTileFrames - 1; k >= 0; --k) {
         if (lane == k) pair_of_lane = pair, lane_in_label = in_label;
         const uint32_t choice = __shfl_sync(kAllLanes, words, of_words - pair) >> kChoiceBits * k;
-        if (!in_label)
-          in_label = choice & kBlankAfterLabel, pair -= in_label;
-        else if (choice & kLabelAfterLabel)
-          --pair;
-        else
-          in_label = !(choice & kLabelAfterBlank);
+        go_back(choice, pair, in_label);
       }
       if (lane < kTileFrames && t + lane >= before) write(t + lane - before, pair_of_lane, lane_in_label);
     }

@@ -46,12 +46,6 @@ template <class F> struct AlignWorkspace {
     take(value, columns, at), take(column, columns, at);
     bytes = at - begin;
   }
-
- private:
-  template <class A> static CTC_INLINE void take(A*& array, int64_t n, char*& at) {
-    array = reinterpret_cast<A*>(at);
-    at += n * int64_t(sizeof(A)) + JAX_CTC_GAP;
-  }
 };
 
 }  // namespace cuda

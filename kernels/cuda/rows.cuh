@@ -287,13 +287,13 @@ template <int G, class A> CTC_DEVICE Computed<A> reference_of_scores(const Rows<
 
 // exp(x - shift) as a value of the lattice, for x <= shift.
 template <class F> CTC_DEVICE Scaled<F> emission(F x, F shift) {
-  if (x > F(-kNear<F>) && shift > F(-kNear<F>) && shift < F(kNear<F>)) return near_emission<F>(x, reduce<F>(shift));
+  if (x > F(-kNear<F>) && is_near<F>(shift)) return near_emission<F>(x, reduce<F>(shift));
   return any_emission(x, shift);
 }
 
 // The same of several: without a branch for each.
 template <int n, class F> CTC_DEVICE void emissions(const F (&x)[n], F shift, Scaled<F> (&out)[n]) {
-  bool near = shift > F(-kNear<F>) && shift < F(kNear<F>);
+  bool near = is_near<F>(shift);
   const Reduced<F> reduced = reduce<F>(near ? shift : F(0));
 #pragma unroll
   for (int i = 0; i < n; ++i) {

@@ -14,6 +14,12 @@ namespace cuda {
   0  // bytes behind each array, that tests/kernels/sanitized_cuda.cpp forbids to touch; a multiple of 16
 #endif
 
+// Places an array of n elements at `at`, which then is behind it.
+template <class A> CTC_FN void take(A*& array, int64_t n, char*& at) {
+  array = reinterpret_cast<A*>(at);
+  at += n * int64_t(sizeof(A)) + JAX_CTC_GAP;
+}
+
 // What the labels of a sequence turned out to be.
 struct SequenceSummary {
   int32_t count;     // without padding
@@ -103,12 +109,6 @@ template <class Value> struct Workspace {
     return states + (2 * chunk + r) * columns;
   }
   CTC_INLINE Cell<Value>* edges_of(Recursion r) const { return edges + r; }  // every other one
-
- private:
-  template <class A> static CTC_INLINE void take(A*& array, int64_t n, char*& at) {
-    array = reinterpret_cast<A*>(at);
-    at += n * int64_t(sizeof(A)) + JAX_CTC_GAP;
-  }
 };
 
 }  // namespace cuda

@@ -52,6 +52,7 @@ INCLUDES = {
     "common/ffi_targets.h": {"common/ffi_decode.h"},
     "common/handlers.h": set(),
     "common/bindings.h": {"common/handlers.h"},
+    "common/best_path.h": {"common/platform.h"},
     "common/recursion.h": {"common/problem.h", "common/scaled.h"},
     "cpu/tested.h": set(),
     "cpu/simd/interface.h": {"common/problem.h", "cpu/tested.h"},
@@ -72,7 +73,7 @@ INCLUDES = {
     "cpu/simd/gradient.h": {"cpu/simd/arena.h", "cpu/simd/half.h", "cpu/simd/rows.h"},
     "cpu/simd/forward.h": {"cpu/simd/gradient.h", "cpu/simd/sweep.h"},
     "cpu/simd/align_emissions.h": {"cpu/simd/arena.h", "cpu/simd/class_table.h", "cpu/simd/half.h"},
-    "cpu/simd/align.h": {"cpu/simd/align_emissions.h"},
+    "cpu/simd/align.h": {"common/best_path.h", "cpu/simd/align_emissions.h"},
     "cpu/simd/table.h": {
         "cpu/simd/align.h",
         "cpu/simd/best_classes.h",
@@ -175,7 +176,12 @@ INCLUDES = {
         "cuda/launchers.h",
         "cuda/rows.cuh",
     },
-    "cuda/align_sweep.cuh": {"cuda/align_workspace.h", "cuda/numbers.cuh", "cuda/warp.cuh"},
+    "cuda/align_sweep.cuh": {
+        "common/best_path.h",
+        "cuda/align_workspace.h",
+        "cuda/numbers.cuh",
+        "cuda/warp.cuh",
+    },
     "cuda/align.cu": {"cuda/align_sweep.cuh", "cuda/launch.cuh", "cuda/launchers.h"},
 }
 

@@ -9,6 +9,7 @@
 // are at most as many as the block has frames. So the second pass is short where labels are many.
 #pragma once
 
+#include "../../common/best_path.h"
 #include "align_emissions.h"
 
 namespace jax_ctc {
@@ -22,9 +23,7 @@ struct PairWindow {
   int64_t last(int64_t t) const { return min_of(top, t); }
 };
 
-// What chose the state of a pair, three bits a frame. If none is set, the path stayed in its state.
-enum Choice { kBlankAfterLabel = 1, kLabelAfterBlank = 2, kLabelAfterLabel = 4 };
-constexpr int kChoiceBits = 3;
+constexpr int kChoiceBits = 3;  // of a pair and frame
 
 // Frames are in groups of four. The first group is filled up with frames before the first one, in which only the first
 // blank is possible and costs nothing. So no group is partial.
@@ -161,12 +160,7 @@ template <class F> class AlignRun {
       out.path[at] = in_label ? class_of(in.labels[pair], t - before) : in.blank;
       out.label_index[at] = in_label ? out.position[pair] - 1 : -1;
       const int choice = choices[(t - begin) / kFrames * width + pair - base] >> kChoiceBits * (t % kFrames);
-      if (!in_label)
-        in_label = choice & kBlankAfterLabel, pair -= in_label;
-      else if (choice & kLabelAfterLabel)
-        --pair;
-      else
-        in_label = !(choice & kLabelAfterBlank);
+      go_back(choice, pair, in_label);
     }
   }
 

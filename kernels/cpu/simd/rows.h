@@ -39,7 +39,7 @@ template <class F> struct RowShift {
   Reduced<Vec> reduced;
   Vec near_from;
   explicit CTC_INLINE RowShift(Vec shift) {
-    const Integer<Vec> near = (shift < F(kNear<F>)) & (shift > F(-kNear<F>));
+    const Integer<Vec> near = is_near<F>(shift);
     reduced = reduce<F>(near ? shift : Vec{});
     near_from = near ? splat<Vec>(F(-kNear<F>)) : splat<Vec>(F(__builtin_inf()));
   }
@@ -47,7 +47,7 @@ template <class F> struct RowShift {
 
 // Whether some emissions must be computed again: split_emission took them for dead.
 template <class F> CTC_FN bool any_is_far(F furthest, F shift) {
-  return furthest > F(shift - kFurthest) || !(shift > F(-kNear<F>) && shift < F(kNear<F>));
+  return furthest > F(shift - kFurthest) || !is_near<F>(shift);
 }
 
 // The emissions of logits x <= shift. Where x is not near they are dead, and `furthest` becomes the largest such x.
