@@ -63,7 +63,7 @@ def exact(hidden, kernel, bias, labels, lengths, cotangents=None, **options):
 
 def of_logits(hidden, kernel, bias, labels, lengths, **options):
     """The same loss of logits that are stored."""
-    wide = jnp.promote_types(hidden.dtype, jnp.float32)
+    wide = np.promote_types(hidden.dtype, np.float32)
     logits = jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=wide)
     bias = jnp.expand_dims(bias, tuple(range(logits.ndim - 1))).astype(wide)
     return jax_ctc.ctc(logits + bias, labels, lengths, **options)
