@@ -145,10 +145,15 @@ PLANTED = {
         "i < pairs; ++i) to[i] = blank[i]",
         "i <= pairs; ++i) to[i] = blank[i]",
     ),
-    "slots of an alignment": (
+    "places of an alignment": (
         "align_emissions.h",
-        "for (int64_t i = 0; i < pairs; ++i) slots",
-        "for (int64_t i = 0; i <= pairs; ++i) slots",
+        "for (int64_t i = 0; i < pairs; ++i)\n      places",
+        "for (int64_t i = 0; i <= pairs; ++i)\n      places",
+    ),
+    "choices of an alignment in one pass": (
+        "align.h",
+        "min_of(block, frames) / kFrames * width",
+        "(min_of(block, frames) / kFrames - 1) * width",
     ),
     "a kept shift": ("emissions.h", "if (!first) stay_below(shift[t]);", ""),
 }

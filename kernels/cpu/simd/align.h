@@ -6,7 +6,8 @@
 //
 // The states before every `block`-th frame are stored on the way to the last frame. On the way back each block runs
 // again and keeps its choices, but only for the pairs that a path to the state that was reached can come from. These
-// are at most as many as the block has frames. So the second pass is short where labels are many.
+// are at most as many as the block has frames. So the second pass is short where labels are many. Where they are few,
+// the first pass keeps the choices of all frames.
 #pragma once
 
 #include "../../common/best_path.h"
@@ -40,7 +41,7 @@ template <class F> class AlignRun {
         before((kFrames - in.length % kFrames) % kFrames),
         frames(before + in.length),
         pairs(padded<double>(L + 1)),
-        block(block_length(frames)),
+        block(block_length(frames, pairs)),
         width(min_of(pairs, padded<double>(block + 2 * N))),
         emissions(in, out) {
     take_from(*in.scratch, [this](Arena& arena) { lay_out(arena); });
@@ -49,12 +50,8 @@ template <class F> class AlignRun {
   Outcome run(F* score) {
     if (!in.feasible) return emissions.all_rows_defined() ? Outcome::kNoAlignment : Outcome::kNoSoftmax;
     initialise();
-    const PairWindow window = {L - 1, L, frames};
-    for (int64_t t = 0; t < frames; t += kFrames) {
-      if (t > 0 && t % block == 0) save(checkpoint(t));
-      if (!read_group<true>(t, window)) return Outcome::kNoSoftmax;
-      step<false>(t, window, nullptr);
-    }
+    const bool one_pass = frames <= block;
+    if (!(one_pass ? forward<true>() : forward<false>())) return Outcome::kNoSoftmax;
     // Of two equal ends, the last label.
     pair = L > 0 && label[L - 1] >= blank[L] ? L - 1 : L;
     in_label = pair < L;
@@ -62,18 +59,29 @@ template <class F> class AlignRun {
     const double nats = best + emissions.of_references();
     *score = F(out.softmax ? min_of(nats, 0.0) : nats);
     if (*score == F(kImpossible)) return Outcome::kNoAlignment;
-    for (int64_t begin = (frames - 1) / block * block; begin >= 0; begin -= block)
-      trace(begin, min_of(begin + block, frames));
+    if (one_pass) {
+      trace(0, frames, 0);
+      return Outcome::kFinite;
+    }
+    for (int64_t begin = (frames - 1) / block * block; begin >= 0; begin -= block) {
+      const int64_t end = min_of(begin + block, frames);
+      trace(begin, end, repeat(begin, end));
+    }
     return Outcome::kFinite;
   }
 
  private:
-  // About 2 sqrt(T). Checkpoints take O(sqrt(T) * L) memory, and choices O(T).
-  static int64_t block_length(int64_t frames) {
+  // Frames whose choices are kept at once. Checkpoints take O(sqrt(T) * L) memory, and choices O(T). All frames are one
+  // block where the second pass would take about as long as the first, if the choices stay in the second-level cache.
+  static int64_t block_length(int64_t frames, int64_t pairs) {
 #if defined(JAX_CTC_TEST)
     if (tested::block_length > 0) return tested::block_length;
 #endif
-    return max_of<int64_t>(32, int64_t(__builtin_sqrt(double(frames)) / 2) * kFrames);
+    constexpr int64_t kMostBytes = 256 * 1024;
+    const int64_t block =
+        max_of<int64_t>(32, int64_t(__builtin_sqrt(double(frames)) / 2) * kFrames);  // about 2 sqrt(T)
+    const bool all = pairs <= 2 * block && frames / kFrames * pairs * int64_t(sizeof *choices) <= kMostBytes;
+    return all ? max_of(frames, block) : block;
   }
 
   void lay_out(Arena& arena) {
@@ -111,39 +119,62 @@ template <class F> class AlignRun {
     return emissions.template read<kFirstPass>(begin - before, window.first(begin), last);
   }
 
+  // Takes the states from before the first frame to after the last one. Returns false if a row is undefined.
+  template <bool kKeep> bool forward() {
+    const PairWindow window = {L - 1, L, frames};
+    for (int64_t t = 0; t < frames; t += kFrames) {
+      if (t > 0 && t % block == 0) save(checkpoint(t));
+      if (!read_group<true>(t, window)) return false;
+      step<kKeep>(t, window, choices + t / kFrames * width);
+    }
+    return true;
+  }
+
   // Takes the states from before frame t to after frame t + 3. Pairs outside the window may become anything, because
   // no pair inside it reads them. If kKeep, `to` gets the choices of pair `base` and those after it.
-  template <bool kKeep> void step(int64_t t, PairWindow window, int16_t* to, int64_t base = 0) {
+  template <bool kKeep> void step(int64_t t, PairWindow window, int32_t* to, int64_t base = 0) {
+    if (emissions.blanks_possible())
+      step<kKeep, true>(t, window, to, base);
+    else
+      step<kKeep, false>(t, window, to, base);
+  }
+  // What the blanks add is 0 where they are possible.
+  template <bool kKeep, bool kBlanksPossible> void step(int64_t t, PairWindow window, int32_t* to, int64_t base) {
     const int64_t begin = window.first(t) / N * N, end = padded<double>(window.last(t + kFrames - 1) + 1);
+    // The stores below do not change these.
+    double* const blank = this->blank;
+    double* const label = this->label;
+    const double *const limit = this->limit, *const table = emissions.table;
+    const int32_t* const places = emissions.places;
     const Vec left_of_all = load<Vec>(label + begin - N);
     Vec below[kFrames], of_blank_at[kFrames];
     for (int k = 0; k < kFrames; ++k) below[k] = left_of_all, of_blank_at[k] = splat<Vec>(emissions.of_blanks[k]);
     for (int64_t i = begin; i < end; i += N) {
       Vec b = load<Vec>(blank + i), l = load<Vec>(label + i), emission[kFrames];
       const Vec most = load<Vec>(limit + i);
-      gather_lanes(emissions.table, emissions.slots + i, emission);
-      Mask choice = {};
+      gather_lanes(table, places + i, emission);
+      Mask choice = {}, choice_of_label = {};  // two chains, because each frame's waits for the last frame's
       for (int k = 0; k < kFrames; ++k) {
         const Vec left = shift_up(below[k], l), skip = min_of(left, most), either = max_of(b, l);
         if (kKeep)
-          choice |= ((left > b) & (kBlankAfterLabel << kChoiceBits * k)) |
-                    ((b > l) & (kLabelAfterBlank << kChoiceBits * k)) |
-                    ((skip > either) & (kLabelAfterLabel << kChoiceBits * k));
+          choice = left > b ? choice | (kBlankAfterLabel << kChoiceBits * k) : choice,
+          choice_of_label = b > l ? choice_of_label | (kLabelAfterBlank << kChoiceBits * k) : choice_of_label,
+          choice = skip > either ? choice | (kLabelAfterLabel << kChoiceBits * k) : choice;
         below[k] = l;
         l = max_of(skip, either) + emission[k];
-        b = max_of(left, b) + of_blank_at[k];
+        b = kBlanksPossible ? max_of(left, b) : max_of(left, b) + of_blank_at[k];
       }
       store(blank + i, b), store(label + i, l);
       if (kKeep) {
-        const QuarterLanes narrow = __builtin_convertvector(choice, QuarterLanes);
+        const HalfLanes narrow = __builtin_convertvector(choice | choice_of_label, HalfLanes);
         __builtin_memcpy(to + i - base, &narrow, sizeof narrow);
       }
     }
   }
 
-  // Writes the path at frames [begin, end), from the state that it has at the last of them, and goes on to the state
-  // that it has at the frame before.
-  void trace(int64_t begin, int64_t end) {
+  // Runs the frames [begin, end) again for the pairs that a path to the present state can come from, and keeps their
+  // choices. Returns the first of these pairs.
+  int64_t repeat(int64_t begin, int64_t end) {
     const PairWindow window = {pair, pair, end};
     const int64_t base = window.first(begin) / N * N, after = padded<double>(pair + 1);
     const int64_t from = max_of<int64_t>(base - N, 0);
@@ -155,6 +186,12 @@ template <class F> class AlignRun {
       read_group<false>(t, window);
       step<true>(t, window, choices + (t - begin) / kFrames * width, base);
     }
+    return base;
+  }
+
+  // Writes the path at frames [begin, end), from the state that it has at the last of them, and goes on to the state
+  // that it has at the frame before. The choices are those of pair `base` and of pairs after it.
+  void trace(int64_t begin, int64_t end, int64_t base) {
     for (int64_t t = end - 1; t >= max_of(begin, before); --t) {
       const int64_t at = (t - before) * out.stride;
       out.path[at] = in_label ? class_of(in.labels[pair], t - before) : in.blank;
@@ -176,7 +213,7 @@ template <class F> class AlignRun {
   double* labels_with_margin;  // of one vector, on the left
   double* limit;               // the most that a skip into each label may bring: -inf where none is allowed
   double* checkpoints;
-  int16_t* choices;  // of a block, [group][pair]
+  int32_t* choices;  // of a block, [group][pair]
   int64_t pair = 0;
   bool in_label = false;
 };

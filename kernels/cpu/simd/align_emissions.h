@@ -12,34 +12,21 @@ namespace {
 constexpr double kImpossible = -__builtin_inf();
 
 // x - reference exactly for floats, and -inf for an impossible class. Doubles are bounded, so that no sum overflows.
-template <class F> CTC_FN double relative(F x, double reference) {
-  const double d = double(x) - reference;
+// Works on doubles and on vectors of them.
+template <class F, class D> CTC_FN D relative(D x, D reference) {
+  const D d = x - reference;
   if constexpr (sizeof(F) == 4) return d;
-  constexpr double kMost = 1e290;
-  return d > kMost ? kMost : d < -kMost ? kImpossible : d;
+  const D most = D{} + 1e290;
+  return d > most ? most : d < -most ? D{} + kImpossible : d;
 }
 
-// The entries of four slots of a table [slot][frame], by frame.
-CTC_FN void gather_quads(const double* table, const int32_t* slots, Quad<double> (&to)[kFrames]) {
-  const auto entry = [&](int i) { return load_quad(table + kFrames * int64_t(slots[i])); };
-  const Quad<double> a = entry(0), b = entry(1), c = entry(2), d = entry(3);
-  const Quad<double> ab = __builtin_shufflevector(a, b, 0, 4, 2, 6), AB = __builtin_shufflevector(a, b, 1, 5, 3, 7);
-  const Quad<double> cd = __builtin_shufflevector(c, d, 0, 4, 2, 6), CD = __builtin_shufflevector(c, d, 1, 5, 3, 7);
-  to[0] = __builtin_shufflevector(ab, cd, 0, 1, 4, 5), to[1] = __builtin_shufflevector(AB, CD, 0, 1, 4, 5);
-  to[2] = __builtin_shufflevector(ab, cd, 2, 3, 6, 7), to[3] = __builtin_shufflevector(AB, CD, 2, 3, 6, 7);
-}
-
-// The same for as many slots as a vector has lanes.
-template <class Vec> CTC_FN void gather_lanes(const double* table, const int32_t* slots, Vec (&to)[kFrames]) {
-  if constexpr (kCount<Vec> == 2) {
-    const double *a = table + kFrames * int64_t(slots[0]), *b = table + kFrames * int64_t(slots[1]);
-    for (int k = 0; k < kFrames; ++k) to[k] = Vec{a[k], b[k]};
-  } else if constexpr (kCount<Vec> == 4) {
-    gather_quads(table, slots, to);
+// The entries of as many labels as a vector has lanes, by frame, from a table [slot][frame].
+template <class Vec> CTC_FN void gather_lanes(const double* table, const int32_t* places, Vec (&to)[kFrames]) {
+  if constexpr (kCount<Vec> >= kFrames) {
+    join_groups(table, places, to, Groups<double>{});
   } else {
-    Quad<double> low[kFrames], high[kFrames];
-    gather_quads(table, slots, low), gather_quads(table, slots + 4, high);
-    for (int k = 0; k < kFrames; ++k) to[k] = __builtin_shufflevector(low[k], high[k], 0, 1, 2, 3, 4, 5, 6, 7);
+    const double *a = table + places[0], *b = table + places[1];
+    for (int k = 0; k < kFrames; ++k) to[k] = Vec{a[k], b[k]};
   }
 }
 
@@ -50,6 +37,7 @@ template <class F> F largest_but(const F* x, int64_t V, int64_t left_out) {
 
 template <class F> class AlignEmissions {
   static constexpr int64_t kMostClasses = 256;  // of a table, as in emissions.h
+  static constexpr int64_t kAhead = 16;         // frames, to be prefetched
   static constexpr bool kTables = kLanes<F> >= kFrames;
 
  public:
@@ -57,45 +45,39 @@ template <class F> class AlignEmissions {
       : in(sequence), out(alignment), by_table(kTables && out.softmax && in.V <= kMostClasses) {}
 
   void lay_out(Arena& arena, int64_t pairs) {
-    arena.take(slots, pairs);
-    arena.take(table, kFrames * (out.D + 1));
-    const int64_t entries = by_table ? kFrames * table_classes(in.V) : 0;
-    arena.take(classes.x, entries), arena.take(classes.p, entries), arena.take(classes.q, entries);
+    arena.take(places, pairs);
+    arena.take(table, kFrames * (impossible_slot() + 1));
+    arena.take(classes.x, by_table ? kFrames * table_classes(in.V) : 0);
     arena.take(wide, is_half(in.dtype) ? kFrames * in.V : 0);
   }
 
   void initialise(int64_t pairs) {
-    for (int64_t i = 0; i < pairs; ++i) slots[i] = i < in.L ? out.slots[i] : int32_t(out.D);
-    for (int64_t i = 0; i < kFrames * (out.D + 1); ++i) table[i] = kImpossible;
+    const int64_t none = impossible_slot();
+    for (int64_t i = 0; i < pairs; ++i)
+      places[i] = int32_t(kFrames * (i >= in.L ? none : by_table ? in.labels[i] : out.slots[i]));
+    for (int64_t i = 0; i < kFrames * (none + 1); ++i) table[i] = kImpossible;
   }
 
   // Computes the table of four frames from `begin` on, at least for labels `first` to `last`. Frames below 0 are there
   // to fill up a group. The first pass adds up what the score needs, and returns false if a row is undefined.
   template <bool kFirstPass> bool read(int64_t begin, int64_t first, int64_t last) {
-    if constexpr (kFirstPass && kTables)
-      if (by_table) {
-        const F* rows[kFrames];
-        for (int k = 0; k < kFrames; ++k) rows[k] = row(max_of<int64_t>(begin + k, 0), k);
-        classes.read(rows, in.V);
-      }
+    if constexpr (kTables)
+      if (by_table) return read_classes<kFirstPass>(begin);
     for (int k = 0; k < kFrames; ++k) {
       const int64_t t = begin + k;
-      of_blanks[k] = 0;
       if (t < 0) {
-        for (int64_t d = 0; d < out.D; ++d) table[kFrames * d + k] = kImpossible;
+        fill_up(k);
         continue;
       }
       const F* x = row(t, k);
-      const bool impossible = x[in.blank] == F(kImpossible);
-      const double reference = impossible ? 0 : double(x[in.blank]);
-      if (impossible) of_blanks[k] = kImpossible;
-      if (kFirstPass && !count(x, t, k, reference)) return false;
+      const double reference = set_blank(k, x[in.blank]);
+      if (kFirstPass && !count(x, t, reference)) return false;
       if (last - first < out.D)
         for (int64_t i = first; i <= last; ++i)
-          table[kFrames * int64_t(slots[i]) + k] = relative(x[out.classes[i]], reference);
+          table[places[i] + k] = relative<F>(double(x[out.classes[i]]), reference);
       else
-        for (int64_t d = 0; d < out.D; ++d) table[kFrames * d + k] = relative(x[out.symbols[d]], reference);
-      if (out.star >= 0) table[kFrames * int64_t(out.star) + k] = relative(largest_but(x, in.V, in.blank), reference);
+        for (int64_t d = 0; d < out.D; ++d) table[kFrames * d + k] = relative<F>(double(x[out.symbols[d]]), reference);
+      if (out.star >= 0) set_star(k, out.star, x, reference);
     }
     return true;
   }
@@ -121,18 +103,64 @@ template <class F> class AlignEmissions {
     return int32_t(v);
   }
 
-  int32_t* slots;  // of the table. Pairs without a label have the last one, which is impossible
-  double* table;   // emissions relative to the blank's, [slot][frame]
-  double of_blanks[kFrames];
+  bool blanks_possible() const { return of_blanks[0] + of_blanks[1] + of_blanks[2] + of_blanks[3] == 0; }
+
+  int32_t* places;            // in the table: kFrames times the slot
+  double* table;              // emissions relative to the blank's, [slot][frame]
+  double of_blanks[kFrames];  // 0 or -inf
 
  private:
-  bool count(const F* x, int64_t t, int k, double reference) {
-    if (!out.softmax) {
-      references += reference;
-      return has_scores(x);
+  // The same from a table of all classes.
+  template <bool kFirstPass> bool read_classes(int64_t begin) {
+    const F* rows[kFrames];
+    Quad<double> reference;
+    for (int k = 0; k < kFrames; ++k) {
+      rows[k] = row(max_of<int64_t>(begin + k, 0), k);
+      prefetch(acts_at(min_of(begin + k + kAhead, in.length - 1)), in.V * element_size(in.dtype));
+      reference[k] = set_blank(k, rows[k][in.blank]);
     }
-    const Normaliser<F> n =
-        by_table ? Normaliser<F>{classes.shift[k], classes.sum[k]} : normalise(x, in.V, row_ahead(t));
+    if (kFirstPass)
+      classes.read_logits(rows, in.V);
+    else
+      tabulate(rows, in.V, -F(__builtin_inf()), classes.x);
+    if (kFirstPass)
+      for (int k = 0; k < kFrames; ++k)
+        if (begin + k >= 0 && !count({classes.shift[k], classes.sum[k]}, reference[k])) return false;
+    for (int64_t v = 0; v < in.V; ++v) {
+      const Quad<double> x = __builtin_convertvector(load_quad(classes.x + kFrames * v), Quad<double>);
+      store_quad<double>(table + kFrames * v, relative<F>(x, reference));
+    }
+    if (out.star >= 0)
+      for (int k = 0; k < kFrames; ++k) set_star(k, in.V, rows[k], reference[k]);
+    for (int k = 0; begin + k < 0; ++k) fill_up(k);
+    return true;
+  }
+
+  // Slots are the different labels, or all classes and the star. One more slot, for pairs without a label, is
+  // impossible.
+  int64_t impossible_slot() const { return by_table ? in.V + 1 : out.D; }
+  void set_star(int k, int64_t slot, const F* x, double reference) {
+    table[kFrames * slot + k] = relative<F>(double(largest_but(x, in.V, in.blank)), reference);
+  }
+
+  // At a frame before the first one, the blank alone is possible and costs nothing.
+  void fill_up(int k) {
+    of_blanks[k] = 0;
+    for (int64_t i = 0; i < impossible_slot(); ++i) table[kFrames * i + k] = kImpossible;
+  }
+
+  // Returns what the emissions of a frame are relative to.
+  double set_blank(int k, F x) {
+    of_blanks[k] = x == F(kImpossible) ? kImpossible : 0;
+    return x == F(kImpossible) ? 0 : double(x);
+  }
+
+  bool count(const F* x, int64_t t, double reference) {
+    if (out.softmax) return count(normalise(x, in.V, row_ahead(t)), reference);
+    references += reference;
+    return has_scores(x);
+  }
+  bool count(const Normaliser<F>& n, double reference) {
     if (!n.defined()) return false;
     sums.multiply(n.sum), references += reference - double(n.shift);
     return true;

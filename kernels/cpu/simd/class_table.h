@@ -49,21 +49,46 @@ template <class F, int... G> CTC_FN Lanes<F> join(const F* const (&from)[sizeof.
   if constexpr (n == 4)
     return both(both(load_quad(from[0]), load_quad(from[n / 4])), both(load_quad(from[n / 2]), load_quad(from[n - 1])));
 }
-// Calls f(number, group) for each group.
-template <class V, class Use, int... G> CTC_FN void split(V v, Use use, Indices<G...>) {
-  (use(G, __builtin_shufflevector(v, v, 4 * G, 4 * G + 1, 4 * G + 2, 4 * G + 3)), ...);
+// The named groups of v and w, which are numbered together.
+template <int... kGroup, class V, int... K> CTC_FN V groups_of(V v, V w, Indices<K...>) {
+  constexpr int group[] = {kGroup...};
+  return __builtin_shufflevector(v, w, (4 * group[K / 4] + K % 4)...);
 }
-// In each group: v[k] = (v[0][k], v[1][k], v[2][k], v[3][k]).
+template <int... kGroup, class V> CTC_FN V groups_of(V v, V w) {
+  return groups_of<kGroup...>(v, w, typename Count<kCount<V>>::type{});
+}
+// Stores group 0 of all four, then group 1 of all four, and so on. A narrower store would delay the vector loads that
+// follow.
+template <class V, class F> CTC_FN void store_by_group(F* to, const V (&v)[4]) {
+  const auto put = [&](int i, V x) { __builtin_memcpy(to + i * kCount<V>, &x, sizeof x); };
+  if constexpr (kCount<V> == 4) {
+    put(0, v[0]), put(1, v[1]), put(2, v[2]), put(3, v[3]);
+  } else if constexpr (kCount<V> == 8) {
+    put(0, groups_of<0, 2>(v[0], v[1])), put(1, groups_of<0, 2>(v[2], v[3]));
+    put(2, groups_of<1, 3>(v[0], v[1])), put(3, groups_of<1, 3>(v[2], v[3]));
+  } else {
+    const V low = groups_of<0, 1, 4, 5>(v[0], v[1]), high = groups_of<2, 3, 6, 7>(v[0], v[1]);
+    const V LOW = groups_of<0, 1, 4, 5>(v[2], v[3]), HIGH = groups_of<2, 3, 6, 7>(v[2], v[3]);
+    put(0, groups_of<0, 2, 4, 6>(low, LOW)), put(1, groups_of<1, 3, 5, 7>(low, LOW));
+    put(2, groups_of<0, 2, 4, 6>(high, HIGH)), put(3, groups_of<1, 3, 5, 7>(high, HIGH));
+  }
+}
+// In each group: v[k] = (v[0][k], v[1][k], v[2][k], v[3][k]). Both steps stay inside 16 bytes where instructions do.
 template <class V, int... K> CTC_FN void transpose_groups(V (&v)[4], Indices<K...>) {
   constexpr int N = sizeof...(K);
-  const V ab = __builtin_shufflevector(v[0], v[1], (K / 4 * 4 + K % 4 / 2 + K % 2 * N)...);
-  const V AB = __builtin_shufflevector(v[0], v[1], (K / 4 * 4 + K % 4 / 2 + K % 2 * N + 2)...);
-  const V cd = __builtin_shufflevector(v[2], v[3], (K / 4 * 4 + K % 4 / 2 + K % 2 * N)...);
-  const V CD = __builtin_shufflevector(v[2], v[3], (K / 4 * 4 + K % 4 / 2 + K % 2 * N + 2)...);
-  v[0] = __builtin_shufflevector(ab, cd, (K / 4 * 4 + K % 2 + K % 4 / 2 * N)...);
-  v[1] = __builtin_shufflevector(ab, cd, (K / 4 * 4 + K % 2 + K % 4 / 2 * N + 2)...);
-  v[2] = __builtin_shufflevector(AB, CD, (K / 4 * 4 + K % 2 + K % 4 / 2 * N)...);
-  v[3] = __builtin_shufflevector(AB, CD, (K / 4 * 4 + K % 2 + K % 4 / 2 * N + 2)...);
+  constexpr bool kWide = sizeof(v[0][0]) == 8;  // a group is 32 bytes
+  // Lane K of the lower, and of the upper halves of a pair of vectors.
+  constexpr auto low = [](int k) { return k / 4 * 4 + (kWide ? k % 4 / 2 * 2 : k % 4 / 2) + k % 2 * N; };
+  constexpr int up = kWide ? 1 : 2;
+  const V ab = __builtin_shufflevector(v[0], v[1], low(K)...),
+          AB = __builtin_shufflevector(v[0], v[1], (low(K) + up)...);
+  const V cd = __builtin_shufflevector(v[2], v[3], low(K)...),
+          CD = __builtin_shufflevector(v[2], v[3], (low(K) + up)...);
+  constexpr auto first = [](int k) { return k / 4 * 4 + k % 2 + k % 4 / 2 * N; };
+  v[0] = __builtin_shufflevector(ab, cd, first(K)...);
+  v[kWide ? 2 : 1] = __builtin_shufflevector(ab, cd, (first(K) + 2)...);
+  v[kWide ? 1 : 2] = __builtin_shufflevector(AB, CD, first(K)...);
+  v[3] = __builtin_shufflevector(AB, CD, (first(K) + 2)...);
 }
 template <class V> CTC_FN void transpose_groups(V (&v)[4]) { transpose_groups(v, typename Count<kCount<V>>::type{}); }
 
@@ -72,13 +97,14 @@ inline int64_t table_classes(int64_t V) { return V / 4 * 4 + 4; }
 
 // table[class][frame] = rows[frame][class] of the kCount<V> classes from `v` on.
 template <class V, class F> CTC_FN void tabulate_vectors(const F* const (&rows)[kFrames], int64_t v, F* table) {
-  V at[kFrames];
-  for (int k = 0; k < kFrames; ++k) __builtin_memcpy(&at[k], rows[k] + v, sizeof(V));
+  const auto row = [&](int k) {
+    V x;
+    __builtin_memcpy(&x, rows[k] + v, sizeof x);
+    return x;
+  };
+  V at[kFrames] = {row(0), row(1), row(2), row(3)};  // of a loop GCC 12 makes copies in memory
   transpose_groups(at);
-  for (int j = 0; j < 4; ++j)
-    split(
-        at[j], [=](int g, Quad<F> four) { store_quad(table + 4 * (v + 4 * g + j), four); },
-        typename Count<kCount<V> / 4>::type{});
+  store_by_group(table + 4 * v, at);
 }
 // The same of all classes. Classes beyond V get `none`.
 template <class F> void tabulate(const F* const (&rows)[kFrames], int64_t V, F none, F* table) {
@@ -185,17 +211,23 @@ template <class F> struct Table {
   }
 };
 
-// Entries i to i + kLanes of to[frame][i] = table[place of i][frame]. The place of a class is kFrames times its number.
-template <class F, int... G> CTC_FN void gather_vector(const F* table, const int32_t* places, int64_t i,
-                                                       F* const (&to)[kFrames], Indices<G...> all) {
-  Lanes<F> v[4];
-  for (int j = 0; j < 4; ++j) v[j] = join<F>({table + places[i + 4 * G + j]...}, all);
-  transpose_groups(v);
+// to[frame] = the entries of as many labels as a vector has lanes, from a table [class][frame]. The place of a class is
+// kFrames times its number.
+template <class F, int... G>
+CTC_FN void join_groups(const F* table, const int32_t* places, Lanes<F> (&to)[kFrames], Indices<G...> all) {
+  for (int j = 0; j < 4; ++j) to[j] = join<F>({table + places[4 * G + j]...}, all);
+  transpose_groups(to);
+}
+// Entries i to i + kLanes of to[frame][i] = table[place of i][frame].
+template <class F>
+CTC_FN void gather_vector(const F* table, const int32_t* places, int64_t i, F* const (&to)[kFrames]) {
+  Lanes<F> v[kFrames];
+  join_groups(table, places + i, v, Groups<F>{});
   for (int k = 0; k < kFrames; ++k) store(to[k] + i, v[k]);
 }
 // The same for `pairs` labels.
 template <class F> void gather(const F* table, const int32_t* places, int64_t pairs, F* const (&to)[kFrames]) {
-  for (int64_t i = 0; i < pairs; i += kLanes<F>) gather_vector(table, places, i, to, Groups<F>{});
+  for (int64_t i = 0; i < pairs; i += kLanes<F>) gather_vector(table, places, i, to);
 }
 
 // Writes the emissions of `pairs` labels and of the blank.
@@ -206,8 +238,8 @@ template <class Value, class F> void gather(const Table<F>& table, const int32_t
   F *p_to[kFrames], *q_to[kFrames];
   for (int k = 0; k < kFrames; ++k) p_to[k] = y[k].mantissas(), q_to[k] = p_to[k] + y[k].pitch;
   for (int64_t i = 0; i < pairs; i += kLanes<F>) {
-    gather_vector(p, places, i, p_to, Groups<F>{});
-    gather_vector(q, places, i, q_to, Groups<F>{});
+    gather_vector(p, places, i, p_to);
+    gather_vector(q, places, i, q_to);
   }
   for (int k = 0; k < kFrames; ++k) {
     store(y[k].mantissas() + y[k].last, splat<Lanes<F>>(p[4 * int64_t(blank) + k]));

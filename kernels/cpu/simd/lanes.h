@@ -14,7 +14,7 @@ typedef float FloatLanes __attribute__((vector_size(CTC_VECTOR_BYTES)));
 typedef int32_t IntLanes __attribute__((vector_size(CTC_VECTOR_BYTES)));
 typedef double DoubleLanes __attribute__((vector_size(CTC_VECTOR_BYTES)));
 typedef int64_t LongLanes __attribute__((vector_size(CTC_VECTOR_BYTES)));
-typedef int16_t QuarterLanes __attribute__((vector_size(CTC_VECTOR_BYTES / 4)));  // as many as LongLanes
+typedef int32_t HalfLanes __attribute__((vector_size(CTC_VECTOR_BYTES / 2)));  // as many as LongLanes
 
 }  // namespace
 
