@@ -156,17 +156,18 @@ template <class F> class AlignRun {
       Mask choice = {}, choice_of_label = {};  // two chains, because each frame's waits for the last frame's
       for (int k = 0; k < kFrames; ++k) {
         const Vec left = shift_up(below[k], l), skip = min_of(left, most), either = max_of(b, l);
-        if (kKeep)
-          choice = left > b ? choice | (kBlankAfterLabel << kChoiceBits * k) : choice,
-          choice_of_label = b > l ? choice_of_label | (kLabelAfterBlank << kChoiceBits * k) : choice_of_label,
-          choice = skip > either ? choice | (kLabelAfterLabel << kChoiceBits * k) : choice;
+        if (kKeep) {
+          set_where(left > b, kBlankAfterLabel << kChoiceBits * k, choice);
+          set_where(b > l, kLabelAfterBlank << kChoiceBits * k, choice_of_label);
+          set_where(skip > either, kLabelAfterLabel << kChoiceBits * k, choice);
+        }
         below[k] = l;
         l = max_of(skip, either) + emission[k];
         b = kBlanksPossible ? max_of(left, b) : max_of(left, b) + of_blank_at[k];
       }
       store(blank + i, b), store(label + i, l);
       if (kKeep) {
-        const HalfLanes narrow = __builtin_convertvector(choice | choice_of_label, HalfLanes);
+        const HalfLanes narrow = low_halves(choice | choice_of_label);
         __builtin_memcpy(to + i - base, &narrow, sizeof narrow);
       }
     }

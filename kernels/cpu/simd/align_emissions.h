@@ -126,10 +126,10 @@ template <class F> class AlignEmissions {
     if (kFirstPass)
       for (int k = 0; k < kFrames; ++k)
         if (begin + k >= 0 && !count({classes.shift[k], classes.sum[k]}, reference[k])) return false;
-    for (int64_t v = 0; v < in.V; ++v) {
-      const Quad<double> x = __builtin_convertvector(load_quad(classes.x + kFrames * v), Quad<double>);
-      store_quad<double>(table + kFrames * v, relative<F>(x, reference));
-    }
+    const F* from = classes.x;
+    double* to = table;
+    for (const F* const end = from + kFrames * in.V; from < end; from += kFrames, to += kFrames)
+      store_quad<double>(to, relative<F>(__builtin_convertvector(load_quad(from), Quad<double>), reference));
     if (out.star >= 0)
       for (int k = 0; k < kFrames; ++k) set_star(k, in.V, rows[k], reference[k]);
     for (int k = 0; begin + k < 0; ++k) fill_up(k);

@@ -26,22 +26,23 @@ template <class F> CTC_FN Quad<F> load_quad(const F* from) {
 }
 template <class F> CTC_FN void store_quad(F* to, Quad<F> v) { __builtin_memcpy(to, &v, sizeof v); }
 
-template <class F, int... K> CTC_FN Lanes<F> tiled(Quad<F> v, Indices<K...>) {
-  return __builtin_shufflevector(v, v, (K % kFrames)...);
-}
-// The four numbers, repeated over all lanes.
-template <class F> CTC_FN Lanes<F> tiled(Quad<F> v) { return tiled<F>(v, typename Count<kLanes<F>>::type{}); }
-
 // A vector is a row of groups of kFrames = 4 numbers. A Quad is one group.
 template <class F> using Groups = typename Count<kLanes<F> / kFrames>::type;
 
-// One group from each place. GCC 12 needs pairs: from a larger initialiser it makes stores and a load.
+// GCC 12 needs pairs: from a larger initialiser it makes stores and a load.
 template <class V> CTC_FN auto both(V a, V b) {
   if constexpr (kCount<V> == 4)
     return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7);
   else
     return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
 }
+// The four numbers, repeated over all lanes.
+template <class F> CTC_FN Lanes<F> tiled(Quad<F> v) {
+  if constexpr (kLanes<F> == 4) return v;
+  if constexpr (kLanes<F> == 8) return both(v, v);
+  if constexpr (kLanes<F> == 16) return both(both(v, v), both(v, v));
+}
+// One group from each place.
 template <class F, int... G> CTC_FN Lanes<F> join(const F* const (&from)[sizeof...(G)], Indices<G...>) {
   constexpr int n = sizeof...(G);
   if constexpr (n == 1) return load_quad(from[0]);
