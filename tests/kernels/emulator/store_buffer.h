@@ -177,7 +177,9 @@ CTC_UNWATCHED void __tsan_read_range(void*, long) {}
 CTC_UNWATCHED void __tsan_write_range(void* to, long bytes) { emulator::before_store(to, bytes); }
 CTC_UNWATCHED void __tsan_init() {}
 CTC_UNWATCHED void __tsan_func_entry(void*) {}
-CTC_UNWATCHED void __tsan_func_exit(void*) {}
+// GCC 12 declares it with a pointer and GCC 16 with nothing, so C++ has another name for it.
+void func_exit() asm("__tsan_func_exit");
+CTC_UNWATCHED void func_exit() {}
 // Of the guard of a static variable.
 CTC_UNWATCHED unsigned char __tsan_atomic8_load(const volatile void* from, int) {
   return *static_cast<const volatile unsigned char*>(from);
