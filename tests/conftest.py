@@ -10,6 +10,7 @@ import pytest
 
 pytest.register_assert_rewrite("support.results")
 
+import jax_ctc._primitives.ctc as primitives  # noqa: E402
 from support.runs import ALL, FOLDER  # noqa: E402
 
 # Most of a quick run is XLA's compilation. Without LLVM's optimisation the run takes a quarter less
@@ -23,6 +24,8 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+primitives.most_bytes_of_copies = 0  # hypotheses of small problems too run on few classes
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=60)
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=60, derandomize=True)

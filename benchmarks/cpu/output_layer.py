@@ -32,8 +32,8 @@ import jax_ctc  # noqa: E402
 from .. import pictures  # noqa: E402
 from .compare import file_name, machine  # noqa: E402
 from .resident import growth  # noqa: E402
-from .scaling import taking_turns  # noqa: E402
 from .transcript import Transcript  # noqa: E402
+from .turns import taking_turns  # noqa: E402
 
 Shape = tuple[int, int, int, int, int]  # T, B, V, L, D
 Loss = Callable[..., jax.Array]  # hidden, kernel, bias, labels, lengths

@@ -1,57 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures the cost of second order, many hypotheses and many devices, for docs/scaling.md.
+"""Measures the cost of second order and of many hypotheses, for docs/scaling.md.
 
     python -m benchmarks.cpu.scaling
 
-Times are medians of rounds in which the programs of a table take turns. The devices are virtual
-devices of this CPU. So the number of bytes communicated is read from the compiled program, and no
-time is measured for them.
+Times are medians of rounds in which the programs of a table take turns.
 """
 
-import re
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from .. import import_what_is_installed
 
 import_what_is_installed()
 
 import jax  # noqa: E402
-
-jax.config.update("jax_num_cpu_devices", 8)
-
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
-from jax.sharding import Mesh, NamedSharding  # noqa: E402
-from jax.sharding import PartitionSpec as P  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 import jax_ctc  # noqa: E402
 
 from .problems import SHAPES, problem  # noqa: E402
+from .turns import taking_turns  # noqa: E402
 
 Function = Callable[[jax.Array], jax.Array]
 Loss = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-SECONDS = 2.0  # per row of a table
-KINDS = "all-gather|all-to-all|all-reduce|reduce-scatter|collective-permute"
-
-
-def taking_turns(programs: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Median milliseconds of each program."""
-    times: dict[str, list[float]] = {name: [] for name in programs}
-    for program in programs.values():
-        jax.block_until_ready(program())
-    end = time.perf_counter() + SECONDS
-    while time.perf_counter() < end or len(next(iter(times.values()))) < 5:
-        for name, program in programs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(program())
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def second_order(console: Console) -> None:
@@ -113,49 +87,12 @@ def hypotheses(console: Console) -> None:
     console.print(table)
 
 
-def communicated(compiled: jax.stages.Compiled) -> str:
-    """Bytes communicated per device, by kind of collective."""
-    found = re.findall(rf"= \(?([^=]*?) ({KINDS})(?:-start)?\(", compiled.as_text() or "")
-    parts = []
-    for shapes, kind in found:
-        for shape in re.findall(r"f32\[([\d,]*)\]", shapes):
-            count = int(np.prod([int(n) for n in shape.split(",") if n], dtype=int))
-            parts.append(f"{kind} {4 * count:,}")
-    return "; ".join(sorted(parts)) or "nothing"
-
-
-def devices(console: Console) -> None:
-    T, B, L = 200, 16, 40
-    table = Table(
-        "V", "mesh", "acts over", "bytes per device of loss + gradient", title="8 devices"
-    )
-    for V in (1024, 16384):
-        acts, labels, lengths, _ = problem((T, B, V, L))
-        for data, model in [(8, 1), (2, 4), (1, 8)]:
-            mesh = Mesh(np.array(jax.devices()).reshape(data, model), ("data", "model"))
-            spec = P(None, "data", "model" if model > 1 else None)
-            put = [
-                jax.device_put(x, NamedSharding(mesh, s))
-                for x, s in zip((acts, labels, lengths), (spec, P("data"), P("data")), strict=True)
-            ]
-            axis = {"vocab_axis": "model"} if model > 1 else {}
-            loss = jax.shard_map(
-                partial(jax_ctc.ctc, **axis), mesh=mesh, in_specs=(spec, P("data"), P("data")),
-                out_specs=P("data"),
-            )  # fmt: skip
-            step = jax.jit(jax.value_and_grad(lambda acts, *rest, f=loss: f(acts, *rest).mean()))
-            compiled = step.lower(*put).compile()
-            table.add_row(f"{V:,}", f"{data} x {model}", str(spec), communicated(compiled))
-    console.print(table)
-
-
 def main() -> None:
     console = Console(width=150)
     info = jax_ctc.build_info()
     console.print(f"jax {info['jax']}, kernels {info['cpu']}")
     second_order(console)
     hypotheses(console)
-    devices(console)
 
 
 if __name__ == "__main__":

@@ -56,10 +56,8 @@ def _batch_shared_acts(op, args, dims, *, time_axis, **params):
         return _ONCE[op](*args, dim=dims[_LINEAR], time_axis=time_axis, **params)
     acts = args[_ACTS]
     if op in ("loss", "forward"):
-        # Below, copies of acts are about as small as the arrays of few classes, and faster. Of
-        # log-scores there are fewer such arrays.
-        times = 4 if params["softmax"] else 2
-        if not few_classes.is_more_than(acts.shape[-1], times * (args[_LABELS].shape[-1] + 2)):
+        hypotheses = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
+        if _copies_are_better(acts, hypotheses, args[_LABELS].shape[-1], params["softmax"]):
             return None
         return _hypotheses(op, args, dims, time_axis=time_axis, **params)
     front = [x if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(args, dims, strict=True)]
@@ -71,6 +69,23 @@ def _batch_shared_acts(op, args, dims, *, time_axis, **params):
         return primitives[op].bind(*operands, time_axis=time_axis, **params)
 
     return jax.lax.map(at_one_index, [front[i] for i in mapped]), 0
+
+
+# Beside the gradient of as many bytes, memory of XLA's that glibc keeps from call to call. What is
+# larger than 32 MB has fresh pages in each call, which cost more than the work itself.
+most_bytes_of_copies = 12 << 20
+
+
+def _copies_are_better(acts: Array, hypotheses: int, L: int, softmax: bool) -> bool:
+    """Whether copies of acts are faster than arrays of few classes. Up to V = 2 (L + 2) they are as
+    small. Up to 8 (L + 2) they are faster while they stay in place (docs/scaling.md), except of
+    log-scores, of which there are fewer such arrays."""
+    V = acts.shape[-1]
+    if not few_classes.is_more_than(V, 2 * (L + 2)):
+        return True
+    size = acts.size * acts.dtype.itemsize * hypotheses
+    small = isinstance(size, int) and size <= most_bytes_of_copies
+    return softmax and small and not few_classes.is_more_than(V, 8 * (L + 2))
 
 
 def _hypotheses(op, args, dims, *, time_axis, blank, threads, softmax):

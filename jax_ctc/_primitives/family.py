@@ -56,6 +56,19 @@ def _batch(op, special, args, dims, **params):
     return out if out is not None else _batch_acts(op, args, dims, **params)
 
 
+_MOST_OPERANDS = 64  # of a concatenation
+
+
+def _copies(x: Array, axis: int, size: int) -> Array:
+    """Returns `x` as often along a new axis. A concatenation of the same array is a broadcast whose
+    transpose is a chain of additions. That of a broadcast is a sum over a leading axis, for which
+    XLA's code for CPUs takes 90 times as long: 18 ms for 10 copies of (400, 8, 200)."""
+    x = jnp.expand_dims(x, axis)
+    if isinstance(size, int) and 0 < size <= _MOST_OPERANDS:
+        return jnp.concatenate([x] * size, axis)
+    return jnp.broadcast_to(x, (*x.shape[:axis], size, *x.shape[axis + 1 :]))
+
+
 def _batch_acts(op, args, dims, *, time_axis, **params):
     """The new axis stays where acts have it. So acts are moved only if they are mapped over V."""
     signature = _operands.SIGNATURES[op]
@@ -74,7 +87,7 @@ def _batch_acts(op, args, dims, *, time_axis, **params):
     for x, d, kind in zip(args, dims, signature.operands, strict=True):
         axis = axis_of(kind)
         if d is None:
-            x = jnp.broadcast_to(jnp.expand_dims(x, axis), (*x.shape[:axis], size, *x.shape[axis:]))
+            x = _copies(x, axis, size)
             if names:
                 spec = [_mesh.sharded_over(x, i) or None for i in range(x.ndim)]
                 spec[axis] = names

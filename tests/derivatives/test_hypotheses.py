@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import jax_ctc
+import jax_ctc._primitives.ctc as primitives
 from support import oracle
 from support.results import COMPILED, assert_costs, assert_gradient
 
@@ -67,6 +68,40 @@ def test_each_has_the_gradient_that_it_has_alone(V, time_major):
 
     actual = jax.jit(jax.vmap(jax.grad(total), in_axes=(None, 0)))(acts, labels)
     assert_gradient(actual, gradients)
+
+
+MEGABYTES_12 = 12 << 20
+
+
+@pytest.mark.parametrize(
+    ("V", "megabytes", "softmax", "copies"),
+    [
+        (12, 1000, True, True),  # 2 (L + 2): as small as the arrays of few classes
+        (12, 1000, False, True),
+        (13, 11, True, True),
+        (48, 11, True, True),  # 8 (L + 2)
+        (48, 13, True, False),
+        (49, 1, True, False),
+        (13, 1, False, False),
+    ],
+)
+def test_acts_are_copied_where_the_copies_are_small(monkeypatch, V, megabytes, softmax, copies):
+    monkeypatch.setattr(primitives, "most_bytes_of_copies", MEGABYTES_12)
+    frames = (megabytes << 20) // (K * V * 4)
+    acts = jax.ShapeDtypeStruct((frames, 1, V), np.float32)
+    assert primitives._copies_are_better(acts, K, L, softmax) == copies
+
+
+@pytest.mark.skipif(not COMPILED, reason="pure JAX has sums of its own")
+@pytest.mark.parametrize("hypotheses", [K, 65])
+def test_gradients_of_copies_are_added(hypotheses):
+    """XLA's code for a sum over a leading axis is slow on CPUs. Many copies are summed by it."""
+    acts, labels, lengths = problem(V=5)
+    labels = np.resize(labels, (hypotheses, B, L))
+    gradient = jax.jit(jax.grad(lambda acts: costs_of(acts, labels, lengths).sum()))
+    a_sum = f"(tensor<{hypotheses}x{T}x{B}x5xf32>, tensor<f32>) -> tensor<{T}x{B}x5xf32>"
+    assert (a_sum in gradient.lower(acts).as_text()) == (hypotheses == 65)
+    assert_gradient(gradient(acts), expected(acts, labels, lengths)[1].sum(0), hypotheses)
 
 
 def test_lengths_may_differ_too_and_hypotheses_be_any_axis_of_the_labels():
