@@ -30,6 +30,7 @@ import jax_ctc  # noqa: E402
 from .compare import file_name, machine  # noqa: E402
 from .resident import growth  # noqa: E402
 from .transcript import Transcript  # noqa: E402
+from .turns import taking_turns  # noqa: E402
 
 Shape = tuple[int, int, int, int]  # T, B, V, L
 SHAPES: list[Shape] = [(20_000, 1, 32, 4000), (1500, 32, 32, 100), (1500, 1, 32, 100)]
@@ -93,18 +94,6 @@ def score(acts: np.ndarray, paths: object) -> float:
     return float(taken.sum())
 
 
-def taking_turns(programs: dict[str, Aligner]) -> dict[str, float]:
-    """Returns the least milliseconds of each program, because others may use the machine too."""
-    least = dict.fromkeys(programs, float("inf"))
-    end = time.perf_counter() + 15
-    while time.perf_counter() < end:
-        for name, program in programs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(program())
-            least[name] = min(least[name], 1e3 * (time.perf_counter() - start))
-    return least
-
-
 def times(shapes: list[Shape], names: list[str], say: Callable[[str], None]) -> None:
     say("| T, B, V, L | " + " | ".join(f"{name}, ms" for name in names) + " |")
     say("|---|" + "---|" * len(names))
@@ -114,7 +103,7 @@ def times(shapes: list[Shape], names: list[str], say: Callable[[str], None]) -> 
         scores = {name: score(given[0], align()) for name, align in programs.items()}
         for name in names:
             assert abs(scores[name] - scores["jax_ctc"]) < 1e-4 * abs(scores["jax_ctc"]), scores
-        found = taking_turns(programs)
+        found = taking_turns(programs, 15, min)
         cells = [f"{ms:.2f} ({ms / found['jax_ctc']:.1f}x)" for ms in found.values()]
         say(f"| {', '.join(f'{n:,}' for n in shape)} | {' | '.join(cells)} |")
 

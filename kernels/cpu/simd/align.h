@@ -59,13 +59,9 @@ template <class F> class AlignRun {
     const double nats = best + emissions.of_references();
     *score = F(out.softmax ? min_of(nats, 0.0) : nats);
     if (*score == F(kImpossible)) return Outcome::kNoAlignment;
-    if (one_pass) {
-      trace(0, frames, 0);
-      return Outcome::kFinite;
-    }
     for (int64_t begin = (frames - 1) / block * block; begin >= 0; begin -= block) {
       const int64_t end = min_of(begin + block, frames);
-      trace(begin, end, repeat(begin, end));
+      trace(begin, end, one_pass ? 0 : repeat(begin, end));
     }
     return Outcome::kFinite;
   }

@@ -119,13 +119,13 @@ template <class F> class AlignEmissions {
       prefetch(acts_at(min_of(begin + k + kAhead, in.length - 1)), in.V * element_size(in.dtype));
       reference[k] = set_blank(k, rows[k][in.blank]);
     }
-    if (kFirstPass)
+    if (kFirstPass) {
       classes.read_logits(rows, in.V);
-    else
-      tabulate(rows, in.V, -F(__builtin_inf()), classes.x);
-    if (kFirstPass)
       for (int k = 0; k < kFrames; ++k)
         if (begin + k >= 0 && !count({classes.shift[k], classes.sum[k]}, reference[k])) return false;
+    } else {
+      tabulate(rows, in.V, -F(__builtin_inf()), classes.x);
+    }
     const F* from = classes.x;
     double* to = table;
     for (const F* const end = from + kFrames * in.V; from < end; from += kFrames, to += kFrames)
