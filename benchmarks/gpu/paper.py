@@ -51,9 +51,7 @@ REGISTERS = {  # rows, gradient: 1024 threads on a multiprocessor; the lattice: 
     "rows": 64, "gradient": 64, "occupancy": 96, (False, 1): 168, (True, 1): 168,
     (False, 2): 96, (True, 2): 96,
 }  # fmt: skip
-GIGABYTES = {
-    (1600, 256, 128, 200): 4.2
-}  # of training; the design aims at 3: emissions are 2.6 of them, states 0.7
+GIGABYTES = {(1600, 256, 128, 200): 3}  # of training, of which emissions are 1.7 and states 0.7
 MICROSECONDS = {  # of the loss, of training, on an H200: 5 % more than is predicted today
     (32, 64, 80, 12): (6.7, 14.5), (200, 1, 32, 30): (11.1, 21.9), (150, 64, 28, 40): (15.7, 34),
     (400, 16, 32, 100): (25.9, 56.8), (400, 16, 1024, 60): (30.6, 76.8),
@@ -85,44 +83,44 @@ def launches(shape, training, instructions=None):
     group = 32 if V <= 2048 else 128 if V <= 8192 else 256
     threads = 256 if group == 32 else group
     row_blocks = ceil(frames / 8) if group == 32 else frames
-    emissions, states = 8 * frames * columns, 2 * 16 * B * ceil(T / CHUNK) * columns
-    kept = 4 * frames * (V if dense else columns)
+    parts, warps, shared, whole = occupancy_plan(T, frames, L)
+    by_class = dense and whole  # a row has an emission for each class, else for each label
+    emitted, kept = (V if by_class else columns), 4 * frames * (V if dense else columns)
+    emissions, states = 8 * frames * emitted, 2 * 16 * B * ceil(T / CHUNK) * columns
 
-    # Fitted to the 960 of a warp at V = 128, L = 200.
-    row = 150 + 7.4 * V / group + (60 * columns + (80 * V if dense else 0)) / group
-    of_classes = 8 * V * 8 if dense and group == 32 and V <= 512 else 0
+    # 60 an emission, as was measured where they were of labels, at V = 128, L = 200.
+    row = 150 + (7.4 * V + 60 * emitted + (60 * V if dense and not by_class else 0)) / group
     rows = Kernel(
-        "rows", 4 * frames * V, emissions + 8 * frames, B + row_blocks, threads,
-        max(of_classes, group // 32 * 12), ROW_CYCLES * row * (threads // 32) / 4, threads // 32,
-        ("rows", group),
+        "rows", 4 * frames * V, emissions + 8 * frames, B + row_blocks, threads, group // 32 * 12,
+        ROW_CYCLES * row * (threads // 32) / 4, threads // 32, ("rows", group),
     )  # fmt: skip
     if training:
-        rows.written += kept if dense else 8 * frames
+        rows.written += 0 if by_class else kept if dense else 8 * frames
 
     pairs = 2 if L >= 32 else 1
     of_warp, tile = 32 * pairs, 16 if pairs == 1 else 8
     memory = 2 * tile * (of_warp + 2) * 8
-    warps = min(ceil(columns / of_warp), (512 if pairs == 2 else 96) // 32 - 1)
-    directions = 2 if warps == 1 else 1
-    strips = ceil(columns / (warps * of_warp))
-    turns = ceil((T if training else T / 2) / tile) + warps - 1
+    sweeping = min(ceil(columns / of_warp), (512 if pairs == 2 else 96) // 32 - 1)
+    directions = 2 if sweeping == 1 else 1
+    strips = ceil(columns / (sweeping * of_warp))
+    turns = ceil((T if training else T / 2) / tile) + sweeping - 1
     a_frame = (instructions or INSTRUCTIONS)[training, pairs]
     lattice = Kernel(
         "lattice", (2 if training else 1) * emissions + 8 * frames, states if training else 0,
-        2 // directions * B, 32 * (directions * warps + 1), 16 + directions * warps * memory,
-        strips * turns * tile * a_frame * CYCLES, directions * warps, (training, pairs),
+        2 // directions * B, 32 * (directions * sweeping + 1), 16 + directions * sweeping * memory,
+        strips * turns * tile * a_frame * CYCLES, directions * sweeping, (training, pairs),
     )  # fmt: skip
     if not training:
         return [rows, lattice]
 
-    parts, warps, shared = occupancy_plan(T, frames, L)
     windows = ceil(columns / WINDOW)
     # Those of a frame beside its windows: counted in the machine code, chains of four equal labels.
-    a_frame = 150 + 60 * ceil(columns / 32) + 7 * ceil((V if dense else columns) / 32)
+    a_frame = 150 + 60 * ceil(columns / 32)
+    a_frame += (19 if by_class else 7) * ceil((V if dense else columns) / 32)
     a_frame += windows * (instructions or INSTRUCTIONS)["occupancy"] * CYCLES / ROW_CYCLES
     occupancy = Kernel(
-        "occupancy", emissions + states + (kept if dense else 0), kept, B * parts, 32 * warps,
-        shared, ROW_CYCLES * a_frame * T / parts / 4, warps, "occupancy",
+        "occupancy", emissions + states + (kept if dense and not by_class else 0), kept, B * parts,
+        32 * warps, shared, ROW_CYCLES * a_frame * T / parts / 4, warps, "occupancy",
     )  # fmt: skip
     moved = 0 if dense else 4 * frames * V  # dense: the gradient is there
     gradient = Kernel(
@@ -133,7 +131,8 @@ def launches(shape, training, instructions=None):
 
 
 def occupancy_plan(T, frames, L):
-    """Of kernels/cuda/tuning.h: blocks of a sequence; warps and shared memory of a block."""
+    """Of kernels/cuda/tuning.h: blocks of a sequence; warps and shared memory of a block; whether
+    the products of all pairs wait in it."""
 
     def shared(together, pitch, whole=True):
         slots = 8 * (2 * CHUNK * pitch * together + 2) + 4 * CHUNK * together
@@ -143,12 +142,12 @@ def occupancy_plan(T, frames, L):
     pitch = 2 * ceil((L + 1) / 2)
     parts = ceil((T + 2 * CHUNK - 2) // CHUNK / chunks)
     if shared(1, pitch) > limit:
-        return parts, 16, shared(1, 16 * WINDOW, whole=False)
+        return parts, 16, shared(1, 16 * WINDOW, whole=False), False
     if shared(1, pitch) > limit // 2:
-        return parts, 16, shared(1, pitch)
+        return parts, 16, shared(1, pitch), True
     warps = 4 if windows <= 4 else 8
     together = min(max(1, warps // windows), chunks)
-    return parts, warps, shared(together, pitch)
+    return parts, warps, shared(together, pitch), True
 
 
 def blocks_at_once(kernel, registers):

@@ -93,7 +93,7 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
   const Shape& s = in.shape;
   if (blockIdx.x < a.label_blocks) {
     const int64_t sequence = blockIdx.x;
-    prepare_labels(in.labels + sequence * s.L, s, in.blank, in.lengths[sequence], a.workspace(sequence), true);
+    prepare_labels(in.labels + sequence * s.L, s, in.blank, in.lengths[sequence], a.workspace(sequence), true, false);
     return;
   }
   const int64_t r = row_of_group<G>(a.label_blocks);

@@ -58,12 +58,14 @@ CTC_DEVICE Unpadded unpadded(const int32_t* row, const Shape& s, int32_t blank, 
 }
 
 // All threads of the block call it. Which labels are equal is found out for `training` alone: the cost does not depend
-// on it.
+// on it. `by_class`: emissions are.
 template <class Value> CTC_DEVICE void prepare_labels(const int32_t* row, const Shape& s, int32_t blank, int32_t length,
-                                                      const Workspace<Value>& ws, bool training) {
+                                                      const Workspace<Value>& ws, bool training, bool by_class) {
   int32_t* const count = reinterpret_cast<int32_t*>(shared_memory());
   if (warp_index() == 0) {
     const Unpadded labels = unpadded(row, s, blank, length, ws.value, ws.column);
+    if (by_class)
+      for (int32_t k = lane_index(); k < labels.count; k += kWarp) ws.column[k] = place_of_class(ws.value[k], blank);
     if (lane_index() == 0) {
       *ws.summary = labels.summary;
       ws.result->blocks = 0;

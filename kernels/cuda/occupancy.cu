@@ -11,36 +11,18 @@ namespace jax_ctc {
 namespace cuda {
 namespace {
 
-// Threads of a block at most, and those that it leaves registers for: 96, 168 or 255 each, as a window needs.
-template <class Value> constexpr int kMostThreads = sizeof(Value) == 8 ? 512 : 256;
+// Threads that a block leaves registers for: 96, 168 or 255 each, as a window needs.
 template <class Value> constexpr int kThreadsAtOnce = sizeof(Value) == 8 ? 640 : sizeof(Value) == 12 ? 384 : 256;
 
 template <class F> struct OccupancyArguments {
   Shape shape;
   int32_t blank;
   bool softmax, keeps_rows;  // of Batch; whether `rows` has elements
+  bool by_class;             // emissions are
   F *rows, *columns;         // of a Hessian-vector product null: what it makes stays in scratch
   OccupancyPlan plan;
   char* scratch;
   int64_t stride;
-};
-
-// Shared memory of a block, behind the products.
-template <class Value> struct BlockMemory {
-  using SharesOf = Share<StateProduct<Value>>;
-  SharesOf* shares;  // of each frame of each chunk
-  int32_t* next;     // whole: of each label the next one equal to it, or -1
-  int32_t* head;     // whole: of each label where its class has its result, or -1 if an equal label is before it
-
-  static constexpr int64_t bytes(int64_t L, int64_t chunks, int64_t pitch, bool whole) {
-    return Products<Value>::bytes(chunks, pitch, whole) + chunks * kChunk * int64_t(sizeof(SharesOf)) +
-           (whole ? 2 * L * int64_t(sizeof(int32_t)) : 0);
-  }
-  CTC_DEVICE BlockMemory(int64_t L, const OccupancyPlan& plan)
-      : shares(reinterpret_cast<SharesOf*>(shared_memory() +
-                                           Products<Value>::bytes(plan.together, plan.pitch, plan.whole))),
-        next(reinterpret_cast<int32_t*>(shares + plan.together * kChunk)),
-        head(next + L) {}
 };
 
 // A sequence whose sweeps are done, and what a block makes of its frames.
@@ -186,7 +168,20 @@ template <class Value, class F = decltype(Value::m)> struct Occupancies {
   }
 
   CTC_DEVICE void end_row(const Chunk<Value>& chunk, const Slots<Value>& slots, int d) const {
-    F* const out = columns(chunk.begin + d);
+    const int32_t t = chunk.begin + d;
+    F* const out = columns(t);
+    if constexpr (!kHvp) {
+      if (a.by_class) {
+        const F scale = scale_of(ws.sums[t]);
+        const Cell<Value>* const emissions = ws.emissions + t * ws.columns;
+#pragma unroll 4
+        for (int32_t v = lane_index(); v < int32_t(a.shape.V); v += kWarp) {
+          const Value emission = load(emissions + place_of_class(v, a.blank));
+          out[v] = probability(emission, scale) - result(chunk, slots, d, v);
+        }
+        return;
+      }
+    }
 #pragma unroll 4
     for (int64_t c = lane_index(); c < width(); c += kWarp) {
       const F found = result(chunk, slots, d, c);
@@ -222,22 +217,20 @@ template <class Value, class F = decltype(Value::m)> __global__ void __launch_bo
 template <class Value>
 const char* launch_occupancies_of(const Problem& p, Operation operation, Residuals residuals, void* scratch) {
   using F = decltype(Value::m);
-  const auto bytes = [&](int64_t chunks, int64_t pitch, bool whole) {
-    return BlockMemory<Value>::bytes(p.shape.L, chunks, pitch, whole);
-  };
-  const OccupancyPlan plan = occupancy_plan(p.shape.L, p.shape.rows(), Chunks::most_frames(p.shape.T) / kChunk,
-                                            kOfWindow, kMostThreads<Value>, bytes, shared_memory_limit());
+  const OccupancyPlan plan = occupancy_plan_of<Value>(p.shape);
   const OccupancyArguments<F> a = {p.shape,
                                    p.blank,
                                    p.softmax,
                                    p.factors() > 0,
+                                   emits_classes<Value>(p),
                                    static_cast<F*>(residuals.rows),
                                    static_cast<F*>(residuals.columns),
                                    plan,
                                    static_cast<char*>(scratch),
                                    scratch_stride(operation, p.dtype, p.shape.T, p.shape.L)};
   return launch(occupancy_kernel<Value>, p.shape.sequences() * plan.parts, plan.warps * kWarp,
-                bytes(plan.together, plan.pitch, plan.whole), static_cast<cudaStream_t>(p.stream), a);
+                BlockMemory<Value>::bytes(p.shape.L, plan.together, plan.pitch, plan.whole),
+                static_cast<cudaStream_t>(p.stream), a);
 }
 
 }  // namespace

@@ -3,7 +3,9 @@
 // shared memory, or, of sequences with too many pairs for it, in the place of the emissions that they are made of.
 #pragma once
 
+#include "../common/batch.h"
 #include "chunk.cuh"
+#include "launch.cuh"
 #include "tuning.h"
 
 namespace jax_ctc {
@@ -64,6 +66,40 @@ template <class Value> struct Products {
     return reinterpret_cast<Kept*>(ws.emissions + (chunk.begin + d) * ws.columns) + (k - kHere + 1);
   }
 };
+
+// Shared memory of a block, behind the products.
+template <class Value> struct BlockMemory {
+  using SharesOf = Share<StateProduct<Value>>;
+  SharesOf* shares;  // of each frame of each chunk
+  int32_t* next;     // whole: of each label the next one equal to it, or -1
+  int32_t* head;     // whole: of each label where its class has its result, or -1 if an equal label is before it
+
+  static constexpr int64_t bytes(int64_t L, int64_t chunks, int64_t pitch, bool whole) {
+    return Products<Value>::bytes(chunks, pitch, whole) + chunks * kChunk * int64_t(sizeof(SharesOf)) +
+           (whole ? 2 * L * int64_t(sizeof(int32_t)) : 0);
+  }
+  CTC_DEVICE BlockMemory(int64_t L, const OccupancyPlan& plan)
+      : shares(reinterpret_cast<SharesOf*>(shared_memory() +
+                                           Products<Value>::bytes(plan.together, plan.pitch, plan.whole))),
+        next(reinterpret_cast<int32_t*>(shares + plan.together * kChunk)),
+        head(next + L) {}
+};
+
+// How the occupancies are launched on the current device.
+template <class Value> OccupancyPlan occupancy_plan_of(const Shape& s) {
+  const int most_threads = sizeof(Value) == 8 ? 512 : 256;
+  const auto bytes = [&](int64_t chunks, int64_t pitch, bool whole) {
+    return BlockMemory<Value>::bytes(s.L, chunks, pitch, whole);
+  };
+  return occupancy_plan(s.L, s.rows(), Chunks::most_frames(s.T) / kChunk, kOfWindow, most_threads, bytes,
+                        shared_memory_limit());
+}
+
+// Whether a row has an emission for each class, the blank's first, and not one for each label: where classes are fewer,
+// because emissions are most of what training moves. Not where products take the place of emissions.
+template <class Value> bool emits_classes(const Batch& p) {
+  return !Workspace<Value>::kHvp && p.softmax && p.shape.dense() && occupancy_plan_of<Value>(p.shape).whole;
+}
 
 }  // namespace cuda
 }  // namespace jax_ctc

@@ -240,7 +240,7 @@ template <class F> struct Softmax {
   // NaN, +inf or nothing but -inf: no softmax.
   CTC_DEVICE bool defined() const { return top < infinity<F>() && count + tail > 0; }
   CTC_DEVICE Sum<F> sum() const { return {defined() ? count : not_a_number<F>(), tail}; }
-  CTC_DEVICE F scale() const { return defined() ? 1 / (count + tail) : not_a_number<F>(); }
+  CTC_DEVICE F scale() const { return scale_of(sum()); }
 };
 
 // Of `kLanes` lanes side by side, in each of them: the same bits. All rise to the largest top at once, so that each

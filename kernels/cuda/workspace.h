@@ -65,6 +65,15 @@ template <class F> struct DirectedRow {
 template <class F> struct Sum {
   F count, tail;
 };
+template <class F> CTC_FN F scale_of(Sum<F> sum) { return 1 / (sum.count + sum.tail); }
+// softmax(x), from the emission exp(x - top).
+template <class F> CTC_FN F probability(Scaled<F> emission, F scale) {
+  return emission.m * pow2<F>(emission.e) * scale;
+}
+
+// Of a class in a row of emissions of all classes: the blank is first. And back.
+CTC_FN int32_t place_of_class(int32_t v, int32_t blank) { return v == blank ? 0 : v + (v < blank); }
+CTC_FN int32_t class_at(int32_t place, int32_t blank) { return place == 0 ? blank : place - (place <= blank); }
 
 // The arrays of one sequence; the lattice of a Hessian-vector product is of Duals, the others' of Scaled. Label k is
 // the k-th that is not padding, pair k is (blank k, label k), k <= count; frames are T, columns L + 1. Each array's
@@ -77,12 +86,13 @@ template <class Value> struct Workspace {
   int64_t T, columns;
   SequenceSummary* summary;
   SweepResult* result;
-  Pair<Cell<Value>>* ends;        // (2, columns): where each recursion's sweep ends
-  int32_t *value, *column;        // (columns) of label k: its class; its column in labels + 1
-  int32_t *next, *is_first;       // (columns) of label k: the next one equal to it or -1; whether none before is
-  Cell<Value>* edges;             // (frames, 2): the label at the right edge of a strip, before each frame
-  Cell<Value>* emissions;         // (frames, columns): of the blank and of each label position
-  Sum<F>* sums;                   // (frames)
+  Pair<Cell<Value>>* ends;   // (2, columns): where each recursion's sweep ends
+  int32_t *value, *column;   // (columns) of label k: its class; where its emission is: its column in labels + 1, or
+                             // the place of its class
+  int32_t *next, *is_first;  // (columns) of label k: the next one equal to it or -1; whether none before is
+  Cell<Value>* edges;        // (frames, 2): the label at the right edge of a strip, before each frame
+  Cell<Value>* emissions;    // (frames, columns): of the blank and of each label position, or of each class
+  Sum<F>* sums;              // (frames)
   DirectedRow<F>* directed_rows;  // hvp: (frames)
   F* changes;                     // hvp: (frames, columns): of the occupancies, in the first column of each class
   Pair<Cell<Value>>* states;      // training: (chunks, 2, columns): alpha before a frame's emission, beta after one

@@ -86,9 +86,6 @@ BUGS = {
     "corrections wait for a vote": (
         "gradient.cu", "  group_barrier<G>();\n  for_each_column", f"  {VOTE}\n  for_each_column",
     ),
-    "emissions of classes are read after a vote": (
-        "rows.cu", "    group_barrier<G>();\n    emit(Some", f"    {VOTE}\n    emit(Some",
-    ),
     "warps do not wait for their left neighbour": (
         "sweep.cuh", "barrier<1>(active * kWarp);", "__syncwarp();",
     ),

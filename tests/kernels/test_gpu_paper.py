@@ -58,13 +58,12 @@ def test_emissions_and_states_are_as_large_as_the_table_has_them(paper):
     assert occupancy.read == (4 + 8) * T * B * (L + 1)
 
 
-def test_training_moves_4_gigabytes_where_the_design_aims_at_3(paper):
+def test_training_moves_less_than_3_gigabytes_at_the_largest_shape(paper):
     shape = 1600, 256, 128, 200
     kernels = paper.launches(shape, True)
     moved = {k.name: round((k.read + k.written) / 1e6) for k in kernels}
-    assert moved == {"rows": 1081, "lattice": 1650, "occupancy": 1407, "gradient": 0}
+    assert moved == {"rows": 632, "lattice": 1171, "occupancy": 958, "gradient": 0}
     assert sum(moved.values()) * 1e6 < paper.GIGABYTES[shape] * 1e9
-    assert sum(moved.values()) > 3000  # 2.6 GB of them are emissions
 
 
 def test_a_number_over_its_bound_is_told_and_ends_with_1(paper, monkeypatch, capsys):
@@ -72,11 +71,11 @@ def test_a_number_over_its_bound_is_told_and_ends_with_1(paper, monkeypatch, cap
     monkeypatch.setattr(paper, "tool", lambda name: None)
     assert paper.main() == 0
     assert "within bounds" in capsys.readouterr().out
-    monkeypatch.setitem(paper.GIGABYTES, (1600, 256, 128, 200), 3)
+    monkeypatch.setitem(paper.GIGABYTES, (1600, 256, 128, 200), 2)
     monkeypatch.setitem(paper.MICROSECONDS, (200, 1, 32, 30), (5, 100))
     assert paper.main() == 1
     said = capsys.readouterr().out
-    assert "over its bound: 1600 256 128 200 loss+grad: 4.14 GB" in said
+    assert "over its bound: 1600 256 128 200 loss+grad: 2.76 GB" in said
     assert "over its bound: 200 1 32 30 loss: 1" in said
     assert said.count("over its bound") == 2
 

@@ -161,14 +161,25 @@ INCLUDES = {
         "cuda/tuning.h",
     },
     "cuda/chunk.cuh": {"common/occupancy.h", "cuda/warp.cuh", "cuda/workspace.h"},
-    "cuda/products.cuh": {"cuda/chunk.cuh", "cuda/tuning.h"},
+    "cuda/products.cuh": {
+        "common/batch.h",
+        "cuda/chunk.cuh",
+        "cuda/launch.cuh",
+        "cuda/tuning.h",
+    },
     "cuda/occupancy.cu": {
         "cuda/launch.cuh",
         "cuda/launchers.h",
         "cuda/products.cuh",
         "cuda/rows.cuh",
     },
-    "cuda/rows.cu": {"cuda/labels.cuh", "cuda/launch.cuh", "cuda/launchers.h", "cuda/rows.cuh"},
+    "cuda/rows.cu": {
+        "cuda/labels.cuh",
+        "cuda/launch.cuh",
+        "cuda/launchers.h",
+        "cuda/products.cuh",
+        "cuda/rows.cuh",
+    },
     "cuda/align_rows.cu": {
         "cuda/align_workspace.h",
         "cuda/labels.cuh",
