@@ -44,19 +44,20 @@ ROW_CYCLES = 1.25  # the same for rows, 32-bit floats and loads among them
 COPIED = 0.85  # of the bandwidth of a copy, by kernels that do some arithmetic besides
 
 # What a change may not exceed without a reason: what there is today, and a little.
-INSTRUCTIONS = {  # of a warp a frame, (training, pairs of states a lane); 2 more than there are
-    (False, 1): 51, (True, 1): 53, (False, 2): 80, (True, 2): 83, "occupancy": 172,
+INSTRUCTIONS = {  # of a warp a frame, (training, pairs a lane, frames a tile); 2 more than today
+    (False, 1, 16): 51, (True, 1, 16): 53, (False, 1, 8): 52, (True, 1, 8): 57,
+    (False, 2, 8): 80, (True, 2, 8): 83, "occupancy": 172,
 }  # fmt: skip
 REGISTERS = {  # rows, gradient: 1024 threads on a multiprocessor; the lattice: lattice.cu says why
-    "rows": 64, "gradient": 64, "occupancy": 96, (False, 1): 168, (True, 1): 168,
-    (False, 2): 96, (True, 2): 96,
+    "rows": 64, "gradient": 64, "occupancy": 96, (False, 1, 16): 168, (True, 1, 16): 168,
+    (False, 1, 8): 128, (True, 1, 8): 128, (False, 2, 8): 96, (True, 2, 8): 96,
 }  # fmt: skip
 GIGABYTES = {(1600, 256, 128, 200): 3}  # of training, of which emissions are 1.7 and states 0.7
 MICROSECONDS = {  # of the loss, of training, on an H200: 5 % more than is predicted today
-    (32, 64, 80, 12): (6.7, 14.5), (200, 1, 32, 30): (11.1, 21.9), (150, 64, 28, 40): (15.7, 34),
-    (400, 16, 32, 100): (25.9, 56.8), (400, 16, 1024, 60): (30.6, 76.8),
-    (250, 8, 10_000, 50): (40, 107), (1000, 64, 5000, 100): (449, 1355),
-    (5000, 2, 64, 800): (723, 1535), (1600, 256, 128, 200): (729, 1890),
+    (32, 64, 80, 12): (6.7, 14.5), (200, 1, 32, 30): (11.1, 21.9), (150, 64, 28, 40): (12.5, 29.2),
+    (400, 16, 32, 100): (18.9, 44.6), (400, 16, 1024, 60): (25.1, 66.1),
+    (250, 8, 10_000, 50): (36.8, 100), (1000, 64, 5000, 100): (435, 1327),
+    (5000, 2, 64, 800): (705, 1512), (1600, 256, 128, 200): (494, 1670),
 }  # fmt: skip
 
 
@@ -97,18 +98,21 @@ def launches(shape, training, instructions=None):
     if training:
         rows.written += 0 if by_class else kept if dense else 8 * frames
 
-    pairs = 2 if L >= 32 else 1
-    of_warp, tile = 32 * pairs, 16 if pairs == 1 else 8
+    alone = ceil(columns / 32)  # warps that a direction has with a pair a lane: a scheduler each?
+    have_schedulers = alone <= 4 and 2 * B <= PROCESSORS * (4 // alone)
+    pairs, tile = (1, 16) if L < 32 else (1, 8) if have_schedulers else (2, 8)
+    of_warp = 32 * pairs
     memory = 2 * tile * (of_warp + 2) * 8
-    sweeping = min(ceil(columns / of_warp), (512 if pairs == 2 else 96) // 32 - 1)
+    sweeping = min(ceil(columns / of_warp), 15)
     directions = 2 if sweeping == 1 else 1
     strips = ceil(columns / (sweeping * of_warp))
     turns = ceil((T if training else T / 2) / tile) + sweeping - 1
-    a_frame = (instructions or INSTRUCTIONS)[training, pairs]
+    a_frame = (instructions or INSTRUCTIONS)[training, pairs, tile]
     lattice = Kernel(
         "lattice", (2 if training else 1) * emissions + 8 * frames, states if training else 0,
         2 // directions * B, 32 * (directions * sweeping + 1), 16 + directions * sweeping * memory,
-        strips * turns * tile * a_frame * CYCLES, directions * sweeping, (training, pairs),
+        strips * turns * tile * a_frame * CYCLES, directions * sweeping,
+        (training, pairs, tile),
     )  # fmt: skip
     if not training:
         return [rows, lattice]
@@ -189,8 +193,11 @@ def compiled(folder):
         "rows": [(("rows", g), rf"rows_kernelIfLi{g}E") for g in (32, 128, 256)],
         "gradient": [(("gradient", g), rf"gradient_kernelIfLi{g}E") for g in (32, 128, 256)],
         "occupancy": [("occupancy", "occupancy_kernelINS_6ScaledIfE")],
-        "lattice": [((bool(t), p), f"ScaledIfEELi{p}ELb{t}E") for t in (0, 1) for p in (1, 2)],
-    }
+        "lattice": [
+            ((bool(t), p, n), f"ScaledIfEELi{p}ELi{n}ELb{t}E")
+            for t in (0, 1) for p, n in ((1, 16), (1, 8), (2, 8))
+        ],
+    }  # fmt: skip
     resources, instructions = {}, {}
     for file, kernels in files.items():
         cubin = Path(folder) / f"{file}.cubin"
@@ -215,7 +222,7 @@ def compiled(folder):
                 if file == "occupancy":
                     instructions[key] = of_a_window(text)
                 else:
-                    instructions[key] = of_a_frame(text, tile=16 if key[1] == 1 else 8)
+                    instructions[key] = of_a_frame(text, tile=key[2])
     return resources, instructions
 
 

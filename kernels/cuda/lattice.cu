@@ -76,17 +76,18 @@ template <class Value, class F> CTC_DEVICE void decide(const LatticeArguments<F>
 }
 
 // Threads of a block, and those that it leaves registers for. 512 have 128 each. A Dual needs some more, a double twice
-// as many; a pair a lane of floats is swept by one warp a recursion. With two pairs a lane 96 registers are enough, and
-// leave room for four blocks of five warps on a multiprocessor.
-template <class Value, int kPairs> constexpr int most_threads() {
+// as many. With two pairs a lane 96 registers are enough, and leave room for four blocks of five warps on a
+// multiprocessor. A pair a lane of floats is swept by one warp a recursion, or by a warp a scheduler.
+template <class Value, int kPairs, int kTile> constexpr int most_threads() {
   if (sizeof(Value::m) == 8) return 256;
   if (sizeof(Value) > 8) return 384;
-  return kPairs == 1 ? 96 : 512;
+  return kPairs == 2 ? 512 : kWarp * (kTile == 16 ? 3 : kSchedulers + 1);
 }
-template <class Value, int kPairs> constexpr int kRegistersFor = kPairs == 2 ? 640 : most_threads<Value, kPairs>();
+template <class Value, int kPairs, int kTile> constexpr int kRegistersFor =
+    kPairs == 2 ? 640 : most_threads<Value, kPairs, kTile>();
 
-template <class Value, int kPairs, bool kTraining, class F = decltype(Value::m)>
-__global__ void __launch_bounds__(kRegistersFor<Value, kPairs>, 1) lattice_kernel(LatticeArguments<F> a) {
+template <class Value, int kPairs, int kTile, bool kTraining, class F = decltype(Value::m)>
+__global__ void __launch_bounds__(kRegistersFor<Value, kPairs, kTile>, 1) lattice_kernel(LatticeArguments<F> a) {
   const bool both = a.recursions == 2;
   const int64_t sequence = both ? blockIdx.x : blockIdx.x / 2;
   const int warp_of_block = uniform_warp_index();
@@ -96,7 +97,7 @@ __global__ void __launch_bounds__(kRegistersFor<Value, kPairs>, 1) lattice_kerne
   const SequenceSummary summary = *ws.summary;
   const int32_t count = summary.count, frames = summary.frames;
 
-  using Memory = typename Sweep<Value, kPairs>::Memory;
+  using Memory = typename Sweep<Value, kPairs, kTile>::Memory;
   if (warp == a.warps) {  // the last of the block
     if (both || recursion == kAlpha) {
       const double sum = sum_of_rows(ws, frames, a.softmax);
@@ -105,7 +106,7 @@ __global__ void __launch_bounds__(kRegistersFor<Value, kPairs>, 1) lattice_kerne
   } else if (summary.feasible) {
     auto* const memory = reinterpret_cast<Memory*>(shared_memory() + kCountBytes) + (warp_of_block - warp);
     const int32_t half = recursion == kAlpha ? frames / 2 : frames - frames / 2;
-    const Sweep<Value, kPairs> sweep = {recursion, ws, memory, a.warps, warp, count, frames, half};
+    const Sweep<Value, kPairs, kTile> sweep = {recursion, ws, memory, a.warps, warp, count, frames, half};
     const int32_t end = kTraining ? frames : half;
     for (int32_t base = 0; base <= count; base += a.warps * sweep.kPairsOfWarp)
       sweep.template strip<kTraining>(base, end);
@@ -121,11 +122,11 @@ __global__ void __launch_bounds__(kRegistersFor<Value, kPairs>, 1) lattice_kerne
   decide(a, swept, *swept.summary, sequence);
 }
 
-template <class Value, int kPairs, bool kTraining>
+template <class Value, int kPairs, int kTile, bool kTraining>
 const char* launch_lattice_of(const Problem& p, Operation operation, void* cost, void* scratch) {
   using F = decltype(Value::m);
-  const LatticeShape shape = lattice_shape(p.shape.L, kPairs, most_threads<Value, kPairs>(),
-                                           sizeof(typename Sweep<Value, kPairs>::Memory), shared_memory_limit());
+  const LatticeShape shape = lattice_shape(p.shape.L, kPairs, most_threads<Value, kPairs, kTile>(),
+                                           sizeof(typename Sweep<Value, kPairs, kTile>::Memory), shared_memory_limit());
   const LatticeArguments<F> a = {p.shape,
                                  shape.recursions,
                                  shape.warps,
@@ -133,15 +134,18 @@ const char* launch_lattice_of(const Problem& p, Operation operation, void* cost,
                                  static_cast<F*>(cost),
                                  static_cast<char*>(scratch),
                                  scratch_stride(operation, p.dtype, p.shape.T, p.shape.L)};
-  return launch(lattice_kernel<Value, kPairs, kTraining>, 2 / shape.recursions * p.shape.sequences(), shape.threads,
-                shape.shared, static_cast<cudaStream_t>(p.stream), a);
+  return launch(lattice_kernel<Value, kPairs, kTile, kTraining>, 2 / shape.recursions * p.shape.sequences(),
+                shape.threads, shape.shared, static_cast<cudaStream_t>(p.stream), a);
 }
 
 template <class Value, bool kTraining>
 const char* launch_lattice_of(const Problem& p, Operation operation, void* cost, void* scratch) {
-  constexpr int kMostPairs = std::is_same_v<Value, Scaled<float>> ? 2 : 1;
-  return p.shape.L < kWarp ? launch_lattice_of<Value, 1, kTraining>(p, operation, cost, scratch)
-                           : launch_lattice_of<Value, kMostPairs, kTraining>(p, operation, cost, scratch);
+  if constexpr (std::is_same_v<Value, Scaled<float>>) {
+    if (p.shape.L >= kWarp && have_schedulers(p.shape.sequences(), p.shape.L, multiprocessors()))
+      return launch_lattice_of<Value, 1, 8, kTraining>(p, operation, cost, scratch);
+    if (p.shape.L >= kWarp) return launch_lattice_of<Value, 2, 8, kTraining>(p, operation, cost, scratch);
+  }
+  return launch_lattice_of<Value, 1, 16, kTraining>(p, operation, cost, scratch);
 }
 
 }  // namespace

@@ -22,6 +22,13 @@ inline int shared_memory_limit() {
   return bytes;
 }
 
+// Of the current device.
+inline int multiprocessors() {
+  int device = 0, count = 1;
+  if (cudaGetDevice(&device) == cudaSuccess) cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  return count;
+}
+
 // Lets a kernel have all shared memory of the current device, once for each of both. Never less than all: the limit is
 // the kernel's, not the launch's, and a lower one would fail the larger launch of another thread.
 inline cudaError_t allow_all_shared_memory(const void* kernel) {

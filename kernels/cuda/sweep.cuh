@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The recursion over the frames of one sequence, of alpha or of beta, by some warps of a block: kPairs pairs of states
-// a lane.
+// a lane, kTile frames a tile.
 //
 // Beta is alpha on reversed frames and reversed labels: "own" pair k is then (blank count - k, label count - 1 - k),
 // and one piece of code serves both. States depend on their left neighbours only, so warp w works one tile of kTile
@@ -18,12 +18,10 @@
 namespace jax_ctc {
 namespace cuda {
 
-template <class Value, int kPairs> struct Sweep {
+template <class Value, int kPairs, int kTile> struct Sweep {
   using F = typename Workspace<Value>::F;
   using State = Pair<Value>;
-  // Longer tiles cost less a frame, shorter ones less where warps wait for each other. On an H200 16 frames take 15 %
-  // less than 8 with a lone warp, and 20 % more with 13 warps.
-  static constexpr int kTile = kPairs == 1 ? 16 : 8, kSlots = 2;
+  static constexpr int kSlots = 2;  // tiles: one at work, one on its way
   static constexpr int kPairsOfWarp = kPairs * kWarp;
   static_assert(kTile <= kFoldEvery, "mantissas are folded once a tile");
   static_assert(kTile % kChunk == 0 && kChunk == 8, "whole() works off a chunk at a time");

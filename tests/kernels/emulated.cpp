@@ -16,6 +16,7 @@ extern "C" {
 
 void set_seed(unsigned seed) { emulator::seed(seed); }
 void set_shared_memory_limit(int bytes) { emulator::shared_memory_limit() = bytes; }
+void set_multiprocessors(int count) { emulator::multiprocessors() = count; }
 
 int64_t launches() { return emulator::machine().launches; }
 // Of each of the last six: blocks, threads of a block, bytes of shared memory.

@@ -114,6 +114,16 @@ def test_strips_give_the_same_bits(kernels, L, shared):
     assert_same_bits(strips.gradient, whole.gradient)
 
 
+@pytest.mark.parametrize("L", sweep([32, 33, 63, 64, 65, 100, 127], [33, 100]))
+def test_one_pair_a_lane_and_two_give_the_same_bits(kernels, L):
+    for problem in map(arguments, around_a_vector(L)):
+        one, launches = kernels.solve(*problem), kernels.last_launches()
+        two = kernels.solve(*problem, multiprocessors=1, seed=5)
+        assert (launches != kernels.last_launches()).any()
+        assert_same_bits(two.cost, one.cost)
+        assert_same_bits(two.gradient, one.gradient)
+
+
 @pytest.mark.parametrize("name", ["bfloat16", "float16"])
 @both_layouts
 def test_half_precision_is_rounded_once(kernels, case, name):
@@ -582,7 +592,8 @@ if __name__ == "__main__":
     tight = acts[:80, :, :8], labels + (labels >= 4), np.array([80, 78], np.int32)
     check(kernels.solve(*tight, blank=4), *tight, blank=4)
     for seed in range(6):
-        check(kernels.solve(*problem, seed=seed, in_place=True), *problem)
+        pairs = {"multiprocessors": 1 + 131 * (seed % 2)}  # two a lane, or one
+        check(kernels.solve(*problem, seed=seed, in_place=True, **pairs), *problem)
         check(kernels.solve(*wrong_problems(), seed=seed), *wrong_problems())
         directions = directions_like(acts)
         check_product(kernels.hvp(*problem, directions, seed=seed), *problem, directions)

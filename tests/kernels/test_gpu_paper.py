@@ -33,11 +33,28 @@ def test_kernels_are_launched_as_the_table_has_it(paper, V_L):
     """With the classes and labels of its shapes. The labels need more frames than there are."""
     shape = T, B, V, L = 9, 2, *V_L
     labels, lengths = np.ones((B, L), np.int32), np.full(B, T, np.int32)
-    kernels, found = emulated.kernels(), np.zeros((6, 3), np.int64)
-    kernels.solve(np.zeros((T, B, V), np.float32), labels, lengths, in_place=True)
-    kernels.library.last_launches(emulated._address(found))
+    kernels = emulated.kernels()
+    kernels.solve(
+        np.zeros((T, B, V), np.float32), labels, lengths, in_place=True,
+        multiprocessors=paper.PROCESSORS,
+    )  # fmt: skip
     expected = [k for training in (False, True) for k in paper.launches(shape, training)]
-    assert found.tolist() == [[k.blocks, k.threads, k.shared] for k in expected]
+    assert kernels.last_launches().tolist() == [[k.blocks, k.threads, k.shared] for k in expected]
+
+
+def test_the_table_shares_schedulers_where_the_launch_does(paper, monkeypatch):
+    """A batch that has two pairs a lane."""
+    kernels, (T, B, V, L) = emulated.kernels(), (3, 67, 3, 40)
+    labels, lengths = np.ones((B, L), np.int32), np.full(B, T, np.int32)
+    for multiprocessors in (66, 67):
+        monkeypatch.setattr(paper, "PROCESSORS", multiprocessors)
+        kernels.solve(
+            np.zeros((T, B, V), np.float32), labels, lengths, in_place=True,
+            multiprocessors=multiprocessors,
+        )  # fmt: skip
+        _, k = paper.launches((T, B, V, L), False)
+        assert k.key[1] == (2 if multiprocessors == 66 else 1)
+        assert kernels.last_launches()[1].tolist() == [k.blocks, k.threads, k.shared]
 
 
 @needs_compiler

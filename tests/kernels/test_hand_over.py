@@ -37,7 +37,7 @@ class Protocol:
     """What the source says: expressions over the names that it uses, and the steps of a turn."""
 
     def __init__(self, source):
-        self.slots = int(only(r"kTile = [^;]*, kSlots = (\d+);", source))
+        self.slots = int(only(r"kSlots = (\d+);", source))
         strip = source[source.index("void strip(") : source.index(" private:")]
         self.turns = only(r"turn < (.*?); \+\+turn", strip)
         self.tile = only(r"const int32_t j = (.*?);", strip)

@@ -123,9 +123,15 @@ class Emulated:
         library.scratch_bytes.restype = ctypes.c_int64
         library.scratch_bytes.argtypes = [ctypes.c_int] * 2 + [ctypes.c_int64] * 2
 
+    def last_launches(self):
+        """Of the last six: blocks, threads of a block, bytes of shared memory."""
+        found = np.zeros((6, 3), np.int64)
+        self.library.last_launches(_address(found))
+        return found
+
     def solve(
         self, acts, labels, lengths, *, blank=0, time_axis=0, cotangents=None, directions=None,
-        in_place=False, seed=1, shared=227 << 10, shift=0,
+        in_place=False, seed=1, shared=227 << 10, multiprocessors=132, shift=0,
     ):  # fmt: skip
         """acts (T, B, V), or (B, T, V) with time_axis=1; labels (B, L); lengths (B,)."""
         p = _Problem(acts, labels, lengths, blank, time_axis, shift)
@@ -135,6 +141,7 @@ class Emulated:
         gradient = p.acts if in_place else _dirty(acts.shape, acts.dtype, shift)
         scratch = [self.scratch(op, p) for op in range(3)]
         self.library.set_shared_memory_limit(shared)
+        self.library.set_multiprocessors(multiprocessors)
 
         def call(seed, cost, kept, scratch, gradient, directions, tangent, last):
             self.library.set_seed(seed)

@@ -98,6 +98,10 @@ inline int& shared_memory_limit() {
   static int bytes = 227 << 10;
   return bytes;
 }
+inline int& multiprocessors() {
+  static int count = 132;
+  return count;
+}
 inline char* shared_memory() { return machine().shared; }
 [[noreturn]] inline void fail(const char* what) {
   Machine& m = machine();
@@ -352,12 +356,13 @@ inline float exp2_approx(float x) {
 
 using cudaError_t = int;
 constexpr cudaError_t cudaSuccess = 0;
-enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin };
+enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin, cudaDevAttrMultiProcessorCount };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 inline const char* cudaGetErrorString(cudaError_t) { return "invalid argument"; }
 inline cudaError_t cudaGetDevice(int* device) { return *device = emulator::shared_memory_limit(), cudaSuccess; }
-inline cudaError_t cudaDeviceGetAttribute(int* bytes, cudaDeviceAttr, int device) {
-  return *bytes = device, cudaSuccess;
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
+  *value = attribute == cudaDevAttrMultiProcessorCount ? emulator::multiprocessors() : device;
+  return cudaSuccess;
 }
 inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes) {
   return emulator::allowed_shared_memory(kernel, bytes), cudaSuccess;
