@@ -38,26 +38,29 @@ BANDWIDTH = {"H100": 3.0e6, "H200": 4.1e6}  # bytes a microsecond that a copy re
 PROCESSORS, CLOCK = 132, 1980  # multiprocessors, cycles a microsecond: of both
 CHUNK, WINDOW = 8, 56  # frames of which one has its states kept; pairs computed again by a warp
 CHAIN = 46  # cycles of a frame's dependent instructions
+HOP = 1.0  # microseconds from one block to the next through global memory, assumed
 LAUNCH = 2.5  # microseconds from a kernel's start to the next one's, by the profiler, with no work
 CYCLES = 2  # of a scheduler for an instruction of the lattice: most are of integers, at half rate
 ROW_CYCLES = 1.25  # the same for rows, 32-bit floats and loads among them
 COPIED = 0.85  # of the bandwidth of a copy, by kernels that do some arithmetic besides
 
 # What a change may not exceed without a reason: what there is today, and a little.
-INSTRUCTIONS = {  # of a warp a frame, (training, pairs a lane, frames a tile); 2 more than today
-    (False, 1, 16): 51, (True, 1, 16): 53, (False, 1, 8): 52, (True, 1, 8): 57,
-    (False, 2, 8): 80, (True, 2, 8): 83, "occupancy": 172,
+INSTRUCTIONS = {  # of a warp a frame, (training, pairs a lane, frames a tile, strips together)
+    (False, 1, 16, False): 51, (True, 1, 16, False): 53,  # 2 more than there are
+    (False, 1, 8, False): 52, (True, 1, 8, False): 57,
+    (False, 1, 8, True): 59, (True, 1, 8, True): 62,
+    (False, 2, 8, False): 80, (True, 2, 8, False): 83, "occupancy": 172,
 }  # fmt: skip
 REGISTERS = {  # rows, gradient: 1024 threads on a multiprocessor; the lattice: lattice.cu says why
-    "rows": 64, "gradient": 64, "occupancy": 96, (False, 1, 16): 168, (True, 1, 16): 168,
-    (False, 1, 8): 128, (True, 1, 8): 128, (False, 2, 8): 96, (True, 2, 8): 96,
+    "rows": 64, "gradient": 64, **dict.fromkeys(INSTRUCTIONS, 168), "occupancy": 96,
+    (False, 2, 8, False): 96, (True, 2, 8, False): 96,
 }  # fmt: skip
 GIGABYTES = {(1600, 256, 128, 200): 3}  # of training, of which emissions are 1.7 and states 0.7
 MICROSECONDS = {  # of the loss, of training, on an H200: 5 % more than is predicted today
     (32, 64, 80, 12): (6.7, 14.5), (200, 1, 32, 30): (11.1, 21.9), (150, 64, 28, 40): (12.5, 29.2),
     (400, 16, 32, 100): (18.9, 44.6), (400, 16, 1024, 60): (25.1, 66.1),
     (250, 8, 10_000, 50): (36.8, 100), (1000, 64, 5000, 100): (435, 1327),
-    (5000, 2, 64, 800): (705, 1512), (1600, 256, 128, 200): (494, 1670),
+    (5000, 2, 64, 800): (181, 433), (1600, 256, 128, 200): (494, 1670),
 }  # fmt: skip
 
 
@@ -98,21 +101,25 @@ def launches(shape, training, instructions=None):
     if training:
         rows.written += 0 if by_class else kept if dense else 8 * frames
 
-    alone = ceil(columns / 32)  # warps that a direction has with a pair a lane: a scheduler each?
-    have_schedulers = alone <= 4 and 2 * B <= PROCESSORS * (4 // alone)
-    pairs, tile = (1, 16) if L < 32 else (1, 8) if have_schedulers else (2, 8)
+    strips = strips_with_schedulers(B, L)
+    pairs, tile = (1, 16) if L < 32 else (1, 8) if strips > 0 else (2, 8)
+    together = strips if L >= 32 and strips > 1 else 1
     of_warp = 32 * pairs
-    memory = 2 * tile * (of_warp + 2) * 8
-    sweeping = min(ceil(columns / of_warp), 15)
+    memory = 2 * tile * (of_warp + 2) * 8 + (16 * tile if together > 1 else 16)
+    all_warps = ceil(columns / of_warp)
+    sweeping = min(ceil(all_warps / together), 15)
     directions = 2 if sweeping == 1 else 1
-    strips = ceil(columns / (sweeping * of_warp))
+    serial = ceil(columns / (together * sweeping * of_warp))
+    # A strip looks for what another passes on a tile ahead.
     turns = ceil((T if training else T / 2) / tile) + sweeping - 1
-    a_frame = (instructions or INSTRUCTIONS)[training, pairs, tile]
+    turns += (together - 1) * (sweeping + 1)
+    key = training, pairs, tile, together > 1
+    cycles = serial * turns * tile * (instructions or INSTRUCTIONS)[key] * CYCLES
     lattice = Kernel(
         "lattice", (2 if training else 1) * emissions + 8 * frames, states if training else 0,
-        2 // directions * B, 32 * (directions * sweeping + 1), 16 + directions * sweeping * memory,
-        strips * turns * tile * a_frame * CYCLES, directions * sweeping,
-        (training, pairs, tile),
+        2 // directions * B * together, 32 * (directions * sweeping + 1),
+        16 + directions * sweeping * memory, cycles + HOP * CLOCK * (together - 1),
+        directions * sweeping, key,
     )  # fmt: skip
     if not training:
         return [rows, lattice]
@@ -132,6 +139,14 @@ def launches(shape, training, instructions=None):
         0 if dense else 4 * columns * (8 if group == 32 else 1), key=("gradient", group),
     )  # fmt: skip
     return [rows, lattice, occupancy, gradient]
+
+
+def strips_with_schedulers(sequences, L):
+    """Of kernels/cuda/tuning.h, and of how many strips sweep together: blocks of a direction whose
+    warps have a pair a lane and a scheduler each; 0 if they would have to share."""
+    warps = ceil((L + 1) / 32)
+    strips, blocks_at_once = ceil(warps / 4), 4 // min(warps, 4)
+    return strips if strips <= 8 and 2 * sequences * strips <= PROCESSORS * blocks_at_once else 0
 
 
 def occupancy_plan(T, frames, L):
@@ -194,8 +209,8 @@ def compiled(folder):
         "gradient": [(("gradient", g), rf"gradient_kernelIfLi{g}E") for g in (32, 128, 256)],
         "occupancy": [("occupancy", "occupancy_kernelINS_6ScaledIfE")],
         "lattice": [
-            ((bool(t), p, n), f"ScaledIfEELi{p}ELi{n}ELb{t}E")
-            for t in (0, 1) for p, n in ((1, 16), (1, 8), (2, 8))
+            ((bool(t), p, n, bool(together)), f"ScaledIfEELi{p}ELi{n}ELb{together}ELb{t}E")
+            for t in (0, 1) for p, n, together in ((1, 16, 0), (1, 8, 0), (1, 8, 1), (2, 8, 0))
         ],
     }  # fmt: skip
     resources, instructions = {}, {}

@@ -68,7 +68,7 @@ template <class Value> CTC_DEVICE void prepare_labels(const int32_t* row, const 
       for (int32_t k = lane_index(); k < labels.count; k += kWarp) ws.column[k] = place_of_class(ws.value[k], blank);
     if (lane_index() == 0) {
       *ws.summary = labels.summary;
-      ws.result->blocks = 0;
+      ws.result->blocks = ws.result->started = 0;
       *count = labels.count;
     }
   }

@@ -18,6 +18,7 @@ namespace {
 template <class F> struct LatticeArguments {
   Shape shape;
   int recursions, warps;  // of a block; that sweep one
+  int strips;             // that sweep one together, in a block each
   bool softmax;           // of Batch
   F* cost;                // of a Hessian-vector product null
   char* scratch;
@@ -86,66 +87,85 @@ template <class Value, int kPairs, int kTile> constexpr int most_threads() {
 template <class Value, int kPairs, int kTile> constexpr int kRegistersFor =
     kPairs == 2 ? 640 : most_threads<Value, kPairs, kTile>();
 
-template <class Value, int kPairs, int kTile, bool kTraining, class F = decltype(Value::m)>
+template <class Value, int kPairs, int kTile, bool kTogether, bool kTraining, class F = decltype(Value::m)>
 __global__ void __launch_bounds__(kRegistersFor<Value, kPairs, kTile>, 1) lattice_kernel(LatticeArguments<F> a) {
   const bool both = a.recursions == 2;
-  const int64_t sequence = both ? blockIdx.x : blockIdx.x / 2;
+  uint32_t block = blockIdx.x, strip = 0;
+  if constexpr (kTogether) {  // numbered as they start: a block waits for one with a lower number, which goes on
+    const Workspace<Value> first(a.scratch, a.shape.T, a.shape.L, kTraining);
+    block = block_adds(&first.result->started, reinterpret_cast<int32_t*>(shared_memory()));
+    strip = block % a.strips, block /= a.strips;
+  }
+  const int64_t sequence = both ? block : block / 2;
   const int warp_of_block = uniform_warp_index();
-  const Recursion recursion = (both ? warp_of_block >= a.warps : blockIdx.x % 2 == 1) ? kBeta : kAlpha;
+  const Recursion recursion = (both ? warp_of_block >= a.warps : block % 2 == 1) ? kBeta : kAlpha;
   const int warp = both && recursion == kBeta ? warp_of_block - a.warps : warp_of_block;
   const Workspace<Value> ws(a.scratch + sequence * a.stride, a.shape.T, a.shape.L, kTraining);
   const SequenceSummary summary = *ws.summary;
   const int32_t count = summary.count, frames = summary.frames;
 
-  using Memory = typename Sweep<Value, kPairs, kTile>::Memory;
+  using Memory = typename Sweep<Value, kPairs, kTile, kTogether>::Memory;
   if (warp == a.warps) {  // the last of the block
-    if (both || recursion == kAlpha) {
+    if (both || (recursion == kAlpha && strip == 0)) {
       const double sum = sum_of_rows(ws, frames, a.softmax);
       if (lane_index() == 0) ws.result->log_sums = sum;
     }
   } else if (summary.feasible) {
     auto* const memory = reinterpret_cast<Memory*>(shared_memory() + kCountBytes) + (warp_of_block - warp);
     const int32_t half = recursion == kAlpha ? frames / 2 : frames - frames / 2;
-    const Sweep<Value, kPairs, kTile> sweep = {recursion, ws, memory, a.warps, warp, count, frames, half};
+    const Sweep<Value, kPairs, kTile, kTogether> sweep = {recursion, ws, memory, a.warps, warp, count, frames, half};
     const int32_t end = kTraining ? frames : half;
-    for (int32_t base = 0; base <= count; base += a.warps * sweep.kPairsOfWarp)
-      sweep.template strip<kTraining>(base, end);
+    if constexpr (kTogether) {
+      const int32_t base = int32_t(strip) * a.warps * sweep.kPairsOfWarp;
+      if (base <= count) sweep.template strip<kTraining>(base, end);
+    } else {
+      for (int32_t base = 0; base <= count; base += a.warps * sweep.kPairsOfWarp)
+        sweep.template strip<kTraining>(base, end);
+    }
   }
   bool last = true;
   if (both)
     __syncthreads();
   else
-    last = block_adds(&ws.result->blocks, reinterpret_cast<int32_t*>(shared_memory())) == 1;
+    last = block_adds(&ws.result->blocks, reinterpret_cast<int32_t*>(shared_memory())) == 2 * a.strips - 1;
   if (!last || warp_of_block > 0) return;
   // The arrays' places are computed again: kept in registers during the sweep they would spill.
   const Workspace<Value> swept(computed_again(a.scratch) + sequence * a.stride, a.shape.T, a.shape.L, kTraining);
   decide(a, swept, *swept.summary, sequence);
 }
 
-template <class Value, int kPairs, int kTile, bool kTraining>
-const char* launch_lattice_of(const Problem& p, Operation operation, void* cost, void* scratch) {
+template <class Value, int kPairs, int kTile, bool kTogether, bool kTraining>
+const char* launch_lattice_of(const Problem& p, Operation operation, void* cost, void* scratch, int strips = 1) {
   using F = decltype(Value::m);
-  const LatticeShape shape = lattice_shape(p.shape.L, kPairs, most_threads<Value, kPairs, kTile>(),
-                                           sizeof(typename Sweep<Value, kPairs, kTile>::Memory), shared_memory_limit());
+  const LatticeShape shape =
+      lattice_shape(p.shape.L, kPairs, strips, most_threads<Value, kPairs, kTile>(),
+                    sizeof(typename Sweep<Value, kPairs, kTile, kTogether>::Memory), shared_memory_limit());
   const LatticeArguments<F> a = {p.shape,
                                  shape.recursions,
                                  shape.warps,
+                                 strips,
                                  p.softmax,
                                  static_cast<F*>(cost),
                                  static_cast<char*>(scratch),
                                  scratch_stride(operation, p.dtype, p.shape.T, p.shape.L)};
-  return launch(lattice_kernel<Value, kPairs, kTile, kTraining>, 2 / shape.recursions * p.shape.sequences(),
-                shape.threads, shape.shared, static_cast<cudaStream_t>(p.stream), a);
+  return launch(lattice_kernel<Value, kPairs, kTile, kTogether, kTraining>,
+                2 / shape.recursions * strips * p.shape.sequences(), shape.threads, shape.shared,
+                static_cast<cudaStream_t>(p.stream), a);
 }
 
 template <class Value, bool kTraining>
 const char* launch_lattice_of(const Problem& p, Operation operation, void* cost, void* scratch) {
   if constexpr (std::is_same_v<Value, Scaled<float>>) {
-    if (p.shape.L >= kWarp && have_schedulers(p.shape.sequences(), p.shape.L, multiprocessors()))
-      return launch_lattice_of<Value, 1, 8, kTraining>(p, operation, cost, scratch);
-    if (p.shape.L >= kWarp) return launch_lattice_of<Value, 2, 8, kTraining>(p, operation, cost, scratch);
+    const int strips = strips_with_schedulers(p.shape.sequences(), p.shape.L, multiprocessors());
+    static_assert(kSchedulers * sizeof(typename Sweep<Value, 1, 8, true>::Memory) + kCountBytes <=
+                  kSharedMemoryUnasked);
+    if (p.shape.L >= kWarp && strips > 1 && strips <= kStripsTogether)
+      return launch_lattice_of<Value, 1, 8, true, kTraining>(p, operation, cost, scratch, strips);
+    if (p.shape.L >= kWarp && strips == 1)
+      return launch_lattice_of<Value, 1, 8, false, kTraining>(p, operation, cost, scratch);
+    if (p.shape.L >= kWarp) return launch_lattice_of<Value, 2, 8, false, kTraining>(p, operation, cost, scratch);
   }
-  return launch_lattice_of<Value, 1, 16, kTraining>(p, operation, cost, scratch);
+  return launch_lattice_of<Value, 1, 16, false, kTraining>(p, operation, cost, scratch);
 }
 
 }  // namespace

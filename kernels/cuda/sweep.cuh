@@ -5,11 +5,12 @@
 // Beta is alpha on reversed frames and reversed labels: "own" pair k is then (blank count - k, label count - 1 - k),
 // and one piece of code serves both. States depend on their left neighbours only, so warp w works one tile of kTile
 // frames behind warp w - 1, which leaves its last label of every frame for it in shared memory; once a tile they meet
-// at a barrier. Sequences with more pairs than lanes have are swept in strips, one after another; what a strip passes
-// on to the next goes through global memory. One tile begins where the recursions meet, so the first may be shorter, as
-// the last: kChunk frames of a tile are then the frames of a chunk (workspace.h). Emissions come in by asynchronous
-// copies, a tile ahead: nothing in the chain of dependent instructions waits for global memory. (Copies started between
-// the operations of a frame, and not all of a tile's together, made the chain 15 % longer.)
+// at a barrier. Sequences with more pairs than lanes have are swept in strips: by one block, one after another, or
+// (kTogether) by a block each, at the same time. What a strip passes on to the next goes through global memory. One
+// tile begins where the recursions meet, so the first may be shorter, as the last: kChunk frames of a tile are then the
+// frames of a chunk (workspace.h). Emissions come in by asynchronous copies, a tile ahead: nothing in the chain of
+// dependent instructions waits for global memory. (Copies started between the operations of a frame, and not all of a
+// tile's together, made the chain 15 % longer.)
 #pragma once
 
 #include "warp.cuh"
@@ -18,7 +19,19 @@
 namespace jax_ctc {
 namespace cuda {
 
-template <class Value, int kPairs, int kTile> struct Sweep {
+// Blocks that sweep at the same time hand edges over by their values alone: no flag, no fence. A cell is 8 bytes, which
+// are stored and loaded at once, and its exponent says which strip it comes from. Exponents fill less than 2^29 of the
+// 2^32 numbers, so there is room for seven strips that pass something on. Before the first one's it is 0.
+constexpr int kStripsTogether = 8;
+CTC_FN int32_t stamp_of(int32_t strip) { return int32_t(uint32_t(strip + 1) << 29); }
+CTC_FN int32_t stamped(int32_t e, int32_t stamp) { return int32_t(uint32_t(e) + uint32_t(stamp)); }
+CTC_FN int32_t unstamped(int32_t e, int32_t stamp) { return int32_t(uint32_t(e) - uint32_t(stamp)); }
+CTC_FN bool has_stamp(int32_t e, int32_t stamp) {
+  const int32_t own = unstamped(e, stamp);
+  return own >= kNone && own < -kNone;
+}
+
+template <class Value, int kPairs, int kTile, bool kTogether> struct Sweep {
   using F = typename Workspace<Value>::F;
   using State = Pair<Value>;
   static constexpr int kSlots = 2;  // tiles: one at work, one on its way
@@ -33,6 +46,7 @@ template <class Value, int kPairs, int kTile> struct Sweep {
   struct Memory {                                    // shared, of one warp
     Cell<Value> label[kSlots][kTile][kPairsOfWarp];  // emissions
     Common common[kSlots][kTile];
+    Common outgoing[kTogether ? kTile : 1];  // the edge of the last warp, before it goes to the next strip
   };
 
   Recursion recursion;
@@ -51,6 +65,8 @@ template <class Value, int kPairs, int kTile> struct Sweep {
     const int32_t k = base + warp * kPairsOfWarp + lane * kPairs;  // the lane's first pair
     const bool more = base + warps * kPairsOfWarp <= count;
     Memory& mine = memory[warp];
+    const int32_t number = kTogether ? base / (warps * kPairsOfWarp) : 0;
+    const bool receives = kTogether && warp == 0 && base > 0;
 
     State at[kPairs];
     Integer<F> skip[kPairs];
@@ -72,6 +88,10 @@ template <class Value, int kPairs, int kTile> struct Sweep {
     const int32_t tiles = (end + missing + kTile - 1) / kTile;
     if (tiles > 0) fetch(mine, column, base > 0, end, missing, 0, 0);
     copy_commit();
+    Cell<Value> coming = {};  // the edge of the lane's frame of the next tile, if it was there when it was looked for
+    if constexpr (kTogether) {
+      if (receives) look_for(coming, end, missing, 0);
+    }
     int slot = 0;  // of tile j
     Pair<Cell<Value>>* state = kStore ? states_at(0, k) : nullptr;
 #pragma unroll 1
@@ -80,6 +100,9 @@ template <class Value, int kPairs, int kTile> struct Sweep {
       if (j >= 0 && j < tiles) {
         if (j + 1 < tiles) fetch(mine, column, base > 0, end, missing, j + 1, 1 - slot);  // where tile j - 1 was
         copy_commit();
+        if constexpr (kTogether) {
+          if (receives) receive(mine, coming, end, missing, j, slot, number - 1), look_for(coming, end, missing, j + 1);
+        }
         copy_wait<1>();  // all but those just started
         __syncwarp();
         const int32_t first = begin_of(j, missing), n = end_of(j, missing, end) - first;
@@ -93,6 +116,9 @@ template <class Value, int kPairs, int kTile> struct Sweep {
           part<kStore>(at, skip, tile, state, n, half - first);
 #pragma unroll
         for (int i = 0; i < kPairs; ++i) at[i] = {fold(at[i].blank), fold(at[i].label)};
+        if constexpr (kTogether) {
+          if (more && warp + 1 == active) pass_on(mine, first, n, number);
+        }
         slot = 1 - slot;
       }
       if (active == 1)
@@ -148,7 +174,9 @@ template <class Value, int kPairs, int kTile> struct Sweep {
 
   // The label at the right edge goes to the next warp, or by way of global memory to the next strip's first.
   CTC_DEVICE Cell<Value>* edge_out(int slot, int32_t first, int active) const {
-    return warp + 1 < active ? &memory[warp + 1].common[slot][0].edge : ws.edges_of(recursion) + 2 * first;
+    return warp + 1 < active ? &memory[warp + 1].common[slot][0].edge
+           : kTogether       ? &memory[warp].outgoing[0].edge
+                             : ws.edges_of(recursion) + 2 * first;
   }
 
   // Starts copying what tile j needs.
@@ -171,8 +199,34 @@ template <class Value, int kPairs, int kTile> struct Sweep {
     }
     if (lane >= n) return;
     copy_async(&mine.common[slot][lane].blank, row + lane * step);
-    if (warp == 0 && strip_before)
+    if (!kTogether && warp == 0 && strip_before)
       copy_async(&mine.common[slot][lane].edge, ws.edges_of(recursion) + 2 * (first + lane));
+  }
+
+  // By the lanes of the last warp, a frame each: its edge at a tile, to the next strip.
+  CTC_DEVICE void pass_on(const Memory& mine, int32_t first, int32_t n, int32_t strip) const {
+    const int lane = lane_index();
+    __syncwarp();
+    if (lane >= n) return;
+    const Value edge = load(&mine.outgoing[lane].edge);
+    store_now(ws.edges_of(recursion) + 2 * (first + lane), {edge.m, stamped(edge.e, stamp_of(strip))});
+  }
+  // By the lanes of the first warp, a frame each: what the strip before leaves at tile j, if it is there.
+  CTC_DEVICE void look_for(Cell<Value>& coming, int32_t end, int32_t missing, int32_t j) const {
+    const int32_t t = begin_of(j, missing) + lane_index();
+    if (t < end_of(j, missing, end)) coming = load_now(ws.edges_of(recursion) + 2 * t);
+  }
+  // The same, waited for, and where the warp reads it. By then it has mostly come: a tile was worked on meanwhile, and
+  // who has waited once is further behind.
+  CTC_DEVICE void receive(Memory& mine, Cell<Value> coming, int32_t end, int32_t missing, int32_t j, int slot,
+                          int32_t from) const {
+    const int lane = lane_index();
+    const int32_t t = begin_of(j, missing) + lane;
+    if (t >= end_of(j, missing, end)) return;
+    const Cell<Value>* const cell = ws.edges_of(recursion) + 2 * t;
+    const int32_t stamp = stamp_of(from);
+    wait_until([&] { return has_stamp(coming.e, stamp); }, [&] { coming = load_now(cell); });
+    store(&mine.common[slot][lane].edge, Value{coming.m, unstamped(coming.e, stamp)});
   }
 
   CTC_DEVICE Frame read(const Tile& tile, int d) const {

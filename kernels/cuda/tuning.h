@@ -26,11 +26,12 @@ constexpr int kCountBytes = 16;  // of shared memory, before that of the warps
 
 constexpr int kSchedulers = 4;  // of a multiprocessor
 
-// Whether the warps that sweep `sequences` of up to L labels, with a pair a lane, have a scheduler each: a block of
-// both recursions has a multiprocessor of its own, or shares it with as many as leave that true.
-inline bool have_schedulers(int64_t sequences, int64_t L, int64_t multiprocessors) {
-  const int64_t warps = (L + 1 + 31) / 32;
-  return warps <= kSchedulers && 2 * sequences <= multiprocessors * (kSchedulers / warps);
+// Strips, a block each, in which the warps that sweep `sequences` of up to L labels with a pair a lane have a scheduler
+// each; 0 if they cannot.
+inline int strips_with_schedulers(int64_t sequences, int64_t L, int64_t multiprocessors) {
+  const int64_t warps = (L + 1 + 31) / 32, strips = (warps + kSchedulers - 1) / kSchedulers;
+  const int64_t blocks_at_once = kSchedulers / std::min<int64_t>(warps, kSchedulers);  // of a multiprocessor
+  return 2 * sequences * strips <= multiprocessors * blocks_at_once ? int(strips) : 0;
 }
 
 struct LatticeShape {
@@ -40,9 +41,11 @@ struct LatticeShape {
   size_t shared;
 };
 
-// `warp_bytes` of shared memory a warp; devices with less sweep in more strips.
-inline LatticeShape lattice_shape(int64_t L, int pairs, int most_threads, size_t warp_bytes, size_t shared_limit) {
-  const int64_t of_warp = 32 * pairs, wanted = (L + 1 + of_warp - 1) / of_warp;
+// `warp_bytes` of shared memory a warp; devices with less sweep in more strips, one after another.
+inline LatticeShape lattice_shape(int64_t L, int pairs, int strips_together, int most_threads, size_t warp_bytes,
+                                  size_t shared_limit) {
+  const int64_t of_warp = 32 * pairs, all = (L + 1 + of_warp - 1) / of_warp;
+  const int64_t wanted = (all + strips_together - 1) / strips_together;
   const int64_t fitting = int64_t((shared_limit - kCountBytes) / warp_bytes);
   const int64_t warps = std::max<int64_t>(1, std::min<int64_t>({most_threads / 32 - 1, wanted, fitting}));
   const int64_t recursions = warps == 1 && fitting >= 2 ? 2 : 1, sweeping = recursions * warps;

@@ -33,7 +33,8 @@ struct alignas(16) SweepResult {
   double log_sums;    // of all rows
   int32_t reference;  // exponent of the total over all alignments
   int32_t has_gradient;
-  int32_t blocks;  // that have ended
+  int32_t blocks;   // that have ended
+  int32_t started;  // blocks of the whole launch, in the first sequence's
 };
 
 // The frames in use of a sequence in chunks, of which training keeps one state each: alpha before the first frame, beta

@@ -32,8 +32,9 @@ FILES = ["rows", "lattice", "occupancy", "gradient", "hvp", "align_rows", "align
 ARCHITECTURES = [80, 90, 100, 120]
 # Lattice kernels: the loss and training with two pairs a lane, the same with one, a product.
 LOOPS = {  # shuffles of a frame
-    "ScaledIfEELi2ELi8ELb0E": 2, "ScaledIfEELi2ELi8ELb1E": 2,
-    "ScaledIfEELi1ELi16ELb0E": 2, "ScaledIfEELi1ELi16ELb1E": 2, "DualIfEELi1ELi16ELb1E": 3,
+    "ScaledIfEELi2ELi8ELb0ELb0E": 2, "ScaledIfEELi2ELi8ELb0ELb1E": 2,
+    "ScaledIfEELi1ELi16ELb0ELb0E": 2, "ScaledIfEELi1ELi16ELb0ELb1E": 2,
+    "DualIfEELi1ELi16ELb0ELb1E": 3,
 }  # fmt: skip
 INSTRUCTIONS = {  # of a frame; 2 more than there are
     80: (64, 71, 43, 43, 60), 90: (47, 52, 37, 38, 53),

@@ -98,7 +98,11 @@ def test_more_labels_than_a_block_has_lanes(kernels, L, T, shared):
     labels[0, rng.random(L) < 0.5] = -1  # padding in between, so that this one fits in its frames
     labels[1, L // 3 :] = -1
     lengths = np.array([T, T - 7], np.int32)
-    check(kernels.solve(acts, labels, lengths, shared=shared), acts, labels, lengths)
+    for multiprocessors in (1, 132):  # strips one after another, or together
+        answer = kernels.solve(
+            acts, labels, lengths, shared=shared, multiprocessors=multiprocessors
+        )
+        check(answer, acts, labels, lengths)
 
 
 STRIPS = list(itertools.product([65, 127, 128, 200], [FEW_WARPS, 60 << 10]))
@@ -109,9 +113,33 @@ STRIPS = list(itertools.product([65, 127, 128, 200], [FEW_WARPS, 60 << 10]))
 )
 def test_strips_give_the_same_bits(kernels, L, shared):
     problem = arguments(next(iter(around_a_vector(L))))
-    whole, strips = kernels.solve(*problem), kernels.solve(*problem, shared=shared, seed=5)
+    whole = kernels.solve(*problem)
+    strips = kernels.solve(*problem, shared=shared, multiprocessors=1, seed=5)
     assert_same_bits(strips.cost, whole.cost)
     assert_same_bits(strips.gradient, whole.gradient)
+
+
+def strips_together(launches):
+    """Blocks of a direction of a sequence, in the last lattice of a training of one sequence."""
+    return launches[3, 0] // 2
+
+
+@pytest.mark.parametrize("L", sweep([127, 128, 130, 255, 256, 400, 600], [128, 256]))
+def test_strips_that_sweep_together_give_the_same_bits(kernels, L):
+    rng = np.random.default_rng(L)
+    T = L + 40
+    acts = rng.normal(scale=3, size=(T, 1, 9)).astype(np.float32)
+    labels = (1 + np.arange(L) % 8)[None].astype(np.int32)
+    for fewer in (0, 1, L // 3):  # labels; strips may have none
+        labels[0, L - fewer :] = -1
+        problem = acts, labels, np.array([T - fewer], np.int32)
+        alone = kernels.solve(*problem, multiprocessors=1)
+        for seed in ORDERS:
+            together = kernels.solve(*problem, seed=seed)
+            assert strips_together(kernels.last_launches()) == -(-(L + 1) // 128)
+            assert_same_bits(together.cost, alone.cost)
+            assert_same_bits(together.gradient, alone.gradient)
+        check(together, *problem)
 
 
 @pytest.mark.parametrize("L", sweep([32, 33, 63, 64, 65, 100, 127], [33, 100]))
@@ -547,6 +575,27 @@ BUGS = {
         "emissions + place_of_class(v, a.blank)",
         "emissions + v",
     ),
+    "a strip takes what is there": (
+        "sweep.cuh",
+        "wait_until([&] { return has_stamp(coming.e, stamp); }",
+        "wait_until([&] { return true; }",
+    ),
+    "a strip waits for the one before the last": (
+        "sweep.cuh",
+        "slot, number - 1)",
+        "slot, number - 2)",
+    ),
+    "a strip waits for itself": ("sweep.cuh", "slot, number - 1)", "slot, number)"),
+    "edges leave before the warp has written them": (
+        "sweep.cuh",
+        "    __syncwarp();\n    if (lane >= n) return;\n    const Value edge",
+        "    if (lane >= n) return;\n    const Value edge",
+    ),
+    "edges go to the frame after": (
+        "sweep.cuh",
+        "load(&mine.outgoing[lane].edge);",
+        "load(&mine.outgoing[max_of(lane - 1, 0)].edge);",
+    ),
     "every skip is allowed": (
         "labels.cuh",
         "value[k] = label,",
@@ -591,6 +640,10 @@ if __name__ == "__main__":
     labels = (np.arange(2 * 70) % 7).reshape(2, 70).astype(np.int32)
     tight = acts[:80, :, :8], labels + (labels >= 4), np.array([80, 78], np.int32)
     check(kernels.solve(*tight, blank=4), *tight, blank=4)
+    labels = (1 + np.arange(140) % 8)[None].astype(np.int32)
+    long = acts[:, :1, :9], labels, np.array([149], np.int32)
+    for seed in range(2):  # two strips, a block each
+        check(kernels.solve(*long, seed=seed), *long)
     for seed in range(6):
         pairs = {"multiprocessors": 1 + 131 * (seed % 2)}  # two a lane, or one
         check(kernels.solve(*problem, seed=seed, in_place=True, **pairs), *problem)

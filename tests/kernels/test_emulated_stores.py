@@ -16,16 +16,23 @@ pytestmark = [
     pytest.mark.skipif(not emulated.COMPILER, reason="no C++ compiler"),
 ]
 
-# T, V, L: both directions in a block; a block each, of several warps; strips, where there is little
-# shared memory; a warp to a row, or a block.
+# T, V, L: both directions in a block; a block each, of several warps; strips, one after another
+# where there is little shared memory, or together; a warp to a row, or a block.
 SHAPES = {
     "dense": (25, 9, 20),
     "warps": (90, 90, 70),
     "strips": (160, 30, 140),
+    "together": (160, 12, 140),
     "compact": (9, 700, 3),
     "block": (5, 2600, 3),
 }
 FEW_WARPS = 24 << 10  # bytes of shared memory, for float32
+
+
+def options_for(name, size=4):
+    """`size`: bytes of a number."""
+    few = {"shared": FEW_WARPS * (size // 4), "multiprocessors": 1}
+    return few if name == "strips" else {}
 
 
 def assert_same_results(kernels, expected, name, dtype=np.float32, seed=1, **options):
@@ -66,8 +73,8 @@ def test_what_one_thread_stores_is_ordered_before_another_reads_it(name, dtype):
 )
 def test_strips_pass_their_edges_on_in_order(name, dtype):
     kernels = emulated.kernels_that_buffer_stores()
-    shared = FEW_WARPS * (np.dtype(dtype).itemsize // 4)
-    assert_same_results(kernels, emulated.kernels(), name, dtype, shared=shared)
+    options = options_for("strips", np.dtype(dtype).itemsize)
+    assert_same_results(kernels, emulated.kernels(), name, dtype, **options)
 
 
 VOTE = "__ballot_sync(kAllLanes, 1);"  # lanes wait for each other, but no store is ordered
@@ -110,5 +117,4 @@ if __name__ == "__main__":
     kernels = emulated.load(sys.argv[1])
     for name in SHAPES:
         for seed in range(3):
-            shared = FEW_WARPS if name == "strips" else 227 << 10
-            assert_same_results(kernels, emulated.kernels(), name, seed=seed, shared=shared)
+            assert_same_results(kernels, emulated.kernels(), name, seed=seed, **options_for(name))

@@ -2,8 +2,9 @@
 """How the warps of the CUDA lattice hand edges over (kernels/cuda/sweep.cuh), in all interleavings.
 
 The steps of `Sweep::strip` are read from the source and carried out by a few warps that take turns
-in every possible way. A memory cell holds whose value it is. Each warp says what it must find.
-Stores and asynchronous copies become visible at once, or as late as what orders them allows.
+in every possible way: those of one block, strip after strip, or those of a block for each strip. A
+memory cell holds whose value it is. Each warp says what it must find. Stores and asynchronous
+copies become visible at once, or as late as what orders them allows.
 """
 
 import itertools
@@ -11,7 +12,7 @@ import re
 
 import pytest
 
-from support.runs import ROOT
+from support.runs import ROOT, sweep
 
 SWEEP = ROOT / "kernels" / "cuda" / "sweep.cuh"
 pytestmark = pytest.mark.skipif(not SWEEP.is_file(), reason="not in a source tree")
@@ -20,8 +21,10 @@ STEPS = {  # in a turn in which a warp has a tile, and at the turn's end
     r"if \(j \+ 1 < tiles\) fetch\(mine, column, base > 0, end, missing, (.*?), (.*?)\);": "fetch",
     r"copy_commit\(\);": "commit",
     r"copy_wait<(\d+)>\(\);": "wait",
+    r"if \(receives\) receive\(mine, coming, end, missing, j, (.*?), (.*?)\), look_for": "receive",
     r"__syncwarp\(\);": "order the warp",
     r"whole<kStore>\(": "work",
+    r"if \(more && warp \+ 1 == active\) pass_on\(mine, first, n, (.*?)\);": "pass on",
     r"slot = 1 - slot;": "flip",
     r"if \(active == 1\)\s+__syncwarp\(\);\s+else if \(\w+ == kAlpha\)\s+barrier<1>\((.*?)\);"
     r"\s+else\s+barrier<2>\((.*?)\);": "meet",
@@ -54,7 +57,10 @@ class Protocol:
         self.steps = [
             (step, arguments) for at, step, arguments in sorted(found) if at < end or step == "meet"
         ]
-        self.edge_slot = only(r"&memory\[warp \+ 1\]\.common\[(.*?)\]\[0\]\.edge : ", source)
+        self.edge_slot = only(r"&memory\[warp \+ 1\]\.common\[(.*?)\]\[0\]\.edge\n", source)
+        passing = source[source.index("void pass_on(") :]
+        passing = passing[: passing.index("\n  }\n")]
+        self.passing = ["order the warp"] * ("__syncwarp();" in passing) + ["pass on"]
 
 
 def value(expression, **names):
@@ -66,23 +72,30 @@ class Wrong(Exception):
 
 
 class Machine:
-    """A state is a tuple: what each warp is about to do, and the memory. `late`: whether stores and
-    copies become visible late."""
+    """A state is a tuple: what each warp is about to do, and the memory. `together`: strips have a
+    block each, else one for all. `late`: whether stores and copies become visible late."""
 
-    def __init__(self, protocol, active, tiles, late_stores, late_copies):
+    def __init__(self, protocol, active, tiles, together, late_stores, late_copies):
         self.p, self.active, self.tiles = protocol, active, tiles  # warps with a pair, by strip
-        self.late_stores, self.late_copies = late_stores, late_copies
-        self.programs = [self.program(warp) for warp in range(active[0])]
+        self.together, self.late_stores, self.late_copies = together, late_stores, late_copies
+        strips = list(enumerate(active))
+        blocks = [[strip] for strip in strips] if together else [strips]
+        self.programs, self.blocks = [], []  # of each warp
+        for block, of_block in enumerate(blocks):
+            for warp in range(of_block[0][1]):
+                self.programs.append(self.program(block, warp, of_block))
+                self.blocks.append(block)
 
-    def program(self, warp):
+    def program(self, block, warp, strips):
         """All that a warp does, in its order, as (what, arguments)."""
         steps = []
-        for strip, active in enumerate(self.active):
+        for strip, active in strips:
             if warp >= active:
                 continue
+            here = block, warp
             if warp == 0 and strip == 0:
-                steps += [("no edge", slot) for slot in range(self.p.slots)]
-            steps.append(("fetch", strip, *(value(x) for x in self.p.first)))
+                steps += [("no edge", here, slot) for slot in range(self.p.slots)]
+            steps.append(("fetch", here, strip, *(value(x) for x in self.p.first)))
             steps.append(("commit",))
             slot = 0
             for turn in range(value(self.p.turns, tiles=self.tiles, active=active)):
@@ -90,11 +103,17 @@ class Machine:
                 if 0 <= j < self.tiles:
                     for step, arguments in self.p.steps:
                         if step == "fetch" and j + 1 < self.tiles:
-                            steps.append(
-                                ("fetch", strip, *(value(x, j=j, slot=slot) for x in arguments))
-                            )
+                            to = (value(x, j=j, slot=slot) for x in arguments)
+                            steps.append(("fetch", here, strip, *to))
+                        elif step == "receive" and self.together and warp == 0 and strip > 0:
+                            at, sender = arguments
+                            to = ("edge", *here, value(at, slot=slot))
+                            steps.append(("receive", to, value(sender, number=strip), j))
                         elif step == "work":
-                            steps += self.work(strip, warp, active, j, slot)
+                            steps += self.work(here, strip, active, j, slot)
+                        elif step == "pass on" and self.passes_on(strip, warp, active):
+                            assert arguments == ("number",)
+                            steps += [(x, block, strip, j) for x in self.p.passing]
                         elif step == "flip":
                             slot = 1 - slot
                         elif step in ("commit", "wait", "order the warp"):
@@ -104,21 +123,27 @@ class Machine:
                 elif any(step == "meet" for step, _ in self.p.steps):
                     alpha, beta = next(a for step, a in self.p.steps if step == "meet")
                     assert alpha == beta
-                    steps.append(("meet", value(alpha, active=active, warps=self.active[0])))
+                    meeting = value(alpha, active=active, warps=self.active[0])
+                    steps.append(("meet", block, meeting))
         return steps
 
-    def work(self, strip, warp, active, j, slot):
+    def passes_on(self, strip, warp, active):
+        return self.together and strip + 1 < len(self.active) and warp + 1 == active
+
+    def work(self, here, strip, active, j, slot):
+        block, warp = here
         left = ("none",) if warp == 0 and strip == 0 else ("edge", strip - (warp == 0), j)
         reads = [
-            ("read", ("label", warp, slot), ("label", strip, j)),
-            ("read", ("edge", warp, slot), left),
+            ("read", ("label", *here, slot), ("label", strip, j)),
+            ("read", ("edge", *here, slot), left),
         ]
         steps = list(reads)
         if warp + 1 < active:
-            to = ("edge", warp + 1, value(self.p.edge_slot, slot=slot))
+            to = ("edge", block, warp + 1, value(self.p.edge_slot, slot=slot))
             steps.append(("store", to, ("edge", strip, j)))
         elif strip + 1 < len(self.active):
-            steps.append(("store", ("global", j), ("edge", strip, j)))
+            to = ("outgoing", block) if self.together else ("global", j)
+            steps.append(("store", to, ("edge", strip, j)))
         return [*steps, *reads]  # of the tile's later frames
 
     def start(self):
@@ -136,26 +161,38 @@ class Machine:
             return None
         memory = dict(memory)
         what, *arguments = self.programs[warp][step]
-        if what == "read":
+        if what == "receive":  # waits for a value, which it stores
+            cell, sender, j = arguments
+            if memory.get(("global", j)) != ("edge", sender, j):
+                return None
+            what, arguments = "store", [cell, ("edge", sender, j)]
+        if what == "pass on":  # by other lanes than the one that stored; seen by all at once
+            block, strip, j = arguments
+            seen = memory.get(("outgoing", block))
+            if seen != ("edge", strip, j):
+                raise Wrong(f"warp {warp} passes on {seen}")
+            memory[("global", j)] = seen
+        elif what == "read":
             cell, expected = arguments
             seen = dict(stores).get(cell, memory.get(cell))
             if seen != expected:
                 raise Wrong(f"warp {warp} finds {seen} in {cell}, not {expected}")
         elif what in ("store", "no edge"):
-            cell, stored = (
-                (("edge", 0, arguments[0]), ("none",)) if what == "no edge" else arguments
-            )
+            if what == "no edge":
+                here, slot = arguments
+                arguments = ("edge", *here, slot), ("none",)
+            cell, stored = arguments
             if self.late_stores:
                 stores = (*stores, (cell, stored))
             else:
                 memory[cell] = stored
         elif what == "fetch":
-            strip, j, slot = arguments
+            here, strip, j, slot = arguments
             if not 0 <= slot < self.p.slots:
                 raise Wrong(f"there is no slot {slot}")
-            new = [(("label", warp, slot), None, ("label", strip, j))]
-            if warp == 0 and strip > 0:
-                new.append((("edge", 0, slot), ("global", j), None))
+            new = [(("label", *here, slot), None, ("label", strip, j))]
+            if here[1] == 0 and strip > 0 and not self.together:
+                new.append((("edge", *here, slot), ("global", j), None))
             if self.late_copies:
                 copies = (*copies, *new)
             else:
@@ -171,15 +208,21 @@ class Machine:
                 else:
                     stores = land([copies[0]], memory, stores)
                 copies = copies[1:]
+            for cell, stored in stores:  # what the warp keeps to itself
+                if cell[0] == "outgoing":
+                    memory[cell] = stored
             if what == "meet":
                 arrived = (*arrived, warp)
         warps = (*warps[:warp], (step + 1, stores, copies, due), *warps[warp + 1 :])
-        if what == "meet" and len(arrived) == arguments[0]:
-            for w in arrived:
-                step, stores, copies, due = warps[w]
-                memory.update(stores)
-                warps = (*warps[:w], (step, (), copies, due), *warps[w + 1 :])
-            arrived = ()
+        if what == "meet":
+            block, expected = arguments
+            here = [w for w in arrived if self.blocks[w] == block]
+            if len(here) == expected:
+                for w in here:
+                    step, stores, copies, due = warps[w]
+                    memory.update(stores)
+                    warps = (*warps[:w], (step, (), copies, due), *warps[w + 1 :])
+                arrived = tuple(w for w in arrived if w not in here)
         return warps, tuple(sorted(memory.items())), tuple(sorted(arrived))
 
 
@@ -191,15 +234,15 @@ def land(copies, memory, stores):
     return tuple(store for store in stores if store[0] not in places)
 
 
-def explore(source, active=(3, 3), tiles=4):
+def explore(source, active=(3, 3), tiles=4, together=False):
     """How many states there are. Wrong, if a warp finds in any of them what it must not."""
     protocol, total = Protocol(source), 0
     for late in itertools.product([False, True], repeat=2):
-        machine = Machine(protocol, active, tiles, *late)
+        machine = Machine(protocol, active, tiles, together, *late)
         seen, waiting = {machine.start()}, [machine.start()]
         while waiting:
             state = waiting.pop()
-            following = [machine.after(state, w) for w in range(active[0])]
+            following = [machine.after(state, w) for w in range(len(machine.programs))]
             following = [x for x in following if x is not None]
             if not following and not machine.finished(state):
                 raise Wrong("no warp can go on")
@@ -217,10 +260,16 @@ def test_every_warp_finds_what_it_must_in_all_interleavings(active, tiles):
     assert explore(SWEEP.read_text(), active, tiles) > 20
 
 
+@pytest.mark.parametrize("tiles", sweep([1, 2, 3], [1, 2]))
+@pytest.mark.parametrize("active", [(2, 2), (2, 1), (1, 1, 1), (1, 2), (1, 1, 1, 1)], ids=str)
+def test_strips_that_sweep_together_hand_over_in_all_interleavings(active, tiles):
+    assert explore(SWEEP.read_text(), active, tiles, together=True) > 20
+
+
 def test_the_model_carries_out_what_the_source_says():
     protocol = Protocol(SWEEP.read_text())
     assert [step for step, _ in protocol.steps] == [
-        "fetch", "commit", "wait", "order the warp", "work", "flip", "meet",
+        "fetch", "commit", "receive", "wait", "order the warp", "work", "pass on", "flip", "meet",
     ]  # fmt: skip
     assert protocol.slots == 2
     assert explore(SWEEP.read_text()) > 2000
@@ -246,12 +295,40 @@ BUGS = {  # what is found of them
         "j + 1, 1 - slot)", "j + 1, slot)", "finds .'label', 0, 1. in .'label'",
     ),
     "the edge goes to the other slot": (
-        "common[slot][0].edge : ", "common[1 - slot][0].edge : ", "in .'edge'",
+        "common[slot][0].edge\n", "common[1 - slot][0].edge\n", "in .'edge'",
     ),
     "the last turns are missing": ("turn < tiles + active - 1", "turn < tiles", "in .'edge'"),
     "one slot": ("kSlots = 2", "kSlots = 1", "there is no slot 1"),
     "slots are not exchanged": ("        slot = 1 - slot;\n", "", "in .'label'"),
 }  # fmt: skip
+TOGETHER_BUGS = {
+    "a strip takes its own edge": ("slot, number - 1)", "slot, number)", "no warp can go on"),
+    "a strip takes what was left for the strip before": (
+        "slot, number - 1)", "slot, number - 2)", "in .'edge'|no warp can go on",
+    ),
+    "lanes pass on what another has not left": (
+        "    __syncwarp();\n    if (lane >= n) return;\n    const Value edge",
+        "    if (lane >= n) return;\n    const Value edge",
+        "passes on",
+    ),
+    "the next tile's edge comes to where this one is": (
+        "missing, j, slot, number - 1)", "missing, j, 1 - slot, number - 1)", "in .'edge'",
+    ),
+    "warps do not meet": (
+        "        barrier<1>(active * kWarp);\n      else\n        barrier<2>(active * kWarp);",
+        "        __syncwarp();",
+        "in .'edge'",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bug", TOGETHER_BUGS)
+def test_planted_bugs_between_strips_are_found(bug):
+    right, wrong, found = TOGETHER_BUGS[bug]
+    source = SWEEP.read_text()
+    assert right in source
+    with pytest.raises(Wrong, match=found):
+        explore(source.replace(right, wrong), active=(2, 2, 1), tiles=2, together=True)
 
 
 @pytest.mark.parametrize("bug", BUGS)

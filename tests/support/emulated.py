@@ -187,7 +187,7 @@ class Emulated:
 
     def hvp(
         self, acts, labels, lengths, directions, *, blank=0, time_axis=0, cotangents=None,
-        kept=None, seed=1, shared=227 << 10, shift=0,
+        kept=None, seed=1, shared=227 << 10, multiprocessors=132, shift=0,
     ):  # fmt: skip
         """The Hessian times directions. Arguments as for `solve`; `kept`, rows and columns, may
         come from elsewhere."""
@@ -200,6 +200,7 @@ class Emulated:
         directions = np.ascontiguousarray(directions, acts.dtype)
         out, scratch = _dirty(acts.shape, acts.dtype, shift), self.scratch(3, p)
         self.library.set_shared_memory_limit(shared)
+        self.library.set_multiprocessors(multiprocessors)
         self.library.set_seed(seed)
         wrong = self.library.hvp(
             *p.operands(), *map(_address, (*kept, cotangents, directions, out, scratch))

@@ -93,6 +93,21 @@ CTC_DEVICE void store_if(bool yes, DualCell<double>* to, Dual<double> v) {
   asm volatile(CTC_IF("%4", "@p st.v2.b64 [%0], {%1, %2}; @p st.b64 [%0+16], %3;")::"l"(to), "d"(v.m), "l"(v.e),
                "d"(v.d), "r"(unsigned(yes)));
 }
+// 8 bytes that come whole, and that other blocks see although nothing orders them.
+CTC_DEVICE void store_now(Scaled<float>* to, Scaled<float> v) {
+  asm volatile("{.reg .b64 x; mov.b64 x, {%1, %2}; st.relaxed.gpu.global.b64 [%0], x;}" ::"l"(to), "f"(v.m), "r"(v.e));
+}
+CTC_DEVICE Scaled<float> load_now(const Scaled<float>* from) {
+  Scaled<float> v;
+  asm volatile("{.reg .b64 x; ld.relaxed.gpu.global.b64 x, [%2]; mov.b64 {%0, %1}, x;}"
+               : "=f"(v.m), "=r"(v.e)
+               : "l"(from));
+  return v;
+}
+// Until another block has stored something. It must have started before this one: blocks that have started go on.
+template <class Condition, class Look> CTC_DEVICE void wait_until(Condition come, Look look_again) {
+  while (!come()) look_again();
+}
 // To global memory, two values side by side.
 CTC_DEVICE void store_pair_if(bool yes, void* to, Scaled<float> a, Scaled<float> b) {
   asm volatile(CTC_IF("%5", "@p st.global.v4.b32 [%0], {%1, %2, %3, %4};")::"l"(to), "f"(a.m), "r"(a.e), "f"(b.m),

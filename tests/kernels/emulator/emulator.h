@@ -196,6 +196,12 @@ inline int32_t block_adds(int32_t* to, int32_t* before) {
   return *before;
 }
 
+// Seen by all at once.
+template <class T> void store_now(T* to, T value) {
+  const NotTheKernel here;
+  std::memcpy(to, &value, sizeof value);
+}
+
 // ---- copies that arrive late -------------------------------------------------------------------
 
 inline void carry_out(Fiber& f) {

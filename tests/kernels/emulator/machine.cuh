@@ -33,6 +33,12 @@ template <class Value> void store_if(bool yes, Cell<Value>* to, Value v) {
 template <class Value> void store_pair_if(bool yes, void* to, Value a, Value b) {
   if (yes) store(static_cast<Cell<Value>*>(to), a), store(static_cast<Cell<Value>*>(to) + 1, b);
 }
+inline void store_now(Scaled<float>* to, Scaled<float> v) { emulator::store_now(to, v); }
+inline Scaled<float> load_now(const Scaled<float>* from) { return *from; }
+template <class Condition, class Look> void wait_until(Condition come, Look look_again) {
+  if (!come()) look_again();
+  if (!come()) emulator::fail("a block waits for one that starts later");  // those that started before have ended
+}
 inline int32_t block_adds(int32_t* to, int32_t* before) { return emulator::block_adds(to, before); }
 inline char* computed_again(char* p) { return p; }
 inline float exp2_approx(float x) { return emulator::exp2_approx(x); }
