@@ -87,6 +87,7 @@ lint: $(HERE) $(VENV)/.lint-tools
 	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/zizmor --quiet --offline --min-severity medium .github
 
 format: $(VENV)/.lint-tools
 	$(BIN)/ruff check --fix

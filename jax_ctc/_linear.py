@@ -63,7 +63,7 @@ def ctc_linear(
       float32.
 
     Raises: as `ctc`; also ValueError if hidden, kernel and bias disagree on D or V, and TypeError
-      if a type shards D.
+    if a type shards D.
 
     Products are summed in float32, or in float64 for float64. Their factors are bfloat16 if both
     hidden and kernel are, and float32 (float64) otherwise. Logits and sums are not rounded to a

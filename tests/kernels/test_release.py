@@ -64,3 +64,13 @@ def test_the_citation_has_the_version_and_the_address_of_the_project():
     citation = (ROOT / "CITATION.cff").read_text()
     assert f"\nversion: {project()['version']}\n" in citation
     assert f'\nrepository-code: "{project()["urls"]["Repository"]}"\n' in citation
+
+
+def test_the_tests_of_a_release_and_of_workflows_are_there():
+    """A name that nobody finds would stop the release, and nothing before it."""
+    wheels = tomllib.loads(PROJECT.read_text())["tool"]["cibuildwheel"]["test-command"]
+    files = [".ci/release-check", ".github/workflows/tests.yml"]
+    for text in [" ".join(wheels), *((ROOT / file).read_text("utf-8") for file in files)]:
+        paths = re.findall(r"\btests/[\w./]+\w", text)
+        assert len(paths) > 1
+        assert [path for path in paths if not (ROOT / path).exists()] == []
