@@ -184,14 +184,14 @@ def draw(
     )
 
     said, stands = ("".join(map(str, digits)) for digits in (read, truth))
-    style = {"family": "monospace", "size": 13}
+    style = {"family": "monospace", "size": 14}
     ax.text(0, top - 0.5, f"reads {said}", color="white" if read == truth else "#ff6b5e", **style)
     ax.text(frames, top - 0.5, f"truth {stands}", color=QUIET, ha="right", **style)
-    ax.set_yticks(range(CLASSES), [*map(str, range(BLANK)), "blank"], size=8, color=QUIET)
+    ax.set_yticks(range(CLASSES), [*map(str, range(BLANK)), "blank"], size=9.5, color=QUIET)
     ax.set_xticks(range(0, frames + 1, 5))
-    ax.set_xlabel("frame", size=9, color=QUIET, labelpad=1)
+    ax.set_xlabel("frame", size=11, color=QUIET, labelpad=1)
     ax.set(ylim=(10.5, top), frame_on=False)
-    ax.tick_params(axis="x", length=3, labelsize=8, colors=QUIET)
+    ax.tick_params(axis="x", length=3, labelsize=11, colors=QUIET)
     ax.tick_params(axis="y", length=0)
     return shades
 
@@ -217,8 +217,9 @@ def picture(batch: Batch, acts: Array, read: list[list[int]], truth: list[list[i
         "shade: what the network sees in the frame (softmax)"
         "      ring: where each true digit is (ctc_occupancy)",
         color=QUIET,
+        size=12,
     )
-    bar.ax.tick_params(colors=QUIET, labelsize=8)
+    bar.ax.tick_params(colors=QUIET, labelsize=11)
     bar.outline.set_visible(False)
     return figure
 
