@@ -82,6 +82,11 @@ BUGS = {
     "blank and edge are copied by lanes that only vote": (
         "sweep.cuh", "started\n        __syncwarp();", f"started\n        {VOTE}",
     ),
+    "edges are passed on after a vote": (
+        "sweep.cuh",
+        "    __syncwarp();\n    if (lane >= n) return;\n    const Value edge",
+        f"    {VOTE}\n    if (lane >= n) return;\n    const Value edge",
+    ),
     "rows are worked on by warps that only vote": (
         "occupancy.cu",
         "      }\n      __syncthreads();\n    };",

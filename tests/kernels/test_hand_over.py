@@ -58,8 +58,11 @@ class Protocol:
             (step, arguments) for at, step, arguments in sorted(found) if at < end or step == "meet"
         ]
         self.edge_slot = only(r"&memory\[warp \+ 1\]\.common\[(.*?)\]\[0\]\.edge\n", source)
-        passing = source[source.index("void pass_on(") :]
-        passing = passing[: passing.index("\n  }\n")]
+        receiving, passing = (
+            source[source.index(f"void {name}(") :].split("\n  }\n")[0]
+            for name in ("receive", "pass_on")
+        )
+        self.waits = "wait_until([&] { return has_stamp(coming.e, stamp); }" in receiving
         self.passing = ["order the warp"] * ("__syncwarp();" in passing) + ["pass on"]
 
 
@@ -163,9 +166,10 @@ class Machine:
         what, *arguments = self.programs[warp][step]
         if what == "receive":  # waits for a value, which it stores
             cell, sender, j = arguments
-            if memory.get(("global", j)) != ("edge", sender, j):
+            seen = memory.get(("global", j))
+            if seen != ("edge", sender, j) and self.p.waits:
                 return None
-            what, arguments = "store", [cell, ("edge", sender, j)]
+            what, arguments = "store", [cell, seen]
         if what == "pass on":  # by other lanes than the one that stored; seen by all at once
             block, strip, j = arguments
             seen = memory.get(("outgoing", block))
@@ -302,6 +306,9 @@ BUGS = {  # what is found of them
     "slots are not exchanged": ("        slot = 1 - slot;\n", "", "in .'label'"),
 }  # fmt: skip
 TOGETHER_BUGS = {
+    "a strip takes what is there": (
+        "return has_stamp(coming.e, stamp);", "return true;", "finds None in .'edge'",
+    ),
     "a strip takes its own edge": ("slot, number - 1)", "slot, number)", "no warp can go on"),
     "a strip takes what was left for the strip before": (
         "slot, number - 1)", "slot, number - 2)", "in .'edge'|no warp can go on",
