@@ -57,7 +57,8 @@ fuzz: $(HERE)
 bench: $(HERE) $(VENV)/.bench-tools
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
-# Instructions of the CPU kernels a row, which no noise can move: by callgrind, where valgrind is found.
+# Instructions of the CPU kernels a row, which no noise can move: by callgrind where valgrind is found, and of the kernels
+# for ARM by qemu (Debian: g++-aarch64-linux-gnu, qemu-user-static).
 instructions: $(HERE)
 	$(BIN)/python -m benchmarks.cpu.instructions
 

@@ -2,21 +2,18 @@
 """Instructions of the CPU kernels a row and a pair of states, which no noise can move.
 
 `python -m benchmarks.cpu.instructions` (or `make instructions`) compiles the kernels into a program
-of their own, runs the first two sequences of each shape under callgrind, and prints for each
-instruction set and shape
+of their own, counts the instructions of the first two sequences of each shape (counting.py), and
+prints for each instruction set and shape
   a row      all instructions / frames in use, of the loss and of loss + gradient
   a pair     the same / pairs of states of all frames in use
   and how many of a row are of which part: `rows` (the normalisers), `emissions`, `step` (the
   recursion), `posterior` (products of states, and what is kept), `gradient`, and the rest.
-An instruction belongs to the innermost function that has one of these subjects (PARTS). callgrind
-knows no AVX-512. Where llvm-mca and objdump are found, a table of what they expect of
-the hottest loops follows.
-
-Without valgrind, addr2line or a C++ compiler it says so, and the exit status is 0.
+An instruction belongs to the innermost function that has one of these subjects (PARTS). Instruction
+sets whose tools are missing are left out, and the exit status is 0. Where llvm-mca and objdump are
+found, a table of what they expect of the hottest loops with AVX2 follows.
 """
 
 import argparse
-import os
 import re
 import shutil
 import subprocess
@@ -28,18 +25,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from . import counting
+from .counting import COUNTED, ROOT, Frame, Processor
 from .problems import SHAPES, Shape, problem
 
-ROOT = next(p for p in Path(__file__).resolve().parents if (p / "kernels").is_dir())
 RESULTS = ROOT / "benchmarks" / "results" / "instructions.md"
-FLAGS = (
-    "-std=gnu++17 -O3 -DNDEBUG -g2 -Wno-psabi -fno-math-errno -fno-trapping-math -static".split()
-)
-SETS = ("avx2", "baseline")
 MACHINES = ("znver3", "skylake")  # as llvm-mca names them
-COUNTED = ("counted_loss", "counted_training")  # of instructions.cpp
 LOOPS = (SHAPES["letters"], SHAPES["word pieces"])  # a table of classes; rows by themselves
-Frame = tuple[str, str]  # a function and its file
 
 # The subject of a function, by its file. Files that all subjects use (lanes.h, scaled.h) have none.
 PARTS = {
@@ -69,24 +61,6 @@ def part_of(chain: list[Frame]) -> str:
     return "rest"
 
 
-def compiled(folder: Path, compiler: str) -> Path:
-    program = folder / "instructions"
-    sources = [
-        ROOT / "benchmarks" / "cpu" / "instructions.cpp",
-        *(ROOT / "kernels" / "cpu").glob("*.cpp"),
-        *(ROOT / "kernels" / "cpu" / "simd").glob("*.cpp"),
-    ]
-    of_xla = {"ffi.cpp", "bindings.cpp"}
-    objects = []
-    for source in sources:
-        if source.name not in of_xla:
-            objects.append(folder / f"{source.stem}.o")
-            command = [compiler, *FLAGS, "-c", str(source), "-o", str(objects[-1])]
-            subprocess.run(command, check=True)
-    subprocess.run([compiler, *FLAGS, *map(str, objects), "-o", str(program)], check=True)
-    return program
-
-
 def problem_file(folder: Path, shape: Shape) -> tuple[Path, int, int]:
     """Two sequences of the shape; with their frames, and pairs of states of all frames."""
     acts, labels, lengths, counts = problem(shape)
@@ -99,46 +73,10 @@ def problem_file(folder: Path, shape: Shape) -> tuple[Path, int, int]:
     return file, int(lengths.sum()), int((lengths * (counts + 1)).sum())
 
 
-def counts_of(program: Path, file: Path, isa: str, counted: str) -> Counter[int]:
-    """How often each instruction of the program runs within a function, by its address."""
-    out = file.with_name("callgrind.out")
-    command = ["valgrind", "--tool=callgrind", f"--toggle-collect={counted}", "--dump-instr=yes"]
-    command += ["--compress-pos=no", "--compress-strings=no", f"--callgrind-out-file={out}"]
-    done = subprocess.run(
-        [*command, str(program), str(file)],
-        env={**os.environ, "JAX_CTC_ISA": isa}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode or not done.stdout.startswith(isa):
-        raise RuntimeError(f"{isa} under callgrind: {done.stdout}{done.stderr[-2000:]}")
-    counts: Counter[int] = Counter()
-    lines = iter(out.read_text().splitlines())
-    for line in lines:
-        if line.startswith("calls="):
-            next(lines)  # what the callee took
-        elif line.startswith("0x"):
-            address, *_, count = line.split()
-            counts[int(address, 16)] += int(count)
-    return counts
-
-
-def chains_of(program: Path, addresses: list[int]) -> Iterator[list[Frame]]:
-    """The functions of an instruction, from the innermost outwards."""
-    said = subprocess.run(
-        ["addr2line", "-a", "-i", "-f", "-C", "-e", str(program)],
-        input="\n".join(map(hex, addresses)), capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    for block in re.split(r"^0x[0-9a-f]+\n", said, flags=re.MULTILINE)[1:]:
-        lines = block.splitlines()
-        yield [
-            (function, place.rsplit("/", 1)[-1].split(":")[0])
-            for function, place in zip(lines[::2], lines[1::2], strict=True)
-        ]
-
-
-def by_part(program: Path, counts: Counter[int]) -> Counter[str]:
+def by_part(processor: Processor, program: Path, counts: Counter[int]) -> Counter[str]:
     addresses = sorted(counts)
     parts: Counter[str] = Counter()
-    for address, chain in zip(addresses, chains_of(program, addresses), strict=True):
+    for address, chain in zip(addresses, processor.chains_of(program, addresses), strict=True):
         parts[part_of(chain)] += counts[address]
     return parts
 
@@ -151,7 +89,7 @@ class Loop(NamedTuple):
     code: list[str]
 
 
-def loops_of(program: Path, counts: Counter[int]) -> Iterator[Loop]:
+def loops_of(processor: Processor, program: Path, counts: Counter[int]) -> Iterator[Loop]:
     said = subprocess.run(
         ["objdump", "-d", "--no-show-raw-insn", str(program)],
         capture_output=True, text=True, check=True,
@@ -170,16 +108,16 @@ def loops_of(program: Path, counts: Counter[int]) -> Iterator[Loop]:
         body = [line for _, line in code[place_of[begin] : i]]
         if any(re.match(r"j|call|ret", line) for line in body):
             continue  # not one straight line, which is all that llvm-mca knows
-        (chain,) = chains_of(program, [code[(place_of[begin] + i) // 2][0]])
+        (chain,) = processor.chains_of(program, [code[(place_of[begin] + i) // 2][0]])
         yield Loop(part_of(chain), counts[address], body)
 
 
-def report(program: Path, folder: Path, shape: Shape) -> Iterator[str]:
+def report(processor: Processor, program: Path, folder: Path, shape: Shape) -> Iterator[str]:
     """What llvm-mca expects of the hottest loop of each part, in cycles a turn."""
     file, _, _ = problem_file(folder, shape)
-    counts = counts_of(program, file, "avx2", "counted_training")
+    counts = processor.count(program, file, "avx2", COUNTED["loss + gradient"])
     best: dict[str, Loop] = {}
-    for loop in loops_of(program, counts):
+    for loop in loops_of(processor, program, counts):
         other = best.get(loop.part)
         if other is None or loop.turns * len(loop.code) > other.turns * len(other.code):
             best[loop.part] = loop
@@ -200,18 +138,33 @@ def report(program: Path, folder: Path, shape: Shape) -> Iterator[str]:
         yield f"| {part} | {len(best[part].code) + 1} | {' | '.join(cycles)} |"
 
 
-def table(program: Path, folder: Path, isa: str, shapes: dict[str, Shape]) -> Iterator[str]:
+def table(
+    processor: Processor, program: Path, folder: Path, isa: str, shapes: dict[str, Shape]
+) -> Iterator[str]:
     yield f"| {isa}: T, B, V, L | of | a row | a pair | {' | '.join(NAMES)} |"
     yield "|---" * (4 + len(NAMES)) + "|"
     for shape in shapes.values():
         file, rows, pairs = problem_file(folder, shape)
-        for counted in COUNTED:
-            parts = by_part(program, counts_of(program, file, isa, counted))
+        for what, counted in COUNTED.items():
+            counts = processor.count(program, file, processor.sets[isa], counted)
+            parts = by_part(processor, program, counts)
             total = sum(parts.values())
             cells = [f"{total / rows:,.0f}", f"{total / pairs:.1f}"]
             cells += [f"{parts[name] / rows:,.0f}" for name in NAMES]
-            what = "loss" if counted == "counted_loss" else "loss + gradient"
             yield f"| {', '.join(map(str, shape))} | {what} | {' | '.join(cells)} |"
+
+
+def tables(processor: Processor, folder: Path, shapes: dict[str, Shape]) -> Iterator[str]:
+    program = processor.compiled(folder)
+    for isa in processor.sets:
+        yield from table(processor, program, folder, isa, shapes)
+        yield ""
+    if "avx2" in processor.sets and shutil.which("llvm-mca") and shutil.which("objdump"):
+        yield from ("Cycles a turn, as llvm-mca expects them; avx2.", "")
+        for shape in LOOPS:
+            if shape in shapes.values():
+                yield from report(processor, program, folder, shape)
+                yield ""
 
 
 def main() -> None:
@@ -221,30 +174,19 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one small shape, nothing is written")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    missing = [tool for tool in ("valgrind", "addr2line") if shutil.which(tool) is None]
-    if missing or compiler is None:
-        print(f"not found: {', '.join(missing) or 'a C++ compiler'}; nothing is counted")
-        return
     shapes = {"small": SHAPES["small"]} if options.quick else SHAPES
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
-    lines = [f"Instructions of one thread, by callgrind; {version.stdout.splitlines()[0]}.", ""]
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        program = compiled(folder, compiler)
-        for isa in SETS:
-            for line in table(program, folder, isa, shapes):
+    lines = []
+    for processor in counting.PROCESSORS:
+        if missing := processor.missing():
+            print(f"{', '.join(processor.sets)}: not found: {', '.join(missing)}")
+            continue
+        lines += [f"Instructions of one thread, by {processor.counter}; {processor.version()}.", ""]
+        print(lines[-2], flush=True)
+        with tempfile.TemporaryDirectory() as name:
+            for line in tables(processor, Path(name), shapes):
                 print(line, flush=True)
                 lines.append(line)
-            lines.append("")
-        if shutil.which("llvm-mca") and shutil.which("objdump"):
-            lines += ["Cycles a turn, as llvm-mca expects them; avx2.", ""]
-            for shape in [SHAPES["small"]] if options.quick else LOOPS:
-                for line in report(program, folder, shape):
-                    print(line, flush=True)
-                    lines.append(line)
-                lines.append("")
-    if not options.quick:
+    if lines and not options.quick:
         options.output.write_text("\n".join(lines))
 
 

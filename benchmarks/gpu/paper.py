@@ -98,6 +98,8 @@ def launches(shape, training, instructions=None):
         "rows", 4 * frames * V, emissions + 8 * frames, B + row_blocks, threads, group // 32 * 12,
         ROW_CYCLES * row * (threads // 32) / 4, threads // 32, ("rows", group),
     )  # fmt: skip
+    if strips_with_schedulers(B, L) > 1:
+        rows.written += 16 * frames  # edges of no strip yet
     if training:
         rows.written += 0 if by_class else kept if dense else 8 * frames
 
@@ -144,9 +146,8 @@ def launches(shape, training, instructions=None):
 def strips_with_schedulers(sequences, L):
     """Of kernels/cuda/tuning.h, and of how many strips sweep together: blocks of a direction whose
     warps have a pair a lane and a scheduler each; 0 if they would have to share."""
-    warps = ceil((L + 1) / 32)
-    strips, blocks_at_once = ceil(warps / 4), 4 // min(warps, 4)
-    return strips if strips <= 8 and 2 * sequences * strips <= PROCESSORS * blocks_at_once else 0
+    strips = ceil(ceil((L + 1) / 32) / 4)
+    return strips if strips <= 8 and 2 * sequences * strips <= PROCESSORS else 0
 
 
 def occupancy_plan(T, frames, L):

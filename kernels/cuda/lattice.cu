@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// emissions -> cost, and for training the states of both recursions, alpha and beta: each by a block of its own, or
-// both by one.
+// emissions -> cost, and for training the states of both recursions, alpha and beta: each by a block of its own, or by
+// several that sweep a strip of pairs each, or both by one.
 //
 // For the loss both stop where they meet, in the middle of the frames. For training each goes on through the other's
 // half, and leaves its states at one frame of each chunk. Whichever ends last multiplies the states in the middle,
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kRegistersFor<Value, kPairs, kTile>, 1) lattic
   uint32_t block = blockIdx.x, strip = 0;
   if constexpr (kTogether) {  // numbered as they start: a block waits for one with a lower number, which goes on
     const Workspace<Value> first(a.scratch, a.shape.T, a.shape.L, kTraining);
-    block = block_adds(&first.result->started, reinterpret_cast<int32_t*>(shared_memory()));
+    block = block_number(&first.result->started, reinterpret_cast<int32_t*>(shared_memory()));
     strip = block % a.strips, block /= a.strips;
   }
   const int64_t sequence = both ? block : block / 2;
@@ -157,9 +157,8 @@ template <class Value, bool kTraining>
 const char* launch_lattice_of(const Problem& p, Operation operation, void* cost, void* scratch) {
   if constexpr (std::is_same_v<Value, Scaled<float>>) {
     const int strips = strips_with_schedulers(p.shape.sequences(), p.shape.L, multiprocessors());
-    static_assert(kSchedulers * sizeof(typename Sweep<Value, 1, 8, true>::Memory) + kCountBytes <=
-                  kSharedMemoryUnasked);
-    if (p.shape.L >= kWarp && strips > 1 && strips <= kStripsTogether)
+    const size_t needed = kCountBytes + kSchedulers * sizeof(typename Sweep<Value, 1, 8, true>::Memory);
+    if (p.shape.L >= kWarp && strips > 1 && needed <= size_t(shared_memory_limit()))
       return launch_lattice_of<Value, 1, 8, true, kTraining>(p, operation, cost, scratch, strips);
     if (p.shape.L >= kWarp && strips == 1)
       return launch_lattice_of<Value, 1, 8, false, kTraining>(p, operation, cost, scratch);

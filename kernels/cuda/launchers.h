@@ -7,9 +7,9 @@
 namespace jax_ctc {
 namespace cuda {
 
-// rows.cu: computes each row's softmax normaliser and the emissions of the blank and the labels, and removes padding
-// from the labels. When training it also fills `rows`, and dense `columns` with the softmax; occupancy.cu completes
-// them.
+// rows.cu: computes each row's softmax normaliser and the emissions of the blank and the labels, or of the classes, and
+// removes padding from the labels. When training it also fills `rows`, and dense `columns` with the softmax where
+// emissions are not of classes; occupancy.cu completes them.
 const char* launch_rows(const Problem& problem, Residuals residuals, void* scratch);
 
 // lattice.cu: emissions -> cost; for training, states of alpha and beta.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// acts -> the softmax of each row, and the emissions of the blank and of each label. One read of acts; of log-scores
-// only of the entries of the blank and the labels.
+// acts -> the sum of each row, and the emissions of the blank and of each label, or of each class. One read of acts; of
+// log-scores only of the entries of the blank and the labels.
 #include "labels.cuh"
 #include "launch.cuh"
 #include "launchers.h"
@@ -14,6 +14,7 @@ namespace {
 template <class A> struct RowsArguments {
   Rows<A> in;
   bool by_class;         // emissions are
+  bool strips_together;  // sweep
   int64_t label_blocks;  // prepare the labels of a sequence each; first, because they take longer than a row
   char* scratch;
   int64_t stride;
@@ -60,7 +61,7 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
   }
   const A* row = in.acts + r * s.V;
   const Workspace<Scaled<F>> ws(a.scratch + sequence * a.stride, s.T, s.L, training);
-  if (me < 2) store(ws.edges + 2 * t + me, Scaled<F>{F(0), 0});  // of no strip yet (sweep.cuh)
+  if (a.strips_together && me < 2) store(ws.edges + 2 * t + me, Scaled<F>{F(0), 0});  // of no strip yet (sweep.cuh)
   F shift, scale = 0;
   if (in.softmax) {
     Softmax<F> softmax;
@@ -106,8 +107,12 @@ const char* launch_rows(const Problem& p, Residuals residuals, void* scratch) {
   return for_rows_of(p, read_by_lattice(p), [&](auto type, auto threads) {
     using A = decltype(type);
     constexpr int G = decltype(threads)::value;
-    const RowsArguments<A> a = {Rows<A>(p, residuals), emits_classes<Scaled<Computed<A>>>(p), p.shape.sequences(),
-                                static_cast<char*>(scratch), scratch_stride(operation, p.dtype, p.shape.T, p.shape.L)};
+    const RowsArguments<A> a = {Rows<A>(p, residuals),
+                                emits_classes<Scaled<Computed<A>>>(p),
+                                strips_with_schedulers(p.shape.sequences(), p.shape.L, multiprocessors()) > 1,
+                                p.shape.sequences(),
+                                static_cast<char*>(scratch),
+                                scratch_stride(operation, p.dtype, p.shape.T, p.shape.L)};
     return launch(rows_kernel<A, G>, a.label_blocks + blocks_for<G>(p.shape), kThreadsOfBlock<G>,
                   (G / kWarp) * sizeof(Softmax<Computed<A>>), static_cast<cudaStream_t>(p.stream), a);
   });

@@ -26,12 +26,14 @@ constexpr int kCountBytes = 16;  // of shared memory, before that of the warps
 
 constexpr int kSchedulers = 4;  // of a multiprocessor
 
+constexpr int kStripsTogether = 8;  // at the most (sweep.cuh)
+
 // Strips, a block each, in which the warps that sweep `sequences` of up to L labels with a pair a lane have a scheduler
-// each; 0 if they cannot.
+// each; 0 if they cannot. Each block has a multiprocessor of its own: of two blocks with fewer warps nobody knows which
+// schedulers they get.
 inline int strips_with_schedulers(int64_t sequences, int64_t L, int64_t multiprocessors) {
   const int64_t warps = (L + 1 + 31) / 32, strips = (warps + kSchedulers - 1) / kSchedulers;
-  const int64_t blocks_at_once = kSchedulers / std::min<int64_t>(warps, kSchedulers);  // of a multiprocessor
-  return 2 * sequences * strips <= multiprocessors * blocks_at_once ? int(strips) : 0;
+  return strips <= kStripsTogether && 2 * sequences * strips <= multiprocessors ? int(strips) : 0;
 }
 
 struct LatticeShape {

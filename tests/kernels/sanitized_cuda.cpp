@@ -112,7 +112,7 @@ template <class F> class Trial {
         columns_(random_.kept_columns()),
         cost_(n_),
         impossible_(elements_) {
-    const int strips = sizeof(F) == 4 ? 24 : 40;  // KB: one warp, so 33 labels need two strips
+    const int strips = sizeof(F) == 4 ? 24 : 40;  // KB: two warps with two pairs a lane, and for Duals one
     emulator::shared_memory_limit() = (sometimes(2) ? 227 : sometimes(2) ? 60 : strips) << 10;
     emulator::multiprocessors() = sometimes(2) ? 132 : 1;
     // In a large problem some logit is NaN or +inf, and no sequence has a gradient.
@@ -139,7 +139,7 @@ template <class F> class Trial {
   // A quarter have labels for several strips, and frames enough for them; some of these for strips that sweep together.
   static Shape shape() {
     if (!sometimes(4)) return RandomProblem<F>::random_shape();
-    const int64_t L = sometimes(4) ? 128 + below(8) : 33 + below(40);
+    const int64_t L = sometimes(2) ? 128 + below(8) : 33 + below(40);
     return {1, L + 8 + below(20), 1 + below(2), 8 + below(2 * L), L};
   }
   // Labels are drawn without class 0: it takes the place of the class that becomes the blank.

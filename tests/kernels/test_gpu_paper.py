@@ -46,14 +46,14 @@ def test_the_table_shares_schedulers_where_the_launch_does(paper, monkeypatch):
     """A batch that has two pairs a lane."""
     kernels, (T, B, V, L) = emulated.kernels(), (3, 67, 3, 40)
     labels, lengths = np.ones((B, L), np.int32), np.full(B, T, np.int32)
-    for multiprocessors in (66, 67):
+    for multiprocessors in (133, 134):
         monkeypatch.setattr(paper, "PROCESSORS", multiprocessors)
         kernels.solve(
             np.zeros((T, B, V), np.float32), labels, lengths, in_place=True,
             multiprocessors=multiprocessors,
         )  # fmt: skip
         _, k = paper.launches((T, B, V, L), False)
-        assert k.key[1] == (2 if multiprocessors == 66 else 1)
+        assert k.key[1] == (2 if multiprocessors == 133 else 1)
         assert kernels.last_launches()[1].tolist() == [k.blocks, k.threads, k.shared]
 
 

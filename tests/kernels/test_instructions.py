@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What benchmarks/cpu/instructions.py knows of the kernels."""
+"""What benchmarks/cpu/instructions.py knows of the kernels, and how qemu's log is read."""
 
 import importlib
 import re
@@ -37,3 +37,31 @@ def test_an_instruction_belongs_to_the_innermost_subject(instructions):
     assert instructions.part_of(chain) == "emissions"
     assert instructions.part_of([("exp", "emission.h"), ("tabulate", "class_table.h")]) == "rows"
     assert instructions.part_of([("memset", "string.h")]) == "rest"
+
+
+LOG = """----------------
+IN: main
+0x00400d18:  aa1403e0  mov      x0, x20
+0x00400d1c:  94010b8d  bl       #0x443b50
+
+Trace 0: 0x7f89900a3d40 [0000000001009331/0000000000400d18/00000001/00000200] main
+----------------
+IN: counted_loss
+0x00443b50:  d10043ff  sub      sp, sp, #0x10
+0x00443b54:  b4000040  cbz      x0, #0x443b5c
+
+Trace 0: 0x7f89900a3e80 [0000000001009331/0000000000443b50/00000001/00000200] counted_loss
+Trace 0: 0x7f89900a3e80 [0000000001009331/0000000000443b50/00000001/00000200] counted_loss
+----------------
+IN: main
+0x00400d20:  f94093fa  ldr      x26, [sp, #0x120]
+
+Trace 0: 0x7f89900a4040 [0000000001009331/0000000000400d20/00000001/00000200] main
+Trace 0: 0x7f89900a3e80 [0000000001009331/0000000000443b50/00000001/00000200] counted_loss
+"""
+
+
+def test_a_block_counts_as_often_as_it_runs_within_the_function(instructions):
+    counting = instructions.counting
+    counts = counting.counts_within("counted_loss", counting.blocks_that_ran(LOG.splitlines()))
+    assert counts == {0x443B50: 2, 0x443B54: 2}

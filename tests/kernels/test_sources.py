@@ -151,8 +151,8 @@ INCLUDES = {
     "cuda/gradient.cu": {"cuda/launch.cuh", "cuda/launchers.h", "cuda/rows.cuh"},
     "cuda/labels.cuh": {"cuda/warp.cuh", "cuda/workspace.h"},
     "cuda/hvp.cu": {"cuda/labels.cuh", "cuda/launch.cuh", "cuda/launchers.h", "cuda/rows.cuh"},
-    "cuda/sweep.cuh": {"cuda/warp.cuh", "cuda/workspace.h"},
     "cuda/tuning.h": set(),
+    "cuda/sweep.cuh": {"cuda/tuning.h", "cuda/warp.cuh", "cuda/workspace.h"},
     "cuda/lattice.cu": {
         "cuda/launch.cuh",
         "cuda/launchers.h",

@@ -196,6 +196,11 @@ inline int32_t block_adds(int32_t* to, int32_t* before) {
   return *before;
 }
 
+// Whether a look at what another block stores comes before it has: half of them do.
+inline bool too_early() {
+  const NotTheKernel here;
+  return machine().random() % 2 == 0;
+}
 // Seen by all at once.
 template <class T> void store_now(T* to, T value) {
   const NotTheKernel here;
