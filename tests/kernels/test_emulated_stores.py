@@ -22,7 +22,7 @@ SHAPES = {
     "dense": (25, 9, 20),
     "warps": (90, 90, 70),
     "strips": (160, 30, 140),
-    "together": (160, 12, 140),
+    "together": (140, 9, 129),
     "compact": (9, 700, 3),
     "block": (5, 2600, 3),
 }
@@ -60,7 +60,7 @@ def assert_same_results(kernels, expected, name, dtype=np.float32, seed=1, **opt
 @pytest.mark.parametrize("name", [name for name in SHAPES if name != "strips"])
 def test_what_one_thread_stores_is_ordered_before_another_reads_it(name, dtype):
     kernels = emulated.kernels_that_buffer_stores()
-    for seed in (1, 2):
+    for seed in sweep((1, 2), (1,)):
         assert_same_results(kernels, emulated.kernels(), name, dtype, seed)
 
 
