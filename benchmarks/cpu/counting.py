@@ -19,7 +19,11 @@ ROOT = next(p for p in Path(__file__).resolve().parents if (p / "kernels").is_di
 FLAGS = (
     "-std=gnu++17 -O3 -DNDEBUG -g2 -Wno-psabi -fno-math-errno -fno-trapping-math -static".split()
 )
-COUNTED = {"loss": "counted_loss", "loss + gradient": "counted_training"}  # of instructions.cpp
+COUNTED = {  # of instructions.cpp
+    "loss": "counted_loss",
+    "loss + gradient": "counted_training",
+    "Hessian-vector product": "counted_product",
+}
 Frame = tuple[str, str]  # a function and its file
 
 

@@ -26,7 +26,7 @@ template <class T> std::vector<T> read(std::FILE* file, int64_t n) {
 
 }  // namespace
 
-// callgrind counts while it is in one of these.
+// What is counted are calls of these.
 extern "C" __attribute__((noinline)) void counted_loss(const Problem& p, float* cost) {
   OneThread executor;
   loss(p, cost, executor);
@@ -36,6 +36,12 @@ extern "C" __attribute__((noinline)) void counted_training(const Problem& p, flo
   OneThread executor;
   forward(p, cost, kept, executor);
   cotangent(p, kept, cotangents, gradient, executor);
+}
+
+extern "C" __attribute__((noinline)) void counted_product(const Problem& p, Residuals kept, const float* cotangents,
+                                                          const float* direction, float* out) {
+  OneThread executor;
+  hvp(p, kept, cotangents, direction, out, executor);
 }
 
 int main(int, char** arguments) {
@@ -57,5 +63,6 @@ int main(int, char** arguments) {
   loss(p, cost.data(), executor);  // makes the scratch memory
   counted_loss(p, cost.data());
   counted_training(p, cost.data(), kept, cotangents.data(), gradient.data());
+  counted_product(p, kept, cotangents.data(), acts.data(), gradient.data());  // along acts
   std::printf("%s %.6f\n", instruction_set().name, double(cost[0]));
 }

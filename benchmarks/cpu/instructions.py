@@ -4,7 +4,8 @@
 `python -m benchmarks.cpu.instructions` (or `make instructions`) compiles the kernels into a program
 of their own, counts the instructions of the first two sequences of each shape (counting.py), and
 prints for each instruction set and shape
-  a row      all instructions / frames in use, of the loss and of loss + gradient
+  a row      all instructions / frames in use: of the loss, of loss + gradient, and of a
+             Hessian-vector product from what these have kept
   a pair     the same / pairs of states of all frames in use
   and how many of a row are of which part: `rows` (the normalisers), `emissions`, `step` (the
   recursion), `posterior` (products of states, and what is kept), `gradient`, and the rest.
@@ -37,7 +38,7 @@ LOOPS = (SHAPES["letters"], SHAPES["word pieces"])  # a table of classes; rows b
 PARTS = {
     "normaliser.h": "rows", "emissions.h": "emissions", "recursion.h": "step", "step.h": "step",
     "sweep.h": "step", "occupancy.h": "posterior", "forward.h": "posterior",
-    "gradient.h": "gradient",
+    "directed_emissions.h": "emissions", "gradient.h": "gradient", "hvp.h": "gradient",
 }  # fmt: skip
 # In files of several subjects, by its name.
 PARTS_OF_NAMES = {

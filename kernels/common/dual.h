@@ -28,7 +28,7 @@ template <class R> struct Dual {
 
 template <class R> CTC_FN Dual<R> add(Dual<R> a, Dual<R> b) {
   const Integer<R> e = max_of(a.e, b.e);
-  const R x = pow2<R>(a.e - e), y = pow2<R>(b.e - e);
+  const R x = pow2_below<R>(a.e, e), y = pow2_below<R>(b.e, e);
   return {a.m * x + b.m * y, e, a.d * x + b.d * y};
 }
 

@@ -59,7 +59,7 @@ template <class F> class DirectedSource {
   }
 
   const void* direction_at(int64_t t) const {
-    return static_cast<const char*>(arguments.direction) + t * in.acts_stride * element_size(in.dtype);
+    return static_cast<const char*>(arguments.direction) + t * source.frame_step;
   }
 
  private:
@@ -129,7 +129,7 @@ template <class F> class DirectedSource {
       rows[k] = direction(min_of(begin + k, end - 1), k);
       to[k] = emissions(begin).changes() + k * source.frame_bytes() / int64_t(sizeof(F));
       if (begin == 0) continue;
-      prefetch(direction_at(begin - kFrames + k), source.row_bytes());
+      prefetch(direction_at(begin - kFrames + k), source.row_bytes);
       if (first && arguments.dense) prefetch(columns_at(begin - kFrames + k), in.V * sizeof(F));
     }
     tabulate(rows, in.V, F(0), table);

@@ -32,6 +32,8 @@ template <class V> class EmissionSource {
   EmissionSource(const Sequence<F>& sequence, int64_t pairs)
       : in(sequence),
         pairs(pairs),
+        row_bytes(in.V * element_size(in.dtype)),
+        frame_step(in.acts_stride * element_size(in.dtype)),
         by_table(N >= kFrames && in.V <= kMostClasses && in.V <= kClassesPerLabel * in.L),
         by_label(by_table && !kDual && in.softmax && in.V > 3 * in.L),
         classes(table_classes(in.V)) {}
@@ -97,10 +99,7 @@ template <class V> class EmissionSource {
   // A row of acts as F. A row of halves is valid until the next call with the same `place`.
   const F* row(int64_t t, int64_t place = 0) const { return widened(in.dtype, acts_at(t), in.V, wide + place * in.V); }
 
-  int64_t row_bytes() const { return in.V * element_size(in.dtype); }
-  const void* acts_at(int64_t t) const {
-    return static_cast<const char*>(in.acts) + t * in.acts_stride * element_size(in.dtype);
-  }
+  const void* acts_at(int64_t t) const { return static_cast<const char*>(in.acts) + t * frame_step; }
 
   bool all_rows_defined() const {
     for (int64_t t = 0; t < in.length; ++t)
@@ -113,6 +112,7 @@ template <class V> class EmissionSource {
   const int64_t pairs;
 
  public:
+  const int64_t row_bytes, frame_step;  // of acts; from a frame to the next, in bytes
   const bool by_table;
 
  private:
@@ -179,7 +179,7 @@ template <class V> class EmissionSource {
     for (int k = 0; k < kFrames; ++k) {  // beyond the last frame, the last frame again
       rows[k] = row(min_of(begin + k, end - 1), k);
       at[k] = emissions(begin), at[k].parts += k * frame_size();
-      if (begin > 0 && in.acts_stride > in.V) prefetch(acts_at(begin - kFrames + k), row_bytes());
+      if (begin > 0 && in.acts_stride > in.V) prefetch(acts_at(begin - kFrames + k), row_bytes);
     }
     if (by_label)
       table.read_logits(rows, in.V);

@@ -59,17 +59,15 @@ template <class F> class HvpRun {
     if (t % kFrames < kFrames - 1 && t < in.length - 1) return;
     const int64_t begin = t / kFrames * kFrames, classes = directed.source.classes;
     for (int64_t k = t + 1; k < min_of(t + 1 + kFrames, in.length); ++k) {
-      prefetch(directed.source.acts_at(k), directed.source.row_bytes());
-      prefetch(directed.direction_at(k), directed.source.row_bytes());
-      prefetch<true>(out_at(k), directed.source.row_bytes());
+      prefetch(directed.source.acts_at(k), directed.source.row_bytes);
+      prefetch(directed.direction_at(k), directed.source.row_bytes);
+      prefetch<true>(out_at(k), directed.source.row_bytes);
     }
     F* sums = by_class.gather(lattice.products(begin, 1), directed.source.places, pairs, classes);
     for (int64_t k = begin; k <= t; ++k) write(k, sums + k % kFrames * classes);
   }
 
-  char* out_at(int64_t t) const {
-    return static_cast<char*>(arguments.out) + t * in.acts_stride * element_size(in.dtype);
-  }
+  char* out_at(int64_t t) const { return static_cast<char*>(arguments.out) + t * directed.source.frame_step; }
 
   // Writes row t of the result. `by_class`, if not null, has the changes of the labels' occupancies by class.
   void write(int64_t t, const F* by_class) {
