@@ -15,7 +15,9 @@ from typing import Any
 from .. import ROOT
 
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
-SHAPES = ((9, 2, 5, 3), (40, 2, 60, 33), (20, 2, 700, 4), (150, 1, 9, 70))  # T, B, V, L
+SHAPES = (  # T, B, V, L; of the last one two strips sweep together
+    (9, 2, 5, 3), (40, 2, 60, 33), (20, 2, 700, 4), (150, 1, 9, 70), (170, 1, 9, 140),
+)  # fmt: skip
 
 
 def sanitized(write: Callable[..., None], tiny: bool, deadline: float) -> None:

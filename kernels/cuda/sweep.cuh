@@ -23,7 +23,7 @@ namespace cuda {
 // Blocks that sweep at the same time hand edges over by their values alone: no flag, no fence. A cell is 8 bytes, which
 // are stored and loaded at once, and its exponent says which strip it comes from. Exponents fill less than 2^29 of the
 // 2^32 numbers, so there is room for seven strips that pass something on. Before the first one's it is 0.
-static_assert(kStripsTogether == 8);
+static_assert(kStripsTogether <= 8);
 CTC_FN int32_t stamp_of(int32_t strip) { return int32_t(uint32_t(strip + 1) << 29); }
 CTC_FN int32_t stamped(int32_t e, int32_t stamp) { return int32_t(uint32_t(e) + uint32_t(stamp)); }
 CTC_FN int32_t unstamped(int32_t e, int32_t stamp) { return int32_t(uint32_t(e) - uint32_t(stamp)); }
