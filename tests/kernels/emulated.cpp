@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CUDA kernels and what launches them, compiled as C++ over the emulator, as a library for test_emulated.py.
+// The CUDA kernels and what launches them, compiled as C++ over the emulator: a library for tests/support/emulated.py.
 #include "../../kernels/cuda/align.cu"
 #include "../../kernels/cuda/align_rows.cu"
 #include "../../kernels/cuda/ctc.cpp"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CUDA kernels over the emulator against the CPU kernels, on random problems; then on residuals that no forward
-// pass has made. Built with the address and the undefined-behaviour sanitizer by test_emulated.py: an access
+// pass has made. Built with the address and the undefined-behaviour sanitizer by test_emulated_bugs.py: an access
 // outside an array ends the program, be it in shared memory or between the arrays of the scratch memory.
 #define JAX_CTC_GAP 256
 #define JAX_CTC_BLOCK_FRAMES 32

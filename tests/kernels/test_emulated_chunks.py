@@ -3,9 +3,9 @@
 
 import numpy as np
 import pytest
-from test_emulated import FEW_WARPS, check, check_product, directions_like
 
 from support import emulated
+from support.emulated_problems import FEW_WARPS, check, check_product, directions_like
 from support.results import assert_same_bits
 from support.runs import sweep
 

@@ -3,9 +3,9 @@
 
 import numpy as np
 import pytest
-from test_emulated import check, check_product, directions_like
 
 from support import emulated
+from support.emulated_problems import check, check_product, directions_like
 
 pytestmark = emulated.NEEDED
 
