@@ -22,7 +22,7 @@ SHAPES = {
     "dense": (25, 9, 20),
     "warps": (90, 90, 70),
     "strips": (160, 30, 140),
-    "together": (140, 9, 129),
+    "together": (150, 30, 129),
     "compact": (9, 700, 3),
     "block": (5, 2600, 3),
 }
@@ -52,8 +52,10 @@ def assert_same_results(kernels, expected, name, dtype=np.float32, seed=1, **opt
         product = of.hvp(*problem, directions, kept=kept, **options)
         return answer.alone, answer.cost, *kept, answer.gradient, answer.tangent, product
 
-    for found, right in zip(results(kernels, seed=seed, **options), results(expected), strict=True):
-        assert_same_bits(found, right)
+    right = results(expected)
+    assert np.isfinite(right[0][2])  # the sequence with all its labels has an alignment
+    for found, wanted in zip(results(kernels, seed=seed, **options), right, strict=True):
+        assert_same_bits(found, wanted)
 
 
 @pytest.mark.parametrize("dtype", sweep([np.float32, np.float64], [np.float32]))
