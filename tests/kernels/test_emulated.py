@@ -95,7 +95,7 @@ def strips_together(launches):
     return launches[3, 0] // 2
 
 
-@pytest.mark.parametrize("L", sweep([127, 128, 130, 255, 256, 400, 600], [128, 256]))
+@pytest.mark.parametrize("L", sweep([127, 128, 130, 255, 256, 400, 600], [128]))
 def test_strips_that_sweep_together_give_the_same_bits(kernels, L):
     rng = np.random.default_rng(L)
     T = L + 40
@@ -113,7 +113,7 @@ def test_strips_that_sweep_together_give_the_same_bits(kernels, L):
         check(together, *problem)
 
 
-@pytest.mark.parametrize("L", sweep([32, 33, 63, 64, 65, 100, 127], [33, 100]))
+@pytest.mark.parametrize("L", sweep([32, 33, 63, 64, 65, 100, 127], [33]))
 def test_one_pair_a_lane_and_two_give_the_same_bits(kernels, L):
     for problem in map(arguments, around_a_vector(L)):
         one, launches = kernels.solve(*problem), kernels.last_launches()

@@ -264,7 +264,7 @@ def test_every_warp_finds_what_it_must_in_all_interleavings(active, tiles):
     assert explore(SWEEP.read_text(), active, tiles) > 20
 
 
-@pytest.mark.parametrize("tiles", sweep([1, 2, 3], [1, 2]))
+@pytest.mark.parametrize("tiles", sweep([1, 2, 3], [2]))
 @pytest.mark.parametrize("active", [(2, 2), (2, 1), (1, 1, 1), (1, 2), (1, 1, 1, 1)], ids=str)
 def test_strips_that_sweep_together_hand_over_in_all_interleavings(active, tiles):
     assert explore(SWEEP.read_text(), active, tiles, together=True) > 20
