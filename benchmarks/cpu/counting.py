@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
-ROOT = next(p for p in Path(__file__).resolve().parents if (p / "kernels").is_dir())
+from .. import ROOT
+
 FLAGS = (
     "-std=gnu++17 -O3 -DNDEBUG -g2 -Wno-psabi -fno-math-errno -fno-trapping-math -static".split()
 )

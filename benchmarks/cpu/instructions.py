@@ -26,8 +26,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .. import ROOT
 from . import counting
-from .counting import COUNTED, ROOT, Frame, Processor
+from .counting import COUNTED, Frame, Processor
 from .problems import SHAPES, Shape, problem
 
 RESULTS = ROOT / "benchmarks" / "results" / "instructions.md"

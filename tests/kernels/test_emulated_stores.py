@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 
 from support import emulated
+from support.emulated_problems import FEW_WARPS
 from support.results import assert_same_bits
 from support.runs import only_all, sweep
 
-pytestmark = [
-    pytest.mark.skipif(not (emulated.ROOT / "kernels").is_dir(), reason="not in a source tree"),
-    pytest.mark.skipif(not emulated.COMPILER, reason="no C++ compiler"),
-]
+pytestmark = emulated.NEEDED
 
 # T, V, L: both directions in a block; a block each, of several warps; strips, one after another
 # where there is little shared memory, or together; a warp to a row, or a block.
@@ -26,7 +24,6 @@ SHAPES = {
     "compact": (9, 700, 3),
     "block": (5, 2600, 3),
 }
-FEW_WARPS = 24 << 10  # bytes of shared memory, for float32
 
 
 def options_for(name, size=4):

@@ -305,7 +305,7 @@ BUGS = {  # what is found of them
     "one slot": ("kSlots = 2", "kSlots = 1", "there is no slot 1"),
     "slots are not exchanged": ("        slot = 1 - slot;\n", "", "in .'label'"),
 }  # fmt: skip
-TOGETHER_BUGS = {
+BUGS_TOGETHER = {  # of strips that sweep together
     "a strip takes what is there": (
         "return has_stamp(coming.e, stamp);", "return true;", "finds None in .'edge'",
     ),
@@ -329,19 +329,20 @@ TOGETHER_BUGS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("bug", TOGETHER_BUGS)
-def test_planted_bugs_between_strips_are_found(bug):
-    right, wrong, found = TOGETHER_BUGS[bug]
+@pytest.mark.parametrize(
+    ("bugs", "bug", "shape"),
+    [
+        *((BUGS, bug, {"active": (3, 2)}) for bug in BUGS),
+        *(
+            (BUGS_TOGETHER, bug, {"active": (2, 2, 1), "tiles": 2, "together": True})
+            for bug in BUGS_TOGETHER
+        ),
+    ],
+    ids=[*BUGS, *(f"together, {bug}" for bug in BUGS_TOGETHER)],
+)
+def test_planted_bugs_are_found(bugs, bug, shape):
+    right, wrong, found = bugs[bug]
     source = SWEEP.read_text()
     assert right in source
     with pytest.raises(Wrong, match=found):
-        explore(source.replace(right, wrong), active=(2, 2, 1), tiles=2, together=True)
-
-
-@pytest.mark.parametrize("bug", BUGS)
-def test_planted_bugs_are_found(bug):
-    right, wrong, found = BUGS[bug]
-    source = SWEEP.read_text()
-    assert right in source
-    with pytest.raises(Wrong, match=found):
-        explore(source.replace(right, wrong), active=(3, 2))
+        explore(source.replace(right, wrong), **shape)
