@@ -14,20 +14,15 @@ namespace cuda {
 
 constexpr size_t kSharedMemoryUnasked = 48 << 10;  // bytes that any kernel may have
 
-// Bytes of shared memory that a block may have on the current device.
-inline int shared_memory_limit() {
-  int device = 0, bytes = kSharedMemoryUnasked;
-  if (cudaGetDevice(&device) == cudaSuccess)
-    cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  return bytes;
+// Of the current device; `value` where it does not say.
+inline int attribute_or(int value, cudaDeviceAttr attribute) {
+  int device = 0;
+  if (cudaGetDevice(&device) == cudaSuccess) cudaDeviceGetAttribute(&value, attribute, device);
+  return value;
 }
-
-// Of the current device.
-inline int multiprocessors() {
-  int device = 0, count = 1;
-  if (cudaGetDevice(&device) == cudaSuccess) cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-  return count;
-}
+// Bytes that a block may have.
+inline int shared_memory_limit() { return attribute_or(kSharedMemoryUnasked, cudaDevAttrMaxSharedMemoryPerBlockOptin); }
+inline int multiprocessors() { return attribute_or(1, cudaDevAttrMultiProcessorCount); }
 
 // Lets a kernel have all shared memory of the current device, once for each of both. Never less than all: the limit is
 // the kernel's, not the launch's, and a lower one would fail the larger launch of another thread.
