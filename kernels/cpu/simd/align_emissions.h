@@ -23,7 +23,7 @@ template <class F, class D> CTC_FN D relative(D x, D reference) {
 // The entries of as many labels as a vector has lanes, by frame, from a table [slot][frame].
 template <class Vec> CTC_FN void gather_lanes(const double* table, const int32_t* places, Vec (&to)[kFrames]) {
   if constexpr (kCount<Vec> >= kFrames) {
-    join_groups(table, places, to, Groups<double>{});
+    join_groups<double>([&](int i) { return table + places[i]; }, to, Groups<double>{});
   } else {
     const double *a = table + places[0], *b = table + places[1];
     for (int k = 0; k < kFrames; ++k) to[k] = Vec{a[k], b[k]};
@@ -47,7 +47,7 @@ template <class F> class AlignEmissions {
   void lay_out(Arena& arena, int64_t pairs) {
     arena.take(places, pairs);
     arena.take(table, kFrames * (impossible_slot() + 1));
-    arena.take(classes.x, by_table ? kFrames * table_classes(in.V) : 0);
+    arena.take(classes.x, by_table ? table_size<F>(in.V) : 0);
     arena.take(wide, is_half(in.dtype) ? kFrames * in.V : 0);
   }
 

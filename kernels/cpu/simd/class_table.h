@@ -93,27 +93,58 @@ template <class V, int... K> CTC_FN void transpose_groups(V (&v)[4], Indices<K..
 }
 template <class V> CTC_FN void transpose_groups(V (&v)[4]) { transpose_groups(v, typename Count<kCount<V>>::type{}); }
 
+// The largest lane of each of four vectors, tiled.
+template <class F> CTC_FN Lanes<F> largest_of_frames(Lanes<F> a, Lanes<F> b, Lanes<F> c, Lanes<F> d) {
+  Lanes<F> at[kFrames] = {a, b, c, d};
+  transpose_groups(at);
+  return max_over<kFrames, kLanes<F>>(max_of(max_of(at[0], at[1]), max_of(at[2], at[3])));
+}
+
 // The number of classes of a table: V, and at least one more of probability 0, which entries without a label point to.
 inline int64_t table_classes(int64_t V) { return V / 4 * 4 + 4; }
+// The elements of a table, of which whole vectors of classes are written.
+template <class F> int64_t table_size(int64_t V) { return kFrames * padded<F>(V + 1); }
 
-// table[class][frame] = rows[frame][class] of the kCount<V> classes from `v` on.
-template <class V, class F> CTC_FN void tabulate_vectors(const F* const (&rows)[kFrames], int64_t v, F* table) {
-  const auto row = [&](int k) {
-    V x;
-    __builtin_memcpy(&x, rows[k] + v, sizeof x);
-    return x;
-  };
-  V at[kFrames] = {row(0), row(1), row(2), row(3)};  // of a loop GCC 12 makes copies in memory
-  transpose_groups(at);
-  store_by_group(table + 4 * v, at);
+// The last n < kLanes of V >= kLanes classes of a row, in the lower lanes, and `none` in the others.
+template <class F> CTC_FN Lanes<F> tail_of_row(const F* row, int64_t V, int64_t n, F none) {
+  using Vec = Lanes<F>;
+  using Z = Integer<Vec>;
+  const Z lane = number_lanes<Vec>(), from = (lane + Integer<F>(kLanes<F> - n)) % kLanes<F>;
+  return lane < splat<Z>(n) ? permute(load<Vec>(row + V - kLanes<F>), from) : splat<Vec>(none);
 }
-// The same of all classes. Classes beyond V get `none`.
-template <class F> void tabulate(const F* const (&rows)[kFrames], int64_t V, F none, F* table) {
+
+// table[class][frame] = rows[frame][class]. Classes beyond V, as far as whole vectors of classes and table_classes(V)
+// go, get `none`. All stores are whole vectors, because the table is loaded right behind them. Returns the largest
+// entry of each frame, or -inf, in all of its lanes. A NaN is passed over.
+template <class F> Lanes<F> tabulate(const F* const (&rows)[kFrames], int64_t V, F none, F* table) {
+  using Vec = Lanes<F>;
+  constexpr int N = kLanes<F>;
+  Vec top[kFrames];
+  for (Vec& of_frame : top) of_frame = splat<Vec>(-F(__builtin_inf()));
+  const auto put = [&](int64_t v, Vec a, Vec b, Vec c, Vec d) {
+    top[0] = max_of(a, top[0]), top[1] = max_of(b, top[1]), top[2] = max_of(c, top[2]), top[3] = max_of(d, top[3]);
+    Vec at[kFrames] = {a, b, c, d};  // of a loop GCC 12 makes copies in memory
+    transpose_groups(at);
+    store_by_group(table + kFrames * v, at);
+  };
+  Quad<F> top_of_quads = Quad<F>{} - F(__builtin_inf());
   int64_t v = 0;
-  for (; v + kLanes<F> <= V; v += kLanes<F>) tabulate_vectors<Lanes<F>>(rows, v, table);
-  for (; v + 4 <= V; v += 4) tabulate_vectors<Quad<F>>(rows, v, table);
-  for (; v < V; ++v) store_quad<F>(table + 4 * v, Quad<F>{rows[0][v], rows[1][v], rows[2][v], rows[3][v]});
-  for (; v < table_classes(V); ++v) store_quad<F>(table + 4 * v, Quad<F>{} + none);
+  for (; v + N <= V; v += N)
+    put(v, load<Vec>(rows[0] + v), load<Vec>(rows[1] + v), load<Vec>(rows[2] + v), load<Vec>(rows[3] + v));
+  if (v == V) {
+    for (int64_t i = kFrames * v; i < kFrames * table_classes(V); i += N) store(table + i, splat<Vec>(none));
+  } else if (N > kFrames && V >= N) {
+    const auto tail = [&](int k) { return tail_of_row(rows[k], V, V - v, none); };
+    put(v, tail(0), tail(1), tail(2), tail(3));
+  } else {
+    for (; v < V; ++v) {
+      const Quad<F> at = {rows[0][v], rows[1][v], rows[2][v], rows[3][v]};
+      top_of_quads = max_of(at, top_of_quads);
+      store_quad<F>(table + kFrames * v, at);
+    }
+    for (; v < table_classes(V); ++v) store_quad<F>(table + kFrames * v, Quad<F>{} + none);
+  }
+  return max_of(largest_of_frames<F>(top[0], top[1], top[2], top[3]), tiled<F>(top_of_quads));
 }
 
 // The logits of all classes at four frames, their emissions p * 2^q, and the normalisers of these frames. Of log-scores
@@ -130,14 +161,13 @@ template <class F> struct Table {
   double sum[kFrames];  // as in Normaliser
 
   void read(const F* const (&rows)[kFrames], int64_t V) {
-    tabulate(rows, V, -F(__builtin_inf()), x);
-    split_classes<true>(kFrames * table_classes(V));
+    const Vec top = tabulate(rows, V, -F(__builtin_inf()), x);
+    split_classes<true>(kFrames * table_classes(V), top);
   }
   // Leaves p and q as they are.
   void read_logits(const F* const (&rows)[kFrames], int64_t V) {
-    tabulate(rows, V, -F(__builtin_inf()), x);
+    const Vec top = tabulate(rows, V, -F(__builtin_inf()), x);
     const int64_t n = kFrames * ((V + 3) / 4 * 4);  // without the class that no row has
-    const Vec top = largest(n);
     Vec tail = {};
     Mask ties = {};
     for (int64_t i = 0; i < n; i += N) {
@@ -152,16 +182,13 @@ template <class F> struct Table {
   void read_scores(const F* const (&rows)[kFrames], int64_t V, const F* most) {
     tabulate(rows, V, -F(__builtin_inf()), x);
     const int64_t n = kFrames * table_classes(V);
-    for (int64_t i = 0; i < n; i += N) store(x + i, min_of(load<Vec>(x + i), load<Vec>(most + i)));
-    split_classes<false>(n);
-  }
-
- private:
-  // Of each frame, in all of its lanes.
-  Vec largest(int64_t n) const {
-    Vec top = load<Vec>(x);
-    for (int64_t i = N; i < n; i += N) top = max_of(load<Vec>(x + i), top);
-    return max_over<kFrames, N>(top);
+    Vec top = splat<Vec>(-F(__builtin_inf()));
+    for (int64_t i = 0; i < n; i += N) {
+      const Vec read = min_of(load<Vec>(x + i), load<Vec>(most + i));
+      top = max_of(read, top);
+      store(x + i, read);
+    }
+    split_classes<false>(n, max_over<kFrames, N>(top));
   }
 
   // Of log-scores see reference_of_scores. A NaN has become +inf. A NaN among logits has made `tail` NaN.
@@ -176,11 +203,12 @@ template <class F> struct Table {
     }
   }
 
-  template <bool kSoftmax> void split_classes(int64_t n) {
+ private:
+  // `top` is the largest entry of each frame, in all of its lanes.
+  template <bool kSoftmax> void split_classes(int64_t n, Vec top) {
     const F* const x = this->x;  // the stores below do not change it
     F* const p = this->p;
     Integer<F>* const q = this->q;
-    const Vec top = largest(n);
     const RowShift<F> row(top);
     Vec tail = {}, furthest = splat<Vec>(-F(__builtin_inf()));
     Mask ties = {};
@@ -212,18 +240,17 @@ template <class F> struct Table {
   }
 };
 
-// to[frame] = the entries of as many labels as a vector has lanes, from a table [class][frame]. The place of a class is
-// kFrames times its number.
-template <class F, int... G>
-CTC_FN void join_groups(const F* table, const int32_t* places, Lanes<F> (&to)[kFrames], Indices<G...> all) {
-  for (int j = 0; j < 4; ++j) to[j] = join<F>({table + places[4 * G + j]...}, all);
+// to[frame] = the entries at four frames of as many classes as a vector has lanes. at(i) is where those of class i
+// stand.
+template <class F, class At, int... G> CTC_FN void join_groups(At at, Lanes<F> (&to)[kFrames], Indices<G...>) {
+  for (int j = 0; j < 4; ++j) to[j] = join<F>({at(4 * G + j)...}, Groups<F>{});
   transpose_groups(to);
 }
-// Entries i to i + kLanes of to[frame][i] = table[place of i][frame].
+// Entries i to i + kLanes of to[frame][i] = table[place of i][frame]. The place of a class is kFrames times its number.
 template <class F>
 CTC_FN void gather_vector(const F* table, const int32_t* places, int64_t i, F* const (&to)[kFrames]) {
   Lanes<F> v[kFrames];
-  join_groups(table, places + i, v, Groups<F>{});
+  join_groups<F>([&](int k) { return table + places[i + k]; }, v, Groups<F>{});
   for (int k = 0; k < kFrames; ++k) store(to[k] + i, v[k]);
 }
 // The same for `pairs` labels.
@@ -249,10 +276,11 @@ template <class Value, class F> void gather(const Table<F>& table, const int32_t
 }
 
 // Adds up by class, in label order, the numbers that stand at `pairs` labels of four frames. They are `pitch` elements
-// from one frame to the next. `sums` has room for a table. The result is by_class[frame][class].
-template <class F> void scatter(const F* gamma, int64_t pitch, const int32_t* places, int64_t pairs, int64_t classes,
-                                F* sums, F* by_class) {
-  for (int64_t v = 0; v < classes; ++v) store_quad<F>(sums + 4 * v, Quad<F>{});
+// from one frame to the next. Those of the blank are given. `sums` has room for a table. The result is
+// by_class[frame][class], in whole vectors, because it is loaded right behind these stores; `classes` are as many.
+template <class F> void scatter(const F* gamma, int64_t pitch, const int32_t* places, int64_t pairs, int32_t blank,
+                                Quad<F> of_blank, int64_t classes, F* sums, F* by_class) {
+  for (int64_t i = 0; i < kFrames * classes; i += kLanes<F>) store(sums + i, Lanes<F>{});
   for (int64_t i = 0; i < pairs; i += 4) {
     Quad<F> at[kFrames];
     for (int k = 0; k < kFrames; ++k) at[k] = load_quad(gamma + k * pitch + i);
@@ -262,11 +290,11 @@ template <class F> void scatter(const F* gamma, int64_t pitch, const int32_t* pl
       store_quad<F>(sum, load_quad<F>(sum) + at[j]);
     }
   }
-  for (int64_t v = 0; v < classes; v += 4) {
-    Quad<F> at[4];
-    for (int j = 0; j < 4; ++j) at[j] = load_quad(sums + 4 * (v + j));
-    transpose_groups(at);
-    for (int k = 0; k < kFrames; ++k) store_quad<F>(by_class + k * classes + v, at[k]);
+  store_quad<F>(sums + kFrames * int64_t(blank), of_blank);
+  for (int64_t v = 0; v < classes; v += kLanes<F>) {
+    Lanes<F> at[kFrames];
+    join_groups<F>([&](int k) { return sums + kFrames * (v + k); }, at, Groups<F>{});
+    for (int k = 0; k < kFrames; ++k) store(by_class + k * classes + v, at[k]);
   }
 }
 

@@ -28,7 +28,7 @@ template <class F> class DirectedSource {
     source.lay_out(arena, block);
     arena.take(centre, in.length), arena.take(mean, in.length);
     arena.take(wide, is_half(in.dtype) ? kFrames * in.V : 0);
-    arena.take(table, source.by_table ? kFrames * source.classes : 0);
+    arena.take(table, source.by_table ? table_size<F>(in.V) : 0);
   }
 
   void initialise() { source.initialise(); }

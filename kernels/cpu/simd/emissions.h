@@ -6,12 +6,12 @@
 //
 // Wide rows are read one by one. Each is streamed for its normaliser, and then the logits of its labels are read while
 // the row is in cache. Of log-scores only the entries of the labels are read. Narrow rows, which have few classes and
-// many labels, are read four at a time through a table.
+// many labels, are read four at a time through a table, or stay in registers.
 #pragma once
 
 #include "arena.h"
-#include "class_table.h"
 #include "half.h"
+#include "row_registers.h"
 
 namespace jax_ctc {
 namespace {
@@ -27,6 +27,7 @@ template <class V> class EmissionSource {
   // A table of Duals costs more a class, because the direction has one too.
   static constexpr bool kDual = Parts<Value>::count > 2;
   static constexpr int64_t kMostClasses = 256, kClassesPerLabel = kDual ? 3 : 8;
+  static constexpr bool kRegisters = CTC_VECTOR_BYTES == 64 && sizeof(F) == 4 && !kDual;
 
  public:
   EmissionSource(const Sequence<F>& sequence, int64_t pairs)
@@ -36,6 +37,7 @@ template <class V> class EmissionSource {
         frame_step(in.acts_stride * element_size(in.dtype)),
         by_table(N >= kFrames && in.V <= kMostClasses && in.V <= kClassesPerLabel * in.L),
         by_label(by_table && !kDual && in.softmax && in.V > 3 * in.L),
+        by_registers(kRegisters && by_table && !by_label && in.softmax && in.V >= N && in.V <= 4 * N),
         classes(table_classes(in.V)) {}
 
   // The bytes of the emissions of one frame.
@@ -49,7 +51,7 @@ template <class V> class EmissionSource {
     arena.take(wide, is_half(in.dtype) ? kFrames * in.V : 0);
     if (by_table) {
       arena.take(places, pairs);
-      arena.take(table.x, kFrames * classes), arena.take(table.p, kFrames * classes);
+      arena.take(table.x, table_size<F>(in.V)), arena.take(table.p, kFrames * classes);
       arena.take(table.q, kFrames * classes);
       arena.take(most, in.softmax ? 0 : kFrames * classes);
     }
@@ -74,6 +76,7 @@ template <class V> class EmissionSource {
   // So the product has the same bits for every block length. The first pass returns false if a row has no softmax. In
   // the second pass `product` is null.
   bool read(int64_t begin, int64_t end, RunningProduct* product) {
+    block_begin = begin - begin % block;
     if constexpr (N >= kFrames) {
       if (by_table) {
         for (int64_t t = (end - 1) / kFrames * kFrames; t >= begin; t -= kFrames)
@@ -94,7 +97,7 @@ template <class V> class EmissionSource {
   }
 
   // The emissions of a frame in the block that was read last.
-  Emissions<Value> emissions(int64_t t) const { return {y + t % block * frame_size() + N, width(), pairs}; }
+  Emissions<Value> emissions(int64_t t) const { return {y + (t - block_begin) * frame_size() + N, width(), pairs}; }
 
   // A row of acts as F. A row of halves is valid until the next call with the same `place`.
   const F* row(int64_t t, int64_t place = 0) const { return widened(in.dtype, acts_at(t), in.V, wide + place * in.V); }
@@ -117,6 +120,7 @@ template <class V> class EmissionSource {
 
  private:
   const bool by_label;  // a table of logits alone: each label's emission is computed, because there are fewer of them
+  const bool by_registers;  // no table, unless logits are far apart
 
  public:
   const int64_t classes;  // of the table
@@ -181,18 +185,28 @@ template <class V> class EmissionSource {
       at[k] = emissions(begin), at[k].parts += k * frame_size();
       if (begin > 0 && in.acts_stride > in.V) prefetch(acts_at(begin - kFrames + k), row_bytes);
     }
+    if constexpr (kRegisters) {
+      if (by_registers && (in.V <= 2 * N ? read_registers<2>(rows, in.V, places, pairs, in.blank, at, table)
+                                         : read_registers<4>(rows, in.V, places, pairs, in.blank, at, table)))
+        return keep_group(begin, end, product);
+    }
     if (by_label)
       table.read_logits(rows, in.V);
     else if (in.softmax)
       table.read(rows, in.V);
     else
       table.read_scores(rows, in.V, most);
-    for (int64_t t = end - 1; t >= begin; --t)
-      if (product != nullptr && !keep(t, {table.shift[t - begin], table.sum[t - begin]}, product)) return false;
+    if (!keep_group(begin, end, product)) return false;
     if (by_label)
       split_labels(at);
     else
       gather(table, places, pairs, in.blank, at);
+    return true;
+  }
+
+  bool keep_group(int64_t begin, int64_t end, RunningProduct* product) {
+    for (int64_t t = end - 1; t >= begin; --t)
+      if (product != nullptr && !keep(t, {table.shift[t - begin], table.sum[t - begin]}, product)) return false;
     return true;
   }
 
@@ -206,8 +220,8 @@ template <class V> class EmissionSource {
     }
   }
 
-  int64_t block = 1;
-  F* y;     // emissions of a block of frames, [frame][part][Emissions::width]
+  int64_t block = 1, block_begin = 0;  // frames of a block; the first one of the block that was read last
+  F* y;                                // emissions of a block of frames, [frame][part][Emissions::width]
   F* raw;   // one frame: logits of the labels, -inf up to `pairs`, then a vector of the blank's logit
   F* wide;  // rows of halves as floats
 };

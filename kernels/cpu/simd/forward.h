@@ -55,16 +55,14 @@ template <class F> class ForwardRun {
   }
 
   void keep_dense(int64_t begin, int64_t end) {
-    const int64_t classes = source.classes;
-    F* sums = by_class.room();
-    if (source.by_table) by_class.gather(lattice.products(begin), source.places, pairs, classes);
+    if (source.by_table) by_class.gather(lattice.products(begin), source.places, pairs, in.blank, blanks);
     for (int64_t t = begin; t < end; ++t) {
-      F* taken = sums + t % kFrames * classes;
+      F* taken = by_class.at(t);
       if (!source.by_table) {
-        for (int64_t v = 0; v < classes; ++v) taken[v] = 0;
+        for (int64_t v = 0; v < in.V; ++v) taken[v] = 0;
         for (int64_t i = 0; i < L; ++i) taken[in.labels[i]] += lattice.products(t)[i];
+        taken[in.blank] = blanks[t % kFrames];
       }
-      taken[in.blank] = blanks[t % kFrames];
       F* to = out.columns + t * out.columns_stride;
       if (in.softmax)
         softmax_less(source.row(t), in.V, source.shift[t], source.scale[t], taken, scales[t % kFrames], to);

@@ -57,20 +57,20 @@ template <class F> class HvpRun {
     finite[t % kFrames] = is_finite(share.mean);
     if (!directed.source.by_table) return write(t, nullptr);
     if (t % kFrames < kFrames - 1 && t < in.length - 1) return;
-    const int64_t begin = t / kFrames * kFrames, classes = directed.source.classes;
+    const int64_t begin = t / kFrames * kFrames;
     for (int64_t k = t + 1; k < min_of(t + 1 + kFrames, in.length); ++k) {
       prefetch(directed.source.acts_at(k), directed.source.row_bytes);
       prefetch(directed.direction_at(k), directed.source.row_bytes);
       prefetch<true>(out_at(k), directed.source.row_bytes);
     }
-    F* sums = by_class.gather(lattice.products(begin, 1), directed.source.places, pairs, classes);
-    for (int64_t k = begin; k <= t; ++k) write(k, sums + k % kFrames * classes);
+    by_class.gather(lattice.products(begin, 1), directed.source.places, pairs, in.blank, of_blank);
+    for (int64_t k = begin; k <= t; ++k) write(k, by_class.at(k));
   }
 
   char* out_at(int64_t t) const { return static_cast<char*>(arguments.out) + t * directed.source.frame_step; }
 
-  // Writes row t of the result. `by_class`, if not null, has the changes of the labels' occupancies by class.
-  void write(int64_t t, const F* by_class) {
+  // Writes row t of the result. `changes`, if not null, are those of the occupancies by class.
+  void write(int64_t t, const F* changes) {
     const EmissionSource<Dual<F>>& source = directed.source;
     const bool ordinary = is_finite(arguments.cotangent) && finite[t % kFrames] && is_finite(directed.centre[t]) &&
                           is_finite(directed.mean[t]);
@@ -79,16 +79,16 @@ template <class F> class HvpRun {
     F* y = is_half(in.dtype) ? buffer : reinterpret_cast<F*>(out);
     if (in.softmax)
       softmax_change(source.row(t), in.V, source.shift[t], source.scale[t], directed.direction(t), directed.centre[t],
-                     directed.mean[t], factor, by_class, y);
-    else if (by_class != nullptr)
-      minus(by_class, in.V, factor, y);
+                     directed.mean[t], factor, changes, y);
+    else if (changes != nullptr)
+      minus(changes, in.V, factor, y);
     else
       for (int64_t v = 0; v < in.V; ++v) y[v] = 0;
-    if (by_class == nullptr) {
-      const F* changes = lattice.products(t, 1);
-      for (int64_t i = 0; i < in.L; ++i) y[in.labels[i]] -= factor * changes[i];
+    if (changes == nullptr) {
+      const F* of_labels = lattice.products(t, 1);
+      for (int64_t i = 0; i < in.L; ++i) y[in.labels[i]] -= factor * of_labels[i];
+      y[in.blank] -= factor * of_blank[t % kFrames];
     }
-    y[in.blank] -= factor * of_blank[t % kFrames];
     if (!ordinary) {
       // The result is 0 at a logit of -inf, because nothing changes with it. Like any 0 it stays 0 whatever the
       // cotangent.

@@ -49,12 +49,27 @@ template <class F> F largest(const F* x, int64_t V) {
   return max_of_lanes(max_of(max_of(a, b), max_of(c, d)));
 }
 
+// Memory that is prefetched a little at a time, because a processor has room for 10 to 16 lines that are on their way,
+// and waits when there are more.
+struct Ahead {
+  static constexpr int64_t kLine = 64;
+  const char *at, *end;
+  template <int64_t kBytes> CTC_INLINE void prefetch() {
+    if (at >= end) return;
+    for (int64_t byte = 0; byte < kBytes; byte += kLine) __builtin_prefetch(at + byte);
+    at += kBytes;
+  }
+  void prefetch_rest() {
+    for (; at < end; at += kLine) __builtin_prefetch(at);
+  }
+};
+
 // The sum of exp(x - shift) over n entries, in two parts: the number of entries equal to shift, and the sum of the
 // others.
 struct PartSum {
   double ties, tail;
 };
-template <bool kTies, class F> PartSum sum_part(const F* x, int64_t n, F shift) {
+template <bool kTies, class F> PartSum sum_part(const F* x, int64_t n, F shift, Ahead& ahead) {
   using Vec = Lanes<F>;
   constexpr int N = kLanes<F>;
   // A lane makes 16 additions. Then the sum goes on in double, because one float sum over V = 1e5 would give the
@@ -74,7 +89,10 @@ template <bool kTies, class F> PartSum sum_part(const F* x, int64_t n, F shift) 
       to += y.p * y.power;
     };
     int64_t v = begin;
-    for (; v + 2 * N <= end; v += 2 * N) add(load<Vec>(x + v), a), add(load<Vec>(x + v + N), b);
+    for (; v + 2 * N <= end; v += 2 * N) {
+      ahead.prefetch<2 * N * sizeof(F)>();
+      add(load<Vec>(x + v), a), add(load<Vec>(x + v + N), b);
+    }
     if (v + N <= end) add(load<Vec>(x + v), a), v += N;
     if (v < end) add(load_last<Vec>(x, n, end - v, F(-__builtin_inf())), b);
     sum.tail += double(sum_of_lanes(a + b));
@@ -95,7 +113,6 @@ template <class F> struct RowSums {
 // that is read next.
 template <class F> RowSums<F> sum_row(const F* x, int64_t V, const F* next) {
   constexpr int64_t kPiece = 4096 / sizeof(F);
-  constexpr int64_t kLine = 64 / sizeof(F);
   const F infinity = __builtin_inf();
   const double nan = __builtin_nan("");
   F top = -infinity;
@@ -103,9 +120,9 @@ template <class F> RowSums<F> sum_row(const F* x, int64_t V, const F* next) {
   for (int64_t begin = 0; begin < V; begin += kPiece) {
     const int64_t end = min_of(begin + kPiece, V);
     const bool last = end == V;
-    const F* ahead = last ? next : x + end;
-    const int64_t n = min_of(kPiece, last ? V : V - end);
-    for (int64_t v = 0; v < n; v += kLine) __builtin_prefetch(ahead + v);
+    const F* then = last ? next : x + end;
+    const F* behind = then + min_of(kPiece, last ? V : V - end);
+    Ahead ahead = {reinterpret_cast<const char*>(then), reinterpret_cast<const char*>(behind)};
     const F here = largest(x + begin, end - begin);
     if (here > top) {
       if (ties > 0) tail = (ties + tail) * __builtin_exp(double(top) - double(here)), ties = 0;
@@ -117,8 +134,10 @@ template <class F> RowSums<F> sum_row(const F* x, int64_t V, const F* next) {
         if (x[v] != x[v]) return {top, nan, nan};
       continue;
     }
-    const PartSum part = here == top ? sum_part<true>(x + begin, end - begin, top)  // else no entry is equal to top
-                                     : sum_part<false>(x + begin, end - begin, top);
+    const PartSum part = here == top
+                             ? sum_part<true>(x + begin, end - begin, top, ahead)  // else no entry is equal to top
+                             : sum_part<false>(x + begin, end - begin, top, ahead);
+    ahead.prefetch_rest();
     ties += part.ties, tail += part.tail;
   }
   return {top, ties, tail};

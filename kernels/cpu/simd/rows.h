@@ -43,6 +43,12 @@ template <class F> struct RowShift {
     reduced = reduce<F>(near ? shift : Vec{});
     near_from = near ? splat<Vec>(F(-kNear<F>)) : splat<Vec>(F(__builtin_inf()));
   }
+  // That of the row in lane k.
+  template <int k> CTC_INLINE RowShift of_lane() const {
+    RowShift row = *this;
+    row.reduced = {spread<k>(reduced.r), spread<k>(reduced.q)}, row.near_from = spread<k>(near_from);
+    return row;
+  }
 };
 
 // Whether some emissions must be computed again: split_emission took them for dead.

@@ -221,8 +221,8 @@ CTC_FN void step(Window window, const Integer<typename Parts<Value>::F>* skip, E
 // One step, with mantissas folded at every kFoldEvery-th frame. The frame number alone decides, so that a frame that is
 // computed again has the same bits.
 template <Recursion kRecursion, bool kOccupancy, class Value>
-void step_at(int64_t t, Window window, const Integer<typename Parts<Value>::F>* skip, Emissions<Value> y,
-             States<Value> from, States<Value> to, Posterior<Value>* posterior) {
+CTC_INLINE void step_at(int64_t t, Window window, const Integer<typename Parts<Value>::F>* skip, Emissions<Value> y,
+                        States<Value> from, States<Value> to, Posterior<Value>* posterior) {
   if (t % kFoldEvery == 0)
     step<kRecursion, true, kOccupancy>(window, skip, y, from, to, posterior);
   else

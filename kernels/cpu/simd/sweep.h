@@ -55,7 +55,7 @@ template <class Source> class Lattice {
       if (!source.read(begin, end, &row_sums)) return false;
       if (posterior) checkpoint(k).copy(at);
       for (int64_t t = end - 1; t >= begin; --t) {
-        const States<Value> to = posterior && k == 0 ? stored_at(t) : next;  // alpha starts with this block
+        const States<Value> to = posterior && k == 0 ? stored_at(t, 0) : next;  // alpha starts with this block
         step_beta(t, at, to);
         next = at, at = to;
       }
@@ -78,12 +78,12 @@ template <class Source> class Lattice {
         source.read(begin, end, nullptr);
         States<Value> beta = checkpoint(k);
         for (int64_t t = end - 1; t >= begin; --t) {
-          step_beta(t, beta, stored_at(t));
-          beta = stored_at(t);
+          step_beta(t, beta, stored_at(t, begin));
+          beta = stored_at(t, begin);
         }
       }
       for (int64_t t = begin; t < end; ++t) {
-        Posterior<Value> at_frame = {stored_at(t), z.e, products(t), kFrames * pairs, {}, {}};
+        Posterior<Value> at_frame = {stored_at(t, begin), z.e, products(t), kFrames * pairs, {}, {}};
         step_at<kAlpha, true>(t, window<F>(t, T, L, pairs), skip, source.emissions(t), at, next, &at_frame);
         keep(t, sum_of_lanes(at_frame.blank_sum), sum_of_lanes(at_frame.label_sum));
         const States<Value> spare = at;
@@ -119,7 +119,10 @@ template <class Source> class Lattice {
   int64_t blocks() const { return (T + block - 1) / block; }
 
   States<Value> states(F* base) const { return States<Value>::at(base, pairs); }
-  States<Value> stored_at(int64_t t) const { return states(stored + t % block * States<Value>::size(pairs)); }
+  // Of frame t in the block that starts with frame `begin`.
+  States<Value> stored_at(int64_t t, int64_t begin) const {
+    return states(stored + (t - begin) * States<Value>::size(pairs));
+  }
   States<Value> checkpoint(int64_t k) const { return states(checkpoints + k * States<Value>::size(pairs)); }
 
   void step_beta(int64_t t, States<Value> from, States<Value> to) {
@@ -141,17 +144,20 @@ template <class Source> class Lattice {
 // Adds up numbers of the labels by class, at kFrames frames, if rows go through a table.
 template <class F> class ByClass {
  public:
-  void lay_out(Arena& arena, int64_t classes) {
+  void lay_out(Arena& arena, int64_t table_classes) {
+    classes = padded<F>(table_classes);
     arena.take(sums, kFrames * classes), arena.take(by_class, kFrames * classes);
   }
-  // `values` has `pairs` numbers for each frame. The result is [frame][class].
-  F* gather(const F* values, const int32_t* places, int64_t pairs, int64_t classes) {
-    if constexpr (kLanes<F> >= kFrames) scatter(values, pairs, places, pairs, classes, sums, by_class);
-    return by_class;
+  // `values` has `pairs` numbers for each frame, `of_blank` one.
+  void gather(const F* values, const int32_t* places, int64_t pairs, int32_t blank, const F (&of_blank)[kFrames]) {
+    if constexpr (kLanes<F> >= kFrames)
+      scatter(values, pairs, places, pairs, blank, load_quad(of_blank), classes, sums, by_class);
   }
-  F* room() const { return by_class; }
+  // Of one frame, [class].
+  F* at(int64_t t) const { return by_class + t % kFrames * classes; }
 
  private:
+  int64_t classes = 0;
   F* sums = nullptr;
   F* by_class = nullptr;
 };
