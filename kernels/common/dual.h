@@ -57,10 +57,10 @@ template <class R> CTC_FN Dual<R> fold(Dual<R> a) {
   return {folded.m, folded.e, a.d * pow2_any<R>(-x)};
 }
 
-// a * b / 2^reference, as in scaled.h. Both mantissas may be as large as 2^41. In this order of operations no
-// intermediate result overflows.
+// a * b / 2^reference. Both mantissas may be as large as 2^41. In this order of operations no intermediate result
+// overflows.
 template <class R> CTC_FN Number<R> product(Dual<R> a, Dual<R> b, Integer<R> reference) {
-  const R scale = pow2_below<R>(a.e + b.e, reference), m = a.m * scale;
+  const R scale = pow2_any<R>(a.e + b.e - reference), m = a.m * scale;
   return {m * b.m, a.d * scale * b.m + m * b.d};
 }
 

@@ -107,10 +107,9 @@ template <class R> CTC_FN Scaled<R> fold(Scaled<R> a) {
   return {bits<R>(bits<Z>(a.m) - x * one), max_of(a.e + x, splat<Z>(kNone))};
 }
 
-// a * b / 2^reference as a plain number, for the exponent of a total that a * b is a part of. So the power is at most
-// 2^(2 * kFoldEvery), because only mantissas below 1 make it more than 1.
+// a * b / 2^reference as a plain number.
 template <class R> CTC_FN R product(Scaled<R> a, Scaled<R> b, Integer<R> reference) {
-  return a.m * b.m * pow2_below<R>(a.e + b.e, reference);
+  return a.m * b.m * pow2_any<R>(a.e + b.e - reference);
 }
 
 }  // namespace jax_ctc
