@@ -5,8 +5,8 @@
 // entry of the row and its sum (normaliser.h). Of log-scores `sum` is 1, and the path is multiplied with exp(shift).
 //
 // Wide rows are read one by one. Each is streamed for its normaliser, and then the logits of its labels are read while
-// the row is in cache. Of log-scores only the entries of the labels are read. Narrow rows, which have few classes and
-// many labels, are read four at a time through a table, or stay in registers.
+// the row is in cache. Of log-scores only the entries of the labels are read. Narrow rows are read four at a time
+// through a table, or stay in registers.
 #pragma once
 
 #include "arena.h"
@@ -23,9 +23,9 @@ template <class V> class EmissionSource {
  private:
   using F = typename Parts<Value>::F;
   static constexpr int N = kLanes<F>;
-  // The largest V that goes through a table. One float a lane adds up the row, and is accurate enough for so many.
-  // A table of Duals costs more a class, because the direction has one too.
   static constexpr bool kDual = Parts<Value>::count > 2;
+  // The largest V that goes through a table. One float a lane adds up the row, and is accurate enough for so many.
+  // Where rows are read for a few labels alone, or the direction has a table too, it pays if there are labels enough.
   static constexpr int64_t kMostClasses = 256, kClassesPerLabel = kDual ? 3 : 8;
   static constexpr bool kRegisters = CTC_VECTOR_BYTES == 64 && sizeof(F) == 4 && !kDual;
 
@@ -35,7 +35,7 @@ template <class V> class EmissionSource {
         pairs(pairs),
         row_bytes(in.V * element_size(in.dtype)),
         frame_step(in.acts_stride * element_size(in.dtype)),
-        by_table(N >= kFrames && in.V <= kMostClasses && in.V <= kClassesPerLabel * in.L),
+        by_table(N >= kFrames && in.V <= kMostClasses && ((in.softmax && !kDual) || in.V <= kClassesPerLabel * in.L)),
         by_label(by_table && !kDual && in.softmax && in.V > 3 * in.L),
         by_registers(kRegisters && by_table && !by_label && in.softmax && in.V >= N && in.V <= 4 * N),
         classes(table_classes(in.V)) {}
