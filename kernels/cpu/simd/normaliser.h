@@ -53,14 +53,14 @@ template <class F> F largest(const F* x, int64_t V) {
 // and waits when there are more.
 struct Ahead {
   static constexpr int64_t kLine = 64;
-  const char *at, *end;
+  uintptr_t at, end;
   template <int64_t kBytes> CTC_INLINE void prefetch() {
     if (at >= end) return;
-    for (int64_t byte = 0; byte < kBytes; byte += kLine) __builtin_prefetch(at + byte);
+    for (int64_t byte = 0; byte < kBytes; byte += kLine) __builtin_prefetch(reinterpret_cast<const void*>(at + byte));
     at += kBytes;
   }
   void prefetch_rest() {
-    for (; at < end; at += kLine) __builtin_prefetch(at);
+    for (; at < end; at += kLine) __builtin_prefetch(reinterpret_cast<const void*>(at));
   }
 };
 
@@ -122,7 +122,7 @@ template <class F> RowSums<F> sum_row(const F* x, int64_t V, const F* next) {
     const bool last = end == V;
     const F* then = last ? next : x + end;
     const F* behind = then + min_of(kPiece, last ? V : V - end);
-    Ahead ahead = {reinterpret_cast<const char*>(then), reinterpret_cast<const char*>(behind)};
+    Ahead ahead = {reinterpret_cast<uintptr_t>(then), reinterpret_cast<uintptr_t>(behind)};
     const F here = largest(x + begin, end - begin);
     if (here > top) {
       if (ties > 0) tail = (ties + tail) * __builtin_exp(double(top) - double(here)), ties = 0;
