@@ -78,8 +78,8 @@ template <class F> F* row_of(void* base, int64_t row, int64_t width) { return st
 inline int64_t first_row(const Shape& s, int64_t sequence) { return s.T > 0 ? s.first_row(sequence) : 0; }
 
 // Asks for pages of 2 MB. A large result comes in pages that nobody has touched, and touching them costs a tenth of
-// what it costs with pages of 4 KB: 26 MB took 4 ms in every other call. This is advice: no result depends on whether the
-// system takes it.
+// what it costs with pages of 4 KB: 26 MB took 4 ms in every other call. This is advice: no result depends on whether
+// the system takes it.
 inline void advise_huge_pages(void* array, int64_t bytes) {
 #if defined(MADV_HUGEPAGE)
   constexpr uintptr_t kPage = 2 << 20;

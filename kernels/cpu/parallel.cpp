@@ -47,8 +47,8 @@ struct Job {
   bool complete() const { return done.load(std::memory_order_acquire) == items; }
 };
 
-// A thread that sleeps takes 30 us and more to wake, and the helpers' last items seldom take longer. So the caller looks
-// for their end before it sleeps. Meanwhile any thread that is ready to run may have its processor.
+// A thread that sleeps takes 30 us and more to wake, and the helpers' last items seldom take longer. So the caller
+// looks for their end before it sleeps. Meanwhile any thread that is ready to run may have its processor.
 constexpr std::chrono::microseconds kBeforeSleep(100);
 
 void look_out_for(const Job& job) {

@@ -12,8 +12,8 @@
 namespace jax_ctc {
 
 // The least work for which other threads help. Where they still look for work, because something ran on them a moment
-// ago, it pays from 20 us on: (100, 16, 32, 20) takes 41 us in place of 69. Where they sleep, it pays from 100 us on: the
-// same call takes 82 us in place of 75.
+// ago, it pays from 20 us on: (100, 16, 32, 20) takes 41 us in place of 69. Where they sleep, it pays from 100 us on:
+// the same call takes 82 us in place of 75.
 #if defined(JAX_CTC_TEST)
 using tested::kForkNanoseconds;
 #else
