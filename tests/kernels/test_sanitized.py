@@ -136,8 +136,8 @@ PLANTED = {
     "states": ("step.h", "to.set(end, {V::none()", "to.set(end + 1, {V::none()"),
     "sums by class": (
         "class_table.h",
-        "v < classes; ++v) store_quad<F>(sums",
-        "v <= classes; ++v) store_quad<F>(sums",
+        "i < kFrames * classes; i += kLanes<F>) store(sums",
+        "i <= kFrames * classes; i += kLanes<F>) store(sums",
     ),
     "means of a direction": ("directed_emissions.h", "    mean[t] = F(", "    mean[t + 1] = F("),
     "checkpoints of an alignment": (
