@@ -35,12 +35,14 @@ template <> struct ExpPolynomial<double> {
                                2.7630262850793720766e-7,
                                2.5000050934278011557e-8};
 };
-template <class F, class V> CTC_FN V exp_reduced(V r) {
-  constexpr ExpPolynomial<F> series;
+// By Horner's rule.
+template <class Series, class V> CTC_FN V polynomial(V x) {
+  constexpr Series series;
   V p = splat<V>(series.coefficient[series.terms - 1]);
-  for (int k = series.terms - 2; k >= 0; --k) p = p * r + series.coefficient[k];
+  for (int k = series.terms - 2; k >= 0; --k) p = p * x + series.coefficient[k];
   return p;
 }
+template <class F, class V> CTC_FN V exp_reduced(V r) { return polynomial<ExpPolynomial<F>>(r); }
 
 // A number as q ln 2 + r, with |r| <= ln 2 / 2.
 template <class V> struct Reduced {

@@ -15,7 +15,7 @@ from support.programs import assert_solved, cost_and_gradient
 from support.results import assert_costs, assert_gradient
 
 B, L = 3, 6
-CLASSES = [5, 6, 7, 8, 15, 16, 17, 18, 19, 31, 33, 100, 255, 256, 257, 300]  # dense up to 7
+CLASSES = [5, 6, 7, 8, 15, 16, 17, 18, 19, 31, 33, 48, 49, 100, 255, 256, 257, 300]  # dense to 7
 
 
 def batch(T, V, dtype=np.float32, scale=3):
@@ -70,7 +70,7 @@ def test_classes_that_tie_keep_the_digits_of_a_confident_row(V):
     assert_solved(acts, labels, lengths)
 
 
-@pytest.mark.parametrize("V", [7, 16, 300])
+@pytest.mark.parametrize("V", [7, 16, 100, 300])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_rounded_once(V, dtype):
     acts, labels, lengths = batch(14, V)

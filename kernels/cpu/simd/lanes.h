@@ -195,12 +195,9 @@ template <class F, class V> CTC_FN ExpFactors<V> exp_factors(V x) {
   // Adding it rounds to an integer n, and leaves n + bias in the lowest bits. They are 2^n when shifted, or 0 at
   // kFloor.
   constexpr F kRound = F(3) * F(int64_t(1) << (mantissa - 1)) + F(bias);
-  constexpr Exp2Polynomial<F> series;
   const V bounded = at_least(kFloor, x);
   const V shifted = bounded * kLog2e + kRound, n = shifted - kRound, f = bounded * kLog2e - n;
-  V p = splat<V>(series.coefficient[series.terms - 1]);
-  for (int k = series.terms - 2; k >= 0; --k) p = p * f + series.coefficient[k];
-  return {p, bits<V>(bits<Integer<V>>(shifted) << mantissa)};
+  return {polynomial<Exp2Polynomial<F>>(f), bits<V>(bits<Integer<V>>(shifted) << mantissa)};
 }
 template <class F, class V> CTC_FN V exp_of_nonpositive(V x) {
   const ExpFactors<V> y = exp_factors<F>(x);
