@@ -10,9 +10,9 @@ namespace jax_ctc {
 template <class Value> using StateProduct = decltype(product(Value{}, Value{}, Integer<decltype(Value::m)>{}));
 
 // Maps the products of some states, or of a class, to their share of `sum`, the products of all states of the frame.
-// Every frame has the same sum but for rounding. Divided by its own sum, a frame's occupancies are right to 5e-7 at
-// T = 10,000, because what rounding did to alpha and beta on the way cancels. Divided by the sequence's total they are
-// right to 4e-6.
+// Every frame has the same sum but for rounding. With float mantissas, divided by its own sum, a frame's occupancies
+// are right to 5e-7 at T = 10,000, because what rounding did to alpha and beta on the way cancels. Divided by the
+// sequence's total they are right to 4e-6.
 template <class F> struct Share {
   F scale;
   explicit CTC_INLINE Share(F sum) : scale(1 / sum) {}

@@ -30,6 +30,12 @@ template <class V, class M> CTC_FN Pair<V> advance_left_last(Pair<V> at, V left,
   return {add(at.blank, left), add(at.label, at.blank, only_if(skip, left))};
 }
 
+// The same for plain numbers, where those of each pair have a unit of their own. `left_unit` is the unit of pair i - 1
+// in units of pair i. `skip_unit` is the same, or 0 where the skip is not allowed.
+template <class R> CTC_FN Pair<R> advance(Pair<R> at, R left, R left_unit, R skip_unit) {
+  return {at.blank + left * left_unit, (at.label + at.blank) + left * skip_unit};
+}
+
 template <class V> CTC_FN Pair<V> emit(Pair<V> before, V blank, V label) {
   return {times(before.blank, blank), times(before.label, label)};
 }

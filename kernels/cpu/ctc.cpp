@@ -74,7 +74,7 @@ template <class F> void run_forward(const Problem& p, void* cost, Residuals resi
                     [&](int64_t i) { run_sequence<F>(p, i, static_cast<F*>(cost) + i, residuals); });
 }
 
-template <class F> Row<F> row_at(const Problem& p, Residuals residuals, int64_t row) {
+template <class F> Row<F> row_at(const Problem& p, Residuals residuals, int64_t row, int64_t sequence) {
   const Shape& s = p.shape;
   const F* normaliser = row_of<F>(residuals.rows, row, 2);
   return {p.dtype,
@@ -83,23 +83,23 @@ template <class F> Row<F> row_at(const Problem& p, Residuals residuals, int64_t 
           normaliser[0],
           normaliser[1],
           row_of<F>(residuals.columns, row, s.columns()),
-          p.labels + s.sequence_of_row(row) * s.L,
+          p.labels + sequence * s.L,
           s.L,
           p.blank,
           &thread_scratch()};
 }
 
 // Writes cotangent * gradient of one row. Its sequence has valid arguments.
-template <class F> void write_gradient_row(const Problem& p, Residuals residuals, int64_t row, F cotangent, void* out) {
+template <class F> void write_gradient_row(const Problem& p, Residuals residuals, RowIndex at, F cotangent, void* out) {
   const Shape& s = p.shape;
-  if (cotangent == 0 || s.frame_of_row(row) >= p.lengths[s.sequence_of_row(row)]) {
+  if (cotangent == 0 || at.frame >= p.lengths[at.sequence]) {
     std::memset(out, 0, s.V * element_size(p.dtype));
   } else if (s.dense()) {
-    kernels<F>().dense_gradient(row_of<F>(residuals.columns, row, s.V), s.V, cotangent, p.dtype, out);
+    kernels<F>().dense_gradient(row_of<F>(residuals.columns, at.row, s.V), s.V, cotangent, p.dtype, out);
   } else if (!p.softmax) {
-    write_scores_gradient(p, row_of<F>(residuals.columns, row, s.columns()), s.sequence_of_row(row), cotangent, out);
+    write_scores_gradient(p, row_of<F>(residuals.columns, at.row, s.columns()), at.sequence, cotangent, out);
   } else {
-    const Row<F> r = row_at<F>(p, residuals, row);
+    const Row<F> r = row_at<F>(p, residuals, at.row, at.sequence);
     if (r.scale == 0)
       std::memset(out, 0, s.V * element_size(p.dtype));
     else
@@ -116,21 +116,20 @@ void run_cotangent(const Problem& p, Residuals residuals, const F* cotangents, v
     return;
   advise_huge_pages(gradient, s.rows() * s.V * element_size(p.dtype));
   const std::vector<char> valid = valid_sequences(p);
-  for_each_row(p, executor, [&](int64_t row) {
-    const int64_t sequence = s.sequence_of_row(row);
-    const F cotangent = valid[sequence] ? cotangents[sequence] : F(0);
-    write_gradient_row<F>(p, residuals, row, cotangent, at(gradient, row * s.V, p.dtype));
+  for_each_row(p, executor, [&](RowIndex row) {
+    const F cotangent = valid[row.sequence] ? cotangents[row.sequence] : F(0);
+    write_gradient_row<F>(p, residuals, row, cotangent, at(gradient, row.row * s.V, p.dtype));
   });
 }
 
-template <class F> double tangent_of_row(const Problem& p, Residuals residuals, int64_t row, const void* direction) {
+template <class F>
+double tangent_of_row(const Problem& p, Residuals residuals, int64_t row, int64_t sequence, const void* direction) {
   const Shape& s = p.shape;
   if (s.dense())
     return kernels<F>().dense_tangent(row_of<F>(residuals.columns, row, s.V), s.V, p.dtype, direction,
                                       &thread_scratch());
-  if (!p.softmax)
-    return scores_tangent(p, row_of<F>(residuals.columns, row, s.columns()), s.sequence_of_row(row), direction);
-  const Row<F> r = row_at<F>(p, residuals, row);
+  if (!p.softmax) return scores_tangent(p, row_of<F>(residuals.columns, row, s.columns()), sequence, direction);
+  const Row<F> r = row_at<F>(p, residuals, row, sequence);
   return r.scale == 0 ? 0 : kernels<F>().tangent(r, direction);
 }
 
@@ -142,7 +141,7 @@ void run_tangent(const Problem& p, Residuals residuals, const void* direction, F
     double sum = 0;
     for (int64_t t = 0; valid[i] && t < p.lengths[i]; ++t) {
       const int64_t row = s.first_row(i) + t * s.B;
-      sum += tangent_of_row<F>(p, residuals, row, at(direction, row * s.V, p.dtype));
+      sum += tangent_of_row<F>(p, residuals, row, i, at(direction, row * s.V, p.dtype));
     }
     tangents[i] = F(sum);
   });

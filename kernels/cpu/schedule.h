@@ -45,8 +45,14 @@ template <class Run> void for_each_sequence(const Problem& p, double passes, Exe
   parallel_for(executor, threads_for(p, work), n, [&](int64_t k) { run(order[k]); });
 }
 
-// Calls run(row) for every row. A thread takes blocks of rows, in memory order, of about 2 MB of acts each, because
-// that is one huge page, or of less, so that each thread has two.
+// A row of acts. Its frame and its sequence are counted from row to row, because to divide for them takes as long as to
+// scale a short row.
+struct RowIndex {
+  int64_t row, frame, sequence;
+};
+
+// Calls run(RowIndex) for every row. A thread takes blocks of rows, in memory order, of about 2 MB of acts each,
+// because that is one huge page, or of less, so that each thread has two.
 template <class Run> void for_each_row(const Problem& p, Executor& executor, Run run) {
   const Shape& s = p.shape;
   const int64_t row_bytes = std::max<int64_t>(1, s.V * element_size(p.dtype));
@@ -54,7 +60,15 @@ template <class Run> void for_each_row(const Problem& p, Executor& executor, Run
   const int64_t block = std::max<int64_t>(1, std::min((int64_t(1) << 21) / row_bytes, share));
   const int64_t blocks = (s.rows() + block - 1) / block;
   parallel_for(executor, threads_for(p, row_work(s)), blocks, [&](int64_t k) {
-    for (int64_t row = k * block; row < std::min(s.rows(), (k + 1) * block); ++row) run(row);
+    RowIndex at = {k * block, s.frame_of_row(k * block), s.sequence_of_row(k * block)};
+    int64_t column = at.sequence % s.B;
+    for (const int64_t end = std::min(s.rows(), at.row + block); at.row < end; ++at.row) {
+      run(at);
+      ++at.sequence;
+      if (++column < s.B) continue;
+      column = 0, at.sequence -= s.B;
+      if (++at.frame == s.T) at.frame = 0, at.sequence += s.B;
+    }
   });
 }
 

@@ -11,24 +11,22 @@
 namespace jax_ctc {
 namespace {
 
-template <class F> Slice<F> slice_at(const Problem& p, int64_t row) {
+template <class F> Slice<F> slice_at(const Problem& p, RowIndex row) {
   const Shape& s = p.shape;
-  return {p.dtype,          at(p.acts, row * s.V, p.dtype), s.V, p.labels + s.sequence_of_row(row) * s.L, s.L,
-          &thread_scratch()};
+  return {p.dtype, at(p.acts, row.row * s.V, p.dtype), s.V, p.labels + row.sequence * s.L, s.L, &thread_scratch()};
 }
 
-bool in_use(const Problem& p, int64_t row) {
-  return p.shape.frame_of_row(row) < p.lengths[p.shape.sequence_of_row(row)];
-}
+bool in_use(const Problem& p, RowIndex row) { return row.frame < p.lengths[row.sequence]; }
 
 template <class F> void run_sums(const Problem& p, Sums out, Executor& executor) {
   const Shape& s = p.shape;
-  for_each_row(p, executor, [&](int64_t row) {
+  for_each_row(p, executor, [&](RowIndex index) {
+    const int64_t row = index.row;
     F *top = row_of<F>(out.top, row, 1), *ties = row_of<F>(out.ties, row, 1), *tail = row_of<F>(out.tail, row, 1);
     F* scores = row_of<F>(out.scores, row, s.L);
-    if (in_use(p, row)) {
+    if (in_use(p, index)) {
       const int64_t next = std::min(row + 1, s.rows() - 1);
-      kernels<F>().sums(slice_at<F>(p, row), at(p.acts, next * s.V, p.dtype), top, ties, tail, scores);
+      kernels<F>().sums(slice_at<F>(p, index), at(p.acts, next * s.V, p.dtype), top, ties, tail, scores);
     } else {
       *top = *ties = *tail = 0;
       std::fill_n(scores, s.L, F(0));
@@ -40,10 +38,11 @@ template <class F> void run_sums_cotangent(const Problem& p, const F* top, const
                                            void* out, Executor& executor) {
   const Shape& s = p.shape;
   advise_huge_pages(out, s.rows() * s.V * element_size(p.dtype));
-  for_each_row(p, executor, [&](int64_t row) {
+  for_each_row(p, executor, [&](RowIndex index) {
+    const int64_t row = index.row;
     void* to = at(out, row * s.V, p.dtype);
-    if (in_use(p, row))
-      kernels<F>().sums_cotangent(slice_at<F>(p, row), top[row], ct_tail[row], ct_scores + row * s.L, to);
+    if (in_use(p, index))
+      kernels<F>().sums_cotangent(slice_at<F>(p, index), top[row], ct_tail[row], ct_scores + row * s.L, to);
     else
       std::memset(to, 0, s.V * element_size(p.dtype));
   });

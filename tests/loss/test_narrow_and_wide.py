@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Few classes go through a table, four frames at a time, many row by row: both against the oracle.
 
-A table is for V <= 256 (kernels/cpu/simd/emissions.h). With AVX-512 registers take its place for
-16 <= V <= 64, if V <= 3 L. Every remainder of T and V by four, every place in a group of frames,
-both kinds of residuals.
+A table is for V <= 256 (kernels/cpu/simd/sequence_rows.h). With AVX-512 registers take its place
+for 16 <= V <= 64, if V <= 3 L. Every remainder of T and V by four, every place in a group of
+frames, both kinds of residuals.
 """
 
 import jax.numpy as jnp

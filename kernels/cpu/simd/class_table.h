@@ -180,15 +180,35 @@ template <class F> struct Table {
   }
   // `most`, [class][frame], is +inf at the classes that are read, and -inf at all others, whatever rows hold there.
   void read_scores(const F* const (&rows)[kFrames], int64_t V, const F* most) {
-    tabulate(rows, V, -F(__builtin_inf()), x);
-    const int64_t n = kFrames * table_classes(V);
-    Vec top = splat<Vec>(-F(__builtin_inf()));
-    for (int64_t i = 0; i < n; i += N) {
-      const Vec read = min_of(load<Vec>(x + i), load<Vec>(most + i));
-      top = max_of(read, top);
-      store(x + i, read);
+    split_classes<false>(kFrames * table_classes(V), tabulate_scores(rows, V, most));
+  }
+
+  // Ratios to the blank's emission in the place of p. q is not written.
+  RatioBase<F> read_ratios(const F* const (&rows)[kFrames], int64_t V, int32_t blank) {
+    const Vec top = tabulate(rows, V, -F(__builtin_inf()), x);
+    const RatioBase<F> base = ratio_base(blank, top);
+    const F* const x = this->x;  // the stores below do not change it
+    F* const p = this->p;
+    Vec tail = {};
+    Mask ties = {};
+    for (int64_t i = 0; i < kFrames * table_classes(V); i += N) {
+      const Vec v = load<Vec>(x + i), y = base.ratio(v);
+      const Mask at_top = v == top;
+      tail += at_top ? Vec{} : y, ties -= at_top;
+      store(p + i, y);
     }
-    split_classes<false>(n, max_over<kFrames, N>(top));
+    set_normalisers<true>(top, tail / base.of_top, ties);
+    return base;
+  }
+  RatioBase<F> read_ratios_of_scores(const F* const (&rows)[kFrames], int64_t V, const F* most, int32_t blank) {
+    const Vec top = tabulate_scores(rows, V, most);
+    const RatioBase<F> base = ratio_base(blank, top);
+    for (int64_t i = 0; i < kFrames * table_classes(V); i += N) store(p + i, base.ratio(load<Vec>(x + i)));
+    set_normalisers<false>(top, Vec{}, Mask{});
+    return base;
+  }
+  CTC_INLINE RatioBase<F> ratio_base(int32_t blank, Vec top) const {
+    return {tiled<F>(load_quad(x + kFrames * int64_t(blank))), top};
   }
 
   // Of log-scores see reference_of_scores. A NaN has become +inf. A NaN among logits has made `tail` NaN.
@@ -204,6 +224,17 @@ template <class F> struct Table {
   }
 
  private:
+  // Returns the largest entry of each frame that is read, in all of its lanes.
+  Vec tabulate_scores(const F* const (&rows)[kFrames], int64_t V, const F* most) {
+    tabulate(rows, V, -F(__builtin_inf()), x);
+    Vec top = splat<Vec>(-F(__builtin_inf()));
+    for (int64_t i = 0; i < kFrames * table_classes(V); i += N) {
+      const Vec read = min_of(load<Vec>(x + i), load<Vec>(most + i));
+      top = max_of(read, top);
+      store(x + i, read);
+    }
+    return max_over<kFrames, N>(top);
+  }
   // `top` is the largest entry of each frame, in all of its lanes.
   template <bool kSoftmax> void split_classes(int64_t n, Vec top) {
     const F* const x = this->x;  // the stores below do not change it
@@ -256,6 +287,19 @@ CTC_FN void gather_vector(const F* table, const int32_t* places, int64_t i, F* c
 // The same for `pairs` labels.
 template <class F> void gather(const F* table, const int32_t* places, int64_t pairs, F* const (&to)[kFrames]) {
   for (int64_t i = 0; i < pairs; i += kLanes<F>) gather_vector(table, places, i, to);
+}
+
+// The same, where entries are >= 0. Returns the smallest of each lane.
+template <class F>
+Lanes<F> gather_least(const F* table, const int32_t* places, int64_t pairs, F* const (&to)[kFrames]) {
+  Lanes<F> least = splat<Lanes<F>>(F(1));
+  for (int64_t i = 0; i < pairs; i += kLanes<F>) {
+    Lanes<F> v[kFrames];
+    join_groups<F>([&](int k) { return table + places[i + k]; }, v, Groups<F>{});
+    least = min_of(least, min_of(min_of(v[0], v[1]), min_of(v[2], v[3])));
+    for (int k = 0; k < kFrames; ++k) store(to[k] + i, v[k]);
+  }
+  return least;
 }
 
 // Writes the emissions of `pairs` labels and of the blank.

@@ -3,12 +3,13 @@
 #pragma once
 
 #include "gradient.h"
-#include "sweep.h"
+#include "group_sweep.h"
 
 namespace jax_ctc {
 namespace {
 
-template <class F> class ForwardRun {
+// `Sweeps` is a Lattice of the source, or GroupLattice.
+template <class F, class Source, class Sweeps> class ForwardRun {
  public:
   ForwardRun(const Sequence<F>& sequence, const SequenceResiduals<F>& residuals)
       : in(sequence),
@@ -22,24 +23,37 @@ template <class F> class ForwardRun {
     take_from(*in.scratch, [this](Arena& arena) { lay_out(arena); });
   }
 
+  // With GroupLattice. Returns false if numbers do not fit it. The cost is set even so if only alpha's do not.
+  bool run_in_groups(F* cost, bool& has_cost) {
+    source.initialise(), lattice.initialise();
+    if (!lattice.sweep_beta()) return false;
+    *cost = cost_of_total(), has_cost = true;
+    return !training || lattice.sweep_alpha([this](int64_t t, F blank, F of_labels) { keep(t, blank, of_labels); });
+  }
+
+  // With Lattice. `cost` is null if it is set already.
   Outcome run(F* cost) {
     if (!in.feasible) return source.all_rows_defined() ? Outcome::kNoAlignment : Outcome::kNoSoftmax;
     source.initialise(), lattice.initialise();
     if (!lattice.sweep_beta()) return Outcome::kNoSoftmax;
     if (!lattice.has_path()) return Outcome::kNoAlignment;
-    // eq. 7: -log p(labels) = (sum over frames of log sum exp(x - shift)) - log Z, with emissions relative to shift. Of
-    // log-scores, -shift takes the place of log sum.
-    const double ln2 = 0.69314718055994530942;
-    const RunningProduct& sums = lattice.row_sums;
-    const Scaled<F> z = lattice.z;
-    const double nats =
-        ((__builtin_log(sums.m) - __builtin_log(double(z.m))) + double(sums.e - z.e) * ln2) + sums.log_of_others;
-    *cost = F(nats > 0 || !in.softmax ? nats : 0);
+    if (cost != nullptr) *cost = cost_of_total();
     if (training) lattice.sweep_alpha([this](int64_t t, F blank, F of_labels) { keep(t, blank, of_labels); });
     return Outcome::kFinite;
   }
 
  private:
+  F cost_of_total() const {
+    // eq. 7: -log p(labels) = (sum over frames of log sum exp(x - shift)) - log Z, with emissions relative to shift. Of
+    // log-scores, -shift takes the place of log sum.
+    const double ln2 = 0.69314718055994530942;
+    const RunningProduct& sums = lattice.row_sums;
+    const auto z = lattice.z;
+    const double nats =
+        ((__builtin_log(sums.m) - __builtin_log(double(z.m))) + double(sums.e - z.e) * ln2) + sums.log_of_others;
+    return F(nats > 0 || !in.softmax ? nats : 0);
+  }
+
   void lay_out(Arena& arena) {
     source.lay_out(arena, lattice.block);
     lattice.lay_out(arena);
@@ -95,14 +109,23 @@ template <class F> class ForwardRun {
   const SequenceResiduals<F>& out;
   const int64_t T, L, pairs;
   const bool training;
-  EmissionSource<Scaled<F>> source;
-  Lattice<EmissionSource<Scaled<F>>> lattice;
+  Source source;
+  Sweeps lattice;
   ByClass<F> by_class;
   F blanks[kFrames], scales[kFrames];  // of each frame: the blank's alpha * beta, and the scale of Share
 };
 
 template <class F> Outcome sequence_cost(const Sequence<F>& sequence, const SequenceResiduals<F>& residuals, F* cost) {
-  return ForwardRun<F>(sequence, residuals).run(cost);
+  if constexpr (sizeof(F) == 4) {
+    bool has_cost = false;
+    if (sequence.feasible &&
+        ForwardRun<F, RatioSource, GroupLattice>(sequence, residuals).run_in_groups(cost, has_cost))
+      return Outcome::kFinite;
+    // A cost from beta stays, because the loss alone has the same.
+    if (has_cost) cost = nullptr;
+  }
+  using Source = EmissionSource<Scaled<F>>;
+  return ForwardRun<F, Source, Lattice<Source>>(sequence, residuals).run(cost);
 }
 
 }  // namespace

@@ -5,6 +5,12 @@
 // Each instruction set includes this file inside its target region (target.h). So everything here has internal linkage.
 #pragma once
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
 #include "../../common/emission.h"
 
 namespace jax_ctc {
@@ -15,6 +21,7 @@ typedef int32_t IntLanes __attribute__((vector_size(CTC_VECTOR_BYTES)));
 typedef double DoubleLanes __attribute__((vector_size(CTC_VECTOR_BYTES)));
 typedef int64_t LongLanes __attribute__((vector_size(CTC_VECTOR_BYTES)));
 typedef int32_t HalfLanes __attribute__((vector_size(CTC_VECTOR_BYTES / 2)));  // as many as LongLanes
+typedef float HalfFloats __attribute__((vector_size(CTC_VECTOR_BYTES / 2)));   // as many as DoubleLanes
 
 }  // namespace
 
@@ -45,6 +52,27 @@ template <class V, class F> CTC_FN V load(const F* from) {
   return v;
 }
 template <class V, class F> CTC_FN void store(F* to, V v) { __builtin_memcpy(to, &v, sizeof v); }
+
+// As many floats as a vector has doubles. Of __builtin_convertvector GCC 12 makes three instructions or more.
+CTC_FN DoubleLanes load_widened(const float* from) {
+#if defined(__clang__)
+  HalfFloats v;
+  __builtin_memcpy(&v, from, sizeof v);
+  return __builtin_convertvector(v, DoubleLanes);
+#elif defined(__aarch64__)
+  return vcvt_f64_f32(vld1_f32(from));
+#elif CTC_VECTOR_BYTES == 64
+  return _mm512_maskz_cvtps_pd(0xff, _mm256_loadu_ps(from));  // without a mask GCC 12 warns
+#elif CTC_VECTOR_BYTES == 32
+  return _mm256_cvtps_pd(_mm_loadu_ps(from));
+#else
+  return _mm_cvtps_pd(_mm_castsi128_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+#endif
+}
+CTC_FN void store_narrowed(float* to, DoubleLanes v) {
+  const HalfFloats narrow = __builtin_convertvector(v, HalfFloats);
+  __builtin_memcpy(to, &narrow, sizeof narrow);
+}
 
 // Loads the first n lanes and fills the others with `rest`.
 template <class V, class F> CTC_FN V load_first(const F* from, int64_t n, F rest) {

@@ -51,6 +51,10 @@ template <class F> struct RowShift {
   }
 };
 
+// The most by which a logit may exceed that of the blank, where emissions are divided by that of the blank: 2^115.5.
+// The sum of 256 such numbers is a float.
+constexpr double kMostNatsAboveBlank = 80;
+
 // Whether some emissions must be computed again: split_emission took them for dead.
 template <class F> CTC_FN bool any_is_far(F furthest, F shift) {
   return furthest > F(shift - kFurthest) || !is_near<F>(shift);
@@ -66,6 +70,33 @@ template <class F> CTC_FN Scaled<Lanes<F>> split_emission(Lanes<F> x, const RowS
   furthest = max_of(furthest, near ? splat<Vec>(-kInfinity) : x);
   return {y.m, near ? y.e : splat<Integer<Vec>>(kDead)};
 }
+
+// What ratios to the blank's emission are computed from: the blank's logit of each frame, and the largest logit.
+template <class F> struct RatioBase {
+  using Vec = Lanes<F>;
+  Reduced<Vec> reduced;
+  Vec of_top;  // the ratio of the largest logit
+  bool fits;   // whether no ratio is too large
+  CTC_INLINE RatioBase(Vec base, Vec top) {
+    // The ratio of -kNear, which `ratio` takes for any x below it, must be 0.
+    const Integer<Vec> near =
+        is_near<F>(base) & is_near<F>(top) & (top - base < F(kMostNatsAboveBlank)) & (base > F(100 - kNear<F>));
+    fits = sum_of_lanes(near) == -kLanes<F>;
+    reduced = reduce<F>(fits ? base : Vec{});
+    of_top = ratio(fits ? top : Vec{});
+  }
+  // That of the frame in lane k.
+  template <int k> CTC_INLINE RatioBase of_lane() const {
+    RatioBase base = *this;
+    base.reduced = {spread<k>(reduced.r), spread<k>(reduced.q)};
+    return base;
+  }
+  // exp(x - base), or 0 if it is less than 2^-126. Of NaN it is NaN.
+  CTC_INLINE Vec ratio(Vec x) const {
+    const Scaled<Vec> y = near_emission<F>(at_least(F(-kNear<F>), x), reduced);
+    return y.m * pow2<Vec>(y.e);
+  }
+};
 
 // Computes again the emissions of n logits of which some are not near. This is very rare.
 template <class F> void split_any_emissions(const F* x, int64_t n, F shift, F* p, Integer<F>* q) {

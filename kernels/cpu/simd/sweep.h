@@ -18,6 +18,27 @@
 namespace jax_ctc {
 namespace {
 
+// The frames whose states of beta are stored at once. A checkpoint and the states and emissions of a frame take so many
+// bytes.
+//
+// The states of all frames are stored while they fit 3 MB, because it is cheaper to fetch them from the third-level
+// cache than to compute them again. Beyond that, a block has 256 KB, a quarter of the second-level cache. If the
+// checkpoints of such blocks are large, a block has about sqrt(T) frames, because then a block and all checkpoints
+// together are small. The total alone needs only one block of emissions. The result is a multiple of kFrames, or T.
+inline int64_t block_length(int64_t T, bool posterior, int64_t checkpoint, int64_t frame) {
+#if defined(JAX_CTC_TEST)
+  if (tested::block_length > 0) return tested::block_length;
+#endif
+  constexpr int64_t kLargeCheckpoints = 256 << 20;
+  if (!posterior) return kFoldEvery;
+  if (T <= (3 << 20) / frame) return max_of<int64_t>(T, 1);
+  const int64_t in_cache = max_of<int64_t>(kFoldEvery, (1 << 18) / frame / kFrames * kFrames);
+  if (T / in_cache < kLargeCheckpoints / checkpoint) return in_cache;
+  // The block with the least memory, block * frame + T / block * checkpoint.
+  const double least = __builtin_sqrt(double(T) * double(checkpoint) / double(frame));
+  return max_of(in_cache, int64_t(least) / kFrames * kFrames);
+}
+
 template <class Source> class Lattice {
   using Value = typename Source::Value;
   using F = typename Parts<Value>::F;
@@ -25,7 +46,8 @@ template <class Source> class Lattice {
  public:
   Lattice(const Sequence<F>& in, Source& source, bool with_posterior)
       : in(in), source(source), T(in.length), L(in.L), pairs(padded<F>(L + 1)), posterior(with_posterior) {
-    block = block_length();
+    const int64_t checkpoint = States<Value>::size(pairs) * sizeof(F);
+    block = block_length(T, posterior, checkpoint, checkpoint + source.frame_bytes());
   }
 
   int64_t block;  // frames whose states are stored at once
@@ -97,25 +119,7 @@ template <class Source> class Lattice {
 
  private:
   static constexpr int kParts = sizeof(StateProduct<Value>) / sizeof(F);
-  static constexpr int64_t kLargeCheckpoints = 256 << 20;  // bytes
 
-  // Stores the states of all frames while they fit 3 MB, because it is cheaper to fetch them from the third-level cache
-  // than to compute them again. Beyond that, a block has 256 KB, a quarter of the second-level cache. If the
-  // checkpoints of such blocks are large, a block has about sqrt(T) frames, because then a block and all checkpoints
-  // together are small. The total alone needs only one block of emissions. The result is a multiple of kFrames, or T.
-  int64_t block_length() const {
-#if defined(JAX_CTC_TEST)
-    if (tested::block_length > 0) return tested::block_length;
-#endif
-    if (!posterior) return kFoldEvery;
-    const int64_t checkpoint = States<Value>::size(pairs) * sizeof(F), frame = checkpoint + source.frame_bytes();
-    if (T <= (3 << 20) / frame) return max_of<int64_t>(T, 1);
-    const int64_t in_cache = max_of<int64_t>(kFoldEvery, (1 << 18) / frame / kFrames * kFrames);
-    if (T / in_cache < kLargeCheckpoints / checkpoint) return in_cache;
-    // The block with the least memory, block * frame + T / block * checkpoint.
-    const double least = __builtin_sqrt(double(T) * double(checkpoint) / double(frame));
-    return max_of(in_cache, int64_t(least) / kFrames * kFrames);
-  }
   int64_t blocks() const { return (T + block - 1) / block; }
 
   States<Value> states(F* base) const { return States<Value>::at(base, pairs); }

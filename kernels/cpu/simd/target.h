@@ -7,6 +7,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
 
 #include "interface.h"
 

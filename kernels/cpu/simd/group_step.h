@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+// A few frames of the lattice of one sequence at once, in plain doubles.
+//
+// A value of the lattice is m * 2^e with an exponent of its own (scaled.h). Here the two states of a slot share an
+// exponent for many frames: they are plain numbers in the unit 2^e of their slot. So a step is two multiply-adds, an
+// addition and a multiplication, and the states of a vector of slots stay in registers for a group of frames. Numbers
+// that differ by more than a double can hold do not fit. GroupStates finds that before any number is lost, and the
+// sequence is then computed in scaled.h's values.
+#pragma once
+
+#include "class_table.h"
+
+namespace jax_ctc {
+namespace {
+
+using Doubles = Lanes<double>;
+constexpr int kDoubles = kLanes<double>;
+
+// Exponents are integers in doubles, because some instruction sets cannot compare integers of 64 bits.
+// The exponent of x > 0.
+CTC_FN Doubles exponent_of(Doubles x) {
+  typedef uint64_t Bits __attribute__((vector_size(CTC_VECTOR_BYTES)));
+  constexpr double kOne = 0x1p52;  // an integer below it fills its lowest bits
+  return bits<Doubles>((bits<Bits>(x) >> 52) | bits<uint64_t>(kOne)) - (kOne + 1023);
+}
+CTC_FN double exponent_of(double x) { return double((bits<int64_t>(x) >> 52) - 1023); }
+// 2^e: 0 below e = -1022, and 2^1023 from there up.
+CTC_FN Doubles power_of_2(Doubles e) {
+  const Doubles bounded = min_of(max_of(e, splat<Doubles>(-1023)), splat<Doubles>(1023));
+  return bits<Doubles>(bits<Integer<Doubles>>(bounded + (0x1.8p52 + 1023)) << 52);
+}
+
+// By how many powers of 2 a ratio can make a number smaller or larger in a frame.
+struct Growth {
+  int fall, rise;
+};
+
+// The states of alpha, or of beta, at one frame. Slots and neighbours are those of step.h.
+template <Recursion kRecursion> class GroupStates {
+  static constexpr bool kRight = kRecursion == kBeta;  // where the neighbour is
+  static constexpr int kNeighbour = kRight ? 1 : -1;
+
+ public:
+  double *blank, *label;  // of `pairs` slots, in the units of their slots. 0 is "not reached"
+  double* exponent;       // a unit is 2^exponent
+
+  template <class Arena> void lay_out(Arena& arena, int64_t slots) {
+    pairs = slots;
+    arena.take(blank, pairs), arena.take(label, pairs);
+    arena.take(exponents_with_margins, pairs + 2 * kDoubles), arena.take(fresh_with_margins, pairs + 2 * kDoubles);
+    arena.take(neighbour_unit, pairs), arena.take(skip_unit, pairs);
+  }
+
+  // The states before the first step. Only blank `first` is reached. `skips` is 1 for each pair where the skip is
+  // allowed, else 0.
+  void start(int64_t first, const double* skips) {
+    skip_mask = skips, exponent = exponents_with_margins + kDoubles, fresh = fresh_with_margins + kDoubles;
+    for (int64_t i = 0; i < pairs; ++i) blank[i] = label[i] = 0;
+    for (int64_t i = -kDoubles; i < pairs + kDoubles; ++i) exponent[i] = 0;
+    blank[first] = 1, most = 1, steepest = 0, room = kLeast;
+    set_neighbour_units();
+  }
+
+  static int64_t copy_size(int64_t pairs) { return 3 * pairs + 3; }
+  void copy_to(double* to) const {
+    const size_t bytes = pairs * sizeof(double);
+    __builtin_memcpy(to, blank, bytes), __builtin_memcpy(to + pairs, label, bytes);
+    __builtin_memcpy(to + 2 * pairs, exponent, bytes);
+    to[3 * pairs] = most, to[3 * pairs + 1] = steepest, to[3 * pairs + 2] = room;
+  }
+  void copy_from(const double* from) {
+    const size_t bytes = pairs * sizeof(double);
+    __builtin_memcpy(blank, from, bytes), __builtin_memcpy(label, from + pairs, bytes);
+    __builtin_memcpy(exponent, from + 2 * pairs, bytes);
+    most = from[3 * pairs], steepest = from[3 * pairs + 1], room = int(from[3 * pairs + 2]);
+    set_neighbour_units();
+  }
+
+  // Makes sure that a group of frames can be taken: numbers then stay below 2^kMost, and no number but 0 falls below
+  // 2^-kLeast. Returns false if units cannot be found. `changed` is set if units have changed.
+  bool prepare(Window window, Growth growth, bool& changed) {
+    const int fall = kFrames * growth.fall;
+    if (rises_too_far(growth) || (fall > room && fall > (room = room_of(window)))) {
+      if (!change_units(window)) return false;
+      changed = true;
+    }
+    room -= fall;
+    return room >= 0 && !rises_too_far(growth);
+  }
+
+  // Takes kCount frames. `y` are the ratios of the first one's labels, and the next one's are `pitch` elements further.
+  // visit(k, i, before, after) gets the states of the slots from i on at each frame, before and after its emission.
+  template <int kCount, class Visit> CTC_INLINE void step(Window window, const float* y, int64_t pitch, Visit visit) {
+    Doubles last[kCount] = {};  // the labels of the vector that was taken before
+    Doubles largest = splat<Doubles>(most);
+    const int64_t n = window.end - window.begin;
+    for (int64_t k = 0; k < n; k += kDoubles) {
+      const int64_t i = kRight ? window.end - kDoubles - k : window.begin + k;
+      Pair<Doubles> at = {load<Doubles>(blank + i), load<Doubles>(label + i)};
+      const Doubles unit = load<Doubles>(neighbour_unit + i), skip = load<Doubles>(skip_unit + i);
+#pragma GCC unroll 4
+      for (int f = 0; f < kCount; ++f) {
+        const Doubles neighbour = kRight ? shift_down(at.label, last[f]) : shift_up(last[f], at.label);
+        last[f] = at.label;
+        const Pair<Doubles> before = advance(at, neighbour, unit, skip);
+        at = {before.blank, before.label * load_widened(y + f * pitch + i - kRight)};
+        visit(f, i, before, at);
+      }
+      store(blank + i, at.blank), store(label + i, at.label);
+      largest = max_of(max_of(at.blank, at.label), largest);
+    }
+    most = max_of_lanes(largest);
+  }
+
+  // The total, from beta's states at the first frame.
+  Scaled<double> total_of(int64_t L) const {
+    return fold(total(value(blank[0], 0), L > 0 ? value(label[1], 1) : Scaled<double>::none()));
+  }
+
+ private:
+  static constexpr double kMost = 1000;
+  // So much below kMost that products of alpha and beta fit a double too.
+  static constexpr double kLargest = kRight ? 0x1p450 : 0x1p350;
+  static constexpr int kLeast = 900;
+  // The most powers of 2 by which the unit of a neighbour is larger, and is smaller. What a number smaller than 2^-1000
+  // would add to one larger than 2^-kLeast does not count.
+  static constexpr double kSteepest = 150, kDeepest = 1000;
+  // How far a state may be from its unit when units are changed.
+  static constexpr double kFurthestFromUnit = 0x1p200;
+
+  // In a frame a number grows by a factor of 3 at most, times its ratio, times the unit of its neighbour.
+  bool rises_too_far(Growth growth) const {
+    return most > kLargest || exponent_of(most) + 1 + kFrames * (growth.rise + steepest + 2) > kMost;
+  }
+
+  Scaled<double> value(double state, int64_t i) const {
+    return state == 0 ? Scaled<double>::none() : fold(Scaled<double>{state, int64_t(exponent[i])});
+  }
+
+  // How many times the smallest number that is not 0 can be halved.
+  int room_of(Window window) const {
+    const Doubles none = splat<Doubles>(0x1p1023);
+    Doubles least = none;
+    for (int64_t i = window.begin; i < window.end; i += kDoubles) {
+      const Doubles a = load<Doubles>(blank + i), b = load<Doubles>(label + i);
+      least = min_of(least, min_of(a == Doubles{} ? none : a, b == Doubles{} ? none : b));
+    }
+    return room_above(least);
+  }
+  static int room_above(Doubles least) { return kLeast + int(exponent_of(-max_of_lanes(-least))); }
+
+  // Gives each slot the unit of its larger state. Slots that are not reached, on either side of those that are, get the
+  // unit of the nearest one. Returns false if numbers do not fit.
+  bool change_units(Window window) {
+    const auto reached = [this](int64_t i) { return blank[i] > 0 || label[i] > 0; };
+    int64_t first = window.begin, last = window.end - 1;
+    while (first < last && !reached(first)) ++first;
+    while (last > first && !reached(last)) --last;
+    for (int64_t i = window.begin; i < window.end; i += kDoubles) {
+      const Doubles larger = max_of(load<Doubles>(blank + i), load<Doubles>(label + i));
+      store(fresh + i, load<Doubles>(exponent + i) + exponent_of(larger));
+    }
+    const auto extend = [&] {
+      for (int64_t i = window.begin - 1; i < first; ++i) fresh[i] = fresh[first];
+      for (int64_t i = last + 1; i <= window.end; ++i) fresh[i] = fresh[last];
+    };
+    extend();
+    Doubles up = {}, down = {};
+    for (int64_t i = window.begin; i < window.end; i += kDoubles) {
+      const Doubles step = load<Doubles>(fresh + i + kNeighbour) - load<Doubles>(fresh + i);
+      up = max_of(up, step), down = max_of(down, -step);
+    }
+    steepest = max_of_lanes(up), most = 2;
+    if (steepest > kSteepest || max_of_lanes(down) > kDeepest) {
+      if (!limit_steps(first, last)) return false;
+      extend();
+      steepest = min_of(steepest, kSteepest), most = 2 * kFurthestFromUnit;
+    }
+    Doubles least = splat<Doubles>(1);
+    for (int64_t i = window.begin; i < window.end; i += kDoubles) {
+      const Doubles e = load<Doubles>(fresh + i), factor = power_of_2(load<Doubles>(exponent + i) - e);
+      const auto change = [&](double* states) {
+        const Doubles before = load<Doubles>(states), after = before * factor;
+        least = min_of(least, before == Doubles{} ? least : after);  // a state that has become 0 counts
+        store(states, after);
+      };
+      change(blank + i), change(label + i);
+      store(exponent + i, e);
+    }
+    room = room_above(least);
+    for (int64_t i = 0; i < window.begin; i += kDoubles) store(exponent + i, splat<Doubles>(fresh[first]));
+    for (int64_t i = window.end; i < pairs; i += kDoubles) store(exponent + i, splat<Doubles>(fresh[last]));
+    set_neighbour_units();
+    return true;
+  }
+
+  // Makes the steps from neighbour to neighbour small enough, from slot to slot. Returns false if a state would then be
+  // far from its unit.
+  bool limit_steps(int64_t first, int64_t last) {
+    double previous = fresh[kRight ? last : first];
+    for (int64_t k = 0; k <= last - first; ++k) {
+      const int64_t i = kRight ? last - k : first + k;
+      const double e = max_of(min_of(fresh[i], previous + kDeepest), previous - kSteepest);
+      if (max_of(e - fresh[i], fresh[i] - e) > exponent_of(kFurthestFromUnit)) return false;
+      fresh[i] = previous = e;
+    }
+    return true;
+  }
+
+  void set_neighbour_units() {
+    for (int64_t i = 0; i < pairs; i += kDoubles) {
+      const Doubles neighbour = load<Doubles>(exponent + i + kNeighbour);
+      const Doubles unit = power_of_2(neighbour - load<Doubles>(exponent + i));
+      store(neighbour_unit + i, unit);
+      store(skip_unit + i, load<Doubles>(skip_mask + i) * unit);
+    }
+  }
+
+  int64_t pairs;
+  const double* skip_mask;
+  double *neighbour_unit, *skip_unit;  // the unit of the neighbour in units of this slot, and the same or 0
+  double* fresh;                       // the exponents that change_units finds
+  double *exponents_with_margins, *fresh_with_margins;
+  double most;      // no state has been larger since units were changed
+  double steepest;  // the most powers of 2 by which the unit of a neighbour is larger
+  int room;         // no state but 0 is less than 2^(room - kLeast)
+};
+
+}  // namespace
+}  // namespace jax_ctc

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the lattice in groups of frames needs of acts: the normalisers of all frames, and the ratios of a block of
+// frames.
+//
+// The ratio of a label is its emission divided by that of the blank, exp(x - base), where base is the blank's logit. It
+// is one float, so it must lie between 2^-126 and 2^116. What divides the paths through a frame is the row's sum
+// relative to the blank: sum * exp(top - base). Of log-scores `sum` is 1, and the paths are multiplied with exp(top).
+// exp(top - base) is the ratio of the largest logit itself, so its rounding cancels in the cost of a sure model.
+#pragma once
+
+#include "group_step.h"
+#include "row_registers.h"
+#include "sequence_rows.h"
+
+namespace jax_ctc {
+namespace {
+
+class RatioSource : public SequenceRows<float> {
+  using F = float;
+  using Vec = Lanes<F>;
+
+ public:
+  RatioSource(const Sequence<F>& sequence, int64_t pairs)
+      : SequenceRows(sequence, pairs, sequence.softmax ? kMostClasses : kClassesPerLabel),
+        by_label(by_table && in.softmax && in.V > 3 * in.L),
+        by_registers(kRegisters && by_table && in.softmax && !by_label && in.V >= N && in.V <= 4 * N) {}
+
+  // The bytes of the ratios of one frame.
+  int64_t frame_bytes() const { return frame_size() * sizeof(F); }
+
+  void lay_out(Arena& arena, int64_t block_length) {
+    block = block_length;
+    arena.take(y, whole_groups(min_of(block, max_of<int64_t>(in.length, 1))) * frame_size());
+    arena.take(growths, whole_groups(in.length) / kFrames);
+    lay_out_rows(arena);
+  }
+
+  void initialise() {
+    const int64_t kept = whole_groups(min_of(block, in.length));
+    for (int64_t k = 0; k < kept; ++k) store(y + k * frame_size(), Vec{});  // the margins
+    initialise_rows(in.blank, 0);  // behind the labels a ratio is 1, and so not too small
+  }
+
+  // Computes the ratios of frames [begin, end), as EmissionSource::read. Returns false also if a ratio does not fit.
+  bool read(int64_t begin, int64_t end, RunningProduct* product) {
+    block_begin = begin - begin % block;
+    for (int64_t t = (end - 1) / kFrames * kFrames; t >= begin; t -= kFrames)
+      if (!read_group(t, min_of(t + kFrames, end), product)) return false;
+    return true;
+  }
+
+  // The ratios of a frame in the block that was read last: those of `pairs` labels, and before them 0.
+  const F* ratios(int64_t t) const { return y + (t - block_begin) * frame_size() + N; }
+  int64_t frame_size() const { return N + pairs; }
+
+  // Of the ratios of frame t, and of the others in its group.
+  Growth growth(int64_t t) const { return growths[t / kFrames]; }
+
+ private:
+  static constexpr bool kRegisters = CTC_VECTOR_BYTES == 64;
+  static constexpr int64_t kClassesPerLabel = 8;
+
+  bool read_group(int64_t begin, int64_t end, RunningProduct* product) {
+    Vec least = splat<Vec>(F(1)), most = least;
+    if (!(by_table ? read_narrow(begin, end, product, least, most) : read_wide(begin, end, product, least, most)))
+      return false;
+    const F smallest = -max_of_lanes(-least);
+    if (!(smallest >= F(0x1p-126))) return false;
+    growths[begin / kFrames] = {-exponent_of(smallest), exponent_of(max_of_lanes(most)) + 1};
+    return true;
+  }
+  static int exponent_of(F x) { return int(bits<int32_t>(x) >> Layout<F>::mantissa) - Layout<F>::bias; }
+
+  F* ratios_at(int64_t t) { return y + (t - block_begin) * frame_size() + N; }
+
+  // Multiplies what divides the paths through frame t into `divisor`.
+  bool keep(int64_t t, Normaliser<F> n, const RatioBase<F>& base, int64_t k, RunningProduct* product, double& divisor) {
+    divisor *= n.sum * double(base.of_top[k]);
+    if (!in.softmax) product->log_of_others -= n.shift;
+    return SequenceRows::keep(t, n);
+  }
+
+  bool read_narrow(int64_t begin, int64_t end, RunningProduct* product, Vec& least, Vec& most_ratio) {
+    const F* rows[kFrames];
+    rows_of_group(begin, end, rows);
+    F* to[kFrames];
+    for (int k = 0; k < kFrames; ++k) to[k] = ratios_at(begin) + k * frame_size();
+    const RatioBase<F> base = ratios_of_labels(rows, to, least);
+    most_ratio = base.of_top;
+    if (!base.fits || product == nullptr) return base.fits;
+    double divisor = 1;
+    for (int64_t k = end - 1 - begin; k >= 0; --k)
+      if (!keep(begin + k, {table.shift[k], table.sum[k]}, base, k, product, divisor)) return false;
+    product->multiply(divisor);  // once for all, because each would have to wait for the one before
+    return true;
+  }
+
+  RatioBase<F> ratios_of_labels(const F* const (&rows)[kFrames], F* const (&to)[kFrames], Vec& least) {
+    if constexpr (kRegisters) {
+      if (by_registers && in.V <= 2 * N)
+        return read_registers<2>(rows, in.V, places, pairs, in.blank, to, table, least);
+      if (by_registers) return read_registers<4>(rows, in.V, places, pairs, in.blank, to, table, least);
+    }
+    if (!by_label) {
+      const RatioBase<F> base = in.softmax ? table.read_ratios(rows, in.V, in.blank)
+                                           : table.read_ratios_of_scores(rows, in.V, most, in.blank);
+      least = gather_least(table.p, places, pairs, to);
+      return base;
+    }
+    // There are fewer labels than classes, so their logits are gathered, and not all classes become ratios.
+    table.read_logits(rows, in.V);
+    const RatioBase<F> base = table.ratio_base(in.blank, tiled<F>(load_quad(table.shift)));
+    gather(table.x, places, pairs, to);
+    make_ratios(base.of_lane<0>(), to[0], to[0], least), make_ratios(base.of_lane<1>(), to[1], to[1], least);
+    make_ratios(base.of_lane<2>(), to[2], to[2], least), make_ratios(base.of_lane<3>(), to[3], to[3], least);
+    return base;
+  }
+
+  bool read_wide(int64_t begin, int64_t end, RunningProduct* product, Vec& least, Vec& most_ratio) {
+    for (int64_t t = end - 1; t >= begin; --t) {
+      const bool first = product != nullptr;
+      Normaliser<F> n = {shift[t], 1};
+      if (first && in.softmax) n = normalise(row(t), in.V, row_ahead(t));
+      read_entries(t);
+      for (int64_t i = in.L; i < pairs; ++i) raw[i] = raw[pairs];
+      if (first && !in.softmax) n = reference_of_scores(raw, pairs + N);
+      const RatioBase<F> base(load<Vec>(raw + pairs), splat<Vec>(n.shift));
+      double divisor = 1;
+      if (!base.fits || (first && !keep(t, n, base, 0, product, divisor))) return false;
+      if (first) product->multiply(divisor);
+      most_ratio = max_of(most_ratio, base.of_top);
+      make_ratios(base, raw, ratios_at(t), least);
+    }
+    return true;
+  }
+
+  // to = the ratios of `pairs` logits. `to` may be x.
+  void make_ratios(const RatioBase<F>& base, const F* x, F* to, Vec& least) const {
+    for (int64_t i = 0; i < pairs; i += N) {
+      const Vec ratio = base.ratio(load<Vec>(x + i));
+      least = min_of(least, ratio);
+      store(to + i, ratio);
+    }
+  }
+
+  const bool by_label, by_registers;   // of narrow rows: see ratios_of_labels
+  int64_t block = 1, block_begin = 0;  // frames of a block; the first one of the block that was read last
+  Growth* growths;                     // of each group of frames
+  F* y;                                // ratios of a block of frames, [frame][margin, pairs]
+};
+
+}  // namespace
+}  // namespace jax_ctc

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+// The rows of acts of one sequence: where they are, their normalisers, and the table through which narrow rows go.
+//
+// Wide rows are read one by one, from the last frame to the first. Each is streamed for its normaliser, and then the
+// logits of its labels are read while the row is in cache. Of log-scores only the entries of the labels are read.
+// Narrow rows are read four at a time through a table.
+#pragma once
+
+#include "arena.h"
+#include "class_table.h"
+#include "half.h"
+
+namespace jax_ctc {
+namespace {
+
+template <class F> class SequenceRows {
+ protected:
+  static constexpr int N = kLanes<F>;
+
+  const Sequence<F>& in;
+  const int64_t pairs;
+
+ public:
+  const int64_t row_bytes, frame_step;  // of acts; from a frame to the next, in bytes
+  const bool by_table;
+  const int64_t classes;  // of the table
+  int32_t* places;        // in the table, of `pairs` labels
+  F *shift, *scale;       // of the softmax, [T]
+  Table<F> table;
+
+  // Rows of log-scores, and others that are read for few labels, go through a table if there are labels enough: one for
+  // `classes_per_label` classes.
+  SequenceRows(const Sequence<F>& sequence, int64_t pairs, int64_t classes_per_label)
+      : in(sequence),
+        pairs(pairs),
+        row_bytes(in.V * element_size(in.dtype)),
+        frame_step(in.acts_stride * element_size(in.dtype)),
+        by_table(N >= kFrames && in.V <= kMostClasses && in.V <= classes_per_label * in.L),
+        classes(table_classes(in.V)) {}
+
+  // A row of acts as F. A row of halves is valid until the next call with the same `place`.
+  const F* row(int64_t t, int64_t place = 0) const { return widened(in.dtype, acts_at(t), in.V, wide + place * in.V); }
+
+  const void* acts_at(int64_t t) const { return static_cast<const char*>(in.acts) + t * frame_step; }
+
+  bool all_rows_defined() const {
+    for (int64_t t = 0; t < in.length; ++t)
+      if (!(in.softmax ? normalise(row(t), in.V, row_ahead(t)).defined() : scores_defined(acts_at(t)))) return false;
+    return true;
+  }
+
+ protected:
+  // The largest V that goes through a table. One float a lane adds up the row, and is accurate enough for so many.
+  static constexpr int64_t kMostClasses = 256;
+
+  F* raw;   // one frame: logits of the labels, `behind` up to `pairs`, then a vector of the blank's logit
+  F* most;  // of log-scores, for the table: which classes are read
+
+  void lay_out_rows(Arena& arena) {
+    arena.take(shift, in.length), arena.take(scale, in.length);
+    arena.take(wide, is_half(in.dtype) ? kFrames * in.V : 0);
+    arena.take(places, by_table ? pairs : 0);
+    arena.take(table.x, by_table ? table_size<F>(in.V) : 0), arena.take(table.p, by_table ? kFrames * classes : 0);
+    arena.take(most, by_table && !in.softmax ? kFrames * classes : 0);
+    arena.take(raw, by_table ? 0 : pairs + N);
+  }
+
+  // Slots behind the labels get the class `behind` of the table, or the logit `logit_behind`.
+  void initialise_rows(int64_t behind, F logit_behind) {
+    if (!by_table)
+      for (int64_t i = 0; i < pairs + N; ++i) raw[i] = logit_behind;
+    for (int64_t i = 0; by_table && i < pairs; ++i) places[i] = kFrames * int32_t(i < in.L ? in.labels[i] : behind);
+    if (by_table && !in.softmax) mark_classes();
+  }
+
+  static int64_t whole_groups(int64_t frames) { return (frames + kFrames - 1) / kFrames * kFrames; }
+
+  // The rows of frames [begin, end) of a group. Beyond the last frame, the last frame again.
+  void rows_of_group(int64_t begin, int64_t end, const F* (&rows)[kFrames]) const {
+    for (int k = 0; k < kFrames; ++k) {
+      rows[k] = row(min_of(begin + k, end - 1), k);
+      if (begin > 0 && in.acts_stride > in.V) prefetch(acts_at(begin - kFrames + k), row_bytes);
+    }
+  }
+
+  // The row that is read after row t, to be prefetched. Halves are not prefetched here.
+  const F* row_ahead(int64_t t) const { return is_half(in.dtype) ? wide : row(t > 0 ? t - 1 : 0); }
+
+  // Returns false if the row has no softmax.
+  bool keep(int64_t t, Normaliser<F> n) {
+    shift[t] = n.shift, scale[t] = F(1 / n.sum);
+    return n.defined();
+  }
+
+  void read_entries(int64_t t) {
+    const Dtype dtype = in.dtype;
+    const void* const x = acts_at(t);
+    if (!in.softmax) prefetch_entries(acts_at(t > 0 ? t - 1 : 0));
+    for (int64_t i = 0; i < in.L; ++i) raw[i] = entry<F>(dtype, x, in.labels[i]);
+    store(raw + pairs, splat<Lanes<F>>(entry<F>(dtype, x, in.blank)));
+  }
+
+ private:
+  void prefetch_entries(const void* x) const {
+    const int64_t size = element_size(in.dtype);
+    for (int64_t i = 0; i < in.L; ++i) __builtin_prefetch(static_cast<const char*>(x) + in.labels[i] * size);
+    __builtin_prefetch(static_cast<const char*>(x) + in.blank * size);
+  }
+  bool scores_defined(const void* x) const {
+    const auto good = [&](int32_t v) { return entry<F>(in.dtype, x, v) < F(__builtin_inf()); };
+    for (int64_t i = 0; i < in.L; ++i)
+      if (!good(in.labels[i])) return false;
+    return good(in.blank);
+  }
+  void mark_classes() {
+    for (int64_t i = 0; i < kFrames * classes; ++i) most[i] = -F(__builtin_inf());
+    const auto mark = [&](int32_t v) { store_quad<F>(most + kFrames * int64_t(v), Quad<F>{} + F(__builtin_inf())); };
+    for (int64_t i = 0; i < in.L; ++i) mark(in.labels[i]);
+    mark(in.blank);
+  }
+
+  F* wide;  // rows of halves as floats
+};
+
+}  // namespace
+}  // namespace jax_ctc
