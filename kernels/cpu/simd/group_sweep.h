@@ -82,7 +82,7 @@ class GroupLattice {
           for (int f = 0; f < count; ++f) multiply<1>(t + f, begin, window);
         // All frames have the same sum. It is too small if a product was lost that counts.
         const double lost = double(count) * z.m - sum;
-        if (!(max_of(lost, -lost) < 1e-6)) return false;
+        if (!(max_of(lost, -lost) < 1e-7)) return false;
         for (int f = 0; f < count; ++f) keep(t + f, float(of_blank[f]), float(z.m - of_blank[f]));
       }
     }
