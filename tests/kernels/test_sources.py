@@ -72,7 +72,7 @@ INCLUDES = {
     },
     "cpu/simd/emissions.h": {"cpu/simd/sequence_rows.h"},
     "cpu/simd/sweep.h": {"cpu/simd/emissions.h"},
-    "cpu/simd/group_step.h": {"cpu/simd/class_table.h"},
+    "cpu/simd/group_step.h": {"cpu/simd/arena.h", "cpu/simd/class_table.h"},
     "cpu/simd/ratios.h": {
         "cpu/simd/group_step.h",
         "cpu/simd/row_registers.h",

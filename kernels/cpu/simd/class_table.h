@@ -278,11 +278,13 @@ template <class F, class At, int... G> CTC_FN void join_groups(At at, Lanes<F> (
   transpose_groups(to);
 }
 // Entries i to i + kLanes of to[frame][i] = table[place of i][frame]. The place of a class is kFrames times its number.
+// Returns the smallest of each lane, if entries are numbers.
 template <class F>
-CTC_FN void gather_vector(const F* table, const int32_t* places, int64_t i, F* const (&to)[kFrames]) {
+CTC_FN Lanes<F> gather_vector(const F* table, const int32_t* places, int64_t i, F* const (&to)[kFrames]) {
   Lanes<F> v[kFrames];
   join_groups<F>([&](int k) { return table + places[i + k]; }, v, Groups<F>{});
   for (int k = 0; k < kFrames; ++k) store(to[k] + i, v[k]);
+  return min_of(min_of(v[0], v[1]), min_of(v[2], v[3]));
 }
 // The same for `pairs` labels.
 template <class F> void gather(const F* table, const int32_t* places, int64_t pairs, F* const (&to)[kFrames]) {
@@ -293,12 +295,7 @@ template <class F> void gather(const F* table, const int32_t* places, int64_t pa
 template <class F>
 Lanes<F> gather_least(const F* table, const int32_t* places, int64_t pairs, F* const (&to)[kFrames]) {
   Lanes<F> least = splat<Lanes<F>>(F(1));
-  for (int64_t i = 0; i < pairs; i += kLanes<F>) {
-    Lanes<F> v[kFrames];
-    join_groups<F>([&](int k) { return table + places[i + k]; }, v, Groups<F>{});
-    least = min_of(least, min_of(min_of(v[0], v[1]), min_of(v[2], v[3])));
-    for (int k = 0; k < kFrames; ++k) store(to[k] + i, v[k]);
-  }
+  for (int64_t i = 0; i < pairs; i += kLanes<F>) least = min_of(least, gather_vector(table, places, i, to));
   return least;
 }
 

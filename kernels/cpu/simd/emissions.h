@@ -19,13 +19,13 @@ template <class V> class EmissionSource : public SequenceRows<typename Parts<V>:
   using F = typename Parts<Value>::F;
   using Rows = SequenceRows<F>;
   using Rows::in, Rows::pairs, Rows::raw, Rows::most, Rows::N;
-  // Where the direction has a table too, it pays only if there are labels enough.
-  static constexpr int64_t kClassesPerLabel = Parts<Value>::count > 2 ? 3 : 8;
 
  public:
   using Rows::by_table, Rows::table, Rows::classes, Rows::places, Rows::shift, Rows::row;
 
-  EmissionSource(const Sequence<F>& sequence, int64_t pairs) : Rows(sequence, pairs, kClassesPerLabel) {}
+  // Where the direction has a table too, it pays only if there are more labels.
+  EmissionSource(const Sequence<F>& sequence, int64_t pairs)
+      : Rows(sequence, pairs, Parts<Value>::count > 2 ? 3 : Rows::kClassesPerLabel) {}
 
   // The bytes of the emissions of one frame.
   int64_t frame_bytes() const { return frame_size() * sizeof(F); }

@@ -8,6 +8,7 @@
 // sequence is then computed in scaled.h's values.
 #pragma once
 
+#include "arena.h"
 #include "class_table.h"
 
 namespace jax_ctc {
@@ -44,7 +45,7 @@ template <Recursion kRecursion> class GroupStates {
   double *blank, *label;  // of `pairs` slots, in the units of their slots. 0 is "not reached"
   double* exponent;       // a unit is 2^exponent
 
-  template <class Arena> void lay_out(Arena& arena, int64_t slots) {
+  void lay_out(Arena& arena, int64_t slots) {
     pairs = slots;
     arena.take(blank, pairs), arena.take(label, pairs);
     arena.take(exponents_with_margins, pairs + 2 * kDoubles), arena.take(fresh_with_margins, pairs + 2 * kDoubles);

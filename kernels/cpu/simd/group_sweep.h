@@ -64,14 +64,12 @@ class GroupLattice {
         beta.copy_from(checkpoints + k * Beta::copy_size(pairs));
         if (!sweep_block(begin, end, true)) return false;
       }
-      bool changed = true;
       for (int64_t t = begin; t < end; t += kFrames) {
         const int64_t count = min_of<int64_t>(kFrames, end - t), group = (t - begin) / kFrames;
         const Window window = window_of(t, count);
+        bool changed = group == 0 || units_of[group] != units_of[group - 1];
         if (!alpha.prepare(window, source.growth(t), changed)) return false;
-        changed |= group > 0 && units_of[group] != units_of[group - 1];
         if (changed) set_units(units + units_of[group] * (pairs + kDoubles), window);
-        changed = false;
         for (int f = 0; f < kFrames; ++f)
           for (int64_t i = written; i < window.begin; ++i) products(f)[i] = 0;
         written = window.begin;
@@ -110,9 +108,6 @@ class GroupLattice {
     return {window<float>(max_of<int64_t>(t - 1, 0), T, L, pairs).begin, window<float>(t + count, T, L, pairs).end};
   }
 
-  const float* ratios(int64_t t) const { return source.ratios(t); }
-  int64_t pitch() const { return source.frame_size(); }
-
   bool sweep_block(int64_t begin, int64_t end, bool store) {
     int64_t last = -1;
     for (int64_t t = begin + (end - begin - 1) / kFrames * kFrames; t >= begin; t -= kFrames) {
@@ -136,12 +131,12 @@ class GroupLattice {
 
   // Takes frames [t, t + kCount), from the last to the first.
   template <int kCount> void step_beta(int64_t t, int64_t begin, Window window, bool store) {
-    const float* y = ratios(t + kCount - 1);
-    if (!store) return beta.step<kCount>(window, y, -pitch(), [](int, int64_t, auto, auto) {});
+    const float* y = source.ratios(t + kCount - 1);
+    if (!store) return beta.step<kCount>(window, y, -source.frame_size(), [](int, int64_t, auto, auto) {});
     double* const to = stored_at(t + kCount - 1, begin);
     const int64_t size = frame_size(), pairs = this->pairs;
     for (int f = 0; f < kCount; ++f) jax_ctc::store(to - f * size + pairs + window.end, Doubles{});
-    beta.step<kCount>(window, y, -pitch(), [&](int f, int64_t i, Pair<Doubles>, Pair<Doubles> after) {
+    beta.step<kCount>(window, y, -source.frame_size(), [&](int f, int64_t i, Pair<Doubles>, Pair<Doubles> after) {
       jax_ctc::store(to - f * size + i, after.blank), jax_ctc::store(to - f * size + pairs + i, after.label);
     });
   }
@@ -165,15 +160,16 @@ class GroupLattice {
     float* const to = products(t);
     const double *const blank_unit = this->blank_unit, *const label_unit = this->label_unit;
     Doubles blanks[kCount] = {}, labels = {};
-    alpha.step<kCount>(window, ratios(t), pitch(), [&](int f, int64_t i, Pair<Doubles> before, Pair<Doubles>) {
-      const double* const at = beta + f * size + i;
-      blanks[f] += before.blank * load<Doubles>(blank_unit + i) * load<Doubles>(at);
-      // Rounded to a multiple of 2^-112, because numbers below 2^-126 would make every operation slow.
-      const Doubles of_label =
-          (before.label * load<Doubles>(label_unit + i) * load<Doubles>(at + pairs + 1) + 0x1p-60) - 0x1p-60;
-      labels += of_label;
-      store_narrowed(to + f * pairs + i, of_label);
-    });
+    alpha.step<kCount>(
+        window, source.ratios(t), source.frame_size(), [&](int f, int64_t i, Pair<Doubles> before, Pair<Doubles>) {
+          const double* const at = beta + f * size + i;
+          blanks[f] += before.blank * load<Doubles>(blank_unit + i) * load<Doubles>(at);
+          // Rounded to a multiple of 2^-112, because numbers below 2^-126 would make every operation slow.
+          const Doubles of_label =
+              (before.label * load<Doubles>(label_unit + i) * load<Doubles>(at + pairs + 1) + 0x1p-60) - 0x1p-60;
+          labels += of_label;
+          store_narrowed(to + f * pairs + i, of_label);
+        });
     for (int f = 0; f < kCount; ++f) sum += of_blank[t % kFrames + f] = sum_of_lanes(blanks[f]);
     sum += sum_of_lanes(labels);
   }

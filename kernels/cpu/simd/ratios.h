@@ -50,7 +50,7 @@ class RatioSource : public SequenceRows<float> {
   }
 
   // The ratios of a frame in the block that was read last: those of `pairs` labels, and before them 0.
-  const F* ratios(int64_t t) const { return y + (t - block_begin) * frame_size() + N; }
+  F* ratios(int64_t t) const { return y + (t - block_begin) * frame_size() + N; }
   int64_t frame_size() const { return N + pairs; }
 
   // Of the ratios of frame t, and of the others in its group.
@@ -58,7 +58,6 @@ class RatioSource : public SequenceRows<float> {
 
  private:
   static constexpr bool kRegisters = CTC_VECTOR_BYTES == 64;
-  static constexpr int64_t kClassesPerLabel = 8;
 
   bool read_group(int64_t begin, int64_t end, RunningProduct* product) {
     Vec least = splat<Vec>(F(1)), most = least;
@@ -66,12 +65,9 @@ class RatioSource : public SequenceRows<float> {
       return false;
     const F smallest = -max_of_lanes(-least);
     if (!(smallest >= F(0x1p-126))) return false;
-    growths[begin / kFrames] = {-exponent_of(smallest), exponent_of(max_of_lanes(most)) + 1};
+    growths[begin / kFrames] = {-int(exponent_of(double(smallest))), int(exponent_of(double(max_of_lanes(most)))) + 1};
     return true;
   }
-  static int exponent_of(F x) { return int(bits<int32_t>(x) >> Layout<F>::mantissa) - Layout<F>::bias; }
-
-  F* ratios_at(int64_t t) { return y + (t - block_begin) * frame_size() + N; }
 
   // Multiplies what divides the paths through frame t into `divisor`.
   bool keep(int64_t t, Normaliser<F> n, const RatioBase<F>& base, int64_t k, RunningProduct* product, double& divisor) {
@@ -84,7 +80,7 @@ class RatioSource : public SequenceRows<float> {
     const F* rows[kFrames];
     rows_of_group(begin, end, rows);
     F* to[kFrames];
-    for (int k = 0; k < kFrames; ++k) to[k] = ratios_at(begin) + k * frame_size();
+    for (int k = 0; k < kFrames; ++k) to[k] = ratios(begin) + k * frame_size();
     const RatioBase<F> base = ratios_of_labels(rows, to, least);
     most_ratio = base.of_top;
     if (!base.fits || product == nullptr) return base.fits;
@@ -129,7 +125,7 @@ class RatioSource : public SequenceRows<float> {
       if (!base.fits || (first && !keep(t, n, base, 0, product, divisor))) return false;
       if (first) product->multiply(divisor);
       most_ratio = max_of(most_ratio, base.of_top);
-      make_ratios(base, raw, ratios_at(t), least);
+      make_ratios(base, raw, ratios(t), least);
     }
     return true;
   }

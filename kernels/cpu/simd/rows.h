@@ -43,12 +43,6 @@ template <class F> struct RowShift {
     reduced = reduce<F>(near ? shift : Vec{});
     near_from = near ? splat<Vec>(F(-kNear<F>)) : splat<Vec>(F(__builtin_inf()));
   }
-  // That of the row in lane k.
-  template <int k> CTC_INLINE RowShift of_lane() const {
-    RowShift row = *this;
-    row.reduced = {spread<k>(reduced.r), spread<k>(reduced.q)}, row.near_from = spread<k>(near_from);
-    return row;
-  }
 };
 
 // The most by which a logit may exceed that of the blank, where emissions are divided by that of the blank: 2^115.5.
@@ -76,7 +70,7 @@ template <class F> struct RatioBase {
   using Vec = Lanes<F>;
   Reduced<Vec> reduced;
   Vec of_top;  // the ratio of the largest logit
-  bool fits;   // whether no ratio is too large
+  bool fits;   // whether ratios can be computed, and none is too large
   CTC_INLINE RatioBase(Vec base, Vec top) {
     // The ratio of -kNear, which `ratio` takes for any x below it, must be 0.
     const Integer<Vec> near =

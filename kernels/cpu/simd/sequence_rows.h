@@ -50,6 +50,8 @@ template <class F> class SequenceRows {
   }
 
  protected:
+  // So many classes for each label pay where rows are read for the labels.
+  static constexpr int64_t kClassesPerLabel = 8;
   // The largest V that goes through a table. One float a lane adds up the row, and is accurate enough for so many.
   static constexpr int64_t kMostClasses = 256;
 
