@@ -23,9 +23,7 @@ template <class V> class EmissionSource : public SequenceRows<typename Parts<V>:
  public:
   using Rows::by_table, Rows::table, Rows::classes, Rows::places, Rows::shift, Rows::row;
 
-  // Where the direction has a table too, it pays only if there are more labels.
-  EmissionSource(const Sequence<F>& sequence, int64_t pairs)
-      : Rows(sequence, pairs, Parts<Value>::count > 2 ? 3 : Rows::kClassesPerLabel) {}
+  EmissionSource(const Sequence<F>& sequence, int64_t pairs) : Rows(sequence, pairs, Parts<Value>::count > 2) {}
 
   // The bytes of the emissions of one frame.
   int64_t frame_bytes() const { return frame_size() * sizeof(F); }
@@ -95,14 +93,29 @@ template <class V> class EmissionSource : public SequenceRows<typename Parts<V>:
     Emissions<Value> at[kFrames];
     Rows::rows_of_group(begin, end, rows);
     for (int k = 0; k < kFrames; ++k) at[k] = emissions(begin), at[k].parts += k * frame_size();
-    if (in.softmax)
+    if (Rows::by_label)
+      table.read_logits(rows, in.V);
+    else if (in.softmax)
       table.read(rows, in.V);
     else
       table.read_scores(rows, in.V, most);
     for (int64_t t = end - 1; product != nullptr && t >= begin; --t)
       if (!keep(t, {table.shift[t - begin], table.sum[t - begin]}, product)) return false;
-    gather(table, places, pairs, in.blank, at);
+    if (Rows::by_label)
+      split_labels(at);
+    else
+      gather(table, places, pairs, in.blank, at);
     return true;
+  }
+
+  void split_labels(const Emissions<Value> (&at)[kFrames]) {
+    const int64_t n = pairs + N;
+    gather(table.x, places, pairs, {raw, raw + n, raw + 2 * n, raw + 3 * n});
+    for (int k = 0; k < kFrames; ++k) {
+      F* const x = raw + k * n;
+      store(x + pairs, splat<Lanes<F>>(table.x[kFrames * int64_t(in.blank) + k]));
+      split_emissions(x, n, table.shift[k], at[k].mantissas(), at[k].exponents());
+    }
   }
 
   int64_t block = 1, block_begin = 0;  // frames of a block; the first one of the block that was read last

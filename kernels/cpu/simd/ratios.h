@@ -21,8 +21,7 @@ class RatioSource : public SequenceRows<float> {
 
  public:
   RatioSource(const Sequence<F>& sequence, int64_t pairs)
-      : SequenceRows(sequence, pairs, sequence.softmax ? kMostClasses : kClassesPerLabel),
-        by_label(by_table && in.softmax && in.V > 3 * in.L),
+      : SequenceRows(sequence, pairs, false),
         by_registers(kRegisters && by_table && in.softmax && !by_label && in.V >= N && in.V <= 4 * N) {}
 
   // The bytes of the ratios of one frame.
@@ -139,7 +138,7 @@ class RatioSource : public SequenceRows<float> {
     }
   }
 
-  const bool by_label, by_registers;   // of narrow rows: see ratios_of_labels
+  const bool by_registers;             // of narrow rows: see ratios_of_labels
   int64_t block = 1, block_begin = 0;  // frames of a block; the first one of the block that was read last
   Growth* growths;                     // of each group of frames
   F* y;                                // ratios of a block of frames, [frame][margin, pairs]

@@ -23,19 +23,20 @@ template <class F> class SequenceRows {
  public:
   const int64_t row_bytes, frame_step;  // of acts; from a frame to the next, in bytes
   const bool by_table;
+  const bool by_label;    // the table has logits alone, and labels take theirs, because there are fewer of them
   const int64_t classes;  // of the table
   int32_t* places;        // in the table, of `pairs` labels
   F *shift, *scale;       // of the softmax, [T]
   Table<F> table;
 
-  // Rows of log-scores, and others that are read for few labels, go through a table if there are labels enough: one for
-  // `classes_per_label` classes.
-  SequenceRows(const Sequence<F>& sequence, int64_t pairs, int64_t classes_per_label)
+  SequenceRows(const Sequence<F>& sequence, int64_t pairs, bool with_direction)
       : in(sequence),
         pairs(pairs),
         row_bytes(in.V * element_size(in.dtype)),
         frame_step(in.acts_stride * element_size(in.dtype)),
-        by_table(N >= kFrames && in.V <= kMostClasses && in.V <= classes_per_label * in.L),
+        by_table(N >= kFrames && in.V <= kMostClasses &&
+                 ((in.softmax && !with_direction) || in.V <= (with_direction ? 3 : 8) * in.L)),
+        by_label(by_table && in.softmax && in.V > 3 * in.L),
         classes(table_classes(in.V)) {}
 
   // A row of acts as F. A row of halves is valid until the next call with the same `place`.
@@ -50,12 +51,12 @@ template <class F> class SequenceRows {
   }
 
  protected:
-  // So many classes for each label pay where rows are read for the labels.
-  static constexpr int64_t kClassesPerLabel = 8;
   // The largest V that goes through a table. One float a lane adds up the row, and is accurate enough for so many.
+  // Where rows are read for a few labels alone, or a direction has a table too, it pays if there are labels enough.
   static constexpr int64_t kMostClasses = 256;
 
-  F* raw;   // one frame: logits of the labels, `behind` up to `pairs`, then a vector of the blank's logit
+  F* raw;   // of one frame, or of a group: logits of the labels, `behind` up to `pairs`, then a vector of the blank's
+            // logit
   F* most;  // of log-scores, for the table: which classes are read
 
   void lay_out_rows(Arena& arena) {
@@ -64,7 +65,7 @@ template <class F> class SequenceRows {
     arena.take(places, by_table ? pairs : 0);
     arena.take(table.x, by_table ? table_size<F>(in.V) : 0), arena.take(table.p, by_table ? kFrames * classes : 0);
     arena.take(most, by_table && !in.softmax ? kFrames * classes : 0);
-    arena.take(raw, by_table ? 0 : pairs + N);
+    arena.take(raw, by_label ? kFrames * (pairs + N) : by_table ? 0 : pairs + N);
   }
 
   // Slots behind the labels get the class `behind` of the table, or the logit `logit_behind`.
