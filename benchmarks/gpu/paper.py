@@ -158,7 +158,8 @@ def occupancy_plan(T, frames, L):
         slots = 8 * (2 * CHUNK * pitch * together + 2) + 4 * CHUNK * together
         return slots + (8 * L if whole else 8 * CHUNK**2)
 
-    limit, chunks, windows = 227 << 10, 1 if frames < 32768 else 8, ceil((L + 1) / WINDOW)
+    limit, windows = 227 << 10, ceil((L + 1) / WINDOW)
+    chunks = 1 if frames < 4096 else max(1, 4 // windows) if frames < 32768 else 8
     pitch = 2 * ceil((L + 1) / 2)
     parts = ceil((T + 2 * CHUNK - 2) // CHUNK / chunks)
     if shared(1, pitch) > limit:

@@ -24,8 +24,9 @@ TESTS = ROOT / "tests"
 # Below tests/: what tests compilers, sources, the emulator, or the CPU alone.
 NOT_OF_A_DEVICE = [
     *(f"kernels/test_{name}.py" for name in (
-        "agreement", "backends", "cuda_build", "emulated*", "gpu_paper", "gpu_program", "gpus",
-        "hand_over", "handlers", "linear_program", "makefile", "program", "sanitized", "sources",
+        "agreement", "backends", "beam_kernel", "cuda_build", "emulated*", "gpu_paper",
+        "gpu_program", "gpus", "hand_over", "handlers", "linear_program", "makefile", "program",
+        "sanitized", "sources",
     )),
     "loss/test_oracle.py", "gpu/*",
 ]  # fmt: skip

@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(kRegistersFor<Value, kPairs, kTile>, 1) lattic
   if (both)
     __syncthreads();
   else
-    last = block_adds(&ws.result->blocks, reinterpret_cast<int32_t*>(shared_memory())) == 2 * a.strips - 1;
+    last = block_is_last(&ws.result->blocks, 2 * a.strips);
   if (!last || warp_of_block > 0) return;
   // The arrays' places are computed again: kept in registers during the sweep they would spill.
   const Workspace<Value> swept(computed_again(a.scratch) + sequence * a.stride, a.shape.T, a.shape.L, kTraining);

@@ -289,7 +289,8 @@ def test_programs_can_be_exported(names):
     types = [jax.ShapeDtypeStruct(sizes, "float32"), jax.ShapeDtypeStruct(sizes[1:2], "int32")]
     search = jax.jit(partial(decode, beam_width=4, top_paths=2))
     checks = jax_ctc.export_checks()
-    program = export.export(search, platforms=("cpu", "tpu"), disabled_checks=checks)(*types)
+    platforms = "cpu", "cuda", "tpu"
+    program = export.export(search, platforms=platforms, disabled_checks=checks)(*types)
     program = export.deserialize(program.serialize())
     acts = np.random.default_rng(0).normal(size=(9, 3, 6)).astype("f")
     lengths = np.array([9, 4, 0], np.int32)

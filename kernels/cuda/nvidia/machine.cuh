@@ -162,21 +162,21 @@ CTC_DEVICE void store(DualCell<double>* to, Dual<double> v) {
   to->d = v.d;
 }
 
-// Adds 1 for the block, and tells all of its threads what was there before; `before` is in shared memory. Who comes
-// after another block sees what that one has written. All threads call it. No __shared__ variable: a kernel that has
-// one may not have all of the shared memory that the device offers.
-CTC_DEVICE int32_t block_adds(int32_t* to, int32_t* before) {
+// Whether the block is the last of `all` that call it, which counts them in `calls`. The last one sees what the others
+// have written. All threads of a block call it. The answer goes through the barrier, and not through shared memory.
+CTC_DEVICE bool block_is_last(int32_t* calls, int32_t all) {
   __syncthreads();
+  bool last = false;
   if (threadIdx.x == 0) {
     __threadfence();
-    *before = atomicAdd(to, 1);
+    last = atomicAdd(calls, 1) == all - 1;
     __threadfence();
   }
-  __syncthreads();
-  return *before;
+  return __syncthreads_or(last);
 }
 
-// The same, but it orders nothing.
+// How many blocks have called it before; `before` is in shared memory. It orders nothing. All threads call it. No
+// __shared__ variable: a kernel that has one may not have all of the shared memory that the device offers.
 CTC_DEVICE int32_t block_number(int32_t* to, int32_t* before) {
   if (threadIdx.x == 0) *before = atomicAdd(to, 1);
   __syncthreads();

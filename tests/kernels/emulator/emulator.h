@@ -83,6 +83,7 @@ struct Machine {
   int threads = 0, living = 0;
   Index block, grid, block_size;
   char* shared = nullptr;
+  int32_t before = 0;  // of block_adds
   std::mt19937 random{1};
   std::function<void()> kernel;
   int64_t launches = 0;
@@ -188,12 +189,12 @@ inline void block_barrier() {
 }
 
 // Adds 1 for the block, and tells all of its threads what was there before.
-inline int32_t block_adds(int32_t* to, int32_t* before) {
+inline int32_t block_adds(int32_t* to) {
   const NotTheKernel here;
   block_barrier();
-  if (thread() == 0) stores.fence(), *before = (*to)++;
+  if (thread() == 0) stores.fence(), machine().before = (*to)++;
   block_barrier();
-  return *before;
+  return machine().before;
 }
 
 // Whether a look at what another block stores comes before it has: half of them do.
