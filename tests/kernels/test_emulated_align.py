@@ -297,8 +297,7 @@ BUGS = {
 
 
 def test_bugs_have_a_place_in_the_source():
-    for file, right, _ in BUGS.values():
-        assert (emulated.ROOT / "kernels" / "cuda" / file).read_text().count(right) == 1, right
+    emulated.assert_each_has_a_place(BUGS)
 
 
 @pytest.mark.slow

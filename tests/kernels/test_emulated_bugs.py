@@ -58,8 +58,8 @@ BUGS = {
     ),
     "the block that ends first decides": (
         "lattice.cu",
-        "== 2 * a.strips - 1;",
-        "== 0;",
+        "blocks, 2 * a.strips);",
+        "blocks, 1);",
     ),
     "a lane's second pair sees the first one after the frame": (
         "sweep.cuh",
@@ -149,6 +149,10 @@ BUGS = {
         "value[k] = label + int(i),",
     ),
 }
+
+
+def test_bugs_have_a_place_in_the_source():
+    emulated.assert_each_has_a_place(BUGS)
 
 
 @only_all

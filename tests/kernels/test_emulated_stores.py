@@ -106,6 +106,10 @@ BUGS = {
 }  # fmt: skip
 
 
+def test_bugs_have_a_place_in_the_source():
+    emulated.assert_each_has_a_place(BUGS)
+
+
 @pytest.mark.slow
 @only_all
 @pytest.mark.parametrize("bug", BUGS)

@@ -11,7 +11,7 @@ import shutil
 import pytest
 
 import jax_ctc
-from support.runs import ALL, ROOT, made_once, only_all, run, sweep
+from support.runs import ALL, ROOT, made_once, only_all, run, sweep, with_bug
 
 KERNELS = ROOT / "kernels"
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
@@ -190,6 +190,11 @@ PLANTED = {
 }
 
 
+def test_overruns_have_a_place_in_the_source():
+    for file, sound, planted in PLANTED.values():
+        with_bug(KERNELS / "cpu" / "simd" / file, sound, planted)
+
+
 @pytest.mark.slow
 @only_all
 @pytest.mark.parametrize("bug", PLANTED)
@@ -197,9 +202,7 @@ def test_a_planted_overrun_is_found(bug, tmp_path):
     file, sound, planted = PLANTED[bug]
     shutil.copytree(KERNELS, tmp_path / "kernels")
     path = tmp_path / "kernels" / "cpu" / "simd" / file
-    source = path.read_text()
-    assert source.count(sound) == 1
-    path.write_text(source.replace(sound, planted))
+    path.write_text(with_bug(path, sound, planted))
     part = compile_to(tmp_path / "o", *ADDRESSES, "-c", path.parent / f"{ONE_SET}.cpp")
     program = problems(tmp_path, ADDRESSES, {**address_objects(), ONE_SET: part})
     result = run(program, 300, JAX_CTC_ISA=ONE_SET)

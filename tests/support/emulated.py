@@ -14,9 +14,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from support.runs import ROOT, made_once, run
+from support.runs import ROOT, made_once, run, with_bug
 
 SOURCES = ROOT / "tests" / "kernels"
+CUDA = ROOT / "kernels" / "cuda"
 EMULATOR = SOURCES / "emulator"  # its machine.cuh takes the place of nvcc's
 COMPILER = os.environ.get("CXX") or shutil.which("g++")
 NEEDED = [  # marks of tests that compile the kernels
@@ -75,12 +76,15 @@ def planted(folder, file, right, wrong, **options):
     """A library with a bug in a file of kernels/cuda."""
     for room in ("kernels", "tests"):
         shutil.copytree(ROOT / room, folder / room)
-    path = folder / "kernels" / "cuda" / file
-    source = path.read_text()
-    assert source.count(right) == 1
-    path.write_text(source.replace(right, wrong))
+    (folder / "kernels" / "cuda" / file).write_text(with_bug(CUDA / file, right, wrong))
     build(folder / "emulated.so", folder, **options)
     return folder / "emulated.so"
+
+
+def assert_each_has_a_place(bugs):
+    """A change of the kernels has to take the planted bugs along."""
+    for file, right, wrong in bugs.values():
+        with_bug(CUDA / file, right, wrong)
 
 
 def run_alone(program, *libraries):
