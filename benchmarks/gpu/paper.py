@@ -41,14 +41,16 @@ CHAIN = 46  # cycles of a frame's dependent instructions
 HOP = 1.0  # microseconds from one block to the next through global memory, assumed
 LAUNCH = 2.5  # microseconds from a kernel's start to the next one's, by the profiler, with no work
 CYCLES = 2  # of a scheduler for an instruction of the lattice: most are of integers, at half rate
+ALONE, NEIGHBOUR = 2.5, 3  # the same with all waits, measured on an H200: of one warp that has a
+# scheduler to itself, and of some that wait for each other
 ROW_CYCLES = 1.25  # the same for rows, 32-bit floats and loads among them
 COPIED = 0.85  # of the bandwidth of a copy, by kernels that do some arithmetic besides
 
 # What a change may not exceed without a reason: what there is today, and a little.
 INSTRUCTIONS = {  # of a warp a frame, (training, pairs a lane, frames a tile, strips together)
-    (False, 1, 16, False): 51, (True, 1, 16, False): 53,  # 2 more than there are
-    (False, 1, 8, False): 52, (True, 1, 8, False): 57,
-    (False, 1, 8, True): 59, (True, 1, 8, True): 62,
+    (False, 1, 16, False): 41, (True, 1, 16, False): 43,  # 1 or 2 more than there are
+    (False, 1, 8, False): 35, (True, 1, 8, False): 38,
+    (False, 1, 8, True): 35, (True, 1, 8, True): 38,
     (False, 2, 8, False): 80, (True, 2, 8, False): 83, "occupancy": 172,
 }  # fmt: skip
 REGISTERS = {  # rows, gradient: 1024 threads on a multiprocessor; the lattice: lattice.cu says why
@@ -107,19 +109,21 @@ def launches(shape, training, instructions=None):
     pairs, tile = (1, 16) if L < 32 else (1, 8) if strips > 0 else (2, 8)
     together = strips if L >= 32 and strips > 1 else 1
     of_warp = 32 * pairs
-    memory = 2 * tile * (of_warp + 2) * 8 + (16 * tile if together > 1 else 16)
+    fed = pairs == 1  # by a warp for each that sweeps, two tiles ahead
+    memory = (3 * tile * (of_warp + 4) if fed else 2 * tile * (of_warp + 2) + 2 * tile) * 8
     all_warps = ceil(columns / of_warp)
     sweeping = min(ceil(all_warps / together), 15)
     directions = 2 if sweeping == 1 else 1
     serial = ceil(columns / (together * sweeping * of_warp))
-    # A strip looks for what another passes on a tile ahead.
+    # An edge is passed on a turn after it is there, and taken a turn before it is needed.
     turns = ceil((T if training else T / 2) / tile) + sweeping - 1
-    turns += (together - 1) * (sweeping + 1)
+    turns += (together - 1) * (sweeping + 2)
     key = training, pairs, tile, together > 1
-    cycles = serial * turns * tile * (instructions or INSTRUCTIONS)[key] * CYCLES
+    of_one = CYCLES if not fed else ALONE if sweeping == 1 else NEIGHBOUR
+    cycles = serial * turns * tile * (instructions or INSTRUCTIONS)[key] * of_one
     lattice = Kernel(
         "lattice", (2 if training else 1) * emissions + 8 * frames, states if training else 0,
-        2 // directions * B * together, 32 * (directions * sweeping + 1),
+        2 // directions * B * together, 32 * ((2 if fed else 1) * directions * sweeping + 1),
         16 + directions * sweeping * memory, cycles + HOP * CLOCK * (together - 1),
         directions * sweeping, key,
     )  # fmt: skip

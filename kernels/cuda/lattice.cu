@@ -78,17 +78,19 @@ template <class Value, class F> CTC_DEVICE void decide(const LatticeArguments<F>
 
 // Threads of a block, and those that it leaves registers for. 512 have 128 each. A Dual needs some more, a double twice
 // as many. With two pairs a lane 96 registers are enough, and leave room for four blocks of five warps on a
-// multiprocessor. A pair a lane of floats is swept by one warp a recursion, or by a warp a scheduler.
+// multiprocessor. A pair a lane of floats is swept by one warp a recursion, or by a warp a scheduler, and each is fed
+// by another.
 template <class Value, int kPairs, int kTile> constexpr int most_threads() {
   if (sizeof(Value::m) == 8) return 256;
   if (sizeof(Value) > 8) return 384;
-  return kPairs == 2 ? 512 : kWarp * (kTile == 16 ? 3 : kSchedulers + 1);
+  return kPairs == 2 ? 512 : kWarp + 2 * kWarp * (kTile == 16 ? 2 : kSchedulers);
 }
 template <class Value, int kPairs, int kTile> constexpr int kRegistersFor =
     kPairs == 2 ? 640 : most_threads<Value, kPairs, kTile>();
 
 template <class Value, int kPairs, int kTile, bool kTogether, bool kTraining, class F = decltype(Value::m)>
 __global__ void __launch_bounds__(kRegistersFor<Value, kPairs, kTile>, 1) lattice_kernel(LatticeArguments<F> a) {
+  using Lattice = Strip<Value, kPairs, kTile, kTogether>;
   const bool both = a.recursions == 2;
   uint32_t block = blockIdx.x, strip = 0;
   if constexpr (kTogether) {  // numbered as they start: a block waits for one with a lower number, which goes on
@@ -98,30 +100,46 @@ __global__ void __launch_bounds__(kRegistersFor<Value, kPairs, kTile>, 1) lattic
   }
   const int64_t sequence = both ? block : block / 2;
   const int warp_of_block = uniform_warp_index();
-  const Recursion recursion = (both ? warp_of_block >= a.warps : block % 2 == 1) ? kBeta : kAlpha;
-  const int warp = both && recursion == kBeta ? warp_of_block - a.warps : warp_of_block;
+  const int sweeping = a.recursions * a.warps;  // and, if fed, as many that feed them; the last one sums rows
+  const bool sweeps = warp_of_block < sweeping, sums = warp_of_block == (Lattice::kFed ? 2 * sweeping : sweeping);
+  const int index = sweeps ? warp_of_block : warp_of_block - sweeping;
+  const Recursion recursion = (both ? index >= a.warps : block % 2 == 1) ? kBeta : kAlpha;
+  const int warp = both && recursion == kBeta ? index - a.warps : index;
   const Workspace<Value> ws(a.scratch + sequence * a.stride, a.shape.T, a.shape.L, kTraining);
   const SequenceSummary summary = *ws.summary;
   const int32_t count = summary.count, frames = summary.frames;
 
-  using Memory = typename Sweep<Value, kPairs, kTile, kTogether>::Memory;
-  if (warp == a.warps) {  // the last of the block
+  using Memory = typename Lattice::Memory;
+  const int32_t half = recursion == kAlpha ? frames / 2 : frames - frames / 2;
+  const Lattice strips = {
+      recursion,
+      ws,
+      reinterpret_cast<Memory*>(shared_memory() + kCountBytes) + (both && recursion == kBeta ? a.warps : 0),
+      a.warps,
+      count,
+      frames,
+      half,
+      kTraining ? frames : half};
+  const auto for_each_strip = [&](auto run) {
+    if (!summary.feasible) return;
+    const int32_t of_one = a.warps * strips.kPairsOfWarp;
+    if constexpr (kTogether) {
+      if (int32_t(strip) * of_one <= count) run(int32_t(strip) * of_one);
+    } else {
+      for (int32_t base = 0; base <= count; base += of_one) run(base);
+    }
+  };
+  if (sums) {
     if (both || (recursion == kAlpha && strip == 0)) {
       const double sum = sum_of_rows(ws, frames, a.softmax);
       if (lane_index() == 0) ws.result->log_sums = sum;
     }
-  } else if (summary.feasible) {
-    auto* const memory = reinterpret_cast<Memory*>(shared_memory() + kCountBytes) + (warp_of_block - warp);
-    const int32_t half = recursion == kAlpha ? frames / 2 : frames - frames / 2;
-    const Sweep<Value, kPairs, kTile, kTogether> sweep = {recursion, ws, memory, a.warps, warp, count, frames, half};
-    const int32_t end = kTraining ? frames : half;
-    if constexpr (kTogether) {
-      const int32_t base = int32_t(strip) * a.warps * sweep.kPairsOfWarp;
-      if (base <= count) sweep.template strip<kTraining>(base, end);
-    } else {
-      for (int32_t base = 0; base <= count; base += a.warps * sweep.kPairsOfWarp)
-        sweep.template strip<kTraining>(base, end);
-    }
+  } else if (sweeps) {
+    const Sweep<Value, kPairs, kTile, kTogether> sweep = {strips, warp};
+    for_each_strip([&](int32_t base) { sweep.template strip<kTraining>(base); });
+  } else if constexpr (Lattice::kFed) {
+    Feed<Value, kPairs, kTile, kTogether> feed = {strips, warp};
+    for_each_strip([&](int32_t base) { feed.strip(base); });
   }
   bool last = true;
   if (both)
@@ -137,9 +155,9 @@ __global__ void __launch_bounds__(kRegistersFor<Value, kPairs, kTile>, 1) lattic
 template <class Value, int kPairs, int kTile, bool kTogether, bool kTraining>
 const char* launch_lattice_of(const Problem& p, Operation operation, void* cost, void* scratch, int strips = 1) {
   using F = decltype(Value::m);
-  const LatticeShape shape =
-      lattice_shape(p.shape.L, kPairs, strips, most_threads<Value, kPairs, kTile>(),
-                    sizeof(typename Sweep<Value, kPairs, kTile, kTogether>::Memory), shared_memory_limit());
+  const LatticeShape shape = lattice_shape(
+      p.shape.L, kPairs, strips, Strip<Value, kPairs, kTile, kTogether>::kFed, most_threads<Value, kPairs, kTile>(),
+      sizeof(typename Strip<Value, kPairs, kTile, kTogether>::Memory), shared_memory_limit());
   const LatticeArguments<F> a = {p.shape,
                                  shape.recursions,
                                  shape.warps,
@@ -157,7 +175,7 @@ template <class Value, bool kTraining>
 const char* launch_lattice_of(const Problem& p, Operation operation, void* cost, void* scratch) {
   if constexpr (std::is_same_v<Value, Scaled<float>>) {
     const int strips = strips_with_schedulers(p.shape.sequences(), p.shape.L, multiprocessors());
-    const size_t needed = kCountBytes + kSchedulers * sizeof(typename Sweep<Value, 1, 8, true>::Memory);
+    const size_t needed = kCountBytes + kSchedulers * sizeof(typename Strip<Value, 1, 8, true>::Memory);
     if (p.shape.L >= kWarp && strips > 1 && needed <= size_t(shared_memory_limit()))
       return launch_lattice_of<Value, 1, 8, true, kTraining>(p, operation, cost, scratch, strips);
     if (p.shape.L >= kWarp && strips == 1)

@@ -61,7 +61,7 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
   }
   const A* row = in.acts + r * s.V;
   const Workspace<Scaled<F>> ws(a.scratch + sequence * a.stride, s.T, s.L, training);
-  if (a.strips_together && me < 2) store(ws.edges + 2 * t + me, Scaled<F>{F(0), 0});  // of no strip yet (sweep.cuh)
+  if (a.strips_together && me < 2) store(ws.edges + 2 * t + me, Scaled<F>{F(0), 0});  // of no strip yet (feed.cuh)
   F shift, scale = 0;
   if (in.softmax) {
     Softmax<F> softmax;

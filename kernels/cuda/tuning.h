@@ -22,12 +22,14 @@ namespace cuda {
 // Both recursions share a block if a warp each does, which saves them a hand-over through global memory; else each has
 // a multiprocessor to itself: two warps of each in one block took 57 us for 49 at (400, 16, 32, 100) on an H200.
 //
-// One warp sums the log-normalisers of the rows while the others sweep.
+// Where sweeping warps have a scheduler each, as many warps feed them (strip.cuh): there are free slots to start their
+// instructions in. One more warp sums the log-normalisers of the rows. (A feeding warp that did so, for 32 frames a
+// turn, took longer than a turn: 24 us for 20.6 at (400, 16, 32, 100).)
 constexpr int kCountBytes = 16;  // of shared memory, before that of the warps
 
 constexpr int kSchedulers = 4;  // of a multiprocessor
 
-constexpr int kStripsTogether = 8;  // at the most (sweep.cuh)
+constexpr int kStripsTogether = 8;  // at the most (feed.cuh)
 
 // Strips, a block each, in which the warps that sweep `sequences` of up to L labels with a pair a lane have a scheduler
 // each; 0 if they cannot. Each block has a multiprocessor of its own: of two blocks with fewer warps nobody knows which
@@ -39,20 +41,22 @@ inline int strips_with_schedulers(int64_t sequences, int64_t L, int64_t multipro
 
 struct LatticeShape {
   int recursions;  // of a block
-  int warps;       // that sweep one direction; more pairs go in strips
+  int warps;       // that sweep one recursion; more pairs go in strips
   int threads;
   size_t shared;
 };
 
 // `warp_bytes` of shared memory a warp; devices with less sweep in more strips, one after another.
-inline LatticeShape lattice_shape(int64_t L, int pairs, int strips_together, int most_threads, size_t warp_bytes,
-                                  size_t shared_limit) {
+inline LatticeShape lattice_shape(int64_t L, int pairs, int strips_together, bool fed, int most_threads,
+                                  size_t warp_bytes, size_t shared_limit) {
   const int64_t of_warp = 32 * pairs, all = (L + 1 + of_warp - 1) / of_warp;
   const int64_t wanted = (all + strips_together - 1) / strips_together;
   const int64_t fitting = int64_t((shared_limit - kCountBytes) / warp_bytes);
-  const int64_t warps = std::max<int64_t>(1, std::min<int64_t>({most_threads / 32 - 1, wanted, fitting}));
+  const int64_t with_feeder = fed ? 2 : 1, most = (most_threads / 32 - 1) / with_feeder;
+  const int64_t warps = std::max<int64_t>(1, std::min<int64_t>({most, wanted, fitting}));
   const int64_t recursions = warps == 1 && fitting >= 2 ? 2 : 1, sweeping = recursions * warps;
-  return {int(recursions), int(warps), int(32 * (sweeping + 1)), kCountBytes + size_t(sweeping) * warp_bytes};
+  return {int(recursions), int(warps), int(32 * (with_feeder * sweeping + 1)),
+          kCountBytes + size_t(sweeping) * warp_bytes};
 }
 
 // The occupancies: a block has some chunks of a sequence, and works on `together` of them at a time. Where the pairs of

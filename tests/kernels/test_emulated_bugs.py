@@ -35,21 +35,26 @@ def test_no_input_makes_a_kernel_leave_its_arrays(tmp_path):
 
 
 BUGS = {
-    "copies are not waited for": ("sweep.cuh", "        copy_wait<1>();  // all", "        // all"),
-    "blank and edge are read before other lanes have copied them": (
-        "sweep.cuh",
-        "started\n        __syncwarp();",
-        "started",
+    "copies are not waited for": ("feed.cuh", "copy_wait<kAhead - 1>();", ""),
+    "the copies of a turn are not waited for": (
+        "feed.cuh",
+        "start(turn);\n      wait();",
+        "start(turn);",
+    ),
+    "a tile is copied to where another is worked on": (
+        "feed.cuh",
+        "const int slot = slot_of(j);",
+        "const int slot = slot_of(j + 1);",
     ),
     "warps do not wait for their left neighbour": (
-        "sweep.cuh",
-        "      else if (recursion == kAlpha)\n        barrier<1>(active * kWarp);",
-        "      else if (recursion == kAlpha)\n        __syncwarp();",
+        "strip.cuh",
+        "      barrier<1>(threads);",
+        "      __syncwarp();",
     ),
     "the edge is taken after the frame": (
         "sweep.cuh",
-        "tile.edge_out + 2 * d, at[kPairs - 1].label);",
-        "tile.edge_out + 2 * d, emit(at[kPairs - 1], now.blank, now.label[kPairs - 1]).label);",
+        "edge_out.store_if(tile.goes_out, 2 * d, at[kPairs - 1].label);",
+        "edge_out.store_if(tile.goes_out, 2 * d, emit(at[0], now.blank, now.label[0]).label);",
     ),
     "nobody waits for the sweeps": (
         "lattice.cu",
@@ -133,15 +138,20 @@ BUGS = {
         "emissions + v",
     ),
     "a strip waits for the one before the last": (
-        "sweep.cuh",
-        "slot, number - 1)",
-        "slot, number - 2)",
+        "feed.cuh",
+        "stamp_of(number - 1)",
+        "stamp_of(number - 2)",
     ),
-    "a strip waits for itself": ("sweep.cuh", "slot, number - 1)", "slot, number)"),
+    "a strip waits for itself": ("feed.cuh", "stamp_of(number - 1)", "stamp_of(number)"),
     "edges go to the frame after": (
-        "sweep.cuh",
-        "load(&mine.outgoing[lane].edge);",
-        "load(&mine.outgoing[max_of(lane - 1, 0)].edge);",
+        "feed.cuh",
+        "outgoing[slot_of(j)][lane_index()]",
+        "outgoing[slot_of(j)][max_of(lane_index() - 1, 0)]",
+    ),
+    "edges are passed on a turn early": (
+        "feed.cuh",
+        "turn > warp) pass_on(turn - 1 - warp);",
+        "turn >= warp) pass_on(turn - warp);",
     ),
     "every skip is allowed": (
         "labels.cuh",

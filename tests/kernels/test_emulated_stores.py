@@ -78,14 +78,6 @@ def test_strips_pass_their_edges_on_in_order(name, dtype):
 
 VOTE = "__ballot_sync(kAllLanes, 1);"  # lanes wait for each other, but no store is ordered
 BUGS = {
-    "blank and edge are copied by lanes that only vote": (
-        "sweep.cuh", "started\n        __syncwarp();", f"started\n        {VOTE}",
-    ),
-    "edges are passed on after a vote": (
-        "sweep.cuh",
-        "    __syncwarp();\n    if (lane >= n) return;\n    const Value edge",
-        f"    {VOTE}\n    if (lane >= n) return;\n    const Value edge",
-    ),
     "rows are worked on by warps that only vote": (
         "occupancy.cu",
         "      }\n      __syncthreads();\n    };",
@@ -98,7 +90,7 @@ BUGS = {
         "gradient.cu", "  group_barrier<G>();\n  for_each_column", f"  {VOTE}\n  for_each_column",
     ),
     "warps do not wait for their left neighbour": (
-        "sweep.cuh", "barrier<1>(active * kWarp);", "__syncwarp();",
+        "strip.cuh", "barrier<1>(threads);", "__syncwarp();",
     ),
     "nobody waits for the sweeps": (
         "lattice.cu", "  if (both)\n    __syncthreads();", "  if (both)\n    __syncwarp();",

@@ -169,7 +169,9 @@ INCLUDES = {
     "cuda/labels.cuh": {"cuda/warp.cuh", "cuda/workspace.h"},
     "cuda/hvp.cu": {"cuda/labels.cuh", "cuda/launch.cuh", "cuda/launchers.h", "cuda/rows.cuh"},
     "cuda/tuning.h": set(),
-    "cuda/sweep.cuh": {"cuda/tuning.h", "cuda/warp.cuh", "cuda/workspace.h"},
+    "cuda/strip.cuh": {"cuda/warp.cuh", "cuda/workspace.h"},
+    "cuda/feed.cuh": {"cuda/strip.cuh", "cuda/tuning.h"},
+    "cuda/sweep.cuh": {"cuda/feed.cuh"},
     "cuda/lattice.cu": {
         "cuda/launch.cuh",
         "cuda/launchers.h",

@@ -63,11 +63,32 @@ template <class Value> CTC_DEVICE void load_shared(unsigned address, Value& v, V
 CTC_DEVICE void load_shared(unsigned address, Scaled<float>& v, Scaled<float>& w) {
   asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=f"(v.m), "=r"(v.e), "=f"(w.m), "=r"(w.e) : "r"(address));
 }
-// An array in shared memory, read through volatile assembly so that loads stay where they are written. Otherwise the
-// compiler hoists so many loads that registers spill.
+// To memory, by the lanes where `yes`. As a plain `if` it became a branch, 6 to 13 cycles a frame.
+#define CTC_IF(yes, stores) "{.reg .pred p; setp.ne.u32 p, " yes ", 0; " stores "}"
+#define CTC_STORE_IF(name, st, Address, a)                                                                         \
+  CTC_DEVICE void name(bool yes, Address to, Scaled<float> v) {                                                    \
+    asm volatile(CTC_IF("%3", "@p " st ".v2.b32 [%0], {%1, %2};")::a(to), "f"(v.m), "r"(v.e), "r"(unsigned(yes))); \
+  }                                                                                                                \
+  CTC_DEVICE void name(bool yes, Address to, Scaled<double> v) {                                                   \
+    asm volatile(CTC_IF("%3", "@p " st ".v2.b64 [%0], {%1, %2};")::a(to), "d"(v.m), "l"(v.e), "r"(unsigned(yes))); \
+  }                                                                                                                \
+  CTC_DEVICE void name(bool yes, Address to, Dual<float> v) {                                                      \
+    asm volatile(CTC_IF("%4", "@p " st ".v4.b32 [%0], {%1, %2, %3, %3};")::a(to), "f"(v.m), "r"(v.e), "f"(v.d),    \
+                 "r"(unsigned(yes)));                                                                              \
+  }                                                                                                                \
+  CTC_DEVICE void name(bool yes, Address to, Dual<double> v) {                                                     \
+    asm volatile(CTC_IF("%4", "@p " st ".v2.b64 [%0], {%1, %2}; @p " st ".b64 [%0+16], %3;")::a(to), "d"(v.m),     \
+                 "l"(v.e), "d"(v.d), "r"(unsigned(yes)));                                                          \
+  }
+CTC_STORE_IF(store_if, "st", void*, "l")
+CTC_STORE_IF(store_shared_if, "st.shared", unsigned, "r")
+#undef CTC_STORE_IF
+// An array in shared memory, read and written through volatile assembly so that loads stay where they are written.
+// Otherwise the compiler hoists so many loads that registers spill.
 template <class Value> struct SharedArray {
   unsigned address;
-  explicit CTC_DEVICE SharedArray(const Cell<Value>* p) : address(shared_address(p)) {}
+  explicit CTC_DEVICE SharedArray(const Cell<Value>* p) : SharedArray(shared_address(p)) {}
+  CTC_DEVICE SharedArray from(int i) const { return SharedArray(address + i * unsigned(sizeof(Cell<Value>))); }
   CTC_DEVICE Value operator[](int i) const {
     Value v;
     load_shared(address + i * sizeof(Cell<Value>), v);
@@ -75,24 +96,15 @@ template <class Value> struct SharedArray {
   }
   // Two side by side, from an even i on.
   CTC_DEVICE void read(int i, Value& v, Value& w) const { load_shared(address + i * sizeof(Cell<Value>), v, w); }
+  CTC_DEVICE void store_if(bool yes, int i, Value v) const {
+    store_shared_if(yes, address + i * unsigned(sizeof(Cell<Value>)), v);
+  }
+
+ private:
+  // The compiler does not know the address: it would compute it again for each tile, from the block's window.
+  explicit CTC_DEVICE SharedArray(unsigned a) : address(a) { asm volatile("" : "+r"(address)); }
 };
 
-// To shared or global memory, by the lanes where `yes`. As a plain `if` it became a branch, 6 to 13 cycles a frame.
-#define CTC_IF(yes, stores) "{.reg .pred p; setp.ne.u32 p, " yes ", 0; " stores "}"
-CTC_DEVICE void store_if(bool yes, Scaled<float>* to, Scaled<float> v) {
-  asm volatile(CTC_IF("%3", "@p st.v2.b32 [%0], {%1, %2};")::"l"(to), "f"(v.m), "r"(v.e), "r"(unsigned(yes)));
-}
-CTC_DEVICE void store_if(bool yes, Scaled<double>* to, Scaled<double> v) {
-  asm volatile(CTC_IF("%3", "@p st.v2.b64 [%0], {%1, %2};")::"l"(to), "d"(v.m), "l"(v.e), "r"(unsigned(yes)));
-}
-CTC_DEVICE void store_if(bool yes, DualCell<float>* to, Dual<float> v) {
-  asm volatile(CTC_IF("%4", "@p st.v4.b32 [%0], {%1, %2, %3, %3};")::"l"(to), "f"(v.m), "r"(v.e), "f"(v.d),
-               "r"(unsigned(yes)));
-}
-CTC_DEVICE void store_if(bool yes, DualCell<double>* to, Dual<double> v) {
-  asm volatile(CTC_IF("%4", "@p st.v2.b64 [%0], {%1, %2}; @p st.b64 [%0+16], %3;")::"l"(to), "d"(v.m), "l"(v.e),
-               "d"(v.d), "r"(unsigned(yes)));
-}
 // 8 bytes that come whole, and that other blocks see although nothing orders them.
 CTC_DEVICE void store_now(Scaled<float>* to, Scaled<float> v) {
   asm volatile("{.reg .b64 x; mov.b64 x, {%1, %2}; st.relaxed.gpu.global.b64 [%0], x;}" ::"l"(to), "f"(v.m), "r"(v.e));

@@ -18,10 +18,14 @@ template <class F> Dual<F> load(const DualCell<F>* from) { return {from->m, from
 template <class F> void store(Scaled<F>* to, Scaled<F> v) { *to = v; }
 template <class F> void store(DualCell<F>* to, Dual<F> v) { *to = {v.m, v.e, v.d, v.d}; }
 template <class Value> struct SharedArray {
-  const Cell<Value>* at;
-  explicit SharedArray(const Cell<Value>* p) : at(p) {}
+  Cell<Value>* at;
+  explicit SharedArray(const Cell<Value>* p) : at(const_cast<Cell<Value>*>(p)) {}
+  SharedArray from(int i) const { return SharedArray(at + i); }
   Value operator[](int i) const { return load(at + i); }
   void read(int i, Value& v, Value& w) const { v = load(at + i), w = load(at + i + 1); }
+  void store_if(bool yes, int i, Value v) const {
+    if (yes) store(at + i, v);
+  }
 };
 template <int kBytes> inline void copy_async(void* to, const void* from) { emulator::copy_async(to, from, kBytes); }
 inline void copy_commit() { emulator::copy_commit(); }

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+// Feeds a sweeping warp: copies emissions to shared memory ahead of it, and takes edges from strip to strip.
+#pragma once
+
+#include "strip.cuh"
+#include "tuning.h"
+
+namespace jax_ctc {
+namespace cuda {
+
+// Blocks that sweep at the same time hand edges over by their values alone: no flag, no fence. A cell is 8 bytes, which
+// are stored and loaded at once, and its exponent says which strip it comes from. Exponents fill less than 2^29 of the
+// 2^32 numbers, so there is room for seven strips that pass something on. Before the first one's it is 0.
+static_assert(kStripsTogether <= 8);
+CTC_FN int32_t stamp_of(int32_t strip) { return int32_t(uint32_t(strip + 1) << 29); }
+CTC_FN int32_t stamped(int32_t e, int32_t stamp) { return int32_t(uint32_t(e) + uint32_t(stamp)); }
+CTC_FN int32_t unstamped(int32_t e, int32_t stamp) { return int32_t(uint32_t(e) - uint32_t(stamp)); }
+CTC_FN bool has_stamp(int32_t e, int32_t stamp) {
+  const int32_t own = unstamped(e, stamp);
+  return own >= kNone && own < -kNone;
+}
+
+template <class Value, int kPairs, int kTile, bool kTogether> struct Feed : Strip<Value, kPairs, kTile, kTogether> {
+  using Base = Strip<Value, kPairs, kTile, kTogether>;
+  using Base::begin_of, Base::end_of, Base::memory, Base::ws, Base::kAhead, Base::kSlots;
+  using typename Base::Memory;
+
+  int warp;  // that is fed
+  int32_t base = 0, tiles = 0, number = 0;
+  bool receives = false, passes_on = false;
+  int32_t column[kPairs] = {};  // of the emissions of the lane's pairs
+  Cell<Value> coming = {};      // the edge of the lane's frame of the next tile, if it was there when it was looked for
+
+  // A strip of pairs, by a warp that does nothing else.
+  CTC_DEVICE void strip(int32_t base) {
+    const int active = this->active(base);
+    if (warp >= active) return;
+    const int32_t turns = this->turns(active);
+    begin(base, active);
+    this->meet(active);
+#pragma unroll 1
+    for (int32_t turn = 0; turn < turns; ++turn) {
+      start(turn);
+      wait();
+      this->meet(active);
+    }
+    if (passes_on) pass_on(tiles - 1);
+    this->meet_before_next_strip(base, active);
+  }
+
+  // Before the first turn.
+  CTC_DEVICE void begin(int32_t strip_base, int active) {
+    base = strip_base, tiles = Base::tiles(), number = base / (this->warps * Base::kPairsOfWarp);
+    receives = kTogether && warp == 0 && base > 0;
+    passes_on = Base::kFed && this->more(base) && warp + 1 == active;
+    take_columns();
+    if (warp == 0 && base == 0)
+      for (int i = lane_index(); i < kSlots * kTile; i += kWarp)
+        store(&memory[0].common[i / kTile][i % kTile].edge, Value::none());
+    for (int32_t j = 0; j < kAhead; ++j) {
+      if (j < tiles) fetch(j);
+      copy_commit();
+    }
+    if constexpr (kTogether) {
+      if (receives) look_for(0), receive(0), look_for(1);
+    }
+    wait();
+  }
+  // What later turns need, and what the last one has left.
+  CTC_DEVICE void start(int32_t turn) {
+    const int32_t j = turn - warp + kAhead;  // to where the tile was on which the warp worked last
+    if (j >= kAhead && j < tiles) fetch(j);
+    copy_commit();
+    if (passes_on && turn > warp) pass_on(turn - 1 - warp);
+    if constexpr (kTogether) {
+      if (receives) receive(turn + 1), look_for(turn + 2);
+    }
+  }
+  // For the copies that the next turn needs.
+  CTC_DEVICE void wait() const { copy_wait<kAhead - 1>(); }
+
+ private:
+  CTC_DEVICE static int slot_of(int32_t j) { return j % kSlots; }
+
+  CTC_DEVICE void take_columns() {
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+      // A pair without a label takes the blank's emission: what is computed of it flows nowhere.
+      const int32_t k = base + warp * Base::kPairsOfWarp + lane_index() * kPairs + i;
+      column[i] = k < this->count ? ws.column[this->natural(k)] : 0;
+    }
+  }
+
+  // Starts copying what the warp needs of tile j.
+  CTC_DEVICE void fetch(int32_t j) const {
+    const int lane = lane_index();
+    Memory& to = memory[warp];
+    const int slot = slot_of(j);
+    const int32_t first = begin_of(j), n = end_of(j) - first;
+    const Cell<Value>* const row = ws.emissions + this->frame(first) * ws.columns;
+    const int64_t step = this->frame_step();
+    const auto copy_frame = [&](int d) {
+#pragma unroll
+      for (int i = 0; i < kPairs; ++i) copy_async(&to.label[slot][d][lane * kPairs + i], row + d * step + column[i]);
+    };
+    if (n == kTile) {
+#pragma unroll
+      for (int d = 0; d < kTile; ++d) copy_frame(d);
+    } else {
+#pragma unroll 1
+      for (int d = 0; d < n; ++d) copy_frame(d);
+    }
+    if (lane >= n) return;
+    copy_async(&to.common[slot][lane].blank, row + lane * step);
+    if (!kTogether && warp == 0 && base > 0)
+      copy_async(&to.common[slot][lane].edge, ws.edges_of(this->recursion) + 2 * (first + lane));
+  }
+
+  // By a lane for each frame: the edges that the warp has left at tile j, to the next strip.
+  CTC_DEVICE void pass_on(int32_t j) const {
+    const int32_t t = begin_of(j) + lane_index();
+    if (t >= end_of(j)) return;
+    const Value edge = load(&memory[warp].outgoing[slot_of(j)][lane_index()].edge);
+    Cell<Value>* const to = ws.edges_of(this->recursion) + 2 * t;
+    if constexpr (kTogether)
+      store_now(to, {edge.m, stamped(edge.e, stamp_of(number))});
+    else
+      store(to, edge);
+  }
+  // By a lane for each frame: what the strip before leaves at tile j, if it is there.
+  CTC_DEVICE void look_for(int32_t j) {
+    const int32_t t = begin_of(j) + lane_index();
+    if (t < end_of(j)) coming = load_now(ws.edges_of(this->recursion) + 2 * t);
+  }
+  // The same, waited for, and to where the first warp reads it. By then it has mostly come: a turn has passed, and who
+  // has waited once is further behind.
+  CTC_DEVICE void receive(int32_t j) {
+    const int32_t t = begin_of(j) + lane_index();
+    if (t >= end_of(j)) return;
+    const Cell<Value>* const cell = ws.edges_of(this->recursion) + 2 * t;
+    const int32_t stamp = stamp_of(number - 1);
+    wait_until([&] { return has_stamp(coming.e, stamp); }, [&] { coming = load_now(cell); });
+    store(&memory[0].common[slot_of(j)][lane_index()].edge, Value{coming.m, unstamped(coming.e, stamp)});
+  }
+};
+
+}  // namespace cuda
+}  // namespace jax_ctc
