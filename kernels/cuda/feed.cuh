@@ -76,8 +76,11 @@ template <class Value, int kPairs, int kTile, bool kTogether> struct Feed : Stri
       if (receives) receive(turn + 1), look_for(turn + 2);
     }
   }
-  // For the copies that the next turn needs.
-  CTC_DEVICE void wait() const { copy_wait<kAhead - 1>(); }
+  // For the copies that the next turn needs. Lanes may have parted, and a barrier wants them together.
+  CTC_DEVICE void wait() const {
+    copy_wait<kAhead - 1>();
+    __syncwarp();
+  }
 
  private:
   CTC_DEVICE static int slot_of(int32_t j) { return j % kSlots; }

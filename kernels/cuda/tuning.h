@@ -76,7 +76,8 @@ template <class Bytes> OccupancyPlan occupancy_plan(int64_t L, int64_t rows, int
   // Labels are read once a block; but a batch with few rows needs all its blocks at the same time, and one with fewer
   // still all multiprocessors. In between a block has as many chunks as its warps have windows to work on: 14.7 us for
   // 17.1 at (400, 16, 32, 100) on an H200.
-  const int64_t at_once = std::max<int64_t>(1, 4 / windows), chunks = rows < 4096 ? 1 : rows < 32768 ? at_once : 8;
+  const int64_t few = 4;  // warps of a block, where they are enough for the windows
+  const int64_t at_once = std::max<int64_t>(1, few / windows), chunks = rows < 4096 ? 1 : rows < 32768 ? at_once : 8;
   const int64_t parts = (chunks_of_sequence + chunks - 1) / chunks;
   int64_t together = 1, warps = most_threads / 32;
   if (bytes(1, pitch, true) > shared_limit) {
@@ -85,7 +86,7 @@ template <class Bytes> OccupancyPlan occupancy_plan(int64_t L, int64_t rows, int
     return {parts, int32_t(chunks), 1, int32_t(warps), int32_t(warps * window), false};
   }
   if (bytes(1, pitch, true) <= shared_limit / 2) {  // else a multiprocessor has one block: of as many warps as it may
-    warps = windows <= 4 ? 4 : 8;
+    warps = windows <= few ? few : 2 * few;
     together = std::clamp<int64_t>(warps / windows, 1, chunks);
     while (together > 1 && bytes(together, pitch, true) > shared_limit / 2) together /= 2;
   }

@@ -335,8 +335,8 @@ def explore(source, active=(3, 3), tiles=4, together=False, fed=True):
             following = [x for x in following if x is not None]
             if not following and not machine.finished(state):
                 raise Wrong("no warp can go on")
-            new = set(following) - seen
-            seen |= new
+            new = [x for x in dict.fromkeys(following) if x not in seen]
+            seen.update(new)
             waiting += new
         total += len(seen)
     return total
@@ -391,7 +391,7 @@ BUGS = {  # how the source is changed; of whom; what is found
         "kFed ? 2 * active : active",
         "kFed ? active : active",
         (FED,),
-        "in .'label'|no warp can",
+        "in .'(label|edge)'|no warp can",
     ),
     "too few are waited for": (
         "kFed ? 2 * active : active",
