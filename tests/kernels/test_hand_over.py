@@ -391,7 +391,7 @@ BUGS = {  # how the source is changed; of whom; what is found
         "kFed ? 2 * active : active",
         "kFed ? active : active",
         (FED,),
-        "in .'(label|edge)'|no warp can",
+        "in .'(label|edge)'|passes on|no warp can",
     ),
     "too few are waited for": (
         "kFed ? 2 * active : active",
