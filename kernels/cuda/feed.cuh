@@ -26,10 +26,15 @@ template <class Value, int kPairs, int kTile, bool kTogether> struct Feed : Stri
   using typename Base::Memory;
 
   int warp;  // that is fed
+  SharedArray<Value> labels = SharedArray<Value>(&memory[warp].label[0][0][lane_index() * kPairs]);
+  SharedArray<Value> common = SharedArray<Value>(&memory[warp].common[0][lane_index() % kTile].blank);
   int32_t base = 0, tiles = 0, number = 0;
   bool receives = false, passes_on = false;
-  int32_t column[kPairs] = {};  // of the emissions of the lane's pairs
-  Cell<Value> coming = {};      // the edge of the lane's frame of the next tile, if it was there when it was looked for
+  int32_t copied = 0;                     // frames whose copies have been started
+  int slot = 0;                           // of the tile that begins there
+  const Cell<Value>* label[kPairs] = {};  // the emissions of the lane's pairs at that frame
+  const Cell<Value>* blank = nullptr;     // that of the blank, `lane` frames later
+  Cell<Value> coming = {};  // the edge of the lane's frame of the next tile, if it was there when it was looked for
 
   // A strip of pairs, by a warp that does nothing else.
   CTC_DEVICE void strip(int32_t base) {
@@ -53,12 +58,12 @@ template <class Value, int kPairs, int kTile, bool kTogether> struct Feed : Stri
     base = strip_base, tiles = Base::tiles(), number = base / (this->warps * Base::kPairsOfWarp);
     receives = kTogether && warp == 0 && base > 0;
     passes_on = Base::kFed && this->more(base) && warp + 1 == active;
-    take_columns();
+    find_emissions();
     if (warp == 0 && base == 0)
       for (int i = lane_index(); i < kSlots * kTile; i += kWarp)
         store(&memory[0].common[i / kTile][i % kTile].edge, Value::none());
     for (int32_t j = 0; j < kAhead; ++j) {
-      if (j < tiles) fetch(j);
+      if (j < tiles) fetch();
       copy_commit();
     }
     if constexpr (kTogether) {
@@ -68,8 +73,7 @@ template <class Value, int kPairs, int kTile, bool kTogether> struct Feed : Stri
   }
   // What later turns need, and what the last one has left.
   CTC_DEVICE void start(int32_t turn) {
-    const int32_t j = turn - warp + kAhead;  // to where the tile was on which the warp worked last
-    if (j >= kAhead && j < tiles) fetch(j);
+    if (turn >= warp && copied < this->end) fetch();  // to where the tile was on which the warp worked last
     copy_commit();
     if (passes_on && turn > warp) pass_on(turn - 1 - warp);
     if constexpr (kTogether) {
@@ -85,38 +89,46 @@ template <class Value, int kPairs, int kTile, bool kTogether> struct Feed : Stri
  private:
   CTC_DEVICE static int slot_of(int32_t j) { return j % kSlots; }
 
-  CTC_DEVICE void take_columns() {
+  CTC_DEVICE void find_emissions() {
+    const Cell<Value>* const row = ws.emissions + this->frame(0) * ws.columns;
+    copied = 0, slot = 0, blank = row + lane_index() * this->frame_step();
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) {
       // A pair without a label takes the blank's emission: what is computed of it flows nowhere.
       const int32_t k = base + warp * Base::kPairsOfWarp + lane_index() * kPairs + i;
-      column[i] = k < this->count ? ws.column[this->natural(k)] : 0;
+      label[i] = row + (k < this->count ? ws.column[this->natural(k)] : 0);
     }
   }
 
-  // Starts copying what the warp needs of tile j.
-  CTC_DEVICE void fetch(int32_t j) const {
+  // Starts copying what the warp needs of the next tile.
+  CTC_DEVICE void fetch() {
     const int lane = lane_index();
-    Memory& to = memory[warp];
-    const int slot = slot_of(j);
-    const int32_t first = begin_of(j), n = end_of(j) - first;
-    const Cell<Value>* const row = ws.emissions + this->frame(first) * ws.columns;
+    const int32_t n = min_of(kTile - (copied == 0 ? this->missing() : 0), this->end - copied);
     const int64_t step = this->frame_step();
     const auto copy_frame = [&](int d) {
 #pragma unroll
-      for (int i = 0; i < kPairs; ++i) copy_async(&to.label[slot][d][lane * kPairs + i], row + d * step + column[i]);
+      for (int i = 0; i < kPairs; ++i) labels.copy((slot * kTile + d) * Base::kPairsOfWarp + i, label[i] + d * step);
     };
+    const auto advance = [&](int64_t cells) {
+#pragma unroll
+      for (int i = 0; i < kPairs; ++i) label[i] += cells;
+      blank += cells;
+    };
+    if (lane < n) {
+      common.copy(slot * kTile * 2, blank);
+      if (!kTogether && warp == 0 && base > 0)
+        common.copy(slot * kTile * 2 + 1, ws.edges_of(this->recursion) + 2 * (copied + lane));
+    }
     if (n == kTile) {
 #pragma unroll
       for (int d = 0; d < kTile; ++d) copy_frame(d);
+      advance(kTile * step);
     } else {
 #pragma unroll 1
       for (int d = 0; d < n; ++d) copy_frame(d);
+      advance(n * step);
     }
-    if (lane >= n) return;
-    copy_async(&to.common[slot][lane].blank, row + lane * step);
-    if (!kTogether && warp == 0 && base > 0)
-      copy_async(&to.common[slot][lane].edge, ws.edges_of(this->recursion) + 2 * (first + lane));
+    copied += n, slot = slot + 1 < kSlots ? slot + 1 : 0;
   }
 
   // By a lane for each frame: the edges that the warp has left at tile j, to the next strip.

@@ -14,7 +14,7 @@ template <class Value, int kPairs, int kTile, bool kTogether> struct Sweep : Str
   using F = typename Workspace<Value>::F;
   using State = Pair<Value>;
   using Base::count, Base::half, Base::memory, Base::recursion, Base::ws, Base::kFed, Base::kSlots, Base::kPairsOfWarp;
-  using typename Base::Common, typename Base::Memory;
+  using typename Base::Memory;
 
   int warp;
 
@@ -39,39 +39,59 @@ template <class Value, int kPairs, int kTile, bool kTogether> struct Sweep : Str
     }
     // The label at the right edge goes to the next warp, or by way of global memory to the next strip.
     Memory& mine = memory[warp];
-    Cell<Value>* const edge_out = last ? &mine.outgoing[0][0].edge : &memory[warp + 1].common[0][0].edge;
+    Cell<Value>* edge_out = last ? &mine.outgoing[0][0].edge : &memory[warp + 1].common[0][0].edge;
+    if constexpr (!kFed)  // else the compiler computes it again for each tile: 30 instructions
+      edge_out = reinterpret_cast<Cell<Value>*>(computed_again(reinterpret_cast<char*>(edge_out)));
     const Tile begin = {SharedArray<Value>(&mine.label[0][0][lane * kPairs]),
                         SharedArray<Value>(&mine.common[0][0].blank), EdgeOut(edge_out),
                         lane == kWarp - 1 && (!last || more), used};
-    const int32_t tiles = this->tiles(), turns = this->turns(active);
-    int slot = 0;  // of tile j
     Pair<Cell<Value>>* state = kStore ? states_at(0, k) : nullptr;
     Feed<Value, kPairs, kTile, kTogether> feed = {*this, warp};
     if constexpr (!kFed) feed.begin(base, active);
     this->meet(active);
-#pragma unroll 1
-    for (int32_t turn = 0; turn < turns; ++turn) {
-      const int32_t j = turn - warp;
+    int32_t turn = 0;
+    int slot = 0;  // of the tile
+    const auto take_turn = [&](auto work) {
       if constexpr (!kFed) feed.start(turn);
-      if (j >= 0 && j < tiles) {
-        const int32_t first = this->begin_of(j), n = this->end_of(j) - first;
-        if (kStore && first == half) leave(at, used, k);  // else that is where it ends
-        Tile tile = begin.in(slot);
-        if constexpr (!kFed) {
-          if (last) tile.edge_out = ws.edges_of(recursion) + 2 * first;
-        }
-        if (n == kTile)
-          whole<kStore>(at, skip, tile, state);
-        else
-          part<kStore>(at, skip, tile, state, n, half - first);
-#pragma unroll
-        for (int i = 0; i < kPairs; ++i) at[i] = {fold(at[i].blank), fold(at[i].label)};
-        slot = slot + 1 < kSlots ? slot + 1 : 0;
-      }
+      work();
       if constexpr (!kFed) feed.wait();
       this->meet(active);
+      ++turn;
+    };
+    const auto take_turns = [&](int32_t n) {
+#pragma unroll 1
+      for (int32_t i = 0; i < n; ++i) take_turn([] {});
+    };
+    const auto work_on = [&](int32_t first, int n) {
+      Tile tile = begin.in(slot);
+      if constexpr (!kFed) {
+        if (last) tile.edge_out = ws.edges_of(recursion) + 2 * first;
+        __syncwarp();  // lanes may have parted
+      }
+      if (n == kTile)
+        whole<kStore>(at, skip, tile, state);
+      else
+        part<kStore>(at, skip, tile, state, n, half - first);
+#pragma unroll
+      for (int i = 0; i < kPairs; ++i) at[i] = {fold(at[i].blank), fold(at[i].label)};
+      slot = slot + 1 < kSlots ? slot + 1 : 0;
+    };
+    // A warp works on a tile at each turn, from turn `warp` on. Whole tiles have a loop without conditions, before the
+    // frame where the recursions meet and after it: branches and their conditions took a fifth of a turn.
+    take_turns(warp);
+    const int32_t before = half % kTile, after = (this->end - half) % kTile;
+    if (before > 0) take_turn([&] { work_on(0, before); });
+    int32_t first = before, stop = half;
+#pragma unroll 1
+    for (;;) {
+#pragma unroll 1
+      for (; first < stop; first += kTile) take_turn([&] { work_on(first, kTile); });
+      if (first == half) leave(at, used, k);
+      if (stop == this->end - after) break;
+      stop = this->end - after;
     }
-    if (this->end == half) leave(at, used, k);
+    if (kStore && after > 0) take_turn([&] { work_on(first, after); });
+    take_turns(active - 1 - warp);
     this->meet_before_next_strip(base, active);
   }
 

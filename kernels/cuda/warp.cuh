@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The lanes of a warp: who they are, what they exchange, what they copy.
+// The lanes of a warp: who they are and what they exchange.
 #pragma once
 
 #include "machine.cuh"
@@ -31,14 +31,6 @@ template <class F> CTC_DEVICE F sum_of_lanes(F x) {
 }
 template <class F> CTC_DEVICE Number<F> sum_of_lanes(Number<F> x) {
   return {sum_of_lanes(x.value), sum_of_lanes(x.change)};
-}
-
-// A cell, or anything else of 4, 8 or a multiple of 16 bytes.
-template <class T> CTC_DEVICE void copy_async(T* to, const T* from) {
-  constexpr int kAtOnce = sizeof(T) < 16 ? int(sizeof(T)) : 16;
-#pragma unroll
-  for (int i = 0; i < int(sizeof(T)); i += kAtOnce)
-    copy_async<kAtOnce>(reinterpret_cast<char*>(to) + i, reinterpret_cast<const char*>(from) + i);
 }
 
 }  // namespace cuda

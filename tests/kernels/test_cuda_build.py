@@ -13,6 +13,7 @@ import jaxlib
 import pytest
 
 import jax_ctc
+from support.paper import load
 from support.runs import ROOT, made_once, only_all, run, sweep
 
 CUDA = ROOT / "kernels" / "cuda"
@@ -31,14 +32,14 @@ NVCC, DISASSEMBLER, CMAKE = tool("nvcc"), tool("nvdisasm"), shutil.which("cmake"
 FILES = ["rows", "lattice", "occupancy", "gradient", "hvp", "align_rows", "align"]
 ARCHITECTURES = [80, 90, 100, 120]
 # Lattice kernels: the loss and training with two pairs a lane, the same with one, a product.
-LOOPS = {  # shuffles of a frame
-    "ScaledIfEELi2ELi8ELb0ELb0E": 2, "ScaledIfEELi2ELi8ELb0ELb1E": 2,
-    "ScaledIfEELi1ELi16ELb0ELb0E": 2, "ScaledIfEELi1ELi16ELb0ELb1E": 2,
-    "DualIfEELi1ELi16ELb0ELb1E": 3,
+LOOPS = {  # shuffles of a frame, frames of a tile
+    "ScaledIfEELi2ELi8ELb0ELb0E": (2, 8), "ScaledIfEELi2ELi8ELb0ELb1E": (2, 8),
+    "ScaledIfEELi1ELi8ELb0ELb1E": (2, 8), "ScaledIfEELi1ELi16ELb0ELb0E": (2, 16),
+    "ScaledIfEELi1ELi16ELb0ELb1E": (2, 16), "DualIfEELi1ELi16ELb0ELb1E": (3, 16),
 }  # fmt: skip
-INSTRUCTIONS = {  # of a frame; 2 more than there are
-    80: (64, 71, 43, 43, 60), 90: (47, 52, 37, 38, 53),
-    100: (48, 46, 30, 31, 44), 120: (67, 60, 38, 38, 52),
+INSTRUCTIONS = {  # of a frame with its share of a turn; 0.6 to 2 more than there are
+    80: (89, 90, 42, 49, 50, 74), 90: (72, 73, 34, 41, 41, 66),
+    100: (73.6, 73, 33, 35, 35, 58), 120: (86, 86, 41, 43, 43, 64),
 }  # fmt: skip
 # Of a thread. The lattice's kernels leave registers for their own blocks only (lattice.cu).
 MOST_REGISTERS = {
@@ -112,13 +113,14 @@ def test_no_sum_depends_on_the_order_of_threads(file):
     assert atomics <= (counts if file == "lattice" else set())
 
 
-def functions(assembly):
-    """Instructions of each kernel of a disassembled file, by its name."""
+def texts(assembly):
+    """Of each kernel of a disassembled file, by its name."""
     parts = re.split(r"\.section\s+\.text\.(\w+)", assembly)[1:]
-    return {
-        name: re.findall(r"/\*[0-9a-f]{4,}\*/\s+(.*?);", text)
-        for name, text in zip(parts[::2], parts[1::2], strict=True)
-    }
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def instructions(text):
+    return re.findall(r"/\*[0-9a-f]{4,}\*/\s+(.*?);", text)
 
 
 @pytest.mark.slow
@@ -127,9 +129,14 @@ def functions(assembly):
 @each_architecture
 def test_a_frame_of_the_lattice_is_few_instructions_and_no_exp_or_log(architecture):
     binary = compiled("lattice", architecture) / "lattice.cubin"
-    kernels = functions(run(DISASSEMBLER, "-c", binary).stdout)
-    for (name, each), most in zip(LOOPS.items(), INSTRUCTIONS[architecture], strict=True):
-        (code,) = (code for kernel, code in kernels.items() if name in kernel)
+    kernels = texts(run(DISASSEMBLER, "-c", binary).stdout)
+    loops = zip(LOOPS.items(), INSTRUCTIONS[architecture], strict=True)
+    for (name, (each, tile)), most in loops:
+        (text,) = (text for kernel, text in kernels.items() if name in kernel)
+        # All of a turn: compilers move what a tile costs in between its frames.
+        needed = load().of_a_frame(text, tile)
+        assert needed <= most, f"{needed:.1f} instructions a frame"
+        code = instructions(text)
         shuffles = [i for i, line in enumerate(code) if re.search(r"\bSHFL\.UP\b", line)]
         # 8 frames, unrolled; a loop for the short tile before or after them.
         frames = max(
@@ -137,7 +144,6 @@ def test_a_frame_of_the_lattice_is_few_instructions_and_no_exp_or_log(architectu
             key=lambda few: few[0] - few[-1],
         )
         loop = code[frames[0] : frames[-1]]
-        assert len(loop) / 7.5 <= most, f"{len(loop) / 7.5:.1f} instructions a frame"
         forbidden = r"\b(MUFU|LDL|STL|CALL|BAR|LDG|I2F|F2I|DFMA|DMUL|BRA.DIV)\b"
         assert [line for line in loop if re.search(forbidden, line)] == []
 
@@ -149,8 +155,10 @@ def test_a_frame_of_the_lattice_is_few_instructions_and_no_exp_or_log(architectu
 def test_a_frame_of_an_alignment_is_few_instructions(architecture):
     """The frames of a tile, of floats: two shuffles each."""
     binary = compiled("align", architecture) / "align.cubin"
-    kernels = functions(run(DISASSEMBLER, "-c", binary).stdout)
-    (code,) = (code for kernel, code in kernels.items() if "align_kernelIfE" in kernel)
+    kernels = texts(run(DISASSEMBLER, "-c", binary).stdout)
+    (code,) = (
+        instructions(text) for kernel, text in kernels.items() if "align_kernelIfE" in kernel
+    )
     shuffles = [i for i, line in enumerate(code) if re.search(r"\bSHFL\.UP\b", line)]
     loop = [line for line in code[shuffles[0] : shuffles[14]] if line.strip() != "NOP"]
     assert len(loop) / 7 <= 54, f"{len(loop) / 7:.1f} instructions a frame"

@@ -41,10 +41,15 @@ BUGS = {
         "start(turn);\n      wait();",
         "start(turn);",
     ),
-    "a tile is copied to where another is worked on": (
+    "tiles are copied to where others are worked on": (
         "feed.cuh",
-        "const int slot = slot_of(j);",
-        "const int slot = slot_of(j + 1);",
+        "copied = 0, slot = 0,",
+        "copied = 0, slot = 1,",
+    ),
+    "the states where the recursions meet are those of a tile later": (
+        "sweep.cuh",
+        "if (first == half) leave(at, used, k);",
+        "if (first == half + kTile) leave(at, used, k);",
     ),
     "warps do not wait for their left neighbour": (
         "strip.cuh",

@@ -1,27 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """What benchmarks/gpu/paper.py takes for granted: how kernels are launched, and what they move."""
 
-import importlib.util
 import sys
 
 import numpy as np
 import pytest
 
 from support import emulated
-from support.runs import ROOT, only_all, run
+from support.paper import FILE, load
+from support.runs import only_all, run
 
-FILE = next((ROOT / "benchmarks").rglob("*paper.py"), None)
 pytestmark = pytest.mark.skipif(FILE is None, reason="not in a source tree")
 needs_compiler = pytest.mark.skipif(not emulated.COMPILER, reason="no C++ compiler")
 
 
 @pytest.fixture(scope="module")
 def paper():
-    description = importlib.util.spec_from_file_location("gpu_paper", FILE)
-    module = importlib.util.module_from_spec(description)
-    sys.modules["gpu_paper"] = module  # for its dataclass
-    description.loader.exec_module(module)
-    return module
+    return load()
 
 
 @needs_compiler

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.skipif(not FILES[0].is_file(), reason="not in a source 
 
 STEPS = {  # of the bodies of Feed's functions
     r"if \(warp == 0 && base == 0\)\s+for .*?\s+store\(.*?, Value::none\(\)\);": "no edge",
-    r"j < (\w+); \+\+j\) \{\s+if \(j < tiles\) fetch\(j\);\s+copy_commit\(\);": "first tiles",
-    r"const int32_t j = (.*?);.*?\n    if \((.*?)\) fetch\((.*?)\);\s+copy_commit\(\);": "fetch",
+    r"j < (\w+); \+\+j\) \{\s+if \(j < tiles\) fetch\(\);\s+copy_commit\(\);": "first tiles",
+    r"if \((turn .*?) && copied < this->end\) fetch\(\);.*?copy_commit\(\);": "fetch",
     r"if \(receives\) (?:look_for\(0\), )?receive\((.*?)\), look_for": "receive",
     r"if \(passes_on(?: && (.*?))?\) pass_on\((.*?)\);": "pass on",
     r"copy_wait<(.*?)>\(\);": "wait",
@@ -71,17 +71,19 @@ class Protocol:
         self.feed = {name: steps_of(body(name, of_feed)) for name in names}
         strip = of_feed[of_feed.index("void strip(") :].split("\n  }\n")[0]
         self.feed["end"] = steps_of(strip.split("\n    }\n")[1])
-        self.fetch_slot = only(r"const int slot = (.*?);", of_feed)
+        self.first_slot = only(r"copied = 0, slot = (.*?),", of_feed)
+        self.next_slots = re.findall(r"slot = (slot [^;]*);", of_feed + of_sweep)
+        assert "labels.copy((slot * kTile + d) *" in of_feed
+        assert "common.copy(slot * kTile * 2, blank);" in of_feed
         self.receive_slot = only(r"common\[([^\]]*)\]\[lane_index\(\)\]\.edge, Value\{", of_feed)
         self.pass_slot = only(r"outgoing\[([^\]]*)\]\[lane_index\(\)\]\.edge\);", of_feed)
         self.sender = only(r"const int32_t stamp = stamp_of\((.*?)\);", of_feed)
         self.waits = "wait_until([&] { return has_stamp(coming.e, stamp); }" in of_feed
         loop = of_feed[of_feed.index("for (int32_t turn") :].split("\n    }\n")[0]
         self.feeder = re.findall(r"(start|wait|meet)\(", loop)
-        self.tile = only(r"const int32_t j = (.*?);", of_sweep)
-        self.next_slot = only(r"slot = (slot .*?);", of_sweep)
-        loop = of_sweep[of_sweep.index("for (int32_t turn") :].split("\n    }\n")[0]
-        self.sweeper = re.findall(r"(feed\.start|whole|slot = slot|feed\.wait|meet)\b", loop)
+        self.waits_before, self.waits_after = re.findall(r"take_turns\((.*?)\);", of_sweep)
+        turn = only(r"const auto take_turn = (.*?)\n    \};", of_sweep)
+        self.sweeper = re.findall(r"(feed\.start|work|feed\.wait|meet)\(", turn)
         self.sweeper_meets = "this->meet_before_next_strip(base, active);" in of_sweep
         self.meets = only(r"if \((\w+) && !kTogether && more\(base\)\) meet\(active\);", source)
         self.passes_on = only(r"passes_on = Base::(\w+) && this->more", of_feed)
@@ -114,6 +116,7 @@ class Machine:
         strips = list(enumerate(active))
         blocks = [[strip] for strip in strips] if together else [strips]
         self.programs, self.blocks = [], []  # of each warp
+        self.fed = {}  # of a warp that is being fed: its next tile, and the slot for that
         for block, of_block in enumerate(blocks):
             roles = [self.sweeper, self.feeder] if fed else [self.sweeper]
             for role, warp in itertools.product(roles, range(of_block[0][1])):
@@ -138,22 +141,25 @@ class Machine:
         block, warp = here
         slots, steps = self.names["kSlots"], []
 
-        def fetch(j):
-            if not 0 <= (slot := self.value(self.p.fetch_slot, j=j)) < slots:
+        def fetch():
+            j, slot = self.fed[here]
+            if not 0 <= slot < slots:
                 raise Wrong(f"there is no slot {slot}")
+            self.fed[here] = j + 1, self.value(self.p.next_slots[0], slot=slot)
             return ("fetch", here, strip, j, slot)
 
+        if name == "begin":
+            self.fed[here] = 0, self.value(self.p.first_slot)
         for step, arguments in self.p.feed[name]:
             if step == "no edge" and warp == 0 and strip == 0:
                 steps += [("store", ("edge", *here, slot), ("none",)) for slot in range(slots)]
             elif step == "first tiles":
                 for j in range(self.value(arguments[0])):
-                    steps += [fetch(j)] if j < self.tiles else []
+                    steps += [fetch()] if j < self.tiles else []
                     steps.append(("commit",))
             elif step == "fetch":
-                j = self.value(arguments[0], warp=warp, **names)
-                if self.value(arguments[1], j=j):
-                    steps.append(fetch(self.value(arguments[2], j=j)))
+                if self.value(arguments[0], warp=warp, **names) and self.fed[here][0] < self.tiles:
+                    steps.append(fetch())
                 steps.append(("commit",))
             elif step == "receive" and self.together and warp == 0 and strip > 0:
                 j = self.value(arguments[0], **names)
@@ -192,18 +198,18 @@ class Machine:
         of, fed = ((block, warp), strip, active), self.names["kFed"]
         steps = [] if fed else self.feeding("begin", *of)
         steps.append(self.meet(block, active))
-        slot = 0
-        for turn in range(self.value(self.p.turns, active=active)):
-            j = self.value(self.p.tile, turn=turn, warp=warp)
+        slot, turns = 0, [None] * self.value(self.p.waits_before, warp=warp)
+        turns += [*range(self.tiles)]
+        turns += [None] * self.value(self.p.waits_after, warp=warp, active=active)
+        for turn, j in enumerate(turns):
             for step in self.p.sweeper:
                 if step == "meet":
                     steps.append(self.meet(block, active))
                 elif step.startswith("feed.") and not fed:
                     steps += self.feeding(step.removeprefix("feed."), *of, turn=turn)
-                elif step == "whole" and 0 <= j < self.tiles:
+                elif step == "work" and j is not None:
                     steps += self.work(*of, j, slot)
-                elif step == "slot = slot" and 0 <= j < self.tiles:
-                    slot = self.value(self.p.next_slot, slot=slot)
+                    slot = self.value(self.p.next_slots[1], slot=slot)
         return [
             *steps,
             *(self.meet_before_next(block, strip, active) if self.p.sweeper_meets else []),
@@ -367,7 +373,7 @@ def test_the_model_carries_out_what_the_source_says():
         "end": ["pass on", "meet before next"],
     }
     assert protocol.feeder == ["start", "wait", "meet"]
-    assert protocol.sweeper == ["feed.start", "whole", "slot = slot", "feed.wait", "meet"]
+    assert protocol.sweeper == ["feed.start", "work", "feed.wait", "meet"]
     assert (protocol.waits, protocol.sweeper_meets) == (True, True)
     assert explore(source()) > 1000
 
@@ -406,20 +412,26 @@ BUGS = {  # how the source is changed; of whom; what is found
         "no warp can go on",
     ),
     "no warp is a tile behind": (
-        "const int32_t j = turn - warp;",
-        "const int32_t j = turn;",
+        "take_turns(warp);",
+        "take_turns(0);",
         (FED, ALONE),
-        "in .'(edge|label)'",
+        "in .'(edge|label)'|no warp can go on",
     ),
     "the last turns are missing": (
+        "take_turns(active - 1 - warp);",
+        "take_turns(0);",
+        (FED, ALONE),
+        "no warp can go on",
+    ),
+    "who feeds stops early": (
         "return tiles() + active - 1;",
         "return tiles();",
-        (FED, ALONE),
-        "passes on|in .'edge'",
+        (FED,),
+        "no warp can go on|passes on|in .'edge'",
     ),
-    "a tile is copied to where another is worked on": (
-        "const int slot = slot_of(j);",
-        "const int slot = slot_of(j + 1);",
+    "tiles are copied to where others are worked on": (
+        "copied = 0, slot = 0,",
+        "copied = 0, slot = 1,",
         (FED, ALONE),
         "in .'label'",
     ),
@@ -429,15 +441,15 @@ BUGS = {  # how the source is changed; of whom; what is found
         (FED, ALONE),
         "in .'(label|edge)'",
     ),
-    "the next tile's slot is taken": (
-        "slot + 1 < kSlots ? slot + 1 : 0;",
-        "slot + 0;",
+    "a warp stays in its slot": (
+        "      slot = slot + 1 < kSlots ? slot + 1 : 0;\n    };",
+        "      slot = slot + 0;\n    };",
         (FED, ALONE),
         "in .'label'",
     ),
     "a tile is copied a turn early": (
-        "turn - warp + kAhead;",
-        "turn - warp + kAhead + 1;",
+        "turn >= warp && copied",
+        "turn + 1 >= warp && copied",
         (FED, ALONE),
         "in .'label'",
     ),

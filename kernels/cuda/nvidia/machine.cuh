@@ -23,12 +23,7 @@ CTC_DEVICE char* shared_memory() {
 }
 CTC_DEVICE unsigned shared_address(const void* p) { return static_cast<unsigned>(__cvta_generic_to_shared(p)); }
 
-// Global to shared memory behind the thread's back. The thread itself sees the bytes after copy_wait, others after a
-// barrier that follows it.
-template <int kBytes> CTC_DEVICE void copy_async(void* to, const void* from) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(to)), "l"(from), "n"(kBytes)
-               : "memory");
-}
+// Copies by SharedArray::copy.
 CTC_DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int kPending> CTC_DEVICE void copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
@@ -96,6 +91,16 @@ template <class Value> struct SharedArray {
   }
   // Two side by side, from an even i on.
   CTC_DEVICE void read(int i, Value& v, Value& w) const { load_shared(address + i * sizeof(Cell<Value>), v, w); }
+  // From global memory, behind the thread's back. The thread itself sees the bytes after copy_wait, others after a
+  // barrier that follows it.
+  CTC_DEVICE void copy(int i, const Cell<Value>* from) const {
+    constexpr int kAtOnce = sizeof(*from) < 16 ? int(sizeof(*from)) : 16;
+#pragma unroll
+    for (int k = 0; k < int(sizeof(*from)); k += kAtOnce)
+      asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(address + i * unsigned(sizeof(*from)) + k),
+                   "l"(reinterpret_cast<const char*>(from) + k), "n"(kAtOnce)
+                   : "memory");
+  }
   CTC_DEVICE void store_if(bool yes, int i, Value v) const {
     store_shared_if(yes, address + i * unsigned(sizeof(Cell<Value>)), v);
   }

@@ -23,11 +23,15 @@ template <class Value> struct SharedArray {
   SharedArray from(int i) const { return SharedArray(at + i); }
   Value operator[](int i) const { return load(at + i); }
   void read(int i, Value& v, Value& w) const { v = load(at + i), w = load(at + i + 1); }
+  void copy(int i, const Cell<Value>* from) const {
+    constexpr int kAtOnce = sizeof(*from) < 16 ? int(sizeof(*from)) : 16;
+    for (int k = 0; k < int(sizeof(*from)); k += kAtOnce)
+      emulator::copy_async(reinterpret_cast<char*>(at + i) + k, reinterpret_cast<const char*>(from) + k, kAtOnce);
+  }
   void store_if(bool yes, int i, Value v) const {
     if (yes) store(at + i, v);
   }
 };
-template <int kBytes> inline void copy_async(void* to, const void* from) { emulator::copy_async(to, from, kBytes); }
 inline void copy_commit() { emulator::copy_commit(); }
 template <int kPending> inline void copy_wait() { emulator::copy_wait(kPending); }
 template <int id> inline void barrier(int threads) { emulator::barrier(id, threads); }
