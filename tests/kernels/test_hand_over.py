@@ -352,14 +352,14 @@ def explore(source, active=(3, 3), tiles=4, together=False, fed=True):
 @pytest.mark.parametrize("fed", [True, False], ids=["fed", "by themselves"])
 @pytest.mark.parametrize("tiles", [1, 2, 4])
 @pytest.mark.parametrize(
-    "active", [(2, 2), (2, 1), (1, 1), (1,), *sweep([(3, 2), (3, 1), (3,)], [(3,)])], ids=str
+    "active", [(3, 3), (3, 2), (3, 1), (2, 2), (2, 1), (1, 1), (1,), (3,)], ids=str
 )
 def test_every_warp_finds_what_it_must_in_all_interleavings(active, tiles, fed):
     assert explore(source(), active, tiles, fed=fed) > 20
 
 
 @pytest.mark.parametrize("tiles", sweep([1, 2, 3], [2]))
-@pytest.mark.parametrize("active", sweep([(2, 2), (2, 1), (1, 1, 1), (1, 2)], [(2, 1)]), ids=str)
+@pytest.mark.parametrize("active", [(2, 2), (2, 1), (1, 1, 1), (1, 2), (1, 1, 1, 1)], ids=str)
 def test_strips_that_sweep_together_hand_over_in_all_interleavings(active, tiles):
     assert explore(source(), active, tiles, together=True) > 20
 
@@ -375,7 +375,7 @@ def test_the_model_carries_out_what_the_source_says():
     assert protocol.feeder == ["start", "wait", "meet"]
     assert protocol.sweeper == ["feed.start", "work", "feed.wait", "meet"]
     assert (protocol.waits, protocol.sweeper_meets) == (True, True)
-    assert explore(source()) > 1000
+    assert explore(source()) > 2000
 
 
 FED, ALONE = {"active": (2, 1), "tiles": 4}, {"active": (2, 1), "tiles": 4, "fed": False}
@@ -392,6 +392,12 @@ BUGS = {  # how the source is changed; of whom; what is found
         "copy_wait<kAhead>();",
         (FED, ALONE),
         "None in .'label'",
+    ),
+    "warps do not meet": (
+        "      this->meet(active);\n      ++turn;",
+        "      ++turn;",
+        (FED, ALONE, TOGETHER),
+        "in .'(edge|label)'|no warp can go on",
     ),
     "warps do not wait for those that feed them": (
         "kFed ? 2 * active : active",
