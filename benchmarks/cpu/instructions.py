@@ -40,14 +40,14 @@ PARTS = {
     "normaliser.h": "rows", "emissions.h": "emissions", "recursion.h": "step", "step.h": "step",
     "sweep.h": "step", "occupancy.h": "posterior", "forward.h": "posterior",
     "sequence_rows.h": "emissions", "ratios.h": "emissions", "row_registers.h": "emissions",
-    "group_step.h": "step", "group_sweep.h": "posterior",
+    "group_step.h": "step", "group_sweep.h": "posterior", "class_sums.h": "posterior",
+    "residuals.h": "posterior", "class_gradient.h": "gradient",
     "directed_emissions.h": "emissions", "gradient.h": "gradient", "hvp.h": "gradient",
 }  # fmt: skip
 # In files of several subjects, by its name.
 PARTS_OF_NAMES = {
     ("class_table.h", r"tabulate|read"): "rows",
     ("class_table.h", r"gather|transpose"): "emissions",
-    ("class_table.h", r"scatter"): "posterior",
     ("rows.h", r"split|ratio|Ratio"): "emissions",
     ("rows.h", r"softmax|minus|multiply"): "gradient",
 }

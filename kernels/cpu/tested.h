@@ -15,6 +15,8 @@ namespace tested {
 #if defined(JAX_CTC_TEST)
 // The number of frames whose states the lattice stores at once, a multiple of 4. 0 leaves the choice to the lattice.
 inline int64_t block_length = 0;
+// Whether the products of blanks are always computed, not only where a product could be lost (group_sweep.h).
+inline bool products_of_blanks = false;
 // The least work, in nanoseconds, for which other threads help.
 constexpr double kForkNanoseconds = 0;
 // The bytes after each array of the scratch memory that no kernel may touch.

@@ -207,7 +207,7 @@ template <class F> void one(Dtype dtype, bool memory) {
   if (p.shape.rows() == 0) p.acts = nullptr;
   if (random.labels.size == 0) p.labels = nullptr;
 
-  tested::block_length = 0;
+  tested::block_length = 0, tested::products_of_blanks = false;
   Results<F> results(random);
   results.forwards(p), results.backwards(p, random);
   for (int64_t i = 0; i < results.cost.size; ++i) {
@@ -215,8 +215,8 @@ template <class F> void one(Dtype dtype, bool memory) {
     if ((a != b && (a == a || b == b)) || (a < 0 && p.softmax) || (random.bad_length(i) && a == a))
       random.fail(i, "cost alone, and with residuals", a, b);
   }
-  // Several callers at once, blocks of any length: the same bits.
-  tested::block_length = 4 * below(6);
+  // Several callers at once, blocks of any length, with products of blanks or without: the same bits.
+  tested::block_length = 4 * below(6), tested::products_of_blanks = sometimes(2);
   Results<F> others[2] = {Results<F>(random), Results<F>(random)};
   const auto run = [&](Results<F>& to) { to.forwards(p), to.backwards(p, random); };
   std::thread caller(run, std::ref(others[0]));

@@ -148,10 +148,21 @@ PLANTED = {
     ),
     "units of groups": ("group_sweep.h", "to[pairs + k] = 0", "to[pairs + kDoubles + k] = 0"),
     "products of groups": (
-        "group_sweep.h",
-        "i < kFrames * pairs; ++i) gamma",
-        "i <= kFrames * pairs; ++i) gamma",
+        "residuals.h",
+        "store_narrowed(to + k * pairs + i",
+        "store_narrowed(to + (k + 1) * pairs + i",
     ),
+    "the rest of a group": (
+        "group_sweep.h",
+        "stored_at(t + f, begin)[i] = 0",
+        "stored_at(t + f + 1, begin)[i] = 0",
+    ),
+    "ratios of classes": (
+        "ratios.h",
+        "table.p = kept + (begin - block_begin) *",
+        "table.p = kept + (begin - block_begin + kFrames) *",
+    ),
+    "factors of ratios": ("ratios.h", "softmax_factors[t] =", "softmax_factors[t + kFrames] ="),
     "a table": (
         "class_table.h",
         "for (; v < table_classes(V); ++v)",
@@ -166,9 +177,9 @@ PLANTED = {
     ),
     "states": ("step.h", "to.set(end, {V::none()", "to.set(end + 1, {V::none()"),
     "sums by class": (
-        "class_table.h",
-        "i < kFrames * classes; i += kLanes<F>) store(sums",
-        "i <= kFrames * classes; i += kLanes<F>) store(sums",
+        "class_sums.h",
+        "i < kFrames * classes; i += N) store(sums",
+        "i <= kFrames * classes; i += N) store(sums",
     ),
     "means of a direction": ("directed_emissions.h", "    mean[t] = F(", "    mean[t + 1] = F("),
     "checkpoints of an alignment": (

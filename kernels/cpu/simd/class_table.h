@@ -74,6 +74,20 @@ template <class V, class F> CTC_FN void store_by_group(F* to, const V (&v)[4]) {
     put(2, groups_of<0, 2, 4, 6>(high, HIGH)), put(3, groups_of<1, 3, 5, 7>(high, HIGH));
   }
 }
+// The vectors whose groups store_by_group would store as a, b, c, d.
+template <class V> CTC_FN void from_groups(const V (&at)[4], V (&v)[4]) {
+  if constexpr (kCount<V> == 4) {
+    v[0] = at[0], v[1] = at[1], v[2] = at[2], v[3] = at[3];
+  } else if constexpr (kCount<V> == 8) {
+    v[0] = groups_of<0, 2>(at[0], at[2]), v[1] = groups_of<1, 3>(at[0], at[2]);
+    v[2] = groups_of<0, 2>(at[1], at[3]), v[3] = groups_of<1, 3>(at[1], at[3]);
+  } else {
+    const V low = groups_of<0, 1, 4, 5>(at[0], at[1]), high = groups_of<2, 3, 6, 7>(at[0], at[1]);
+    const V LOW = groups_of<0, 1, 4, 5>(at[2], at[3]), HIGH = groups_of<2, 3, 6, 7>(at[2], at[3]);
+    v[0] = groups_of<0, 2, 4, 6>(low, LOW), v[1] = groups_of<1, 3, 5, 7>(low, LOW);
+    v[2] = groups_of<0, 2, 4, 6>(high, HIGH), v[3] = groups_of<1, 3, 5, 7>(high, HIGH);
+  }
+}
 // In each group: v[k] = (v[0][k], v[1][k], v[2][k], v[3][k]). Both steps stay inside 16 bytes where instructions do.
 template <class V, int... K> CTC_FN void transpose_groups(V (&v)[4], Indices<K...>) {
   constexpr int N = sizeof...(K);
@@ -286,16 +300,17 @@ CTC_FN Lanes<F> gather_vector(const F* table, const int32_t* places, int64_t i, 
   for (int k = 0; k < kFrames; ++k) store(to[k] + i, v[k]);
   return min_of(min_of(v[0], v[1]), min_of(v[2], v[3]));
 }
-// The same for `pairs` labels.
-template <class F> void gather(const F* table, const int32_t* places, int64_t pairs, F* const (&to)[kFrames]) {
-  for (int64_t i = 0; i < pairs; i += kLanes<F>) gather_vector(table, places, i, to);
+// The same for the labels of whole vectors.
+template <class F> void gather(const F* table, const int32_t* places, Window labels, F* const (&to)[kFrames]) {
+  for (int64_t i = labels.begin; i < labels.end; i += kLanes<F>) gather_vector(table, places, i, to);
 }
 
 // The same, where entries are >= 0. Returns the smallest of each lane.
 template <class F>
-Lanes<F> gather_least(const F* table, const int32_t* places, int64_t pairs, F* const (&to)[kFrames]) {
+Lanes<F> gather_least(const F* table, const int32_t* places, Window labels, F* const (&to)[kFrames]) {
   Lanes<F> least = splat<Lanes<F>>(F(1));
-  for (int64_t i = 0; i < pairs; i += kLanes<F>) least = min_of(least, gather_vector(table, places, i, to));
+  for (int64_t i = labels.begin; i < labels.end; i += kLanes<F>)
+    least = min_of(least, gather_vector(table, places, i, to));
   return least;
 }
 
@@ -313,29 +328,6 @@ template <class Value, class F> void gather(const Table<F>& table, const int32_t
   for (int k = 0; k < kFrames; ++k) {
     store(y[k].mantissas() + y[k].last, splat<Lanes<F>>(p[4 * int64_t(blank) + k]));
     store(y[k].exponents() + y[k].last, splat<Integer<Lanes<F>>>(table.q[4 * int64_t(blank) + k]));
-  }
-}
-
-// Adds up by class, in label order, the numbers that stand at `pairs` labels of four frames. They are `pitch` elements
-// from one frame to the next. Those of the blank are given. `sums` has room for a table. The result is
-// by_class[frame][class], in whole vectors, because it is loaded right behind these stores; `classes` are as many.
-template <class F> void scatter(const F* gamma, int64_t pitch, const int32_t* places, int64_t pairs, int32_t blank,
-                                Quad<F> of_blank, int64_t classes, F* sums, F* by_class) {
-  for (int64_t i = 0; i < kFrames * classes; i += kLanes<F>) store(sums + i, Lanes<F>{});
-  for (int64_t i = 0; i < pairs; i += 4) {
-    Quad<F> at[kFrames];
-    for (int k = 0; k < kFrames; ++k) at[k] = load_quad(gamma + k * pitch + i);
-    transpose_groups(at);
-    for (int j = 0; j < 4; ++j) {
-      F* sum = sums + places[i + j];
-      store_quad<F>(sum, load_quad<F>(sum) + at[j]);
-    }
-  }
-  store_quad<F>(sums + kFrames * int64_t(blank), of_blank);
-  for (int64_t v = 0; v < classes; v += kLanes<F>) {
-    Lanes<F> at[kFrames];
-    join_groups<F>([&](int k) { return sums + kFrames * (v + k); }, at, Groups<F>{});
-    for (int k = 0; k < kFrames; ++k) store(by_class + k * classes + v, at[k]);
   }
 }
 

@@ -141,7 +141,7 @@ template <class F> class DirectedSource {
       const V p = load<V>(source.table.p + i);
       store(table + i, change_of(p, load<Integer<V>>(source.table.q + i), load<V>(table + i) - c));
     }
-    gather(table, source.places, pairs, to);
+    gather(table, source.places, {0, pairs}, to);
     for (int k = 0; k < kFrames; ++k) store(to[k] + pairs, splat<V>(table[kFrames * int64_t(in.blank) + k]));
   }
 

@@ -59,7 +59,7 @@ template <class V> class EmissionSource : public SequenceRows<typename Parts<V>:
     for (int64_t t = end - 1; t >= begin; --t) {
       const bool first = product != nullptr;
       if (first && in.softmax && !keep(t, normalise(row(t), in.V, Rows::row_ahead(t)), product)) return false;
-      Rows::read_entries(t);
+      Rows::read_entries(t, 0, in.L);
       if (first && !in.softmax && !keep(t, reference_of_scores(raw, pairs + N), product)) return false;
       if (!first) stay_below(shift[t]);
       const Emissions<Value> at = emissions(t);
@@ -110,7 +110,7 @@ template <class V> class EmissionSource : public SequenceRows<typename Parts<V>:
 
   void split_labels(const Emissions<Value> (&at)[kFrames]) {
     const int64_t n = pairs + N;
-    gather(table.x, places, pairs, {raw, raw + n, raw + 2 * n, raw + 3 * n});
+    gather(table.x, places, {0, pairs}, {raw, raw + n, raw + 2 * n, raw + 3 * n});
     for (int k = 0; k < kFrames; ++k) {
       F* const x = raw + k * n;
       store(x + pairs, splat<Lanes<F>>(table.x[kFrames * int64_t(in.blank) + k]));

@@ -31,6 +31,12 @@ CTC_FN Doubles power_of_2(Doubles e) {
   return bits<Doubles>(bits<Integer<Doubles>>(bounded + (0x1.8p52 + 1023)) << 52);
 }
 
+// The slots that an alignment can occupy at frames [t, t + count), and at the frames on either side, from which alpha
+// and beta come.
+inline Window group_window(int64_t t, int64_t count, int64_t T, int64_t L, int64_t pairs) {
+  return {window<float>(max_of<int64_t>(t - 1, 0), T, L, pairs).begin, window<float>(t + count, T, L, pairs).end};
+}
+
 // By how many powers of 2 a ratio can make a number smaller or larger in a frame.
 struct Growth {
   int fall, rise;
@@ -44,6 +50,7 @@ template <Recursion kRecursion> class GroupStates {
  public:
   double *blank, *label;  // of `pairs` slots, in the units of their slots. 0 is "not reached"
   double* exponent;       // a unit is 2^exponent
+  double reach;           // no number is more than 2^reach in the frames that `prepare` has allowed
 
   void lay_out(Arena& arena, int64_t slots) {
     pairs = slots;
@@ -86,6 +93,7 @@ template <Recursion kRecursion> class GroupStates {
       changed = true;
     }
     room -= fall;
+    reach = reach_of(growth);
     return room >= 0 && !rises_too_far(growth);
   }
 
@@ -95,6 +103,9 @@ template <Recursion kRecursion> class GroupStates {
     Doubles last[kCount] = {};  // the labels of the vector that was taken before
     Doubles largest = splat<Doubles>(most);
     const int64_t n = window.end - window.begin;
+    // Copies, because stores may change the members, for all that the compiler knows.
+    double *const blank = this->blank, *const label = this->label;
+    const double *const neighbour_unit = this->neighbour_unit, *const skip_unit = this->skip_unit;
     for (int64_t k = 0; k < n; k += kDoubles) {
       const int64_t i = kRight ? window.end - kDoubles - k : window.begin + k;
       Pair<Doubles> at = {load<Doubles>(blank + i), load<Doubles>(label + i)};
@@ -130,9 +141,8 @@ template <Recursion kRecursion> class GroupStates {
   static constexpr double kFurthestFromUnit = 0x1p200;
 
   // In a frame a number grows by a factor of 3 at most, times its ratio, times the unit of its neighbour.
-  bool rises_too_far(Growth growth) const {
-    return most > kLargest || exponent_of(most) + 1 + kFrames * (growth.rise + steepest + 2) > kMost;
-  }
+  double reach_of(Growth growth) const { return exponent_of(most) + 1 + kFrames * (growth.rise + steepest + 2); }
+  bool rises_too_far(Growth growth) const { return most > kLargest || reach_of(growth) > kMost; }
 
   Scaled<double> value(double state, int64_t i) const {
     return state == 0 ? Scaled<double>::none() : fold(Scaled<double>{state, int64_t(exponent[i])});

@@ -10,6 +10,9 @@
 namespace jax_ctc {
 namespace {
 
+// The frames of alpha that are taken together.
+constexpr int kTogether = CTC_VECTOR_BYTES == 16 ? 2 : 4;
+
 class GroupLattice {
  public:
   GroupLattice(const Sequence<float>& in, RatioSource& source, bool with_posterior)
@@ -28,11 +31,11 @@ class GroupLattice {
     beta.lay_out(arena, pairs);
     if (!posterior) return;
     alpha.lay_out(arena, pairs);
-    const int64_t frames = min_of(block, max_of<int64_t>(T, 1));
+    const int64_t frames = groups(min_of(block, max_of<int64_t>(T, 1))) * kFrames;
     arena.take(stored, frames * frame_size()), arena.take(checkpoints, blocks() * Beta::copy_size(pairs));
     arena.take(units, groups(frames) * (pairs + kDoubles)), arena.take(units_of, groups(frames));
+    arena.take(reach_of, groups(frames));
     arena.take(blank_unit, pairs), arena.take(label_unit, pairs);
-    arena.take(gamma, kFrames * pairs);
   }
 
   void initialise() {
@@ -52,11 +55,14 @@ class GroupLattice {
     return true;
   }
 
-  // As in sweep.h. Returns false if numbers do not fit.
-  template <class Keep> bool sweep_alpha(Keep keep) {
+  // Gives the products alpha * beta of each group of frames to `to`, in order (eq. 8). Returns false if numbers do not
+  // fit. `to` must define:
+  //   start(t, window)                   the slots that follow are those of `window`, at frames from t on
+  //   adder(frame)                       a function of (i, products): products of the labels in a vector of slots from
+  //                                      i on, at kTogether frames from `frame` of the group on
+  //   finish(t, count, of_blank, total)  of the blanks at each of `count` frames, and of all states of any frame
+  template <class To> bool sweep_alpha(To& to) {
     alpha.start(0, skip);
-    for (int64_t i = 0; i < kFrames * pairs; ++i) gamma[i] = 0;
-    int64_t written = 0;  // products from here on may be other than 0
     for (int64_t k = 0; k < blocks(); ++k) {
       const int64_t begin = k * block, end = min_of(begin + block, T);
       if (k > 0) {
@@ -70,30 +76,37 @@ class GroupLattice {
         bool changed = group == 0 || units_of[group] != units_of[group - 1];
         if (!alpha.prepare(window, source.growth(t), changed)) return false;
         if (changed) set_units(units + units_of[group] * (pairs + kDoubles), window);
-        for (int f = 0; f < kFrames; ++f)
-          for (int64_t i = written; i < window.begin; ++i) products(f)[i] = 0;
-        written = window.begin;
-        sum = 0;
-        if (count == kFrames)
-          for (int f = 0; f < kFrames; f += kTogether) multiply<kTogether>(t + f, begin, window);
-        else
-          for (int f = 0; f < count; ++f) multiply<1>(t + f, begin, window);
-        // All frames have the same sum. It is too small if a product was lost that counts.
-        const double lost = double(count) * z.m - sum;
-        if (!(max_of(lost, -lost) < 1e-7)) return false;
-        for (int f = 0; f < count; ++f) keep(t + f, float(of_blank[f]), float(z.m - of_blank[f]));
+        to.start(t, window);
+        if (all_products_fit(reach_of[group])) {
+          for (int f = 0; f < kFrames; f += kTogether) multiply<false>(t, f, begin, window, to);
+        } else {
+          sum = 0;
+          for (int f = 0; f < kFrames; f += kTogether) multiply<true>(t, f, begin, window, to);
+          // All frames have the same sum. It is too small if a product was lost that counts.
+          const double lost = double(count) * z.m - sum;
+          if (!(max_of(lost, -lost) < 1e-7)) return false;
+        }
+        to.finish(t, count, of_blank, z.m);
       }
     }
     return true;
   }
 
-  // alpha * beta of `pairs` labels at frame t.
-  float* products(int64_t t) const { return gamma + t % kFrames * pairs; }
-
  private:
   using Beta = GroupStates<kBeta>;
-  // The frames of alpha that are taken together.
-  static constexpr int kTogether = CTC_VECTOR_BYTES == 16 ? 2 : 4;
+
+  // The unit 2^kLeastUnit of products, relative to the total: smaller ones are taken for 0, because products of
+  // ordinary states are then far too small to count.
+  static constexpr double kLeastUnit = -850;
+
+  // Whether no product of a group that counts is lost: alpha's numbers times beta's are less than 2^-44 / 2^kLeastUnit,
+  // which is too little even for a million states, and alpha's numbers in units of products are doubles.
+  bool all_products_fit(double reach_of_beta) const {
+#if defined(JAX_CTC_TEST)
+    if (tested::products_of_blanks) return false;
+#endif
+    return alpha.reach + reach_of_beta <= -kLeastUnit - 44 && alpha.reach + largest_unit <= 1000;
+  }
 
   int64_t blocks() const { return (T + block - 1) / block; }
   static int64_t groups(int64_t frames) { return (frames + kFrames - 1) / kFrames; }
@@ -102,11 +115,7 @@ class GroupLattice {
   int64_t frame_size() const { return 2 * pairs + kDoubles; }
   double* stored_at(int64_t t, int64_t begin) const { return stored + (t - begin) * frame_size(); }
 
-  // The states that an alignment can occupy at frames [t, t + count), and at the frames on either side, from which
-  // alpha and beta come.
-  Window window_of(int64_t t, int64_t count) const {
-    return {window<float>(max_of<int64_t>(t - 1, 0), T, L, pairs).begin, window<float>(t + count, T, L, pairs).end};
-  }
+  Window window_of(int64_t t, int64_t count) const { return group_window(t, count, T, L, pairs); }
 
   bool sweep_block(int64_t begin, int64_t end, bool store) {
     int64_t last = -1;
@@ -120,7 +129,10 @@ class GroupLattice {
         __builtin_memcpy(to, beta.exponent, pairs * sizeof(double));
         for (int k = 0; k < kDoubles; ++k) to[pairs + k] = 0;
       }
-      if (store) units_of[group] = last;
+      if (store) units_of[group] = last, reach_of[group] = beta.reach;
+      // Alpha takes whole groups. There is nothing behind the last frame.
+      for (int64_t f = count; store && f < kFrames; ++f)
+        for (int64_t i = 0; i < frame_size(); ++i) stored_at(t + f, begin)[i] = 0;
       if (count == kFrames)
         step_beta<kFrames>(t, begin, window, store);
       else
@@ -141,37 +153,46 @@ class GroupLattice {
     });
   }
 
-  // 2^(exponent of alpha's unit + that of beta's - that of the total), of each slot's blank and label. It is 0 where
-  // products of ordinary states are far too small to count. If a product counts after all, a frame's sum is too small,
-  // and the lattice gives up.
+  // 2^(exponent of alpha's unit + that of beta's - that of the total), of each slot's blank and label. It is 0 below
+  // kLeastUnit. If a product counts after all, a frame's sum is too small, and the lattice gives up.
   void set_units(const double* of_beta, Window window) {
-    const auto power = [](Doubles e) { return e < splat<Doubles>(-850) ? Doubles{} : power_of_2(e); };
+    const auto power = [](Doubles e) { return e < splat<Doubles>(kLeastUnit) ? Doubles{} : power_of_2(e); };
+    Doubles largest = splat<Doubles>(kLeastUnit);
     for (int64_t i = window.begin; i < pairs; i += kDoubles) {
       const Doubles of_alpha = load<Doubles>(alpha.exponent + i) - double(z.e);
+      const Doubles of_labels = of_alpha + load<Doubles>(of_beta + i + 1);
       store(blank_unit + i, power(of_alpha + load<Doubles>(of_beta + i)));
-      store(label_unit + i, power(of_alpha + load<Doubles>(of_beta + i + 1)));
+      store(label_unit + i, power(of_labels));
+      largest = max_of(largest, of_labels);
     }
+    largest_unit = max_of_lanes(largest);
   }
 
-  // Takes frames [t, t + kCount) of alpha, and multiplies alpha before the emission with beta after it (eq. 8).
-  template <int kCount> CTC_INLINE void multiply(int64_t t, int64_t begin, Window window) {
-    const double* const beta = stored_at(t, begin);
+  // Takes kTogether frames of alpha, from t + f on, and multiplies alpha before the emission with beta after it. The
+  // blanks of a frame have what its labels leave of the total. With kBlanks their products are computed too, for `sum`.
+  template <bool kBlanks, class To> CTC_INLINE void multiply(int64_t t, int f, int64_t begin, Window window, To& to) {
+    const double* const beta = stored_at(t + f, begin);
     const int64_t size = frame_size(), pairs = this->pairs;
-    float* const to = products(t);
     const double *const blank_unit = this->blank_unit, *const label_unit = this->label_unit;
-    Doubles blanks[kCount] = {}, labels = {};
-    alpha.step<kCount>(
-        window, source.ratios(t), source.frame_size(), [&](int f, int64_t i, Pair<Doubles> before, Pair<Doubles>) {
-          const double* const at = beta + f * size + i;
-          blanks[f] += before.blank * load<Doubles>(blank_unit + i) * load<Doubles>(at);
-          // Rounded to a multiple of 2^-112, because numbers below 2^-126 would make every operation slow.
-          const Doubles of_label =
-              (before.label * load<Doubles>(label_unit + i) * load<Doubles>(at + pairs + 1) + 0x1p-60) - 0x1p-60;
-          labels += of_label;
-          store_narrowed(to + f * pairs + i, of_label);
-        });
-    for (int f = 0; f < kCount; ++f) sum += of_blank[t % kFrames + f] = sum_of_lanes(blanks[f]);
-    sum += sum_of_lanes(labels);
+    const auto add = to.adder(f);
+    Doubles blanks = {}, labels[kTogether] = {}, products[kTogether];
+    alpha.step<kTogether>(window, source.ratios(t + f), source.frame_size(),
+                          [&](int k, int64_t i, Pair<Doubles> before, Pair<Doubles>) {
+                            const double* const at = beta + k * size + i;
+                            if (kBlanks) blanks += before.blank * load<Doubles>(blank_unit + i) * load<Doubles>(at);
+                            // Rounded to a multiple of 2^-112, because numbers below 2^-126 would make every operation
+                            // slow.
+                            const Doubles unit = load<Doubles>(label_unit + i), of_beta = load<Doubles>(at + pairs + 1);
+                            products[k] = (before.label * unit * of_beta + 0x1p-60) - 0x1p-60;
+                            labels[k] += products[k];
+                            if (k == kTogether - 1) add(i, products);
+                          });
+    for (int k = 0; k < kTogether; ++k) {
+      const double of_labels = sum_of_lanes(labels[k]);
+      of_blank[f + k] = max_of(z.m - of_labels, 0.0);
+      if (kBlanks) sum += of_labels;
+    }
+    if (kBlanks) sum += sum_of_lanes(blanks);
   }
 
   const Sequence<float>& in;
@@ -186,10 +207,11 @@ class GroupLattice {
   double* checkpoints = nullptr;
   double* units = nullptr;      // exponents of beta's, whenever they change
   int64_t* units_of = nullptr;  // of each group in the block, which of them
+  double* reach_of = nullptr;   // of each group in the block
   double *blank_unit = nullptr, *label_unit = nullptr;
-  float* gamma = nullptr;
   double of_blank[kFrames];  // alpha * beta of the blanks of each frame
   double sum;                // alpha * beta of all states of a group
+  double largest_unit;       // the largest exponent of label_unit
 };
 
 }  // namespace

@@ -4,6 +4,7 @@
 // no softmax, and the first term is 0.
 #pragma once
 
+#include "class_sums.h"
 #include "directed_emissions.h"
 #include "sweep.h"
 
@@ -42,7 +43,7 @@ template <class F> class HvpRun {
   void lay_out(Arena& arena) {
     directed.lay_out(arena, lattice.block);
     lattice.lay_out(arena);
-    if (directed.source.by_table) by_class.lay_out(arena, directed.source.classes);
+    if (directed.source.by_table) changes_by_class.lay_out(arena, directed.source.classes);
     arena.take(buffer, is_half(in.dtype) ? in.V : 0);
   }
 
@@ -63,8 +64,9 @@ template <class F> class HvpRun {
       prefetch(directed.direction_at(k), directed.source.row_bytes);
       prefetch<true>(out_at(k), directed.source.row_bytes);
     }
-    by_class.gather(lattice.products(begin, 1), directed.source.places, pairs, in.blank, of_blank);
-    for (int64_t k = begin; k <= t; ++k) write(k, by_class.at(k));
+    if constexpr (kLanes<F> >= kFrames)
+      changes_by_class.gather(lattice.products(begin, 1), directed.source.places, pairs, in.blank, load_quad(of_blank));
+    for (int64_t k = begin; k <= t; ++k) write(k, changes_by_class.row(k));
   }
 
   char* out_at(int64_t t) const { return static_cast<char*>(arguments.out) + t * directed.source.frame_step; }
@@ -106,7 +108,7 @@ template <class F> class HvpRun {
   const int64_t pairs;
   DirectedSource<F> directed;
   Lattice<DirectedSource<F>> lattice;
-  ByClass<F> by_class;
+  ClassSums<F> changes_by_class;
   F of_blank[kFrames];   // changes of the blank's occupancy
   bool finite[kFrames];  // whether the changes of the frame's occupancies are finite
   F* buffer;             // a row of the result, for halves

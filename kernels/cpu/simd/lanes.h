@@ -69,8 +69,9 @@ CTC_FN DoubleLanes load_widened(const float* from) {
   return _mm_cvtps_pd(_mm_castsi128_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
 #endif
 }
+CTC_FN HalfFloats narrowed(DoubleLanes v) { return __builtin_convertvector(v, HalfFloats); }
 CTC_FN void store_narrowed(float* to, DoubleLanes v) {
-  const HalfFloats narrow = __builtin_convertvector(v, HalfFloats);
+  const HalfFloats narrow = narrowed(v);
   __builtin_memcpy(to, &narrow, sizeof narrow);
 }
 

@@ -20,17 +20,23 @@ class RatioSource : public SequenceRows<float> {
   using Vec = Lanes<F>;
 
  public:
-  RatioSource(const Sequence<F>& sequence, int64_t pairs)
+  // `with_classes`: the ratios of all classes are kept too, if rows go through a table.
+  RatioSource(const Sequence<F>& sequence, int64_t pairs, bool with_classes)
       : SequenceRows(sequence, pairs, false),
+        keeps_classes(with_classes && by_table && !by_label),
         by_registers(kRegisters && by_table && in.softmax && !by_label && in.V >= N && in.V <= 4 * N) {}
 
+  const bool keeps_classes;
+
   // The bytes of the ratios of one frame.
-  int64_t frame_bytes() const { return frame_size() * sizeof(F); }
+  int64_t frame_bytes() const { return (frame_size() + (keeps_classes ? kept_classes() : 0)) * sizeof(F); }
 
   void lay_out(Arena& arena, int64_t block_length) {
     block = block_length;
     arena.take(y, whole_groups(min_of(block, max_of<int64_t>(in.length, 1))) * frame_size());
     arena.take(growths, whole_groups(in.length) / kFrames);
+    arena.take(kept, keeps_classes ? whole_groups(min_of(block, max_of<int64_t>(in.length, 1))) * kept_classes() : 0);
+    arena.take(softmax_factors, keeps_classes ? whole_groups(in.length) : 0);
     lay_out_rows(arena);
   }
 
@@ -48,15 +54,31 @@ class RatioSource : public SequenceRows<float> {
     return true;
   }
 
-  // The ratios of a frame in the block that was read last: those of `pairs` labels, and before them 0.
+  // The ratios of a frame in the block that was read last: those of the labels that alpha and beta need, and before all
+  // labels 0.
   F* ratios(int64_t t) const { return y + (t - block_begin) * frame_size() + N; }
   int64_t frame_size() const { return N + pairs; }
+
+  // The ratios of all classes at a group of frames, [class][frame], if they are kept. With these factors, one for each
+  // frame, they are the softmax.
+  const F* class_ratios(int64_t t) const { return kept + (t - block_begin) * kept_classes(); }
+  const F* softmax_factors_at(int64_t t) const { return softmax_factors + t; }
 
   // Of the ratios of frame t, and of the others in its group.
   Growth growth(int64_t t) const { return growths[t / kFrames]; }
 
  private:
   static constexpr bool kRegisters = CTC_VECTOR_BYTES == 64;
+
+  int64_t kept_classes() const { return padded<F>(classes); }
+
+  // What the slots of the window need. Beta's need the label before them too. To leave out a few labels of a table
+  // costs as much as it saves.
+  Window labels_of(int64_t begin, int64_t end) const {
+    if (by_table && pairs <= 6 * N) return {0, pairs};
+    const Window window = group_window(begin, end - begin, in.length, in.L, pairs);
+    return {max_of<int64_t>(window.begin - N, 0), window.end};
+  }
 
   bool read_group(int64_t begin, int64_t end, RunningProduct* product) {
     Vec least = splat<Vec>(F(1)), most = least;
@@ -70,7 +92,9 @@ class RatioSource : public SequenceRows<float> {
 
   // Multiplies what divides the paths through frame t into `divisor`.
   bool keep(int64_t t, Normaliser<F> n, const RatioBase<F>& base, int64_t k, RunningProduct* product, double& divisor) {
-    divisor *= n.sum * double(base.of_top[k]);
+    const double of_frame = n.sum * double(base.of_top[k]);
+    divisor *= of_frame;
+    if (keeps_classes) softmax_factors[t] = F(1 / of_frame);
     if (!in.softmax) product->log_of_others -= n.shift;
     return SequenceRows::keep(t, n);
   }
@@ -80,7 +104,8 @@ class RatioSource : public SequenceRows<float> {
     rows_of_group(begin, end, rows);
     F* to[kFrames];
     for (int k = 0; k < kFrames; ++k) to[k] = ratios(begin) + k * frame_size();
-    const RatioBase<F> base = ratios_of_labels(rows, to, least);
+    if (keeps_classes) table.p = kept + (begin - block_begin) * kept_classes();
+    const RatioBase<F> base = ratios_of_labels(rows, labels_of(begin, end), to, least);
     most_ratio = base.of_top;
     if (!base.fits || product == nullptr) return base.fits;
     double divisor = 1;
@@ -90,48 +115,55 @@ class RatioSource : public SequenceRows<float> {
     return true;
   }
 
-  RatioBase<F> ratios_of_labels(const F* const (&rows)[kFrames], F* const (&to)[kFrames], Vec& least) {
+  RatioBase<F> ratios_of_labels(const F* const (&rows)[kFrames], Window labels, F* const (&to)[kFrames], Vec& least) {
     if constexpr (kRegisters) {
       if (by_registers && in.V <= 2 * N)
-        return read_registers<2>(rows, in.V, places, pairs, in.blank, to, table, least);
-      if (by_registers) return read_registers<4>(rows, in.V, places, pairs, in.blank, to, table, least);
+        return read_registers<2>(rows, in.V, places, pairs, in.blank, to, keeps_classes, table, least);
+      if (by_registers) return read_registers<4>(rows, in.V, places, pairs, in.blank, to, keeps_classes, table, least);
     }
     if (!by_label) {
       const RatioBase<F> base = in.softmax ? table.read_ratios(rows, in.V, in.blank)
                                            : table.read_ratios_of_scores(rows, in.V, most, in.blank);
-      least = gather_least(table.p, places, pairs, to);
+      least = gather_least(table.p, places, labels, to);
       return base;
     }
     // There are fewer labels than classes, so their logits are gathered, and not all classes become ratios.
     table.read_logits(rows, in.V);
     const RatioBase<F> base = table.ratio_base(in.blank, tiled<F>(load_quad(table.shift)));
-    gather(table.x, places, pairs, to);
-    make_ratios(base.of_lane<0>(), to[0], to[0], least), make_ratios(base.of_lane<1>(), to[1], to[1], least);
-    make_ratios(base.of_lane<2>(), to[2], to[2], least), make_ratios(base.of_lane<3>(), to[3], to[3], least);
+    gather(table.x, places, labels, to);
+    make_ratios(base.of_lane<0>(), to[0], labels, to[0], least),
+        make_ratios(base.of_lane<1>(), to[1], labels, to[1], least);
+    make_ratios(base.of_lane<2>(), to[2], labels, to[2], least),
+        make_ratios(base.of_lane<3>(), to[3], labels, to[3], least);
     return base;
   }
 
   bool read_wide(int64_t begin, int64_t end, RunningProduct* product, Vec& least, Vec& most_ratio) {
+    const Window labels = labels_of(begin, end);
+    // Of log-scores all entries say whether they are defined.
+    const Window entries = in.softmax ? labels : Window{0, pairs};
     for (int64_t t = end - 1; t >= begin; --t) {
       const bool first = product != nullptr;
       Normaliser<F> n = {shift[t], 1};
       if (first && in.softmax) n = normalise(row(t), in.V, row_ahead(t));
-      read_entries(t);
-      for (int64_t i = in.L; i < pairs; ++i) raw[i] = raw[pairs];
+      read_entries(t, entries.begin, min_of(entries.end, in.L));
+      for (int64_t i = max_of(in.L, entries.begin); i < entries.end; ++i) raw[i] = raw[pairs];
       if (first && !in.softmax) n = reference_of_scores(raw, pairs + N);
       const RatioBase<F> base(load<Vec>(raw + pairs), splat<Vec>(n.shift));
       double divisor = 1;
       if (!base.fits || (first && !keep(t, n, base, 0, product, divisor))) return false;
       if (first) product->multiply(divisor);
       most_ratio = max_of(most_ratio, base.of_top);
-      make_ratios(base, raw, ratios(t), least);
+      make_ratios(base, raw, labels, ratios(t), least);
     }
+    // Alpha takes whole groups.
+    for (int64_t t = end; t < begin + kFrames; ++t) __builtin_memcpy(ratios(t), ratios(end - 1), pairs * sizeof(F));
     return true;
   }
 
-  // to = the ratios of `pairs` logits. `to` may be x.
-  void make_ratios(const RatioBase<F>& base, const F* x, F* to, Vec& least) const {
-    for (int64_t i = 0; i < pairs; i += N) {
+  // to = the ratios of the labels' logits. `to` may be x.
+  void make_ratios(const RatioBase<F>& base, const F* x, Window labels, F* to, Vec& least) const {
+    for (int64_t i = labels.begin; i < labels.end; i += N) {
       const Vec ratio = base.ratio(load<Vec>(x + i));
       least = min_of(least, ratio);
       store(to + i, ratio);
@@ -141,6 +173,8 @@ class RatioSource : public SequenceRows<float> {
   const bool by_registers;             // of narrow rows: see ratios_of_labels
   int64_t block = 1, block_begin = 0;  // frames of a block; the first one of the block that was read last
   Growth* growths;                     // of each group of frames
+  F* kept;                             // ratios of all classes of a block of frames, [group][class][frame]
+  F* softmax_factors;                  // of each frame
   F* y;                                // ratios of a block of frames, [frame][margin, pairs]
 };
 

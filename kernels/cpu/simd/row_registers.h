@@ -51,10 +51,11 @@ template <class F, int kVectors> struct RowRegisters {
 };
 
 // Reads four rows of kLanes to kVectors * kLanes logits, and writes the ratios of `pairs` labels. The normalisers go to
-// `table`. `least` gets the smallest ratio of each lane.
-template <int kVectors, class F>
-RatioBase<F> read_registers(const F* const (&rows)[kFrames], int64_t V, const int32_t* places, int64_t pairs,
-                            int32_t blank, F* const (&to)[kFrames], Table<F>& table, Lanes<F>& least) {
+// `table`, and the ratios of all classes, if they are kept. `least` gets the smallest ratio of each lane.
+template <int kVectors, class F> RatioBase<F> read_registers(const F* const (&rows)[kFrames], int64_t V,
+                                                             const int32_t* places, int64_t pairs, int32_t blank,
+                                                             F* const (&to)[kFrames], bool keep_classes,
+                                                             Table<F>& table, Lanes<F>& least) {
   using Row = RowRegisters<F, kVectors>;
   using Vec = Lanes<F>;
   using Mask = Integer<Vec>;
@@ -71,6 +72,13 @@ RatioBase<F> read_registers(const F* const (&rows)[kFrames], int64_t V, const in
   transpose_groups(tails), transpose_groups(ties);
   table.template set_normalisers<true>(top, ((tails[0] + tails[1]) + (tails[2] + tails[3])) / base.of_top,
                                        (ties[0] + ties[1]) + (ties[2] + ties[3]));
+  if (keep_classes)
+#pragma GCC unroll 4
+    for (int k = 0; k < kVectors; ++k) {
+      Vec at[kFrames] = {a.y[k], b.y[k], c.y[k], d.y[k]};
+      transpose_groups(at);
+      if (k * Row::N < V) store_by_group(table.p + k * kFrames * Row::N, at);
+    }
   least = splat<Vec>(F(1));
   for (int64_t i = 0; i < pairs; i += Row::N) {
     const Mask classes = load<Mask>(places + i) >> 2;

@@ -13,6 +13,10 @@
 namespace jax_ctc {
 namespace {
 
+// The largest V that goes through a table. One float a lane adds up the row, and is accurate enough for so many. Where
+// rows are read for a few labels alone, or a direction has a table too, it pays if there are labels enough.
+constexpr int64_t kMostClasses = 256;
+
 template <class F> class SequenceRows {
  protected:
   static constexpr int N = kLanes<F>;
@@ -51,10 +55,6 @@ template <class F> class SequenceRows {
   }
 
  protected:
-  // The largest V that goes through a table. One float a lane adds up the row, and is accurate enough for so many.
-  // Where rows are read for a few labels alone, or a direction has a table too, it pays if there are labels enough.
-  static constexpr int64_t kMostClasses = 256;
-
   F* raw;   // of one frame, or of a group: logits of the labels, `behind` up to `pairs`, then a vector of the blank's
             // logit
   F* most;  // of log-scores, for the table: which classes are read
@@ -95,11 +95,12 @@ template <class F> class SequenceRows {
     return n.defined();
   }
 
-  void read_entries(int64_t t) {
+  // Of labels [begin, end), and of the blank.
+  void read_entries(int64_t t, int64_t begin, int64_t end) {
     const Dtype dtype = in.dtype;
     const void* const x = acts_at(t);
     if (!in.softmax) prefetch_entries(acts_at(t > 0 ? t - 1 : 0));
-    for (int64_t i = 0; i < in.L; ++i) raw[i] = entry<F>(dtype, x, in.labels[i]);
+    for (int64_t i = begin; i < end; ++i) raw[i] = entry<F>(dtype, x, in.labels[i]);
     store(raw + pairs, splat<Lanes<F>>(entry<F>(dtype, x, in.blank)));
   }
 

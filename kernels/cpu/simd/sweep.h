@@ -22,9 +22,10 @@ namespace {
 // bytes.
 //
 // The states of all frames are stored while they fit 3 MB, because it is cheaper to fetch them from the third-level
-// cache than to compute them again. Beyond that, a block has 256 KB, a quarter of the second-level cache. If the
-// checkpoints of such blocks are large, a block has about sqrt(T) frames, because then a block and all checkpoints
-// together are small. The total alone needs only one block of emissions. The result is a multiple of kFrames, or T.
+// cache than to compute them again. Beyond that, a block has 512 KB, a quarter or half of the second-level cache of
+// many processors. If the checkpoints of such blocks are large, a block has about sqrt(T) frames, because then a block
+// and all checkpoints together are small. The total alone needs only one block of emissions. The result is a multiple
+// of kFrames, or T.
 inline int64_t block_length(int64_t T, bool posterior, int64_t checkpoint, int64_t frame) {
 #if defined(JAX_CTC_TEST)
   if (tested::block_length > 0) return tested::block_length;
@@ -32,7 +33,7 @@ inline int64_t block_length(int64_t T, bool posterior, int64_t checkpoint, int64
   constexpr int64_t kLargeCheckpoints = 256 << 20;
   if (!posterior) return kFoldEvery;
   if (T <= (3 << 20) / frame) return max_of<int64_t>(T, 1);
-  const int64_t in_cache = max_of<int64_t>(kFoldEvery, (1 << 18) / frame / kFrames * kFrames);
+  const int64_t in_cache = max_of<int64_t>(kFoldEvery, (1 << 19) / frame / kFrames * kFrames);
   if (T / in_cache < kLargeCheckpoints / checkpoint) return in_cache;
   // The block with the least memory, block * frame + T / block * checkpoint.
   const double least = __builtin_sqrt(double(T) * double(checkpoint) / double(frame));
@@ -143,27 +144,6 @@ template <class Source> class Lattice {
   F* stored = nullptr;  // beta's states of a block, and of the frame after each block
   F* checkpoints = nullptr;
   F* gamma = nullptr;
-};
-
-// Adds up numbers of the labels by class, at kFrames frames, if rows go through a table.
-template <class F> class ByClass {
- public:
-  void lay_out(Arena& arena, int64_t table_classes) {
-    classes = padded<F>(table_classes);
-    arena.take(sums, kFrames * classes), arena.take(by_class, kFrames * classes);
-  }
-  // `values` has `pairs` numbers for each frame, `of_blank` one.
-  void gather(const F* values, const int32_t* places, int64_t pairs, int32_t blank, const F (&of_blank)[kFrames]) {
-    if constexpr (kLanes<F> >= kFrames)
-      scatter(values, pairs, places, pairs, blank, load_quad(of_blank), classes, sums, by_class);
-  }
-  // Of one frame, [class].
-  F* at(int64_t t) const { return by_class + t % kFrames * classes; }
-
- private:
-  int64_t classes = 0;
-  F* sums = nullptr;
-  F* by_class = nullptr;
 };
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include "align.h"
 #include "best_classes.h"
 #include "forward.h"
+#include "gradient.h"
 #include "hvp.h"
 #include "slice_sums.h"
 
