@@ -148,7 +148,7 @@ PLANTED = {
     ),
     "units of groups": ("group_sweep.h", "to[pairs + k] = 0", "to[pairs + kDoubles + k] = 0"),
     "products of groups": (
-        "residuals.h",
+        "group_sweep.h",
         "store_narrowed(to + k * pairs + i",
         "store_narrowed(to + (k + 1) * pairs + i",
     ),
@@ -178,8 +178,8 @@ PLANTED = {
     "states": ("step.h", "to.set(end, {V::none()", "to.set(end + 1, {V::none()"),
     "sums by class": (
         "class_sums.h",
-        "i < kFrames * classes; i += N) store(sums",
-        "i <= kFrames * classes; i += N) store(sums",
+        "i < n; i += N) store(sums",
+        "i <= n; i += N) store(sums",
     ),
     "means of a direction": ("directed_emissions.h", "    mean[t] = F(", "    mean[t + 1] = F("),
     "checkpoints of an alignment": (

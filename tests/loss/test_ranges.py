@@ -82,6 +82,19 @@ def test_numbers_that_grow_or_shrink_in_every_frame(nats, blocks):
     assert_solved(acts, labels, np.array([frames, frames - 3]))
 
 
+@pytest.mark.parametrize("V", [2, 5])
+def test_products_that_count_in_units_that_are_far_too_small(V):
+    """A label that gains 27 to 37 powers of 2 on the blank in each frame, from both ends.
+
+    Its alpha and its beta have grown by 2^430 each in the middle, in the units of the ends, whose
+    product is then 2^-860 of the total. Such units are taken for 0 if it is safe (group_sweep.h).
+    """
+    nats, lengths = np.meshgrid(np.arange(19, 26, 0.5), np.arange(24, 44))
+    acts = np.zeros((44, nats.size, V), np.float32)
+    acts[..., 1] = nats.ravel()
+    assert_solved(acts, np.ones((nats.size, 1), int), lengths.ravel())
+
+
 @pytest.mark.parametrize("V", CLASSES)
 @pytest.mark.parametrize("value", [-np.inf, np.inf, np.nan])
 @pytest.mark.parametrize("v", [0, 2])

@@ -15,6 +15,7 @@ class ClassGradient {
   using F = float;
   using Vec = Lanes<F>;
   static constexpr int N = kLanes<F>;
+  static constexpr bool kAtOnce = kTogether == kFrames;  // whether products are added as alpha sweeps
 
  public:
   ClassGradient(const Sequence<F>& in, const SequenceResiduals<F>& out, const RatioSource& source, int64_t pairs)
@@ -22,17 +23,16 @@ class ClassGradient {
 
   void lay_out(Arena& arena) {
     sums.lay_out(arena, source.classes);
-    arena.take(products, kTogether < kFrames ? kFrames * pairs : 0);
+    if constexpr (!kAtOnce) products.lay_out(arena, pairs);
   }
 
-  void start(int64_t, Window) {
+  void start(int64_t t, Window window) {
     sums.clear();
-    if constexpr (kTogether < kFrames)
-      for (int64_t i = 0; i < kFrames * pairs; ++i) products[i] = 0;
+    if constexpr (!kAtOnce) products.start(t, window);
   }
 
-  template <int kCount = kTogether> auto adder(int frame) {  // a template, so that one branch is compiled alone
-    if constexpr (kCount == kFrames) {
+  template <bool kSums = kAtOnce> auto adder(int frame) {  // a template, so that one branch is compiled alone
+    if constexpr (kSums) {
       return [sums = sums.adder(source.places)](int64_t i, const Doubles(&of_labels)[kTogether]) {
         HalfFloats at[kFrames];
 #pragma GCC unroll 4
@@ -40,15 +40,13 @@ class ClassGradient {
         sums.add(at, i);
       };
     } else {
-      return [to = products + frame * pairs, pairs = pairs](int64_t i, const Doubles(&of_labels)[kTogether]) {
-        for (int k = 0; k < kTogether; ++k) store_narrowed(to + k * pairs + i, of_labels[k]);
-      };
+      return products.adder(frame);
     }
   }
 
   // Writes the gradient of `count` frames. alpha * beta of all states add up to `total`.
   void finish(int64_t t, int64_t count, const double (&of_blank)[kFrames], double total) {
-    if constexpr (kTogether < kFrames) sums.add(products, source.places, pairs);
+    if constexpr (!kAtOnce) sums.add(products.at, source.places, pairs);
     sums.set(in.blank, Quad<F>{F(of_blank[0]), F(of_blank[1]), F(of_blank[2]), F(of_blank[3])});
     const Vec share = splat<Vec>(Share<F>(F(total)).scale);
     const Vec factor = in.softmax ? tiled<F>(load_quad(source.softmax_factors_at(t))) : Vec{};
@@ -81,7 +79,7 @@ class ClassGradient {
   const RatioSource& source;
   const int64_t pairs;
   ClassSums<F> sums;
-  F* products = nullptr;  // of four frames, [frame][pair]
+  GroupProducts products;
   F spare[kMostClasses];  // for frames behind the last one
 };
 

@@ -21,11 +21,13 @@ template <class F> class ClassSums {
   F* row(int64_t t) const { return rows + t % kFrames * classes; }  // [class], after to_rows
 
   void clear() {
-    for (int64_t i = 0; i < kFrames * classes; i += N) store(sums + i, Lanes<F>{});
+    F* const sums = this->sums;
+    for (int64_t i = 0, n = kFrames * classes; i < n; i += N) store(sums + i, Lanes<F>{});
   }
 
   // Adds the numbers of `pairs` labels, [frame][pair], in label order.
   void add(const F* values, const int32_t* places, int64_t pairs) {
+    F* const sums = this->sums;  // the stores do not change it
     for (int64_t i = 0; i < pairs; i += 4) {
       Quad<F> at[kFrames];
       for (int k = 0; k < kFrames; ++k) at[k] = load_quad(values + k * pairs + i);
@@ -62,8 +64,11 @@ template <class F> class ClassSums {
     clear(), add(values, places, pairs), set(blank, of_blank), to_rows();
   }
 
-  // The stores are whole vectors, because rows are loaded right behind them.
+  // The stores are whole vectors, because rows are loaded right behind them. They change none of the members.
   void to_rows() {
+    const F* const sums = this->sums;
+    F* const rows = this->rows;
+    const int64_t classes = this->classes;
     for (int64_t v = 0; v < classes; v += N) {
       Lanes<F> at[kFrames];
       join_groups<F>([&](int k) { return sums + kFrames * (v + k); }, at, Groups<F>{});

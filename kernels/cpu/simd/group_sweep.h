@@ -13,6 +13,29 @@ namespace {
 // The frames of alpha that are taken together.
 constexpr int kTogether = CTC_VECTOR_BYTES == 16 ? 2 : 4;
 
+// Products alpha * beta of the labels at a group of frames, [frame][pair], as GroupLattice::sweep_alpha gives them.
+class GroupProducts {
+ public:
+  float* at = nullptr;
+
+  void lay_out(Arena& arena, int64_t slots) { pairs = slots, arena.take(at, kFrames * pairs); }
+  void start(int64_t t, Window window) {
+    const int64_t begin = t == 0 ? 0 : written, end = t == 0 ? pairs : window.begin;
+    for (int f = 0; f < kFrames; ++f)
+      for (int64_t i = begin; i < end; ++i) at[f * pairs + i] = 0;
+    written = window.begin;
+  }
+  auto adder(int frame) const {
+    return [to = at + frame * pairs, pairs = pairs](int64_t i, const Doubles(&of_labels)[kTogether]) {
+      for (int k = 0; k < kTogether; ++k) store_narrowed(to + k * pairs + i, of_labels[k]);
+    };
+  }
+
+ private:
+  int64_t pairs = 0;
+  int64_t written = 0;  // products from here on may be other than 0
+};
+
 class GroupLattice {
  public:
   GroupLattice(const Sequence<float>& in, RatioSource& source, bool with_posterior)

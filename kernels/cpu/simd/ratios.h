@@ -94,9 +94,10 @@ class RatioSource : public SequenceRows<float> {
   bool keep(int64_t t, Normaliser<F> n, const RatioBase<F>& base, int64_t k, RunningProduct* product, double& divisor) {
     const double of_frame = n.sum * double(base.of_top[k]);
     divisor *= of_frame;
-    if (keeps_classes) softmax_factors[t] = F(1 / of_frame);
     if (!in.softmax) product->log_of_others -= n.shift;
-    return SequenceRows::keep(t, n);
+    if (!keeps_classes) return SequenceRows::keep(t, n);
+    softmax_factors[t] = F(1 / of_frame);
+    return n.defined();
   }
 
   bool read_narrow(int64_t begin, int64_t end, RunningProduct* product, Vec& least, Vec& most_ratio) {
@@ -131,10 +132,10 @@ class RatioSource : public SequenceRows<float> {
     table.read_logits(rows, in.V);
     const RatioBase<F> base = table.ratio_base(in.blank, tiled<F>(load_quad(table.shift)));
     gather(table.x, places, labels, to);
-    make_ratios(base.of_lane<0>(), to[0], labels, to[0], least),
-        make_ratios(base.of_lane<1>(), to[1], labels, to[1], least);
-    make_ratios(base.of_lane<2>(), to[2], labels, to[2], least),
-        make_ratios(base.of_lane<3>(), to[3], labels, to[3], least);
+    make_ratios(base.of_lane<0>(), to[0], labels, to[0], least);
+    make_ratios(base.of_lane<1>(), to[1], labels, to[1], least);
+    make_ratios(base.of_lane<2>(), to[2], labels, to[2], least);
+    make_ratios(base.of_lane<3>(), to[3], labels, to[3], least);
     return base;
   }
 

@@ -78,26 +78,16 @@ class GroupResiduals {
   GroupResiduals(const Sequence<F>& in, const SequenceResiduals<F>& out, const SequenceRows<F>& rows, int64_t pairs)
       : pairs(pairs), writer(in, out, rows, pairs) {}
 
-  void lay_out(Arena& arena) { arena.take(products, kFrames * pairs), writer.lay_out(arena); }
-
-  void start(int64_t t, Window window) {
-    for (int f = 0; f < kFrames; ++f)
-      for (int64_t i = t == 0 ? 0 : written; i < (t == 0 ? pairs : window.begin); ++i) products[f * pairs + i] = 0;
-    written = window.begin;
-  }
-  auto adder(int frame) {
-    return [to = products + frame * pairs, pairs = pairs](int64_t i, const Doubles(&of_labels)[kTogether]) {
-      for (int k = 0; k < kTogether; ++k) store_narrowed(to + k * pairs + i, of_labels[k]);
-    };
-  }
+  void lay_out(Arena& arena) { products.lay_out(arena, pairs), writer.lay_out(arena); }
+  void start(int64_t t, Window window) { products.start(t, window); }
+  auto adder(int frame) const { return products.adder(frame); }
   void finish(int64_t t, int64_t count, const double (&of_blank)[kFrames], double total) {
-    for (int f = 0; f < count; ++f) writer.keep(t + f, products, F(of_blank[f]), F(total - of_blank[f]));
+    for (int f = 0; f < count; ++f) writer.keep(t + f, products.at, F(of_blank[f]), F(total - of_blank[f]));
   }
 
  private:
   const int64_t pairs;
-  int64_t written = 0;    // products from here on may be other than 0
-  F* products = nullptr;  // of the labels at four frames, [frame][pair]
+  GroupProducts products;
   ResidualWriter<F> writer;
 };
 
