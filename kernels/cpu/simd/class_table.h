@@ -58,6 +58,13 @@ template <int... kGroup, class V, int... K> CTC_FN V groups_of(V v, V w, Indices
 template <int... kGroup, class V> CTC_FN V groups_of(V v, V w) {
   return groups_of<kGroup...>(v, w, typename Count<kCount<V>>::type{});
 }
+// Of vectors of four groups: to[k] = group k of all four.
+template <class V> CTC_FN void exchange_groups(const V (&v)[4], V (&to)[4]) {
+  const V low = groups_of<0, 1, 4, 5>(v[0], v[1]), high = groups_of<2, 3, 6, 7>(v[0], v[1]);
+  const V LOW = groups_of<0, 1, 4, 5>(v[2], v[3]), HIGH = groups_of<2, 3, 6, 7>(v[2], v[3]);
+  to[0] = groups_of<0, 2, 4, 6>(low, LOW), to[1] = groups_of<1, 3, 5, 7>(low, LOW);
+  to[2] = groups_of<0, 2, 4, 6>(high, HIGH), to[3] = groups_of<1, 3, 5, 7>(high, HIGH);
+}
 // Stores group 0 of all four, then group 1 of all four, and so on. A narrower store would delay the vector loads that
 // follow.
 template <class V, class F> CTC_FN void store_by_group(F* to, const V (&v)[4]) {
@@ -68,13 +75,12 @@ template <class V, class F> CTC_FN void store_by_group(F* to, const V (&v)[4]) {
     put(0, groups_of<0, 2>(v[0], v[1])), put(1, groups_of<0, 2>(v[2], v[3]));
     put(2, groups_of<1, 3>(v[0], v[1])), put(3, groups_of<1, 3>(v[2], v[3]));
   } else {
-    const V low = groups_of<0, 1, 4, 5>(v[0], v[1]), high = groups_of<2, 3, 6, 7>(v[0], v[1]);
-    const V LOW = groups_of<0, 1, 4, 5>(v[2], v[3]), HIGH = groups_of<2, 3, 6, 7>(v[2], v[3]);
-    put(0, groups_of<0, 2, 4, 6>(low, LOW)), put(1, groups_of<1, 3, 5, 7>(low, LOW));
-    put(2, groups_of<0, 2, 4, 6>(high, HIGH)), put(3, groups_of<1, 3, 5, 7>(high, HIGH));
+    V by_group[4];
+    exchange_groups(v, by_group);
+    put(0, by_group[0]), put(1, by_group[1]), put(2, by_group[2]), put(3, by_group[3]);
   }
 }
-// The vectors whose groups store_by_group would store as a, b, c, d.
+// The vectors v that store_by_group would store as `at`.
 template <class V> CTC_FN void from_groups(const V (&at)[4], V (&v)[4]) {
   if constexpr (kCount<V> == 4) {
     v[0] = at[0], v[1] = at[1], v[2] = at[2], v[3] = at[3];
@@ -82,10 +88,7 @@ template <class V> CTC_FN void from_groups(const V (&at)[4], V (&v)[4]) {
     v[0] = groups_of<0, 2>(at[0], at[2]), v[1] = groups_of<1, 3>(at[0], at[2]);
     v[2] = groups_of<0, 2>(at[1], at[3]), v[3] = groups_of<1, 3>(at[1], at[3]);
   } else {
-    const V low = groups_of<0, 1, 4, 5>(at[0], at[1]), high = groups_of<2, 3, 6, 7>(at[0], at[1]);
-    const V LOW = groups_of<0, 1, 4, 5>(at[2], at[3]), HIGH = groups_of<2, 3, 6, 7>(at[2], at[3]);
-    v[0] = groups_of<0, 2, 4, 6>(low, LOW), v[1] = groups_of<1, 3, 5, 7>(low, LOW);
-    v[2] = groups_of<0, 2, 4, 6>(high, HIGH), v[3] = groups_of<1, 3, 5, 7>(high, HIGH);
+    exchange_groups(at, v);
   }
 }
 // In each group: v[k] = (v[0][k], v[1][k], v[2][k], v[3][k]). Both steps stay inside 16 bytes where instructions do.

@@ -106,7 +106,7 @@ class RatioSource : public SequenceRows<float> {
     F* to[kFrames];
     for (int k = 0; k < kFrames; ++k) to[k] = ratios(begin) + k * frame_size();
     if (keeps_classes) table.p = kept + (begin - block_begin) * kept_classes();
-    const RatioBase<F> base = ratios_of_labels(rows, labels_of(begin, end), to, least);
+    const RatioBase<F> base = ratios_of_labels(rows, begin, end, to, least);
     most_ratio = base.of_top;
     if (!base.fits || product == nullptr) return base.fits;
     double divisor = 1;
@@ -116,12 +116,14 @@ class RatioSource : public SequenceRows<float> {
     return true;
   }
 
-  RatioBase<F> ratios_of_labels(const F* const (&rows)[kFrames], Window labels, F* const (&to)[kFrames], Vec& least) {
+  RatioBase<F> ratios_of_labels(const F* const (&rows)[kFrames], int64_t begin, int64_t end, F* const (&to)[kFrames],
+                                Vec& least) {
     if constexpr (kRegisters) {
       if (by_registers && in.V <= 2 * N)
         return read_registers<2>(rows, in.V, places, pairs, in.blank, to, keeps_classes, table, least);
       if (by_registers) return read_registers<4>(rows, in.V, places, pairs, in.blank, to, keeps_classes, table, least);
     }
+    const Window labels = labels_of(begin, end);
     if (!by_label) {
       const RatioBase<F> base = in.softmax ? table.read_ratios(rows, in.V, in.blank)
                                            : table.read_ratios_of_scores(rows, in.V, most, in.blank);
