@@ -40,9 +40,11 @@ PARTS = {
     "normaliser.h": "rows", "emissions.h": "emissions", "recursion.h": "step", "step.h": "step",
     "sweep.h": "step", "occupancy.h": "posterior", "forward.h": "posterior",
     "sequence_rows.h": "emissions", "ratios.h": "emissions", "row_registers.h": "emissions",
-    "group_step.h": "step", "group_sweep.h": "posterior", "class_sums.h": "posterior",
-    "residuals.h": "posterior", "class_gradient.h": "gradient",
-    "directed_emissions.h": "emissions", "gradient.h": "gradient", "hvp.h": "gradient",
+    "group_step.h": "step", "group_sweep.h": "posterior", "stored_beta.h": "posterior",
+    "band.h": "posterior", "group_products.h": "posterior", "class_sums.h": "posterior",
+    "residuals.h": "posterior", "class_rows.h": "gradient", "class_gradient.h": "gradient",
+    "directed_emissions.h": "emissions", "directed_ratios.h": "emissions", "dual.h": "step",
+    "gradient.h": "gradient", "hvp.h": "gradient", "hvp_writer.h": "gradient", "group_hvp.h": "gradient",
 }  # fmt: skip
 # In files of several subjects, by its name.
 PARTS_OF_NAMES = {

@@ -16,6 +16,10 @@ template <class R> struct Number {
     return *this;
   }
   CTC_INLINE Number operator+(Number other) const { return other += *this; }
+  CTC_INLINE Number operator*(R constant) const { return {value * constant, change * constant}; }
+  CTC_INLINE Number operator*(Number other) const {
+    return {value * other.value, value * other.change + change * other.value};
+  }
 };
 
 template <class R> struct Dual {

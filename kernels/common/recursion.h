@@ -32,7 +32,7 @@ template <class V, class M> CTC_FN Pair<V> advance_left_last(Pair<V> at, V left,
 
 // The same for plain numbers, where those of each pair have a unit of their own. `left_unit` is the unit of pair i - 1
 // in units of pair i. `skip_unit` is the same, or 0 where the skip is not allowed.
-template <class R> CTC_FN Pair<R> advance(Pair<R> at, R left, R left_unit, R skip_unit) {
+template <class V, class R> CTC_FN Pair<V> advance(Pair<V> at, V left, R left_unit, R skip_unit) {
   return {at.blank + left * left_unit, (at.label + at.blank) + left * skip_unit};
 }
 

@@ -17,6 +17,9 @@ namespace tested {
 inline int64_t block_length = 0;
 // Whether the products of blanks are always computed, not only where a product could be lost (group_sweep.h).
 inline bool products_of_blanks = false;
+
+// The fewest slots of a band that is made narrower (band.h).
+inline int64_t narrowest_band = 32;
 // The least work, in nanoseconds, for which other threads help.
 constexpr double kForkNanoseconds = 0;
 // The bytes after each array of the scratch memory that no kernel may touch.

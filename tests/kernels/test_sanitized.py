@@ -133,8 +133,8 @@ PLANTED = {
     ),
     "slots of groups": (
         "group_step.h",
-        "i < pairs; ++i) blank[i] = label[i] = 0",
-        "i <= pairs; ++i) blank[i] = label[i] = 0",
+        "i < kParts * pairs; ++i) blank[i] = label[i] = 0",
+        "i <= kParts * pairs; ++i) blank[i] = label[i] = 0",
     ),
     "checkpoints of groups": (
         "group_sweep.h",
@@ -142,25 +142,50 @@ PLANTED = {
         "beta.copy_to(checkpoints + (k + 1) * Beta",
     ),
     "states of groups": (
-        "group_sweep.h",
-        "= stored_at(t + kCount - 1, begin)",
-        "= stored_at(t + kCount, begin)",
+        "stored_beta.h",
+        "to = labels_of(t), *const",
+        "to = labels_of(t + 1), *const",
     ),
-    "units of groups": ("group_sweep.h", "to[pairs + k] = 0", "to[pairs + kDoubles + k] = 0"),
+    "blanks of groups": (
+        "stored_beta.h",
+        "blanks = blanks_of(t);",
+        "blanks = blanks_of(t + kTogether);",
+    ),
+    "blanks of frames": (
+        "stored_beta.h",
+        "to = blanks_of(t);",
+        "to = blanks_of(t + kTogether);",
+    ),
+    "units of groups": ("stored_beta.h", "to[pairs + k] = 0", "to[pairs + kDoubles + k] = 0"),
     "products of groups": (
-        "group_sweep.h",
-        "store_narrowed(to + k * pairs + i",
-        "store_narrowed(to + (k + 1) * pairs + i",
+        "group_products.h",
+        "store_narrowed(to + row, products)",
+        "store_narrowed(to + row + pairs, products)",
     ),
     "the rest of a group": (
-        "group_sweep.h",
-        "stored_at(t + f, begin)[i] = 0",
-        "stored_at(t + f + 1, begin)[i] = 0",
+        "stored_beta.h",
+        "labels_of(t)[i] = 0",
+        "labels_of(t + 1)[i] = 0",
     ),
     "ratios of classes": (
         "ratios.h",
         "table.p = kept + (begin - block_begin) *",
         "table.p = kept + (begin - block_begin + kFrames) *",
+    ),
+    "changes of ratios": (
+        "directed_ratios.h",
+        "store(changes + k * source.frame_size(), Vec{})",
+        "store(changes + (k + 1) * source.frame_size(), Vec{})",
+    ),
+    "directions of classes": (
+        "directed_ratios.h",
+        "u = kept + (begin - block_begin) *",
+        "u = kept + (begin - block_begin + kFrames) *",
+    ),
+    "means of directions": (
+        "directed_ratios.h",
+        "mean[begin + k] =",
+        "mean[begin + k + kFrames] =",
     ),
     "factors of ratios": ("ratios.h", "softmax_factors[t] =", "softmax_factors[t + kFrames] ="),
     "a table": (

@@ -14,6 +14,19 @@ namespace {
 
 constexpr int kFrames = 4;
 
+// Prefetches a group of rows, `step` bytes apart.
+CTC_FN void prefetch_group(const char* row, int64_t step, int64_t bytes) {
+  if (bytes > 128) {
+    for (int k = 0; k < kFrames; ++k) prefetch(row + k * step, bytes);
+    return;
+  }
+  // Three lines at most, without a loop that would take longer than they do.
+  const int64_t middle = bytes / 2, last = bytes - 1;
+#pragma GCC unroll 4
+  for (int k = 0; k < kFrames; ++k, row += step)
+    __builtin_prefetch(row), __builtin_prefetch(row + middle), __builtin_prefetch(row + last);
+}
+
 template <class F> struct QuadOf {
   typedef F type __attribute__((vector_size(kFrames * sizeof(F))));
 };

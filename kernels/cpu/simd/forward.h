@@ -3,6 +3,7 @@
 #pragma once
 
 #include "class_gradient.h"
+#include "group_sweep.h"
 #include "residuals.h"
 
 namespace jax_ctc {
@@ -91,7 +92,7 @@ class GroupRun {
   const bool training;
   const int64_t pairs;
   RatioSource source;
-  GroupLattice lattice;
+  GroupLattice<RatioSource> lattice;
   ClassGradient gradient;
   GroupResiduals residuals;
 };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A few frames of the lattice of one sequence at once, in plain doubles.
+// A few frames of the lattice of one sequence at once, in plain doubles, or in doubles with derivatives.
 //
 // A value of the lattice is m * 2^e with an exponent of its own (scaled.h). Here the two states of a slot share an
 // exponent for many frames: they are plain numbers in the unit 2^e of their slot. So a step is two multiply-adds, an
@@ -9,27 +9,10 @@
 #pragma once
 
 #include "arena.h"
-#include "class_table.h"
+#include "group_numbers.h"
 
 namespace jax_ctc {
 namespace {
-
-using Doubles = Lanes<double>;
-constexpr int kDoubles = kLanes<double>;
-
-// Exponents are integers in doubles, because some instruction sets cannot compare integers of 64 bits.
-// The exponent of x > 0.
-CTC_FN Doubles exponent_of(Doubles x) {
-  typedef uint64_t Bits __attribute__((vector_size(CTC_VECTOR_BYTES)));
-  constexpr double kOne = 0x1p52;  // an integer below it fills its lowest bits
-  return bits<Doubles>((bits<Bits>(x) >> 52) | bits<uint64_t>(kOne)) - (kOne + 1023);
-}
-CTC_FN double exponent_of(double x) { return double((bits<int64_t>(x) >> 52) - 1023); }
-// 2^e: 0 below e = -1022, and 2^1023 from there up.
-CTC_FN Doubles power_of_2(Doubles e) {
-  const Doubles bounded = min_of(max_of(e, splat<Doubles>(-1023)), splat<Doubles>(1023));
-  return bits<Doubles>(bits<Integer<Doubles>>(bounded + (0x1.8p52 + 1023)) << 52);
-}
 
 // The slots that an alignment can occupy at frames [t, t + count), and at the frames on either side, from which alpha
 // and beta come.
@@ -42,8 +25,10 @@ struct Growth {
   int fall, rise;
 };
 
-// The states of alpha, or of beta, at one frame. Slots and neighbours are those of step.h.
-template <Recursion kRecursion> class GroupStates {
+// The states of alpha, or of beta, at one frame. Slots and neighbours are those of step.h. What is said of numbers is
+// said of their values: a derivative is at most 2^kMostChange times as large.
+template <Recursion kRecursion, class V> class GroupStates {
+  static constexpr int kParts = kPartsOf<V>;
   static constexpr bool kRight = kRecursion == kBeta;  // where the neighbour is
   static constexpr int kNeighbour = kRight ? 1 : -1;
 
@@ -54,7 +39,7 @@ template <Recursion kRecursion> class GroupStates {
 
   void lay_out(Arena& arena, int64_t slots) {
     pairs = slots;
-    arena.take(blank, pairs), arena.take(label, pairs);
+    arena.take(blank, kParts * pairs), arena.take(label, kParts * pairs);
     arena.take(exponents_with_margins, pairs + 2 * kDoubles), arena.take(fresh_with_margins, pairs + 2 * kDoubles);
     arena.take(neighbour_unit, pairs), arena.take(skip_unit, pairs);
   }
@@ -63,24 +48,24 @@ template <Recursion kRecursion> class GroupStates {
   // allowed, else 0.
   void start(int64_t first, const double* skips) {
     skip_mask = skips, exponent = exponents_with_margins + kDoubles, fresh = fresh_with_margins + kDoubles;
-    for (int64_t i = 0; i < pairs; ++i) blank[i] = label[i] = 0;
+    for (int64_t i = 0; i < kParts * pairs; ++i) blank[i] = label[i] = 0;
     for (int64_t i = -kDoubles; i < pairs + kDoubles; ++i) exponent[i] = 0;
     blank[first] = 1, most = 1, steepest = 0, room = kLeast;
     set_neighbour_units();
   }
 
-  static int64_t copy_size(int64_t pairs) { return 3 * pairs + 3; }
+  static int64_t copy_size(int64_t pairs) { return (2 * kParts + 1) * pairs + 3; }
   void copy_to(double* to) const {
-    const size_t bytes = pairs * sizeof(double);
-    __builtin_memcpy(to, blank, bytes), __builtin_memcpy(to + pairs, label, bytes);
-    __builtin_memcpy(to + 2 * pairs, exponent, bytes);
-    to[3 * pairs] = most, to[3 * pairs + 1] = steepest, to[3 * pairs + 2] = room;
+    const size_t states = kParts * pairs, word = sizeof(double);
+    __builtin_memcpy(to, blank, states * word), __builtin_memcpy(to + states, label, states * word);
+    __builtin_memcpy(to += 2 * states, exponent, pairs * word), to += pairs;
+    to[0] = most, to[1] = steepest, to[2] = room;
   }
   void copy_from(const double* from) {
-    const size_t bytes = pairs * sizeof(double);
-    __builtin_memcpy(blank, from, bytes), __builtin_memcpy(label, from + pairs, bytes);
-    __builtin_memcpy(exponent, from + 2 * pairs, bytes);
-    most = from[3 * pairs], steepest = from[3 * pairs + 1], room = int(from[3 * pairs + 2]);
+    const size_t states = kParts * pairs, word = sizeof(double);
+    __builtin_memcpy(blank, from, states * word), __builtin_memcpy(label, from + states, states * word);
+    __builtin_memcpy(exponent, from += 2 * states, pairs * word), from += pairs;
+    most = from[0], steepest = from[1], room = int(from[2]);
     set_neighbour_units();
   }
 
@@ -97,29 +82,33 @@ template <Recursion kRecursion> class GroupStates {
     return room >= 0 && !rises_too_far(growth);
   }
 
-  // Takes kCount frames. `y` are the ratios of the first one's labels, and the next one's are `pitch` elements further.
-  // visit(k, i, before, after) gets the states of the slots from i on at each frame, before and after its emission.
-  template <int kCount, class Visit> CTC_INLINE void step(Window window, const float* y, int64_t pitch, Visit visit) {
-    Doubles last[kCount] = {};  // the labels of the vector that was taken before
+  // Takes kCount frames, of which `y` has the ratios. visit(k, i, before, after) gets the states of the slots from i on
+  // at each frame, before and after its emission.
+  template <int kCount, class Visit> CTC_INLINE void step(Window window, Ratios y, Visit visit) {
+    V last[kCount] = {};  // the labels of the vector that was taken before
     Doubles largest = splat<Doubles>(most);
     const int64_t n = window.end - window.begin;
     // Copies, because stores may change the members, for all that the compiler knows.
     double *const blank = this->blank, *const label = this->label;
     const double *const neighbour_unit = this->neighbour_unit, *const skip_unit = this->skip_unit;
+    const int64_t pitch = pairs;
     for (int64_t k = 0; k < n; k += kDoubles) {
       const int64_t i = kRight ? window.end - kDoubles - k : window.begin + k;
-      Pair<Doubles> at = {load<Doubles>(blank + i), load<Doubles>(label + i)};
+      Pair<V> at;
+      load_number(blank + i, pitch, at.blank), load_number(label + i, pitch, at.label);
       const Doubles unit = load<Doubles>(neighbour_unit + i), skip = load<Doubles>(skip_unit + i);
 #pragma GCC unroll 4
       for (int f = 0; f < kCount; ++f) {
-        const Doubles neighbour = kRight ? shift_down(at.label, last[f]) : shift_up(last[f], at.label);
+        const V neighbour = kRight ? shift_down(at.label, last[f]) : shift_up(last[f], at.label);
         last[f] = at.label;
-        const Pair<Doubles> before = advance(at, neighbour, unit, skip);
-        at = {before.blank, before.label * load_widened(y + f * pitch + i - kRight)};
+        const Pair<V> before = advance(at, neighbour, unit, skip);
+        V ratio;
+        load_number(y.first + f * y.frame + i - kRight, y.pitch, ratio);
+        at = {before.blank, before.label * ratio};
         visit(f, i, before, at);
       }
-      store(blank + i, at.blank), store(label + i, at.label);
-      largest = max_of(max_of(at.blank, at.label), largest);
+      store_number(blank + i, pitch, at.blank), store_number(label + i, pitch, at.label);
+      largest = max_of(max_of(value_of(at.blank), value_of(at.label)), largest);
     }
     most = max_of_lanes(largest);
   }
@@ -128,9 +117,20 @@ template <Recursion kRecursion> class GroupStates {
   Scaled<double> total_of(int64_t L) const {
     return fold(total(value(blank[0], 0), L > 0 ? value(label[1], 1) : Scaled<double>::none()));
   }
+  // Its derivative, in the unit 2^e.
+  double change_of_total(int64_t L, int64_t e) const {
+    const auto part = [&](const double* states, int64_t i) {
+      return states[i] == 0 ? 0 : states[pairs + i] * pow2_any<double>(int64_t(exponent[i]) - e);
+    };
+    return part(blank, 0) + (L > 0 ? part(label, 1) : 0);
+  }
+
+  // Takes states to be 0.
+  void clear(int64_t i) { store_number(blank + i, pairs, V{}), store_number(label + i, pairs, V{}); }
+
+  static constexpr double kMost = kParts == 1 ? 1000 : 1000 - kMostChange;
 
  private:
-  static constexpr double kMost = 1000;
   // So much below kMost that products of alpha and beta fit a double too.
   static constexpr double kLargest = kRight ? 0x1p450 : 0x1p350;
   static constexpr int kLeast = 900;
@@ -196,6 +196,10 @@ template <Recursion kRecursion> class GroupStates {
         store(states, after);
       };
       change(blank + i), change(label + i);
+      for (int64_t part = pairs; part < kParts * pairs; part += pairs) {
+        store(blank + part + i, load<Doubles>(blank + part + i) * factor);
+        store(label + part + i, load<Doubles>(label + part + i) * factor);
+      }
       store(exponent + i, e);
     }
     room = room_above(least);

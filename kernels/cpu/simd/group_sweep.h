@@ -1,48 +1,37 @@
 // SPDX-License-Identifier: Apache-2.0
 // Both sweeps over the lattice of one sequence as in sweep.h, in groups of frames (group_step.h). They give up where
 // numbers do not fit doubles.
+//
+// `Source` supplies the ratios. It must define:
+//   Value                             Doubles, or Number<Doubles> if ratios have derivatives
+//   read(begin, end, product, slots)  computes one block, or what some slots need of it, as in sweep.h. Returns false
+//                                     also if numbers do not fit
+//   ratios(t)                         of a frame in the block that was read last
+//   growth(t), frame_bytes()          as RatioSource
 #pragma once
 
-#include "group_step.h"
-#include "ratios.h"
+#include "band.h"
 #include "sweep.h"
 
 namespace jax_ctc {
 namespace {
 
-// The frames of alpha that are taken together.
-constexpr int kTogether = CTC_VECTOR_BYTES == 16 ? 2 : 4;
+template <class Source> class GroupLattice {
+  using V = typename Source::Value;
+  static constexpr bool kChanges = kPartsOf<V> > 1;
 
-// Products alpha * beta of the labels at a group of frames, [frame][pair], as GroupLattice::sweep_alpha gives them.
-class GroupProducts {
  public:
-  float* at = nullptr;
-
-  void lay_out(Arena& arena, int64_t slots) { pairs = slots, arena.take(at, kFrames * pairs); }
-  void start(int64_t t, Window window) {
-    const int64_t begin = t == 0 ? 0 : written, end = t == 0 ? pairs : window.begin;
-    for (int f = 0; f < kFrames; ++f)
-      for (int64_t i = begin; i < end; ++i) at[f * pairs + i] = 0;
-    written = window.begin;
-  }
-  auto adder(int frame) const {
-    return [to = at + frame * pairs, pairs = pairs](int64_t i, const Doubles(&of_labels)[kTogether]) {
-      for (int k = 0; k < kTogether; ++k) store_narrowed(to + k * pairs + i, of_labels[k]);
-    };
-  }
-
- private:
-  int64_t pairs = 0;
-  int64_t written = 0;  // products from here on may be other than 0
-};
-
-class GroupLattice {
- public:
-  GroupLattice(const Sequence<float>& in, RatioSource& source, bool with_posterior)
-      : in(in), source(source), T(in.length), L(in.L), pairs(padded<float>(L + 1)), posterior(with_posterior) {
+  GroupLattice(const Sequence<float>& in, Source& source, bool with_posterior)
+      : in(in),
+        source(source),
+        T(in.length),
+        L(in.L),
+        pairs(padded<float>(L + 1)),
+        posterior(with_posterior),
+        stored(pairs) {
     const int64_t word = sizeof(double);
-    block = block_length(T, posterior, Beta::copy_size(pairs) * word,
-                         (frame_size() + pairs / kFrames) * word + source.frame_bytes());
+    block =
+        block_length(T, posterior, Beta::copy_size(pairs) * word, stored.frame_size() * word + source.frame_bytes());
   }
 
   int64_t block;  // frames whose states are stored at once
@@ -54,10 +43,8 @@ class GroupLattice {
     beta.lay_out(arena, pairs);
     if (!posterior) return;
     alpha.lay_out(arena, pairs);
-    const int64_t frames = groups(min_of(block, max_of<int64_t>(T, 1))) * kFrames;
-    arena.take(stored, frames * frame_size()), arena.take(checkpoints, blocks() * Beta::copy_size(pairs));
-    arena.take(units, groups(frames) * (pairs + kDoubles)), arena.take(units_of, groups(frames));
-    arena.take(reach_of, groups(frames));
+    stored.lay_out(arena, min_of(block, max_of<int64_t>(T, 1)));
+    arena.take(checkpoints, blocks() * Beta::copy_size(pairs));
     arena.take(blank_unit, pairs), arena.take(label_unit, pairs);
   }
 
@@ -70,41 +57,49 @@ class GroupLattice {
   bool sweep_beta() {
     for (int64_t k = blocks() - 1; k >= 0; --k) {
       const int64_t begin = k * block, end = min_of(begin + block, T);
-      if (!source.read(begin, end, &row_sums)) return false;
+      if (!source.read(begin, end, &row_sums, {0, pairs})) return false;
       if (posterior) beta.copy_to(checkpoints + k * Beta::copy_size(pairs));
-      if (!sweep_block(begin, end, posterior && k == 0)) return false;
+      if (!sweep_block(begin, end, posterior && k == 0, nullptr)) return false;
     }
     z = beta.total_of(L);
+    if constexpr (kChanges) mean = beta.change_of_total(L, z.e) / z.m;
     return true;
   }
 
-  // Gives the products alpha * beta of each group of frames to `to`, in order (eq. 8). Returns false if numbers do not
-  // fit. `to` must define:
+  // Gives the products alpha * beta of each group of frames to `to`, in order (eq. 8), or their derivatives (eq. 13).
+  // Returns false if numbers do not fit. `to` must define:
   //   start(t, window)                   the slots that follow are those of `window`, at frames from t on
   //   adder(frame)                       a function of (i, products): products of the labels in a vector of slots from
   //                                      i on, at kTogether frames from `frame` of the group on
   //   finish(t, count, of_blank, total)  of the blanks at each of `count` frames, and of all states of any frame
   template <class To> bool sweep_alpha(To& to) {
     alpha.start(0, skip);
+    Band band;
+    int64_t wait = kNarrowEvery, next = wait;
     for (int64_t k = 0; k < blocks(); ++k) {
       const int64_t begin = k * block, end = min_of(begin + block, T);
       if (k > 0) {
-        source.read(begin, end, nullptr);
+        source.read(begin, end, nullptr, slots_of_beta(band, end - begin, {0, pairs}));
         beta.copy_from(checkpoints + k * Beta::copy_size(pairs));
-        if (!sweep_block(begin, end, true)) return false;
+        if (!sweep_block(begin, end, true, &band)) return false;
       }
       for (int64_t t = begin; t < end; t += kFrames) {
-        const int64_t count = min_of<int64_t>(kFrames, end - t), group = (t - begin) / kFrames;
-        const Window window = window_of(t, count);
-        bool changed = group == 0 || units_of[group] != units_of[group - 1];
+        if (t >= next) {
+          wait = narrow(band, t) ? kNarrowEvery : min_of(2 * wait, 8 * kNarrowEvery);
+          next = t + wait;
+        }
+        const int64_t count = min_of<int64_t>(kFrames, end - t);
+        const Window window = band.after(kFrames, window_of(t, count), kDoubles);
+        band.end = min_of(band.end + kFrames, pairs);
+        bool changed = !stored.same_exponents(t);
         if (!alpha.prepare(window, source.growth(t), changed)) return false;
-        if (changed) set_units(units + units_of[group] * (pairs + kDoubles), window);
+        if (changed) set_units(stored.exponents_at(t), window);
         to.start(t, window);
-        if (all_products_fit(reach_of[group])) {
-          for (int f = 0; f < kFrames; f += kTogether) multiply<false>(t, f, begin, window, to);
+        if (all_products_fit(stored.reach(t))) {
+          for (int f = 0; f < kFrames; f += kTogether) multiply<false>(t, f, count, window, to);
         } else {
           sum = 0;
-          for (int f = 0; f < kFrames; f += kTogether) multiply<true>(t, f, begin, window, to);
+          for (int f = 0; f < kFrames; f += kTogether) multiply<true>(t, f, count, window, to);
           // All frames have the same sum. It is too small if a product was lost that counts.
           const double lost = double(count) * z.m - sum;
           if (!(max_of(lost, -lost) < 1e-7)) return false;
@@ -116,7 +111,8 @@ class GroupLattice {
   }
 
  private:
-  using Beta = GroupStates<kBeta>;
+  using Alpha = GroupStates<kAlpha, V>;
+  using Beta = GroupStates<kBeta, V>;
 
   // The unit 2^kLeastUnit of products, relative to the total: smaller ones are taken for 0, because products of
   // ordinary states are then far too small to count.
@@ -128,52 +124,61 @@ class GroupLattice {
 #if defined(JAX_CTC_TEST)
     if (tested::products_of_blanks) return false;
 #endif
-    return alpha.reach + reach_of_beta <= -kLeastUnit - 44 && alpha.reach + largest_unit <= 1000;
+    return alpha.reach + reach_of_beta <= -kLeastUnit - 44 && alpha.reach + largest_unit <= Alpha::kMost;
   }
 
   int64_t blocks() const { return (T + block - 1) / block; }
-  static int64_t groups(int64_t frames) { return (frames + kFrames - 1) / kFrames; }
-
-  // Beta's states of a frame: blanks, labels, and a margin of one vector.
-  int64_t frame_size() const { return 2 * pairs + kDoubles; }
-  double* stored_at(int64_t t, int64_t begin) const { return stored + (t - begin) * frame_size(); }
 
   Window window_of(int64_t t, int64_t count) const { return group_window(t, count, T, L, pairs); }
 
-  bool sweep_block(int64_t begin, int64_t end, bool store) {
-    int64_t last = -1;
+  // What alpha needs of beta if `band` is that of alpha before a block, up to `frames` frames from there. Beta's label
+  // stands one slot further, and what comes from behind the last slot is not known.
+  static Window slots_of_beta(const Band& band, int64_t frames, Window window) {
+    return band.after(frames + 2, window, kLanes<float>);
+  }
+
+  // Makes the band of alpha before frame t narrower, if it can.
+  bool narrow(Band& band, int64_t t) {
+    if (band.end - band.begin < narrowest()) return false;
+    band.begin = max_of(band.begin, window_of(t, 1).begin);
+    const auto counts = [&](int64_t i) { return largest_share(alpha, stored, t, i) >= double(kTooLittle + z.e); };
+    return band.narrow<kDoubles>(counts, [this](int64_t i) { alpha.clear(i); });
+  }
+
+  // `band`, if not null, is that of alpha before the block.
+  bool sweep_block(int64_t begin, int64_t end, bool store, const Band* band) {
+    if (store) stored.start(begin);
     for (int64_t t = begin + (end - begin - 1) / kFrames * kFrames; t >= begin; t -= kFrames) {
-      const int64_t count = min_of<int64_t>(kFrames, end - t), group = (t - begin) / kFrames;
-      const Window window = window_of(t, count);
-      bool changed = last < 0;
+      const int64_t count = min_of<int64_t>(kFrames, end - t);
+      Window window = window_of(t, count);
+      if (band != nullptr) window = slots_of_beta(*band, t + kFrames - begin, window);
+      bool changed = false;
       if (!beta.prepare(window, source.growth(t), changed)) return false;
-      if (store && changed) {
-        double* const to = units + ++last * (pairs + kDoubles);
-        __builtin_memcpy(to, beta.exponent, pairs * sizeof(double));
-        for (int k = 0; k < kDoubles; ++k) to[pairs + k] = 0;
+      if (store) stored.keep_units(t, beta, changed);
+      for (int64_t f = count; store && f < kFrames; ++f) {
+        stored.keep_nothing(t + f);
+        stored.keep_blanks(t + f, beta.blank);
       }
-      if (store) units_of[group] = last, reach_of[group] = beta.reach;
-      // Alpha takes whole groups. There is nothing behind the last frame.
-      for (int64_t f = count; store && f < kFrames; ++f)
-        for (int64_t i = 0; i < frame_size(); ++i) stored_at(t + f, begin)[i] = 0;
-      if (count == kFrames)
-        step_beta<kFrames>(t, begin, window, store);
-      else
-        for (int64_t f = count - 1; f >= 0; --f) step_beta<1>(t + f, begin, window, store);
+      if (count == kFrames) {
+        step_beta<kFrames>(t + kFrames - 1, window, store);
+        continue;
+      }
+      for (int64_t f = count - 1; f >= 0; --f) {
+        step_beta<1>(t + f, window, store);
+        if (store) stored.keep_blanks(t + f, beta.blank);
+      }
     }
     return true;
   }
 
-  // Takes frames [t, t + kCount), from the last to the first.
-  template <int kCount> void step_beta(int64_t t, int64_t begin, Window window, bool store) {
-    const float* y = source.ratios(t + kCount - 1);
-    if (!store) return beta.step<kCount>(window, y, -source.frame_size(), [](int, int64_t, auto, auto) {});
-    double* const to = stored_at(t + kCount - 1, begin);
-    const int64_t size = frame_size(), pairs = this->pairs;
-    for (int f = 0; f < kCount; ++f) jax_ctc::store(to - f * size + pairs + window.end, Doubles{});
-    beta.step<kCount>(window, y, -source.frame_size(), [&](int f, int64_t i, Pair<Doubles>, Pair<Doubles> after) {
-      jax_ctc::store(to - f * size + i, after.blank), jax_ctc::store(to - f * size + pairs + i, after.label);
-    });
+  // Takes kCount frames, from t back.
+  template <int kCount> void step_beta(int64_t t, Window window, bool store) {
+    Ratios y = source.ratios(t);
+    y.frame = -y.frame;
+    if (store)
+      beta.template step<kCount>(window, y, stored.template keeper<kCount>(t, window));
+    else
+      beta.template step<kCount>(window, y, [](int, int64_t, const auto&, const auto&) {});
   }
 
   // 2^(exponent of alpha's unit + that of beta's - that of the total), of each slot's blank and label. It is 0 below
@@ -191,50 +196,62 @@ class GroupLattice {
     largest_unit = max_of_lanes(largest);
   }
 
+  // What is given of a product: itself, or its derivative less that of the total. A product is rounded to a multiple of
+  // 2^-112, because floats below 2^-126 would make every operation slow. A derivative is taken for 0 if its product is
+  // too small to count.
+  CTC_INLINE Doubles given(Doubles product) const { return (product + 0x1p-60) - 0x1p-60; }
+  CTC_INLINE Doubles given(Number<Doubles> product) const {
+    const Doubles change = product.change - product.value * mean;
+    return product.value < splat<Doubles>(0x1p-80) ? Doubles{} : change;
+  }
+
   // Takes kTogether frames of alpha, from t + f on, and multiplies alpha before the emission with beta after it. The
   // blanks of a frame have what its labels leave of the total. With kBlanks their products are computed too, for `sum`.
-  template <bool kBlanks, class To> CTC_INLINE void multiply(int64_t t, int f, int64_t begin, Window window, To& to) {
-    const double* const beta = stored_at(t + f, begin);
-    const int64_t size = frame_size(), pairs = this->pairs;
+  template <bool kBlanks, class To> CTC_INLINE void multiply(int64_t t, int f, int64_t count, Window window, To& to) {
+    const double *const of_beta = stored.labels_at(t + f) + 1, *const blanks = stored.blanks_at(t + f);
+    const int64_t size = stored.labels_size(), pitch = stored.pitch();
     const double *const blank_unit = this->blank_unit, *const label_unit = this->label_unit;
     const auto add = to.adder(f);
-    Doubles blanks = {}, labels[kTogether] = {}, products[kTogether];
-    alpha.step<kTogether>(window, source.ratios(t + f), source.frame_size(),
-                          [&](int k, int64_t i, Pair<Doubles> before, Pair<Doubles>) {
-                            const double* const at = beta + k * size + i;
-                            if (kBlanks) blanks += before.blank * load<Doubles>(blank_unit + i) * load<Doubles>(at);
-                            // Rounded to a multiple of 2^-112, because numbers below 2^-126 would make every operation
-                            // slow.
-                            const Doubles unit = load<Doubles>(label_unit + i), of_beta = load<Doubles>(at + pairs + 1);
-                            products[k] = (before.label * unit * of_beta + 0x1p-60) - 0x1p-60;
-                            labels[k] += products[k];
-                            if (k == kTogether - 1) add(i, products);
-                          });
+    Doubles all[kTogether] = {}, products[kTogether];  // sums of what is given, and what is given
+    Doubles values[kTogether] = {}, after[kTogether];  // sums of all products, and beta's blanks in their units
+    alpha.template step<kTogether>(window, source.ratios(t + f),
+                                   [&](int k, int64_t i, const Pair<V>& before, const Pair<V>&) {
+                                     const Doubles unit = load<Doubles>(label_unit + i);
+                                     if (kBlanks && k == 0) {
+                                       after[kTogether - 1] = load<Doubles>(blank_unit + i) * load<Doubles>(blanks + i);
+                                       for (int j = kTogether - 1; j > 0; --j)
+                                         after[j - 1] = after[j] + load<Doubles>(of_beta + j * size + i) * unit;
+                                     }
+                                     V label;
+                                     load_number(of_beta + k * size + i, pitch, label);
+                                     const V product = before.label * unit * label;
+                                     if (kBlanks) values[k] += value_of(before.blank) * after[k] + value_of(product);
+                                     products[k] = given(product);
+                                     all[k] += products[k];
+                                     if (k == kTogether - 1) add(i, products);
+                                   });
     for (int k = 0; k < kTogether; ++k) {
-      const double of_labels = sum_of_lanes(labels[k]);
-      of_blank[f + k] = max_of(z.m - of_labels, 0.0);
-      if (kBlanks) sum += of_labels;
+      const double of_labels = sum_of_lanes(all[k]);
+      of_blank[f + k] = kChanges ? -of_labels : max_of(z.m - of_labels, 0.0);
+      if (kBlanks && f + k < count) sum += sum_of_lanes(values[k]);
     }
-    if (kBlanks) sum += sum_of_lanes(blanks);
   }
 
   const Sequence<float>& in;
-  RatioSource& source;
+  Source& source;
   const int64_t T, L, pairs;
   const bool posterior;
 
   double* skip;  // 1 where the skip is allowed, else 0
   Beta beta;
-  GroupStates<kAlpha> alpha;
-  double* stored = nullptr;  // beta's states of a block
+  Alpha alpha;
+  StoredBeta<V> stored;
   double* checkpoints = nullptr;
-  double* units = nullptr;      // exponents of beta's, whenever they change
-  int64_t* units_of = nullptr;  // of each group in the block, which of them
-  double* reach_of = nullptr;   // of each group in the block
   double *blank_unit = nullptr, *label_unit = nullptr;
-  double of_blank[kFrames];  // alpha * beta of the blanks of each frame
+  double of_blank[kFrames];  // alpha * beta of the blanks of each frame, or its derivative
   double sum;                // alpha * beta of all states of a group
   double largest_unit;       // the largest exponent of label_unit
+  double mean = 0;           // the derivative of the total, divided by it
 };
 
 }  // namespace

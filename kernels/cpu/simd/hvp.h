@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// A Hessian-vector product of one sequence: softmax * (u - softmax . u), minus the derivative of the occupancies along
-// u. The lattice computes that derivative when its values are Duals (docs/ctc.md, eq. 11 to 13). Of log-scores there is
-// no softmax, and the first term is 0.
+// A Hessian-vector product of one sequence. The lattice computes the derivative of the occupancies along a direction
+// when its values are Duals (docs/ctc.md, eq. 11 to 13), or in groups of frames when its numbers have derivatives.
 #pragma once
 
 #include "class_sums.h"
 #include "directed_emissions.h"
+#include "group_hvp.h"
+#include "hvp_writer.h"
 #include "sweep.h"
 
 namespace jax_ctc {
 namespace {
 
+// In scaled.h's values, which fit any input.
 template <class F> class HvpRun {
  public:
   HvpRun(const Sequence<F>& sequence, const HvpArguments<F>& arguments)
@@ -18,7 +20,8 @@ template <class F> class HvpRun {
         arguments(arguments),
         pairs(padded<F>(in.L + 1)),
         directed(in, arguments, pairs),
-        lattice(in, directed, true) {
+        lattice(in, directed, true),
+        writer(in, arguments, directed.source) {
     take_from(*in.scratch, [this](Arena& arena) { lay_out(arena); });
   }
 
@@ -44,7 +47,7 @@ template <class F> class HvpRun {
     directed.lay_out(arena, lattice.block);
     lattice.lay_out(arena);
     if (directed.source.by_table) changes_by_class.lay_out(arena, directed.source.classes);
-    arena.take(buffer, is_half(in.dtype) ? in.V : 0);
+    writer.lay_out(arena);
   }
 
   void keep(int64_t t, Number<F> blank, Number<F> of_labels) {
@@ -59,48 +62,30 @@ template <class F> class HvpRun {
     if (!directed.source.by_table) return write(t, nullptr);
     if (t % kFrames < kFrames - 1 && t < in.length - 1) return;
     const int64_t begin = t / kFrames * kFrames;
-    for (int64_t k = t + 1; k < min_of(t + 1 + kFrames, in.length); ++k) {
-      prefetch(directed.source.acts_at(k), directed.source.row_bytes);
+    writer.prefetch_rows(t + 1);
+    for (int64_t k = t + 1; k < min_of(t + 1 + kFrames, in.length); ++k)
       prefetch(directed.direction_at(k), directed.source.row_bytes);
-      prefetch<true>(out_at(k), directed.source.row_bytes);
-    }
     if constexpr (kLanes<F> >= kFrames)
       changes_by_class.gather(lattice.products(begin, 1), directed.source.places, pairs, in.blank, load_quad(of_blank));
     for (int64_t k = begin; k <= t; ++k) write(k, changes_by_class.row(k));
   }
 
-  char* out_at(int64_t t) const { return static_cast<char*>(arguments.out) + t * directed.source.frame_step; }
-
   // Writes row t of the result. `changes`, if not null, are those of the occupancies by class.
   void write(int64_t t, const F* changes) {
-    const EmissionSource<Dual<F>>& source = directed.source;
     const bool ordinary = is_finite(arguments.cotangent) && finite[t % kFrames] && is_finite(directed.centre[t]) &&
                           is_finite(directed.mean[t]);
-    const F factor = ordinary ? arguments.cotangent : F(1);
-    char* out = out_at(t);
-    F* y = is_half(in.dtype) ? buffer : reinterpret_cast<F*>(out);
-    if (in.softmax)
-      softmax_change(source.row(t), in.V, source.shift[t], source.scale[t], directed.direction(t), directed.centre[t],
-                     directed.mean[t], factor, changes, y);
-    else if (changes != nullptr)
-      minus(changes, in.V, factor, y);
-    else
-      for (int64_t v = 0; v < in.V; ++v) y[v] = 0;
-    if (changes == nullptr) {
-      const F* of_labels = lattice.products(t, 1);
-      for (int64_t i = 0; i < in.L; ++i) y[in.labels[i]] -= factor * of_labels[i];
-      y[in.blank] -= factor * of_blank[t % kFrames];
-    }
+    F* y = writer.begin(t);
+    writer.write(t, directed.direction(t), directed.centre[t], directed.mean[t], ordinary ? arguments.cotangent : F(1),
+                 changes, lattice.products(t, 1), of_blank[t % kFrames], y);
     if (!ordinary) {
       // The result is 0 at a logit of -inf, because nothing changes with it. Like any 0 it stays 0 whatever the
       // cotangent.
-      const F* x = source.row(t);
+      const F* x = directed.source.row(t);
       for (int64_t v = 0; v < in.V; ++v)
         if (x[v] == -F(__builtin_inf())) y[v] = 0;
       multiply(y, in.V, arguments.cotangent, y);
     }
-    if constexpr (sizeof(F) == 4)
-      if (is_half(in.dtype)) narrow(in.dtype, y, in.V, reinterpret_cast<uint16_t*>(out));
+    writer.finish(t);
   }
 
   const Sequence<F>& in;
@@ -108,13 +93,15 @@ template <class F> class HvpRun {
   const int64_t pairs;
   DirectedSource<F> directed;
   Lattice<DirectedSource<F>> lattice;
+  HvpWriter<F> writer;
   ClassSums<F> changes_by_class;
   F of_blank[kFrames];   // changes of the blank's occupancy
   bool finite[kFrames];  // whether the changes of the frame's occupancies are finite
-  F* buffer;             // a row of the result, for halves
 };
 
 template <class F> Outcome sequence_hvp(const Sequence<F>& sequence, const HvpArguments<F>& arguments) {
+  if constexpr (sizeof(F) == 4)
+    if (sequence.feasible && GroupHvpRun(sequence, arguments).run()) return Outcome::kFinite;
   return HvpRun<F>(sequence, arguments).run();
 }
 

@@ -20,9 +20,11 @@ class RatioSource : public SequenceRows<float> {
   using Vec = Lanes<F>;
 
  public:
+  using Value = Doubles;
+
   // `with_classes`: the ratios of all classes are kept too, if rows go through a table.
-  RatioSource(const Sequence<F>& sequence, int64_t pairs, bool with_classes)
-      : SequenceRows(sequence, pairs, false),
+  RatioSource(const Sequence<F>& sequence, int64_t pairs, bool with_classes, bool with_direction = false)
+      : SequenceRows(sequence, pairs, with_direction),
         keeps_classes(with_classes && by_table && !by_label),
         by_registers(kRegisters && by_table && in.softmax && !by_label && in.V >= N && in.V <= 4 * N) {}
 
@@ -47,8 +49,9 @@ class RatioSource : public SequenceRows<float> {
   }
 
   // Computes the ratios of frames [begin, end), as EmissionSource::read. Returns false also if a ratio does not fit.
-  bool read(int64_t begin, int64_t end, RunningProduct* product) {
-    block_begin = begin - begin % block;
+  // `window`: the slots whose labels are needed.
+  bool read(int64_t begin, int64_t end, RunningProduct* product, Window window) {
+    block_begin = begin - begin % block, slots = window;
     for (int64_t t = (end - 1) / kFrames * kFrames; t >= begin; t -= kFrames)
       if (!read_group(t, min_of(t + kFrames, end), product)) return false;
     return true;
@@ -56,7 +59,7 @@ class RatioSource : public SequenceRows<float> {
 
   // The ratios of a frame in the block that was read last: those of the labels that alpha and beta need, and before all
   // labels 0.
-  F* ratios(int64_t t) const { return y + (t - block_begin) * frame_size() + N; }
+  Ratios ratios(int64_t t) const { return {ratios_at(t), frame_size(), 0}; }
   int64_t frame_size() const { return N + pairs; }
 
   // The ratios of all classes at a group of frames, [class][frame], if they are kept. With these factors, one for each
@@ -67,18 +70,19 @@ class RatioSource : public SequenceRows<float> {
   // Of the ratios of frame t, and of the others in its group.
   Growth growth(int64_t t) const { return growths[t / kFrames]; }
 
- private:
-  static constexpr bool kRegisters = CTC_VECTOR_BYTES == 64;
-
-  int64_t kept_classes() const { return padded<F>(classes); }
-
-  // What the slots of the window need. Beta's need the label before them too. To leave out a few labels of a table
-  // costs as much as it saves.
+  // The labels of frames [begin, end) that are computed: what the slots of the window need. Beta's need the label
+  // before them too. To leave out a few labels of a table costs as much as it saves.
   Window labels_of(int64_t begin, int64_t end) const {
     if (by_table && pairs <= 6 * N) return {0, pairs};
     const Window window = group_window(begin, end - begin, in.length, in.L, pairs);
-    return {max_of<int64_t>(window.begin - N, 0), window.end};
+    return {max_of<int64_t>(max_of(window.begin, slots.begin) / N * N - N, 0), min_of(window.end, slots.end)};
   }
+
+ private:
+  F* ratios_at(int64_t t) const { return y + (t - block_begin) * frame_size() + N; }
+  static constexpr bool kRegisters = CTC_VECTOR_BYTES == 64;
+
+  int64_t kept_classes() const { return padded<F>(classes); }
 
   bool read_group(int64_t begin, int64_t end, RunningProduct* product) {
     Vec least = splat<Vec>(F(1)), most = least;
@@ -104,7 +108,7 @@ class RatioSource : public SequenceRows<float> {
     const F* rows[kFrames];
     rows_of_group(begin, end, rows);
     F* to[kFrames];
-    for (int k = 0; k < kFrames; ++k) to[k] = ratios(begin) + k * frame_size();
+    for (int k = 0; k < kFrames; ++k) to[k] = ratios_at(begin) + k * frame_size();
     if (keeps_classes) table.p = kept + (begin - block_begin) * kept_classes();
     const RatioBase<F> base = ratios_of_labels(rows, begin, end, to, least);
     most_ratio = base.of_top;
@@ -157,10 +161,11 @@ class RatioSource : public SequenceRows<float> {
       if (!base.fits || (first && !keep(t, n, base, 0, product, divisor))) return false;
       if (first) product->multiply(divisor);
       most_ratio = max_of(most_ratio, base.of_top);
-      make_ratios(base, raw, labels, ratios(t), least);
+      make_ratios(base, raw, labels, ratios_at(t), least);
     }
     // Alpha takes whole groups.
-    for (int64_t t = end; t < begin + kFrames; ++t) __builtin_memcpy(ratios(t), ratios(end - 1), pairs * sizeof(F));
+    for (int64_t t = end; t < begin + kFrames; ++t)
+      __builtin_memcpy(ratios_at(t), ratios_at(end - 1), pairs * sizeof(F));
     return true;
   }
 
@@ -175,6 +180,7 @@ class RatioSource : public SequenceRows<float> {
 
   const bool by_registers;             // of narrow rows: see ratios_of_labels
   int64_t block = 1, block_begin = 0;  // frames of a block; the first one of the block that was read last
+  Window slots = {};                   // in that block
   Growth* growths;                     // of each group of frames
   F* kept;                             // ratios of all classes of a block of frames, [group][class][frame]
   F* softmax_factors;                  // of each frame

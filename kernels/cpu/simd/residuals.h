@@ -3,7 +3,8 @@
 #pragma once
 
 #include "class_sums.h"
-#include "group_sweep.h"
+#include "group_products.h"
+#include "sequence_rows.h"
 
 namespace jax_ctc {
 namespace {

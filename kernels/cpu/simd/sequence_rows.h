@@ -48,6 +48,8 @@ template <class F> class SequenceRows {
 
   const void* acts_at(int64_t t) const { return static_cast<const char*>(in.acts) + t * frame_step; }
 
+  static int64_t whole_groups(int64_t frames) { return (frames + kFrames - 1) / kFrames * kFrames; }
+
   bool all_rows_defined() const {
     for (int64_t t = 0; t < in.length; ++t)
       if (!(in.softmax ? normalise(row(t), in.V, row_ahead(t)).defined() : scores_defined(acts_at(t)))) return false;
@@ -76,14 +78,12 @@ template <class F> class SequenceRows {
     if (by_table && !in.softmax) mark_classes();
   }
 
-  static int64_t whole_groups(int64_t frames) { return (frames + kFrames - 1) / kFrames * kFrames; }
-
   // The rows of frames [begin, end) of a group. Beyond the last frame, the last frame again.
   void rows_of_group(int64_t begin, int64_t end, const F* (&rows)[kFrames]) const {
-    for (int k = 0; k < kFrames; ++k) {
-      rows[k] = row(min_of(begin + k, end - 1), k);
-      if (begin > 0 && in.acts_stride > in.V) prefetch(acts_at(begin - kFrames + k), row_bytes);
-    }
+    const char* at = static_cast<const char*>(acts_at(begin));
+    if (begin > 0 && in.acts_stride > in.V) prefetch_group(at - kFrames * frame_step, frame_step, row_bytes);
+    for (int k = 0; k < kFrames; ++k, at += begin + k < end ? frame_step : 0)
+      rows[k] = widened(in.dtype, at, in.V, wide + k * in.V);
   }
 
   // The row that is read after row t, to be prefetched. Halves are not prefetched here.
