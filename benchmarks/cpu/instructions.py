@@ -44,7 +44,8 @@ PARTS = {
     "band.h": "posterior", "group_products.h": "posterior", "class_sums.h": "posterior",
     "residuals.h": "posterior", "class_rows.h": "gradient", "class_gradient.h": "gradient",
     "directed_emissions.h": "emissions", "directed_ratios.h": "emissions", "dual.h": "step",
-    "gradient.h": "gradient", "hvp.h": "gradient", "hvp_writer.h": "gradient", "group_hvp.h": "gradient",
+    "gradient.h": "gradient", "hvp.h": "gradient", "hvp_writer.h": "gradient",
+    "group_hvp.h": "gradient",
 }  # fmt: skip
 # In files of several subjects, by its name.
 PARTS_OF_NAMES = {
