@@ -117,6 +117,8 @@ def _custom_call(
     **params: int,
 ):
     wanted = len(ctx.avals_out)
+    if op == "hvp" and platform == "cpu":
+        operands = _without_kept_gradient(operands, ctx)
     target = TARGETS[op]
     if op in OF_SCORES and not params.pop("softmax"):
         target = OF_SCORES[op]
@@ -178,6 +180,22 @@ def _aliases(op: str, platform: str, ctx: LoweringRuleContext, time_moved: bool)
     kept = _operands.SIGNATURES[op].operands.index(_operands.COLUMNS)
     same = types[kept].dtype == acts.dtype  # that of the gradient
     return {kept: 0} if same else {}
+
+
+def _without_kept_gradient(
+    operands: Sequence[mlir.ir.Value], ctx: LoweringRuleContext
+) -> list[mlir.ir.Value]:
+    """Gives the CPU's Hessian-vector product `acts` in the place of the gradient that the forward
+    pass kept. The gradient aliases that (`_aliases`), so XLA would copy it for the product, whose
+    kernel for float32 rarely needs it and then computes it again.
+    """
+    types = _operand_types(ctx)
+    acts, labels = types[:2]
+    kept = _operands.SIGNATURES["hvp"].operands.index(_operands.COLUMNS)
+    dense = _operands.is_dense(acts.shape[-1], labels.shape[-1])
+    if dense and acts.dtype == np.float32:
+        return [*operands[:kept], operands[0], *operands[kept + 1 :]]
+    return list(operands)
 
 
 def _operand_types(ctx: LoweringRuleContext) -> list[ShapedArray]:

@@ -167,10 +167,12 @@ template <class F> void hvp_of_sequence(const Problem& p, int64_t sequence, Resi
   if (cotangent == 0 || !is_valid_length(s, length) || !labels.read(p, p.labels + sequence * s.L))
     return fill_like_acts(p, out, sequence, 0, s.T, false);
   const Sequence<F> in = sequence_of<F>(p, sequence, labels);
+  // A caller may pass anything in the place of a dense gradient of float32, so that XLA needs no copy of it.
+  const bool kept = !s.dense() || p.dtype != Dtype::kF32;
   const HvpArguments<F> arguments = {at(direction, first * s.V, p.dtype),
                                      p.factors() == 0 ? nullptr : row_of<F>(residuals.rows, first, 2),
                                      2 * s.B,
-                                     row_of<F>(residuals.columns, first, s.columns()),
+                                     kept ? row_of<F>(residuals.columns, first, s.columns()) : nullptr,
                                      s.B * s.columns(),
                                      s.dense(),
                                      labels.columns.data(),

@@ -84,7 +84,15 @@ def test_remat_by_the_name_of_the_residuals_runs_the_forward_kernel_once():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["f32", "bf16"])
 @pytest.mark.parametrize(
     "transformation",
-    ["loss", "value_and_grad", "jvp", "vmap", "vmap of grad", "mapped in the middle"],
+    [
+        "loss",
+        "value_and_grad",
+        "jvp",
+        "jvp of grad",
+        "vmap",
+        "vmap of grad",
+        "mapped in the middle",
+    ],
 )
 def test_the_optimised_program_copies_and_transposes_nothing(
     size, time_major, dtype, transformation
@@ -96,6 +104,10 @@ def test_the_optimised_program_copies_and_transposes_nothing(
         "loss": (f, acts),
         "value_and_grad": (jax.value_and_grad(f), acts),
         "jvp": (lambda a, *r: jax.jvp(lambda x: f(x, *r), (a,), (a,)), acts),
+        "jvp of grad": (
+            lambda a, *r: jax.jvp(jax.grad(lambda x: f(x, *r)), (a,), (a,)),
+            acts,
+        ),
         "vmap": (jax.vmap(f, (0, None, None)), many),
         "vmap of grad": (jax.vmap(jax.grad(f), (0, None, None)), many),
         "mapped in the middle": (

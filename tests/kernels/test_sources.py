@@ -98,6 +98,11 @@ INCLUDES = {
         "cpu/simd/group_products.h",
         "cpu/simd/sequence_rows.h",
     },
+    "cpu/simd/forward.h": {
+        "cpu/simd/class_gradient.h",
+        "cpu/simd/group_sweep.h",
+        "cpu/simd/residuals.h",
+    },
     "cpu/simd/directed_emissions.h": {"cpu/simd/emissions.h"},
     "cpu/simd/directed_ratios.h": {"cpu/simd/ratios.h"},
     "cpu/simd/hvp_writer.h": {"cpu/simd/sequence_rows.h"},
@@ -110,6 +115,7 @@ INCLUDES = {
     "cpu/simd/hvp.h": {
         "cpu/simd/class_sums.h",
         "cpu/simd/directed_emissions.h",
+        "cpu/simd/forward.h",
         "cpu/simd/group_hvp.h",
         "cpu/simd/hvp_writer.h",
         "cpu/simd/sweep.h",
@@ -117,11 +123,6 @@ INCLUDES = {
     "cpu/simd/slice_sums.h": {"cpu/simd/half.h", "cpu/simd/rows.h"},
     "cpu/simd/best_classes.h": {"cpu/simd/half.h", "cpu/simd/normaliser.h"},
     "cpu/simd/gradient.h": {"cpu/simd/arena.h", "cpu/simd/half.h", "cpu/simd/rows.h"},
-    "cpu/simd/forward.h": {
-        "cpu/simd/class_gradient.h",
-        "cpu/simd/group_sweep.h",
-        "cpu/simd/residuals.h",
-    },
     "cpu/simd/align_emissions.h": {"cpu/simd/arena.h", "cpu/simd/class_table.h", "cpu/simd/half.h"},
     "cpu/simd/align.h": {"common/best_path.h", "cpu/simd/align_emissions.h"},
     "cpu/simd/table.h": {

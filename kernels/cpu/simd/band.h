@@ -7,9 +7,10 @@
 namespace jax_ctc {
 namespace {
 
-// Alignments whose share of the total is less than 2^kTooLittle are left out. Products of alpha and beta are multiples
-// of this number in any case.
-constexpr int kTooLittle = -80;
+// States are left out if the alignments through them have less than kLittle = 2^kTooLittle of the total. For a billion
+// states that is 6e-11 together.
+constexpr int kTooLittle = -64;
+constexpr double kLittle = 0x1p-64;
 
 // How often the band is made narrower, in frames. To look at it costs as much as to take two vectors of slots.
 constexpr int64_t kNarrowEvery = 8;
@@ -23,7 +24,7 @@ inline int64_t narrowest() {
 #endif
 }
 
-// Before a frame alpha is other than 0 only in slots [begin, end). What stands before `begin` is not taken.
+// Before a frame alpha is 0 from slot `end` on. What it has before slot `begin` is left out.
 struct Band {
   int64_t begin = 0, end = 1;
 
@@ -32,8 +33,8 @@ struct Band {
     return {max_of(window.begin, begin), min_of(window.end, (end + frames + multiple - 1) / multiple * multiple)};
   }
 
-  // Leaves out vectors of N slots at both ends, unless counts(i), where i is the first slot of one. Calls clear(i) for
-  // each that alpha could reach again.
+  // Leaves out vectors of N slots at both ends, up to the first whose slots count, by counts(first slot). Calls
+  // clear(first slot) for those at the right, which alpha could reach again. Returns whether there were any.
   template <int64_t N, class Counts, class Clear> bool narrow(Counts counts, Clear clear) {
     const Band before = *this;
     while (begin + N < end && !counts(begin)) begin += N;
@@ -42,9 +43,8 @@ struct Band {
   }
 };
 
-// The largest share that the alignments through a state have, of those of a vector of slots from i on after frame t -
-// 1: an exponent that the share is less than 2 to the power of, relative to 1 and not to the total. Alpha times those
-// states of beta at frame t that can follow is the share.
+// Of a vector of slots from i on, before frame t: 2 to the power of this is more than what the alignments through any
+// one of the states add to the total. That is alpha times the sum of those states of beta that can follow it.
 template <class V>
 double largest_share(const GroupStates<kAlpha, V>& alpha, const StoredBeta<V>& beta, int64_t t, int64_t i) {
   const double *const of_beta = beta.labels_at(t) + 1 + i, *const blanks = beta.blanks_at(t) + i;
@@ -64,7 +64,7 @@ double largest_share(const GroupStates<kAlpha, V>& alpha, const StoredBeta<V>& b
   };
   const Doubles largest =
       max_of(share(load<Doubles>(alpha.blank + i), follow_blank), share(load<Doubles>(alpha.label + i), follow_label));
-  return max_of_lanes(largest + load<Doubles>(alpha.exponent + i) + unit) + 1;
+  return max_of_lanes(largest + load<Doubles>(alpha.exponent + i) + unit);
 }
 
 }  // namespace

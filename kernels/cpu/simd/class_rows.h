@@ -28,8 +28,9 @@ class ClassRows {
     if constexpr (!kAtOnce) products.start(t, window);
   }
 
-  template <bool kSums = kAtOnce> auto adder(int frame, const int32_t* places) {  // a template, so that one branch is
-    if constexpr (kSums) {                                                        // compiled alone
+  // As GroupLattice::sweep_alpha asks for. A template, so that one branch is compiled alone.
+  template <bool kSums = kAtOnce> auto adder(int frame, const int32_t* places) {
+    if constexpr (kSums) {
       return [sums = sums.adder(places)](int64_t i, const auto& of_labels) {
         HalfFloats at[kFrames];
 #pragma GCC unroll 4

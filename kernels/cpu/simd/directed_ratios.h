@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the lattice in groups of frames needs of acts and of a direction: ratios (ratios.h) and their derivatives.
 //
-// The derivative of a ratio is the ratio times the change of the direction from the blank to the label (eq. 12). So one
-// number that is added to the direction of a whole frame changes nothing, and costs no digits.
+// The derivative of a ratio, divided by the ratio, is the change of the direction from the blank to the label (eq. 12).
+// So one number that is added to the direction of a whole frame changes nothing, and costs no digits.
 #pragma once
 
 #include "ratios.h"
@@ -34,7 +34,6 @@ class DirectedRatios {
     arena.take(changes, frames * source.frame_size()), arena.take(kept, frames * kept_classes());
     arena.take(base, source.whole_groups(in.length)), arena.take(mean, source.whole_groups(in.length));
     arena.take(wide, is_half(in.dtype) ? kFrames * in.V : 0);
-    arena.take(table, kFrames * kept_classes());
   }
 
   void initialise() {
@@ -100,14 +99,14 @@ class DirectedRatios {
     tabulate(rows, in.V, F(0), u);
     const F* const y = source.class_ratios(begin);
     const Vec origin = tiled<F>(load_quad(base + begin));
-    F* const table = this->table;  // the stores below change none of the members
     Vec sum = {}, least = {}, most = {};
-    for (int64_t i = 0, n = kFrames * in.V; i < n; i += N) {  // behind the last class ratios are 0
-      const Vec change = load<Vec>(u + i) - origin, of_ratio = load<Vec>(y + i) * change;
-      least = min_of(least, change), most = max_of(most, change), sum += of_ratio;
-      store(u + i, change), store(table + i, of_ratio);
+    for (int64_t i = 0, n = kFrames * in.V; i < n; i += N) {
+      const Vec ratio = load<Vec>(y + i), change = load<Vec>(u + i) - origin;
+      const Vec possible = ratio == Vec{} ? Vec{} : change;  // not so behind the last class
+      least = min_of(least, possible), most = max_of(most, possible), sum += ratio * change;
+      store(u + i, change);
     }
-    gather(table, source.places, source.labels_of(begin, end), to);
+    gather(u, source.places, source.labels_of(begin, end), to);
     if (first) {
       const Vec sums = sum_over<kFrames, N>(sum);
       for (int k = 0; k < kFrames; ++k)
@@ -123,13 +122,12 @@ class DirectedRatios {
     bool finite = true;
     for (int64_t t = end - 1; t >= begin; --t) {
       const F* u = direction(t);
-      const F* y = source.ratios(t).first;
       F* to = changes_at(t);
       base[t] = u[in.blank];
       for (int64_t i = labels.begin; i < labels.end; ++i) {
         const F change = i < in.L ? u[in.labels[i]] - base[t] : 0;
         largest = max_of(largest, max_of(change, -change)), finite = finite && is_finite(change);
-        to[i] = y[i] * change;
+        to[i] = change;
       }
       if (!first) continue;
       mean[t] = in.softmax ? F(softmax_dot(source.row(t), in.V, source.shift[t], source.scale[t], u, base[t])) : 0;
@@ -151,10 +149,9 @@ class DirectedRatios {
   const int64_t pairs;
   int64_t block = 1, block_begin = 0;  // frames of a block; the first one of the block that was read last
   F steepest = 0;                      // the largest change from a blank to a class
-  F* changes;                          // derivatives of a block of frames, laid out as ratios
+  F* changes;                          // from the blank to each label, of a block of frames, laid out as ratios
   F* kept;                             // see directions_at
   F* wide;                             // rows of halves as floats
-  F* table;                            // [class][frame]
 };
 
 }  // namespace

@@ -28,14 +28,14 @@ class ClassHvp {
   auto adder(int frame) { return rows.adder(frame, source.places); }
 
   void finish(int64_t t, int64_t count, const double (&of_blank)[kFrames], double total) {
-    const Vec share = splat<Vec>(F(arguments.cotangent / total));
-    const Vec factor = in.softmax ? tiled<F>(load_quad(source.softmax_factors_at(t))) * arguments.cotangent : Vec{};
+    const Vec share = splat<Vec>(F(1 / total)), cotangent = splat<Vec>(arguments.cotangent);
+    const Vec factor = in.softmax ? tiled<F>(load_quad(source.softmax_factors_at(t))) : Vec{};
     const Vec mean = tiled<F>(load_quad(directed.mean + t));
     F* to[kFrames];
     for (int k = 0; k < kFrames; ++k) to[k] = k < count ? writer.begin(t + k) : spare;
     const F *const ratios = source.class_ratios(t), *const u = directed.directions_at(t);
     rows.write(source.places, in.blank, of_blank, in.V, to, [=](int64_t i, Vec taken) {
-      return load<Vec>(ratios + i) * factor * (load<Vec>(u + i) - mean) - taken * share;
+      return (load<Vec>(ratios + i) * factor * (load<Vec>(u + i) - mean) - taken * share) * cotangent;
     });
     for (int64_t k = 0; k < count; ++k) writer.finish(t + k);
   }

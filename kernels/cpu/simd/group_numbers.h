@@ -51,10 +51,17 @@ CTC_FN Number<Doubles> shift_down(Number<Doubles> v, Number<Doubles> above) {
   return {shift_down(v.value, above.value), shift_down(v.change, above.change)};
 }
 
+// A number times a ratio y, which has a derivative u * y: `y` is (y, u).
+CTC_FN Doubles times_ratio(Doubles v, Doubles y) { return v * y; }
+CTC_FN Number<Doubles> times_ratio(Number<Doubles> v, Number<Doubles> y) {
+  return {v.value * y.value, (v.change + v.value * y.change) * y.value};
+}
+
 // A derivative, along the directions that fit (directed_ratios.h), is less than 2^kMostChange times its number.
 constexpr int kMostChange = 64;
 
-// The ratios of labels at successive frames, `frame` elements apart. Derivatives are `pitch` elements further.
+// The ratios of labels at successive frames, `frame` elements apart. Their derivatives, divided by them, are `pitch`
+// elements further.
 struct Ratios {
   const float* first;
   int64_t frame, pitch;

@@ -104,7 +104,7 @@ template <Recursion kRecursion, class V> class GroupStates {
         const Pair<V> before = advance(at, neighbour, unit, skip);
         V ratio;
         load_number(y.first + f * y.frame + i - kRight, y.pitch, ratio);
-        at = {before.blank, before.label * ratio};
+        at = {before.blank, times_ratio(before.label, ratio)};
         visit(f, i, before, at);
       }
       store_number(blank + i, pitch, at.blank), store_number(label + i, pitch, at.label);

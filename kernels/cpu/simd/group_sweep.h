@@ -137,7 +137,8 @@ template <class Source> class GroupLattice {
     return band.after(frames + 2, window, kLanes<float>);
   }
 
-  // Makes the band of alpha before frame t narrower, if it can.
+  // Makes the band of alpha before frame t narrower, if it can. States that enter a cleared slot later may be smaller
+  // than alpha.room says. One that counts is not: it is more than 2^64 times what stood there.
   bool narrow(Band& band, int64_t t) {
     if (band.end - band.begin < narrowest()) return false;
     band.begin = max_of(band.begin, window_of(t, 1).begin);
@@ -202,7 +203,7 @@ template <class Source> class GroupLattice {
   CTC_INLINE Doubles given(Doubles product) const { return (product + 0x1p-60) - 0x1p-60; }
   CTC_INLINE Doubles given(Number<Doubles> product) const {
     const Doubles change = product.change - product.value * mean;
-    return product.value < splat<Doubles>(0x1p-80) ? Doubles{} : change;
+    return product.value < splat<Doubles>(kLittle) ? Doubles{} : change;
   }
 
   // Takes kTogether frames of alpha, from t + f on, and multiplies alpha before the emission with beta after it. The

@@ -5,6 +5,7 @@
 
 #include "class_sums.h"
 #include "directed_emissions.h"
+#include "forward.h"
 #include "group_hvp.h"
 #include "hvp_writer.h"
 #include "sweep.h"
@@ -100,8 +101,21 @@ template <class F> class HvpRun {
 };
 
 template <class F> Outcome sequence_hvp(const Sequence<F>& sequence, const HvpArguments<F>& arguments) {
-  if constexpr (sizeof(F) == 4)
-    if (sequence.feasible && GroupHvpRun(sequence, arguments).run()) return Outcome::kFinite;
+  if constexpr (sizeof(F) == 4) {
+    if (!sequence.feasible) return HvpRun<F>(sequence, arguments).run();
+    if (GroupHvpRun(sequence, arguments).run()) return Outcome::kFinite;
+    if (arguments.columns == nullptr) {  // the gradient is computed again, where the result will stand
+      SequenceResiduals<F> gradient;
+      gradient.dense = true;
+      gradient.columns = static_cast<F*>(arguments.out), gradient.columns_stride = sequence.acts_stride;
+      F cost;
+      const Outcome outcome = sequence_cost(sequence, gradient, &cost);
+      if (outcome != Outcome::kFinite) return outcome;
+      HvpArguments<F> again = arguments;
+      again.columns = gradient.columns, again.columns_stride = gradient.columns_stride;
+      return HvpRun<F>(sequence, again).run();
+    }
+  }
   return HvpRun<F>(sequence, arguments).run();
 }
 

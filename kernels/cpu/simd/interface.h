@@ -75,7 +75,7 @@ template <class F> struct HvpArguments {
   const void* direction;  // like acts, with the stride of acts
   const F* rows;          // rows and columns are residuals. Null if dense, and of log-scores
   int64_t rows_stride;
-  const F* columns;
+  const F* columns;  // null if they are not at hand: acts are float32, and the layout is dense
   int64_t columns_stride;
   bool dense;
   const int32_t* own_column;  // compact: the column of each label's position, which equal labels do not share

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What alpha's sweep needs of beta at the frames of a block: its labels, and what its blanks follow from.
+// What alpha's sweep needs of beta at the frames of a block: its labels, and what its blanks are computed from.
 #pragma once
 
 #include "group_step.h"
@@ -32,7 +32,7 @@ template <class V> class StoredBeta {
   // The blanks, without derivatives, at the last one of kTogether frames. At the frame before, a blank is this plus the
   // label that follows.
   const double* blanks_at(int64_t t) const { return blanks + (t - first) / kTogether * row(); }
-  // The exponents of a group's units, and behind them a margin of one vector. They may be those of the group before.
+  // The exponents of a group's units, and behind them a margin of one vector. Successive groups may share them.
   const double* exponents_at(int64_t t) const { return units + units_of[group(t)] * row(); }
   bool same_exponents(int64_t t) const { return t > first && units_of[group(t)] == units_of[group(t) - 1]; }
   // No number of the group is more than 2^reach.
@@ -59,7 +59,7 @@ template <class V> class StoredBeta {
       if (kCount > 1 && f % kTogether == 0) store(blanks - f / kTogether * pitch + i, value_of(after.blank));
     };
   }
-  // The same for the blanks of a single frame.
+  // The same for the blanks of a single frame, if it is the last of kTogether.
   void keep_blanks(int64_t t, const double* of_beta) {
     if (t % kTogether != kTogether - 1) return;
     double* const to = blanks_of(t);
