@@ -50,17 +50,50 @@ template <class F> F largest(const F* x, int64_t V) {
 }
 
 // Memory that is prefetched a little at a time, because a processor has room for 10 to 16 lines that are on their way,
-// and waits when there are more.
-struct Ahead {
+// and waits when there are more. Into the second-level cache there is room for some 48: what is `later` bytes behind a
+// line goes there, if kLater.
+template <bool kLater> struct Ahead {
   static constexpr int64_t kLine = 64;
   uintptr_t at, end;
+  intptr_t later;
   template <int64_t kBytes> CTC_INLINE void prefetch() {
     if (at >= end) return;
-    for (int64_t byte = 0; byte < kBytes; byte += kLine) __builtin_prefetch(reinterpret_cast<const void*>(at + byte));
+    for (int64_t byte = 0; byte < kBytes; byte += kLine) prefetch_line(at + byte);
     at += kBytes;
   }
   void prefetch_rest() {
-    for (; at < end; at += kLine) __builtin_prefetch(reinterpret_cast<const void*>(at));
+    for (; at < end; at += kLine) prefetch_line(at);
+  }
+
+ private:
+  CTC_INLINE void prefetch_line(uintptr_t line) const {
+    __builtin_prefetch(reinterpret_cast<const void*>(line));
+    if (kLater) __builtin_prefetch(reinterpret_cast<const void*>(line + later), 0, 2);
+  }
+};
+
+// A row in pieces of up to 4 KB, equal but for the last one, and the row that is read after it.
+template <class F> struct Pieces {
+  static constexpr int64_t kMost = 4096 / sizeof(F), kLine = 64 / sizeof(F);
+  const F *row, *next;
+  int64_t V, size, count;
+  Pieces(const F* row, int64_t V, const F* next) : row(row), next(next), V(V), size(kMost), count(1) {
+    if (V <= kMost) return;
+    const uint32_t lines = (V + kLine - 1) / kLine, least = (V + kMost - 1) / kMost;
+    const uint32_t of_piece = (lines + least - 1) / least;
+    size = of_piece * kLine, count = (lines + of_piece - 1) / of_piece;
+  }
+  int64_t begin(int64_t k) const { return min_of(k * size, V); }
+  // The piece after piece k. The one after that comes later. It is there unless the row is one piece.
+  template <bool kLater> Ahead<kLater> ahead(int64_t k) const {
+    const int64_t after = k + 1 < count ? k + 1 : 0;
+    const uintptr_t from = place(k + 1), bytes = (begin(after + 1) - begin(after)) * sizeof(F);
+    return {from, from + bytes, kLater ? intptr_t(place(k + 2) - from) : 0};
+  }
+
+ private:
+  uintptr_t place(int64_t k) const {
+    return reinterpret_cast<uintptr_t>(k < count ? row + k * size : next + (k - count) * size);
   }
 };
 
@@ -69,7 +102,7 @@ struct Ahead {
 struct PartSum {
   double ties, tail;
 };
-template <bool kTies, class F> PartSum sum_part(const F* x, int64_t n, F shift, Ahead& ahead) {
+template <bool kTies, class F, bool kLater> PartSum sum_part(const F* x, int64_t n, F shift, Ahead<kLater>& ahead) {
   using Vec = Lanes<F>;
   constexpr int N = kLanes<F>;
   // A lane makes 16 additions. Then the sum goes on in double, because one float sum over V = 1e5 would give the
@@ -90,7 +123,7 @@ template <bool kTies, class F> PartSum sum_part(const F* x, int64_t n, F shift, 
     };
     int64_t v = begin;
     for (; v + 2 * N <= end; v += 2 * N) {
-      ahead.prefetch<2 * N * sizeof(F)>();
+      ahead.template prefetch<2 * N * sizeof(F)>();
       add(load<Vec>(x + v), a), add(load<Vec>(x + v + N), b);
     }
     if (v + N <= end) add(load<Vec>(x + v), a), v += N;
@@ -108,21 +141,17 @@ template <class F> struct RowSums {
   double ties, tail;
 };
 
-// Reads a row in pieces, each twice. A piece stays in the first-level cache between its two passes. The next piece is
-// prefetched meanwhile, because the rows of a sequence lie too far apart for the hardware to do it. `next` is the row
-// that is read next.
+// Reads a row in pieces, each twice. A piece stays in the first-level cache between its two passes. Meanwhile the next
+// piece is prefetched into this cache, and the one after it into the second-level cache: the rows of a sequence lie too
+// far apart for the hardware to do it, and one piece ahead is too late for memory. `next` is the row that is read next.
 template <class F> RowSums<F> sum_row(const F* x, int64_t V, const F* next) {
-  constexpr int64_t kPiece = 4096 / sizeof(F);
+  const Pieces<F> pieces(x, V, next);
   const F infinity = __builtin_inf();
   const double nan = __builtin_nan("");
   F top = -infinity;
   double ties = 0, tail = 0;
-  for (int64_t begin = 0; begin < V; begin += kPiece) {
-    const int64_t end = min_of(begin + kPiece, V);
-    const bool last = end == V;
-    const F* then = last ? next : x + end;
-    const F* behind = then + min_of(kPiece, last ? V : V - end);
-    Ahead ahead = {reinterpret_cast<uintptr_t>(then), reinterpret_cast<uintptr_t>(behind)};
+  for (int64_t k = 0; k < pieces.count; ++k) {
+    const int64_t begin = pieces.begin(k), end = pieces.begin(k + 1);
     const F here = largest(x + begin, end - begin);
     if (here > top) {
       if (ties > 0) tail = (ties + tail) * __builtin_exp(double(top) - double(here)), ties = 0;
@@ -134,10 +163,15 @@ template <class F> RowSums<F> sum_row(const F* x, int64_t V, const F* next) {
         if (x[v] != x[v]) return {top, nan, nan};
       continue;
     }
-    const PartSum part = here == top
-                             ? sum_part<true>(x + begin, end - begin, top, ahead)  // else no entry is equal to top
-                             : sum_part<false>(x + begin, end - begin, top, ahead);
-    ahead.prefetch_rest();
+    const auto sum = [&](auto ahead) {
+      const F* piece = x + begin;
+      // If the largest entry is in another piece, no entry is equal to it.
+      const PartSum part = here == top ? sum_part<true>(piece, end - begin, top, ahead)
+                                       : sum_part<false>(piece, end - begin, top, ahead);
+      ahead.prefetch_rest();
+      return part;
+    };
+    const PartSum part = pieces.count > 1 ? sum(pieces.template ahead<true>(k)) : sum(pieces.template ahead<false>(k));
     ties += part.ties, tail += part.tail;
   }
   return {top, ties, tail};

@@ -112,14 +112,30 @@ template <class F> void split_emissions(const F* x, int64_t n, F shift, F* p, In
   if (any_is_far(max_of_lanes(furthest), shift)) split_any_emissions(x, n, shift, p, q);
 }
 
+// Prefetches what a pass that reads x and writes `out` in order needs later: x from memory early, and both from the
+// second-level cache. The addresses may lie behind the arrays: to prefetch is not to access.
+template <class F> CTC_INLINE void prefetch_ahead(const F* x, const F* out) {
+  constexpr uintptr_t kNext = 2048, kLater = 8192;
+  const uintptr_t from = reinterpret_cast<uintptr_t>(x), to = reinterpret_cast<uintptr_t>(out);
+  __builtin_prefetch(reinterpret_cast<const void*>(from + kLater), 0, 2);
+  __builtin_prefetch(reinterpret_cast<const void*>(from + kNext));
+  __builtin_prefetch(reinterpret_cast<const void*>(to + kNext), 1);
+}
+
 // out = scale * exp(x - shift). `out` may be x.
 template <class F> void scaled_softmax(const F* x, int64_t V, F shift, F scale, F* out) {
   using Vec = Lanes<F>;
-  constexpr int N = kLanes<F>;
+  constexpr int N = kLanes<F>, kLine = 64 / sizeof(F), kWide = 1024;
   if (V < N) return store_first(out, exp_of_nonpositive<F>(load_first<Vec>(x, V, shift) - shift) * scale, V);
   Vec last = {};  // computed before out overwrites x
   if (V % N > 0) last = exp_of_nonpositive<F>(load<Vec>(x + V - N) - shift) * scale;
-  for (int64_t v = 0; v + N <= V; v += N) store(out + v, exp_of_nonpositive<F>(load<Vec>(x + v) - shift) * scale);
+  const auto write = [&](int64_t v) { store(out + v, exp_of_nonpositive<F>(load<Vec>(x + v) - shift) * scale); };
+  int64_t v = 0;
+  for (; V >= kWide && v + kLine <= V; v += kLine) {
+    prefetch_ahead(x + v, out + v);
+    for (int k = 0; k < kLine; k += N) write(v + k);
+  }
+  for (; v + N <= V; v += N) write(v);
   if (V % N > 0) store(out + V - N, last);
 }
 
