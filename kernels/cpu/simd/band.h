@@ -7,9 +7,8 @@
 namespace jax_ctc {
 namespace {
 
-// States are left out if the alignments through them have less than kLittle = 2^kTooLittle of the total. For a billion
-// states that is 6e-11 together.
-constexpr int kTooLittle = -64;
+// States are left out if the alignments through them have less than this of the total. For a billion states that is
+// 6e-11 together.
 constexpr double kLittle = 0x1p-64;
 
 // How often the band is made narrower, in frames. To look at it costs as much as to take two vectors of slots.

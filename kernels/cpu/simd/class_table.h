@@ -15,7 +15,8 @@ namespace {
 constexpr int kFrames = 4;
 
 // Prefetches a group of rows, `step` bytes apart.
-CTC_FN void prefetch_group(const char* row, int64_t step, int64_t bytes) {
+CTC_FN void prefetch_group(const void* first, int64_t step, int64_t bytes) {
+  const char* row = static_cast<const char*>(first);
   if (bytes > 128) {
     for (int k = 0; k < kFrames; ++k) prefetch(row + k * step, bytes);
     return;
@@ -38,6 +39,10 @@ template <class F> CTC_FN Quad<F> load_quad(const F* from) {
   return v;
 }
 template <class F> CTC_FN void store_quad(F* to, Quad<F> v) { __builtin_memcpy(to, &v, sizeof v); }
+// The first four lanes, as numbers of type F.
+template <class F, class V> CTC_FN Quad<F> first_quad(V v) {
+  return __builtin_convertvector(__builtin_shufflevector(v, v, 0, 1, 2, 3), Quad<F>);
+}
 
 // A vector is a row of groups of kFrames = 4 numbers. A Quad is one group.
 template <class F> using Groups = typename Count<kLanes<F> / kFrames>::type;
@@ -221,12 +226,14 @@ template <class F> struct Table {
     F* const p = this->p;
     Vec tail = {};
     Mask ties = {};
-    for (int64_t i = 0; i < kFrames * table_classes(V); i += N) {
+    int64_t i = 0;
+    for (; i < kFrames * V; i += N) {
       const Vec v = load<Vec>(x + i), y = base.ratio(v);
       const Mask at_top = v == top;
       tail += at_top ? Vec{} : y, ties -= at_top;
       store(p + i, y);
     }
+    for (; i < kFrames * table_classes(V); i += N) store(p + i, Vec{});
     set_normalisers<true>(top, tail / base.of_top, ties);
     return base;
   }
@@ -243,14 +250,11 @@ template <class F> struct Table {
 
   // Of log-scores see reference_of_scores. A NaN has become +inf. A NaN among logits has made `tail` NaN.
   template <bool kSoftmax> void set_normalisers(Vec top, Vec tail, Mask ties) {
-    constexpr F kInfinity = __builtin_inf();
-    const Vec tails = sum_over<kFrames, N>(tail);
-    const Mask all_ties = sum_over<kFrames, N>(ties);
-    for (int k = 0; k < kFrames; ++k) {
-      const bool possible = top[k] > -kInfinity, defined = (possible || !kSoftmax) && top[k] < kInfinity;
-      shift[k] = possible || kSoftmax ? top[k] : F(0);
-      sum[k] = !defined ? __builtin_nan("") : kSoftmax ? double(all_ties[k]) + double(tails[k]) : 1;
-    }
+    const Vec shifts = kSoftmax ? top : top > -F(__builtin_inf()) ? top : Vec{};
+    const Vec tails = sum_over<kFrames, N>(tail) + (shifts - shifts);  // NaN if a shift is infinite
+    const Mask all_ties = kSoftmax ? sum_over<kFrames, N>(ties) : Mask{} + 1;
+    store_quad(shift, first_quad<F>(shifts));
+    store_quad(sum, first_quad<double>(all_ties) + first_quad<double>(tails));
   }
 
  private:

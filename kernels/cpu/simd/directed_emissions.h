@@ -128,10 +128,10 @@ template <class F> class DirectedSource {
     for (int k = 0; k < kFrames; ++k) {
       rows[k] = direction(min_of(begin + k, end - 1), k);
       to[k] = emissions(begin).changes() + k * source.frame_bytes() / int64_t(sizeof(F));
-      if (begin == 0) continue;
-      prefetch(direction_at(begin - kFrames + k), source.row_bytes);
-      if (first && arguments.dense) prefetch(columns_at(begin - kFrames + k), in.V * sizeof(F));
     }
+    if (begin > 0) prefetch_group(direction_at(begin - kFrames), source.frame_step, source.row_bytes);
+    if (begin > 0 && first && arguments.dense)
+      prefetch_group(columns_at(begin - kFrames), arguments.columns_stride * sizeof(F), in.V * sizeof(F));
     tabulate(rows, in.V, F(0), table);
     if (first) find_means_of_group(begin, end, rows);
     Quad<F> centres;

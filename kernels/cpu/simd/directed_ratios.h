@@ -93,8 +93,7 @@ class DirectedRatios {
       to[k] = changes_at(begin) + k * source.frame_size();
       base[begin + k] = rows[k][in.blank];
     }
-    if (begin > 0)
-      prefetch_group(static_cast<const char*>(direction_at(begin - kFrames)), source.frame_step, source.row_bytes);
+    if (begin > 0) prefetch_group(direction_at(begin - kFrames), source.frame_step, source.row_bytes);
     F* const u = kept + (begin - block_begin) * kept_classes();
     tabulate(rows, in.V, F(0), u);
     const F* const y = source.class_ratios(begin);

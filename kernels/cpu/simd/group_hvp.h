@@ -106,22 +106,13 @@ class GroupHvpRun {
   // Returns false if something does not fit. What has been written is then to be written again.
   bool run() {
     if (!is_finite(arguments.cotangent) || in.length > DirectedRatios::kMostFrames) return false;
-    if (arguments.rows != nullptr && !take_rows()) return false;
+    if (directed.source.take(arguments.rows, arguments.rows_stride) != Outcome::kFinite) return false;
     directed.initialise(), lattice.initialise();
     if (!lattice.sweep_beta() || directed.is_too_flat()) return false;
     return directed.source.by_table ? lattice.sweep_alpha(by_class) : lattice.sweep_alpha(by_row);
   }
 
  private:
-  bool take_rows() {
-    for (int64_t t = 0; t < in.length; ++t) {
-      const F* row = arguments.rows + t * arguments.rows_stride;
-      if (!(row[1] > 0)) return false;
-      directed.source.shift[t] = row[0], directed.source.scale[t] = row[1];
-    }
-    return true;
-  }
-
   const Sequence<F>& in;
   const HvpArguments<F>& arguments;
   const int64_t pairs;

@@ -142,7 +142,7 @@ template <class Source> class GroupLattice {
   bool narrow(Band& band, int64_t t) {
     if (band.end - band.begin < narrowest()) return false;
     band.begin = max_of(band.begin, window_of(t, 1).begin);
-    const auto counts = [&](int64_t i) { return largest_share(alpha, stored, t, i) >= double(kTooLittle + z.e); };
+    const auto counts = [&](int64_t i) { return largest_share(alpha, stored, t, i) >= exponent_of(kLittle) + z.e; };
     return band.narrow<kDoubles>(counts, [this](int64_t i) { alpha.clear(i); });
   }
 

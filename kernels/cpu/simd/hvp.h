@@ -27,14 +27,8 @@ template <class F> class HvpRun {
   }
 
   Outcome run() {
-    if (arguments.rows != nullptr) {
-      for (int64_t t = 0; t < in.length; ++t) {
-        const F* row = arguments.rows + t * arguments.rows_stride;
-        if (row[1] != row[1]) return Outcome::kNoSoftmax;
-        if (row[1] == 0) return Outcome::kNoAlignment;
-        directed.source.shift[t] = row[0], directed.source.scale[t] = row[1];
-      }
-    }
+    const Outcome taken = directed.source.take(arguments.rows, arguments.rows_stride);
+    if (taken != Outcome::kFinite) return taken;
     if (!in.feasible) return directed.source.all_rows_defined() ? Outcome::kNoAlignment : Outcome::kNoSoftmax;
     directed.initialise(), lattice.initialise();
     if (!lattice.sweep_beta()) return Outcome::kNoSoftmax;
@@ -63,12 +57,19 @@ template <class F> class HvpRun {
     if (!directed.source.by_table) return write(t, nullptr);
     if (t % kFrames < kFrames - 1 && t < in.length - 1) return;
     const int64_t begin = t / kFrames * kFrames;
-    writer.prefetch_rows(t + 1);
-    for (int64_t k = t + 1; k < min_of(t + 1 + kFrames, in.length); ++k)
-      prefetch(directed.direction_at(k), directed.source.row_bytes);
+    prefetch_rows(t + 1);
     if constexpr (kLanes<F> >= kFrames)
       changes_by_class.gather(lattice.products(begin, 1), directed.source.places, pairs, in.blank, load_quad(of_blank));
     for (int64_t k = begin; k <= t; ++k) write(k, changes_by_class.row(k));
+  }
+
+  // What the next group of frames reads and writes, from frame t on.
+  void prefetch_rows(int64_t t) const {
+    const SequenceRows<F>& source = directed.source;
+    for (int64_t k = t; k < min_of(t + kFrames, in.length); ++k) {
+      prefetch(source.acts_at(k), source.row_bytes), prefetch(directed.direction_at(k), source.row_bytes);
+      prefetch<true>(writer.out_at(k), source.row_bytes);
+    }
   }
 
   // Writes row t of the result. `changes`, if not null, are those of the occupancies by class.

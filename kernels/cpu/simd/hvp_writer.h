@@ -42,14 +42,6 @@ template <class F> class HvpWriter {
     y[in.blank] -= factor * of_blank;
   }
 
-  // The rows that come next, of a group from frame t on.
-  void prefetch_rows(int64_t t) const {
-    for (int64_t k = t; k < min_of(t + kFrames, in.length); ++k) {
-      prefetch(rows.acts_at(k), rows.row_bytes);
-      prefetch<true>(out_at(k), rows.row_bytes);
-    }
-  }
-
  private:
   const Sequence<F>& in;
   const HvpArguments<F>& arguments;

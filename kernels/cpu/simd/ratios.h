@@ -94,14 +94,26 @@ class RatioSource : public SequenceRows<float> {
     return true;
   }
 
-  // Multiplies what divides the paths through frame t into `divisor`.
-  bool keep(int64_t t, Normaliser<F> n, const RatioBase<F>& base, int64_t k, RunningProduct* product, double& divisor) {
-    const double of_frame = n.sum * double(base.of_top[k]);
-    divisor *= of_frame;
+  // Multiplies what divides the paths through frame t into `product`.
+  bool keep(int64_t t, Normaliser<F> n, const RatioBase<F>& base, RunningProduct* product) {
+    product->multiply(n.sum * double(base.of_top[0]));
     if (!in.softmax) product->log_of_others -= n.shift;
-    if (!keeps_classes) return SequenceRows::keep(t, n);
-    softmax_factors[t] = F(1 / of_frame);
-    return n.defined();
+    return SequenceRows::keep(t, n);
+  }
+  // The same for the frames of a table. Those behind the last one are copies of it.
+  bool keep_group(int64_t begin, int64_t count, const RatioBase<F>& base, RunningProduct* product) {
+    const Quad<double> sums = load_quad(table.sum), divisors = sums * first_quad<double>(base.of_top);
+    double divisor = 1;
+    for (int64_t k = 0; k < count; ++k) divisor *= divisors[k];
+    product->multiply(divisor);  // once for all, because each would have to wait for the one before
+    for (int64_t k = 0; !in.softmax && k < count; ++k) product->log_of_others -= table.shift[k];
+    if (keeps_classes) {
+      store_quad(softmax_factors + begin, first_quad<F>(1 / divisors));
+    } else {
+      store_quad(shift + begin, load_quad(table.shift));
+      store_quad(scale + begin, first_quad<F>(1 / sums));
+    }
+    return sums[0] + sums[1] + sums[2] + sums[3] >= kFrames;  // each is 1 or more, or NaN
   }
 
   bool read_narrow(int64_t begin, int64_t end, RunningProduct* product, Vec& least, Vec& most_ratio) {
@@ -112,12 +124,7 @@ class RatioSource : public SequenceRows<float> {
     if (keeps_classes) table.p = kept + (begin - block_begin) * kept_classes();
     const RatioBase<F> base = ratios_of_labels(rows, begin, end, to, least);
     most_ratio = base.of_top;
-    if (!base.fits || product == nullptr) return base.fits;
-    double divisor = 1;
-    for (int64_t k = end - 1 - begin; k >= 0; --k)
-      if (!keep(begin + k, {table.shift[k], table.sum[k]}, base, k, product, divisor)) return false;
-    product->multiply(divisor);  // once for all, because each would have to wait for the one before
-    return true;
+    return base.fits && (product == nullptr || keep_group(begin, end - begin, base, product));
   }
 
   RatioBase<F> ratios_of_labels(const F* const (&rows)[kFrames], int64_t begin, int64_t end, F* const (&to)[kFrames],
@@ -157,9 +164,7 @@ class RatioSource : public SequenceRows<float> {
       for (int64_t i = max_of(in.L, entries.begin); i < entries.end; ++i) raw[i] = raw[pairs];
       if (first && !in.softmax) n = reference_of_scores(raw, pairs + N);
       const RatioBase<F> base(load<Vec>(raw + pairs), splat<Vec>(n.shift));
-      double divisor = 1;
-      if (!base.fits || (first && !keep(t, n, base, 0, product, divisor))) return false;
-      if (first) product->multiply(divisor);
+      if (!base.fits || (first && !keep(t, n, base, product))) return false;
       most_ratio = max_of(most_ratio, base.of_top);
       make_ratios(base, raw, labels, ratios_at(t), least);
     }

@@ -50,6 +50,16 @@ template <class F> class SequenceRows {
 
   static int64_t whole_groups(int64_t frames) { return (frames + kFrames - 1) / kFrames * kFrames; }
 
+  // Takes shifts and scales of residuals, if there are any.
+  Outcome take(const F* residuals, int64_t stride) {
+    for (int64_t t = 0; residuals != nullptr && t < in.length; ++t, residuals += stride) {
+      shift[t] = residuals[0], scale[t] = residuals[1];
+      if (scale[t] != scale[t]) return Outcome::kNoSoftmax;
+      if (scale[t] == 0) return Outcome::kNoAlignment;
+    }
+    return Outcome::kFinite;
+  }
+
   bool all_rows_defined() const {
     for (int64_t t = 0; t < in.length; ++t)
       if (!(in.softmax ? normalise(row(t), in.V, row_ahead(t)).defined() : scores_defined(acts_at(t)))) return false;
@@ -62,7 +72,7 @@ template <class F> class SequenceRows {
   F* most;  // of log-scores, for the table: which classes are read
 
   void lay_out_rows(Arena& arena) {
-    arena.take(shift, in.length), arena.take(scale, in.length);
+    arena.take(shift, whole_groups(in.length)), arena.take(scale, whole_groups(in.length));
     arena.take(wide, is_half(in.dtype) ? kFrames * in.V : 0);
     arena.take(places, by_table ? pairs : 0);
     arena.take(table.x, by_table ? table_size<F>(in.V) : 0), arena.take(table.p, by_table ? kFrames * classes : 0);
@@ -82,8 +92,12 @@ template <class F> class SequenceRows {
   void rows_of_group(int64_t begin, int64_t end, const F* (&rows)[kFrames]) const {
     const char* at = static_cast<const char*>(acts_at(begin));
     if (begin > 0 && in.acts_stride > in.V) prefetch_group(at - kFrames * frame_step, frame_step, row_bytes);
-    for (int k = 0; k < kFrames; ++k, at += begin + k < end ? frame_step : 0)
-      rows[k] = widened(in.dtype, at, in.V, wide + k * in.V);
+    if (is_half(in.dtype) || end - begin < kFrames) {
+      for (int k = 0; k < kFrames; ++k, at += begin + k < end ? frame_step : 0)
+        rows[k] = widened(in.dtype, at, in.V, wide + k * in.V);
+      return;
+    }
+    for (int k = 0; k < kFrames; ++k, at += frame_step) rows[k] = reinterpret_cast<const F*>(at);
   }
 
   // The row that is read after row t, to be prefetched. Halves are not prefetched here.
