@@ -69,26 +69,28 @@ template <class F> CTC_FN Scaled<Lanes<F>> split_emission(Lanes<F> x, const RowS
 template <class F> struct RatioBase {
   using Vec = Lanes<F>;
   Reduced<Vec> reduced;
+  Vec lowest;  // a logit so far below the blank's that its ratio, and that of any smaller logit, is 0
   Vec of_top;  // the ratio of the largest logit
   bool fits;   // whether ratios can be computed, and none is too large
   CTC_INLINE RatioBase(Vec base, Vec top) {
-    // The ratio of -kNear, which `ratio` takes for any x below it, must be 0.
-    const Integer<Vec> near =
-        is_near<F>(base) & is_near<F>(top) & (top - base < F(kMostNatsAboveBlank)) & (base > F(100 - kNear<F>));
+    const Integer<Vec> near = is_near<F>(base) & is_near<F>(top) & (top - base < F(kMostNatsAboveBlank));
     fits = sum_of_lanes(near) == -kLanes<F>;
-    reduced = reduce<F>(fits ? base : Vec{});
+    const Vec possible = fits ? base : Vec{};
+    reduced = reduce<F>(possible);
+    reduced.q -= Layout<F>::bias;
+    lowest = possible - F(Layout<F>::bias * 0.693147180559945309417);
     of_top = ratio(fits ? top : Vec{});
   }
   // That of the frame in lane k.
   template <int k> CTC_INLINE RatioBase of_lane() const {
     RatioBase base = *this;
-    base.reduced = {spread<k>(reduced.r), spread<k>(reduced.q)};
+    base.reduced = {spread<k>(reduced.r), spread<k>(reduced.q)}, base.lowest = spread<k>(lowest);
     return base;
   }
   // exp(x - base), or 0 if it is less than 2^-126. Of NaN it is NaN.
   CTC_INLINE Vec ratio(Vec x) const {
-    const Scaled<Vec> y = near_emission<F>(at_least(F(-kNear<F>), x), reduced);
-    return y.m * pow2<Vec>(y.e);
+    const Scaled<Vec> y = near_emission<F>(max_of(lowest, x), reduced);
+    return y.m * bits<Vec>(y.e << Layout<F>::mantissa);
   }
 };
 
