@@ -44,6 +44,12 @@ template <class Series, class V> CTC_FN V polynomial(V x) {
 }
 template <class F, class V> CTC_FN V exp_reduced(V r) { return polynomial<ExpPolynomial<F>>(r); }
 
+// x - n ln 2, for an integer n. Vectors with a fused multiply-add do it in two operations (lanes.h).
+template <class V> struct LessLn2 {
+  using F = typename ElementOf<V>::type;
+  static CTC_INLINE V times(V n, V x) { return ((x - n * Ln2<F>::high) - n * Ln2<F>::middle) - n * Ln2<F>::low; }
+};
+
 // A number as q ln 2 + r, with |r| <= ln 2 / 2.
 template <class V> struct Reduced {
   V r;
@@ -55,8 +61,7 @@ template <class F, class V> CTC_FN Reduced<V> reduce(V x, Reduced<V> of) {
   constexpr F kLog2e = F(1.44269504088896340736);
   constexpr F kRound = F(3) * F(int64_t(1) << (Layout<F>::mantissa - 1));  // adding it rounds to an integer
   const V shifted = (x - of.r) * kLog2e + kRound, n = shifted - kRound;
-  const V r = ((x - n * Ln2<F>::high) - n * Ln2<F>::middle) - n * Ln2<F>::low;
-  return {r - of.r, bits<Integer<V>>(shifted) - (of.q + bits<Integer<F>>(kRound))};
+  return {LessLn2<V>::times(n, x) - of.r, bits<Integer<V>>(shifted) - (of.q + bits<Integer<F>>(kRound))};
 }
 template <class F, class V> CTC_FN Reduced<V> reduce(V x) { return reduce<F>(x, Reduced<V>{}); }
 

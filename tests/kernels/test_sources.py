@@ -63,7 +63,13 @@ INCLUDES = {
     "cpu/simd/normaliser.h": {"cpu/simd/lanes.h"},
     "cpu/simd/rows.h": {"cpu/simd/normaliser.h"},
     "cpu/simd/step.h": {"common/occupancy.h", "common/recursion.h", "cpu/simd/lanes.h"},
-    "cpu/simd/class_table.h": {"cpu/simd/rows.h", "cpu/simd/step.h"},
+    "cpu/simd/quads.h": {"cpu/simd/lanes.h"},
+    "cpu/simd/ratio_base.h": {"cpu/simd/quads.h"},
+    "cpu/simd/class_table.h": {
+        "cpu/simd/ratio_base.h",
+        "cpu/simd/rows.h",
+        "cpu/simd/step.h",
+    },
     "cpu/simd/row_registers.h": {"cpu/simd/class_table.h"},
     "cpu/simd/sequence_rows.h": {
         "cpu/simd/arena.h",

@@ -34,6 +34,27 @@ template <> struct Layout<DoubleLanes> : Layout<double> {
 
 namespace {
 
+#if CTC_VECTOR_BYTES > 16 || defined(__aarch64__)
+template <> struct LessLn2<FloatLanes> {
+  static CTC_INLINE FloatLanes times(FloatLanes n, FloatLanes x) {
+    // x - n * kHigh is exact, because it is less than 1/2 and a multiple of 2^-25.
+    constexpr float kHigh = 0x1.62e43p-1f, kRest = -0x1.05c610ca86c39p-29;
+    return less_product(less_product(x, n, kHigh), n, kRest);
+  }
+
+ private:
+  static CTC_INLINE FloatLanes less_product(FloatLanes x, FloatLanes n, float factor) {
+#if CTC_VECTOR_BYTES == 64
+    return _mm512_fnmadd_ps(n, splat<FloatLanes>(factor), x);
+#elif CTC_VECTOR_BYTES == 32
+    return _mm256_fnmadd_ps(n, splat<FloatLanes>(factor), x);
+#else
+    return vfmsq_f32(x, n, splat<FloatLanes>(factor));
+#endif
+  }
+};
+#endif
+
 template <class F> struct LanesOf;
 template <> struct LanesOf<float> {
   using type = FloatLanes;
