@@ -45,13 +45,14 @@ PARTS = {
     "residuals.h": "posterior", "class_rows.h": "gradient", "class_gradient.h": "gradient",
     "directed_emissions.h": "emissions", "directed_ratios.h": "emissions", "dual.h": "step",
     "gradient.h": "gradient", "hvp.h": "gradient", "hvp_writer.h": "gradient",
-    "group_hvp.h": "gradient",
+    "group_hvp.h": "gradient", "ratio_base.h": "emissions",
 }  # fmt: skip
 # In files of several subjects, by its name.
 PARTS_OF_NAMES = {
     ("class_table.h", r"tabulate|read"): "rows",
-    ("class_table.h", r"gather|transpose"): "emissions",
-    ("rows.h", r"split|ratio|Ratio"): "emissions",
+    ("class_table.h", r"gather"): "emissions",
+    ("quads.h", r"transpose"): "emissions",
+    ("rows.h", r"split"): "emissions",
     ("rows.h", r"softmax|minus|multiply"): "gradient",
 }
 NAMES = ("rows", "emissions", "step", "posterior", "gradient", "rest")

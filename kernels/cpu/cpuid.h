@@ -13,7 +13,7 @@ struct Cpuid {
   uint32_t saved = 0;  // XCR0: the registers that the system saves when it switches threads
 
   // A feature counts only if the system saves its registers too.
-  bool avx2() const { return has(leaf1_c, kFma | kAvx) && has(leaf7_b, kAvx2) && has(saved, kYmm); }
+  bool avx2() const { return has(leaf1_c, kFma | kAvx | kF16c) && has(leaf7_b, kAvx2) && has(saved, kYmm); }
   bool avx512() const { return avx2() && has(leaf7_b, kAvx512) && has(saved, kZmm); }
 
   static Cpuid of_this_machine() {
@@ -27,9 +27,9 @@ struct Cpuid {
   }
 
  private:
-  static constexpr uint32_t kFma = 1u << 12, kXgetbv = 1u << 27, kAvx = 1u << 28;  // leaf 1, ecx
-  static constexpr uint32_t kAvx2 = 1u << 5;                                       // leaf 7, ebx
-  static constexpr uint32_t kAvx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;   // F, DQ, BW, VL
+  static constexpr uint32_t kFma = 1u << 12, kXgetbv = 1u << 27, kAvx = 1u << 28, kF16c = 1u << 29;  // leaf 1, ecx
+  static constexpr uint32_t kAvx2 = 1u << 5;                                                         // leaf 7, ebx
+  static constexpr uint32_t kAvx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;                     // F, DQ, BW, VL
   static constexpr uint32_t kYmm = 0x6, kZmm = 0xe6;  // XMM and YMM; also masks, and both parts of ZMM
 
   static bool has(uint32_t word, uint32_t bits) { return (word & bits) == bits; }

@@ -14,7 +14,7 @@ x86_64 = pytest.mark.skipif(
     platform.machine().lower() not in ("x86_64", "amd64"), reason="CPUID is of x86-64"
 )
 
-AVX2 = {"avx2", "fma"}
+AVX2 = {"avx2", "fma", "f16c"}
 AVX512 = AVX2 | {"avx512f", "avx512vl", "avx512dq", "avx512bw"}
 
 
@@ -29,13 +29,14 @@ def test_they_are_those_that_the_system_names():
     assert _kernels.cpu.instruction_sets() == expected
 
 
-# ecx of leaf 1, ebx of leaf 7, XCR0. FMA, XGETBV and AVX; AVX2; F, DQ, BW and VL.
-LEAF1, WIDE, WIDEST = 0x18001000, 0x20, 0xC0030020
+# ecx of leaf 1, ebx of leaf 7, XCR0. FMA, XGETBV, AVX and F16C; AVX2; F, DQ, BW and VL.
+LEAF1, WIDE, WIDEST = 0x38001000, 0x20, 0xC0030020
 MACHINES = {
     "all": (LEAF1, WIDEST, 0xE7, "avx2 avx512"),
     "AVX2 alone": (LEAF1, WIDE, 0x7, "avx2"),
     "none": (0, 0, 0, ""),
     "no FMA": (LEAF1 & ~0x1000, WIDEST, 0xE7, ""),
+    "no F16C": (LEAF1 & ~(1 << 29), WIDEST, 0xE7, ""),
     "no AVX2": (LEAF1, WIDEST & ~WIDE, 0xE7, ""),
     "no VL": (LEAF1, WIDEST & ~(1 << 31), 0xE7, "avx2"),
     "a system that saves XMM alone": (LEAF1, WIDEST, 0x3, ""),

@@ -60,7 +60,7 @@ INCLUDES = {
     "cpu/simd/target.h": {"cpu/simd/interface.h"},
     "cpu/simd/half.h": {"common/scaled.h", "cpu/simd/interface.h"},
     "cpu/simd/lanes.h": {"common/emission.h"},
-    "cpu/simd/normaliser.h": {"cpu/simd/lanes.h"},
+    "cpu/simd/normaliser.h": {"cpu/simd/half.h", "cpu/simd/lanes.h"},
     "cpu/simd/rows.h": {"cpu/simd/normaliser.h"},
     "cpu/simd/step.h": {"common/occupancy.h", "common/recursion.h", "cpu/simd/lanes.h"},
     "cpu/simd/quads.h": {"cpu/simd/lanes.h"},

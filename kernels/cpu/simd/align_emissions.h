@@ -85,7 +85,7 @@ template <class F> class AlignEmissions {
   // Whether every row in use is defined, for a sequence that is not aligned.
   bool all_rows_defined() {
     for (int64_t t = 0; t < in.length; ++t)
-      if (!(out.softmax ? normalise(row(t, 0), in.V, row_ahead(t)).defined() : has_scores(row(t, 0)))) return false;
+      if (!(out.softmax ? normalise_row(t).defined() : has_scores(row(t, 0)))) return false;
     return true;
   }
 
@@ -156,7 +156,7 @@ template <class F> class AlignEmissions {
   }
 
   bool count(const F* x, int64_t t, double reference) {
-    if (out.softmax) return count(normalise(x, in.V, row_ahead(t)), reference);
+    if (out.softmax) return count(normalise_row(t), reference);
     references += reference;
     return has_scores(x);
   }
@@ -186,8 +186,10 @@ template <class F> class AlignEmissions {
     buffer[in.blank] = entry<F>(in.dtype, acts_at(t), in.blank);
     return buffer;
   }
-  // The row that is read after row t, to be prefetched. Halves are not prefetched.
-  const F* row_ahead(int64_t t) const { return is_half(in.dtype) ? wide : row(min_of(t + 1, in.length - 1), 0); }
+  // Of row t. The row after it is read next.
+  Normaliser<F> normalise_row(int64_t t) const {
+    return normalise<F>(in.dtype, acts_at(t), in.V, acts_at(min_of(t + 1, in.length - 1)));
+  }
 
   const Sequence<F>& in;
   const SequenceAlignment& out;

@@ -4,7 +4,7 @@
 #include "target.h"
 
 #if defined(__x86_64__)
-CTC_TARGET_BEGIN("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")
+CTC_TARGET_BEGIN("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma,f16c")
 #include "table.h"
 
 const jax_ctc::InstructionSet jax_ctc::kAvx512 = {"avx512", jax_ctc::kKernels<float>, jax_ctc::kKernels<double>};

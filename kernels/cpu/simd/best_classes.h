@@ -65,7 +65,7 @@ template <class F> int64_t best_of_row(const F* x, int64_t V, int32_t blank, int
 template <class F> BestClasses<F> best_classes(const LogitRow& row, const void* next, int64_t n, ClassScore<F>* best) {
   F* buffer = row_buffer<F>(row.dtype, row.V, 1, *row.scratch);
   const F* x = widened(row.dtype, row.acts, row.V, buffer);
-  const Normaliser<F> normaliser = normalise(x, row.V, buffer ? buffer : static_cast<const F*>(next));
+  const Normaliser<F> normaliser = normalise<F>(row.dtype, row.acts, row.V, next);
   if (!normaliser.defined()) return {x, 0, 0, 0};
   return {x, normaliser.shift, normaliser.sum, n > 0 ? best_of_row(x, row.V, row.blank, n, best) : 0};
 }

@@ -58,7 +58,7 @@ template <class V> class EmissionSource : public SequenceRows<typename Parts<V>:
     }
     for (int64_t t = end - 1; t >= begin; --t) {
       const bool first = product != nullptr;
-      if (first && in.softmax && !keep(t, normalise(row(t), in.V, Rows::row_ahead(t)), product)) return false;
+      if (first && in.softmax && !keep(t, Rows::normalise_row(t), product)) return false;
       Rows::read_entries(t, 0, in.L);
       if (first && !in.softmax && !keep(t, reference_of_scores(raw, pairs + N), product)) return false;
       if (!first) stay_below(shift[t]);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// bfloat16 and float16 to float, and back with rounding to nearest even. All arithmetic on halves is integer
-// arithmetic, because the caller may have told the machine to flush denormal numbers. Compilers vectorise the plain
-// loops.
+// bfloat16 and float16 to float, and back with rounding to nearest even. The caller may have told the machine to flush
+// denormal numbers. So arithmetic on halves is integer arithmetic, or instructions that do not flush them. Compilers
+// vectorise the plain loops.
 #pragma once
 
 #include "../../common/scaled.h"
@@ -35,18 +35,48 @@ CTC_FN uint16_t to_f16(float x) {
   return sign | (magnitude > 0x7f800000 ? 0x7e00 : bounded);
 }
 
+// Converts whole vectors of float16, where there are instructions for it. Returns how many elements that were.
+#if CTC_VECTOR_BYTES > 16
+inline int64_t convert_f16(const uint16_t* from, int64_t n, float* to) {
+  const int64_t whole = n / 8 * 8;
+  for (int64_t i = 0; i < whole; i += 8)
+    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
+  return whole;
+}
+inline int64_t convert_f16(const float* from, int64_t n, uint16_t* to) {
+  const int64_t whole = n / 8 * 8;
+  for (int64_t i = 0; i < whole; i += 8)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i),
+                     _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT));
+  return whole;
+}
+#elif defined(__aarch64__)
+inline int64_t convert_f16(const uint16_t* from, int64_t n, float* to) {
+  const int64_t whole = n / 4 * 4;
+  for (int64_t i = 0; i < whole; i += 4) vst1q_f32(to + i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from + i))));
+  return whole;
+}
+inline int64_t convert_f16(const float* from, int64_t n, uint16_t* to) {
+  const int64_t whole = n / 4 * 4;
+  for (int64_t i = 0; i < whole; i += 4) vst1_u16(to + i, vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(from + i))));
+  return whole;
+}
+#else
+inline int64_t convert_f16(const void*, int64_t, void*) { return 0; }
+#endif
+
 inline void widen(Dtype dtype, const uint16_t* from, int64_t n, float* to) {
   if (dtype == Dtype::kBF16)
     for (int64_t i = 0; i < n; ++i) to[i] = from_bf16(from[i]);
   else
-    for (int64_t i = 0; i < n; ++i) to[i] = from_f16(from[i]);
+    for (int64_t i = convert_f16(from, n, to); i < n; ++i) to[i] = from_f16(from[i]);
 }
 
 inline void narrow(Dtype dtype, const float* from, int64_t n, uint16_t* to) {
   if (dtype == Dtype::kBF16)
     for (int64_t i = 0; i < n; ++i) to[i] = to_bf16(from[i]);
   else
-    for (int64_t i = 0; i < n; ++i) to[i] = to_f16(from[i]);
+    for (int64_t i = convert_f16(from, n, to); i < n; ++i) to[i] = to_f16(from[i]);
 }
 
 // A row of V elements as F. If the elements are halves, this is a copy in `buffer`, else the row itself.

@@ -2,6 +2,7 @@
 // The normaliser of a row of V logits: the largest entry, and the sum of exp relative to it.
 #pragma once
 
+#include "half.h"
 #include "lanes.h"
 
 namespace jax_ctc {
@@ -72,28 +73,34 @@ template <bool kLater> struct Ahead {
   }
 };
 
-// A row in pieces of up to 4 KB, equal but for the last one, and the row that is read after it.
-template <class F> struct Pieces {
-  static constexpr int64_t kMost = 4096 / sizeof(F), kLine = 64 / sizeof(F);
-  const F *row, *next;
-  int64_t V, size, count;
-  Pieces(const F* row, int64_t V, const F* next) : row(row), next(next), V(V), size(kMost), count(1) {
+// A row of acts in pieces of up to 1024 entries, equal but for the last one, and the row that is read after it.
+struct Pieces {
+  static constexpr int64_t kMost = 1024, kStep = 16;  // entries. A step is a cache line of floats
+  const char *row, *next;
+  int64_t element, V, size, count;
+  Pieces(const void* row, int64_t element, int64_t V, const void* next)
+      : row(static_cast<const char*>(row)),
+        next(static_cast<const char*>(next)),
+        element(element),
+        V(V),
+        size(kMost),
+        count(1) {
     if (V <= kMost) return;
-    const uint32_t lines = (V + kLine - 1) / kLine, least = (V + kMost - 1) / kMost;
-    const uint32_t of_piece = (lines + least - 1) / least;
-    size = of_piece * kLine, count = (lines + of_piece - 1) / of_piece;
+    const uint32_t steps = (V + kStep - 1) / kStep, least = (V + kMost - 1) / kMost;
+    const uint32_t of_piece = (steps + least - 1) / least;
+    size = of_piece * kStep, count = (steps + of_piece - 1) / of_piece;
   }
   int64_t begin(int64_t k) const { return min_of(k * size, V); }
-  // The piece after piece k. The one after that comes later. It is there unless the row is one piece.
+  // The piece after piece k. With kLater, which is for rows of two pieces and more, the one after that comes later.
   template <bool kLater> Ahead<kLater> ahead(int64_t k) const {
+    const uintptr_t from = place(k + 1);
     const int64_t after = k + 1 < count ? k + 1 : 0;
-    const uintptr_t from = place(k + 1), bytes = (begin(after + 1) - begin(after)) * sizeof(F);
-    return {from, from + bytes, kLater ? intptr_t(place(k + 2) - from) : 0};
+    return {from, from + (begin(after + 1) - begin(after)) * element, kLater ? intptr_t(place(k + 2) - from) : 0};
   }
 
  private:
   uintptr_t place(int64_t k) const {
-    return reinterpret_cast<uintptr_t>(k < count ? row + k * size : next + (k - count) * size);
+    return reinterpret_cast<uintptr_t>(k < count ? row : next) + (k < count ? k : k - count) * size * element;
   }
 };
 
@@ -141,44 +148,46 @@ template <class F> struct RowSums {
   double ties, tail;
 };
 
-// Reads a row in pieces, each twice. A piece stays in the first-level cache between its two passes. Meanwhile the next
-// piece is prefetched into this cache, and the one after it into the second-level cache: the rows of a sequence lie too
-// far apart for the hardware to do it, and one piece ahead is too late for memory. `next` is the row that is read next.
-template <class F> RowSums<F> sum_row(const F* x, int64_t V, const F* next) {
-  const Pieces<F> pieces(x, V, next);
+// Reads a row of acts in pieces, each twice. A piece stays in the first-level cache between its two passes, as floats
+// if acts are halves. Meanwhile the next piece is prefetched into this cache, and the one after it into the
+// second-level cache: the rows of a sequence lie too far apart for the hardware to do it, and one piece ahead is too
+// late for memory. `next` is the row that is read next.
+template <class F> RowSums<F> sum_row(Dtype dtype, const void* row, int64_t V, const void* next) {
+  const Pieces pieces(row, element_size(dtype), V, next);
+  F wide[Pieces::kMost];
   const F infinity = __builtin_inf();
   const double nan = __builtin_nan("");
   F top = -infinity;
   double ties = 0, tail = 0;
   for (int64_t k = 0; k < pieces.count; ++k) {
     const int64_t begin = pieces.begin(k), end = pieces.begin(k + 1);
-    const F here = largest(x + begin, end - begin);
+    const F* const x = widened(dtype, pieces.row + begin * pieces.element, end - begin, wide);
+    const F here = largest(x, end - begin);
     if (here > top) {
       if (ties > 0) tail = (ties + tail) * __builtin_exp(double(top) - double(here)), ties = 0;
       top = here;
     }
     if (!(top < infinity)) return {top, nan, nan};
     if (top == -infinity) {  // up to here. Comparisons do not find a NaN
-      for (int64_t v = begin; v < end; ++v)
+      for (int64_t v = 0; v < end - begin; ++v)
         if (x[v] != x[v]) return {top, nan, nan};
       continue;
     }
     const auto sum = [&](auto ahead) {
-      const F* piece = x + begin;
       // If the largest entry is in another piece, no entry is equal to it.
-      const PartSum part = here == top ? sum_part<true>(piece, end - begin, top, ahead)
-                                       : sum_part<false>(piece, end - begin, top, ahead);
+      const PartSum part =
+          here == top ? sum_part<true>(x, end - begin, top, ahead) : sum_part<false>(x, end - begin, top, ahead);
       ahead.prefetch_rest();
       return part;
     };
-    const PartSum part = pieces.count > 1 ? sum(pieces.template ahead<true>(k)) : sum(pieces.template ahead<false>(k));
+    const PartSum part = pieces.count > 1 ? sum(pieces.ahead<true>(k)) : sum(pieces.ahead<false>(k));
     ties += part.ties, tail += part.tail;
   }
   return {top, ties, tail};
 }
 
-template <class F> Normaliser<F> normalise(const F* x, int64_t V, const F* next) {
-  const RowSums<F> sums = sum_row(x, V, next);
+template <class F> Normaliser<F> normalise(Dtype dtype, const void* row, int64_t V, const void* next) {
+  const RowSums<F> sums = sum_row<F>(dtype, row, V, next);
   return {sums.top, sums.ties > 0 ? sums.ties + sums.tail : __builtin_nan("")};
 }
 

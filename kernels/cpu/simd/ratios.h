@@ -159,7 +159,7 @@ class RatioSource : public SequenceRows<float> {
     for (int64_t t = end - 1; t >= begin; --t) {
       const bool first = product != nullptr;
       Normaliser<F> n = {shift[t], 1};
-      if (first && in.softmax) n = normalise(row(t), in.V, row_ahead(t));
+      if (first && in.softmax) n = normalise_row(t);
       read_entries(t, entries.begin, min_of(entries.end, in.L));
       for (int64_t i = max_of(in.L, entries.begin); i < entries.end; ++i) raw[i] = raw[pairs];
       if (first && !in.softmax) n = reference_of_scores(raw, pairs + N);

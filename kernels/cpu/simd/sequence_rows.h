@@ -62,7 +62,7 @@ template <class F> class SequenceRows {
 
   bool all_rows_defined() const {
     for (int64_t t = 0; t < in.length; ++t)
-      if (!(in.softmax ? normalise(row(t), in.V, row_ahead(t)).defined() : scores_defined(acts_at(t)))) return false;
+      if (!(in.softmax ? normalise_row(t).defined() : scores_defined(acts_at(t)))) return false;
     return true;
   }
 
@@ -100,8 +100,10 @@ template <class F> class SequenceRows {
     for (int k = 0; k < kFrames; ++k, at += frame_step) rows[k] = reinterpret_cast<const F*>(at);
   }
 
-  // The row that is read after row t, to be prefetched. Halves are not prefetched here.
-  const F* row_ahead(int64_t t) const { return is_half(in.dtype) ? wide : row(t > 0 ? t - 1 : 0); }
+  // Of row t. The row before it is read next.
+  Normaliser<F> normalise_row(int64_t t) const {
+    return normalise<F>(in.dtype, acts_at(t), in.V, acts_at(t > 0 ? t - 1 : 0));
+  }
 
   // Returns false if the row has no softmax.
   bool keep(int64_t t, Normaliser<F> n) {
