@@ -3,7 +3,7 @@
 
 A table is for V <= 256 (kernels/cpu/simd/sequence_rows.h). With AVX-512 registers take its place
 for 16 <= V <= 64, if V <= 3 L. Every remainder of T and V by four, every place in a group of
-frames, both kinds of residuals.
+frames, both kinds of residuals. Rows of more than 1024 classes are read in pieces (normaliser.h).
 """
 
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import pytest
 
 from support import oracle
 from support.programs import assert_solved, cost_and_gradient
-from support.results import assert_costs, assert_gradient
+from support.results import assert_costs, assert_gradient, assert_same_bits
 
 B, L = 3, 6
 CLASSES = [5, 6, 7, 8, 15, 16, 17, 18, 19, 31, 33, 48, 49, 100, 255, 256, 257, 300]  # dense to 7
@@ -123,3 +123,44 @@ def test_a_table_and_rows_give_the_same_costs(padding):
     assert_costs(wide_cost, cost, len(acts))
     np.testing.assert_allclose(wide_gradient[..., :18], gradient, rtol=0, atol=1e-6)
     assert (wide_gradient[..., 18:] == 0).all()
+
+
+# One piece, two, and more, with a last piece of any size.
+PIECES = [1023, 1024, 1025, 1040, 1100, 2048, 2049, 3100, 5000, 66_000]
+
+
+@pytest.mark.parametrize("V", PIECES)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows_in_pieces_agree_with_the_oracle(V, dtype):
+    assert_solved(*batch(6, V, dtype))
+
+
+@pytest.mark.parametrize("V", PIECES)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_pieces_of_halves_have_the_bits_of_the_same_floats(V, dtype):
+    acts, labels, lengths = batch(6, V)
+    half = jnp.asarray(acts, dtype)
+    cost, gradient = cost_and_gradient(half, labels, lengths)
+    as_floats, of_floats = cost_and_gradient(half.astype(jnp.float32), labels, lengths)
+    assert_same_bits(cost, as_floats)
+    assert_same_bits(gradient, np.asarray(of_floats.astype(dtype)))
+
+
+@pytest.mark.parametrize("V", [1100, 5000])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_odd_logit_in_any_piece_is_as_the_oracle_says(V, value):
+    acts, labels, lengths = batch(5, V)
+    for v in (0, V // 2, V - 1):
+        odd = acts.copy()
+        odd[3, 0, v] = value
+        assert_solved(odd, labels, lengths)
+
+
+@pytest.mark.parametrize("V", [1100, 5000])
+def test_pieces_of_impossible_classes_and_ties_in_two_pieces(V):
+    acts, labels, lengths = batch(7, V)
+    acts[2, :, 100:], acts[3, :, 10 : V - 10] = -np.inf, -np.inf
+    acts[4] -= 40
+    acts[4, :, [0, V - 1]] = 9
+    acts[5, :, V - 1] = 30  # the last piece has the largest
+    assert_solved(acts, labels, lengths)
