@@ -187,7 +187,11 @@ PLANTED = {
         "mean[begin + k] =",
         "mean[begin + k + kFrames] =",
     ),
-    "factors of ratios": ("ratios.h", "softmax_factors[t] =", "softmax_factors[t + kFrames] ="),
+    "factors of ratios": (
+        "ratios.h",
+        "store_quad(softmax_factors + begin,",
+        "store_quad(softmax_factors + begin + kFrames,",
+    ),
     "a table": (
         "class_table.h",
         "for (; v < table_classes(V); ++v)",

@@ -4,6 +4,10 @@
 // vectorise the plain loops.
 #pragma once
 
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
 #include "../../common/scaled.h"
 #include "interface.h"
 
@@ -36,7 +40,7 @@ CTC_FN uint16_t to_f16(float x) {
 }
 
 // Converts whole vectors of float16, where there are instructions for it. Returns how many elements that were.
-#if CTC_VECTOR_BYTES > 16
+#if defined(CTC_VECTOR_BYTES) && CTC_VECTOR_BYTES > 16
 inline int64_t convert_f16(const uint16_t* from, int64_t n, float* to) {
   const int64_t whole = n / 8 * 8;
   for (int64_t i = 0; i < whole; i += 8)
