@@ -39,48 +39,47 @@ CTC_FN uint16_t to_f16(float x) {
   return sign | (magnitude > 0x7f800000 ? 0x7e00 : bounded);
 }
 
-// Converts whole vectors of float16, where there are instructions for it. Returns how many elements that were.
+// Of kF16AtOnce elements, where there are instructions for it.
 #if defined(CTC_VECTOR_BYTES) && CTC_VECTOR_BYTES > 16
-inline int64_t convert_f16(const uint16_t* from, int64_t n, float* to) {
-  const int64_t whole = n / 8 * 8;
-  for (int64_t i = 0; i < whole; i += 8)
-    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
-  return whole;
+constexpr int64_t kF16AtOnce = 8;
+inline void convert_some_f16(const uint16_t* from, float* to) {
+  _mm256_storeu_ps(to, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
 }
-inline int64_t convert_f16(const float* from, int64_t n, uint16_t* to) {
-  const int64_t whole = n / 8 * 8;
-  for (int64_t i = 0; i < whole; i += 8)
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i),
-                     _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT));
-  return whole;
+inline void convert_some_f16(const float* from, uint16_t* to) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(_mm256_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT));
 }
 #elif defined(__aarch64__)
-inline int64_t convert_f16(const uint16_t* from, int64_t n, float* to) {
-  const int64_t whole = n / 4 * 4;
-  for (int64_t i = 0; i < whole; i += 4) vst1q_f32(to + i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from + i))));
-  return whole;
+constexpr int64_t kF16AtOnce = 4;
+inline void convert_some_f16(const uint16_t* from, float* to) {
+  vst1q_f32(to, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from))));
 }
-inline int64_t convert_f16(const float* from, int64_t n, uint16_t* to) {
-  const int64_t whole = n / 4 * 4;
-  for (int64_t i = 0; i < whole; i += 4) vst1_u16(to + i, vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(from + i))));
-  return whole;
+inline void convert_some_f16(const float* from, uint16_t* to) {
+  vst1_u16(to, vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(from))));
 }
 #else
-inline int64_t convert_f16(const void*, int64_t, void*) { return 0; }
+constexpr int64_t kF16AtOnce = 1;
+inline void convert_some_f16(const uint16_t* from, float* to) { *to = from_f16(*from); }
+inline void convert_some_f16(const float* from, uint16_t* to) { *to = to_f16(*from); }
 #endif
 
 inline void widen(Dtype dtype, const uint16_t* from, int64_t n, float* to) {
-  if (dtype == Dtype::kBF16)
+  if (dtype == Dtype::kBF16) {
     for (int64_t i = 0; i < n; ++i) to[i] = from_bf16(from[i]);
-  else
-    for (int64_t i = convert_f16(from, n, to); i < n; ++i) to[i] = from_f16(from[i]);
+  } else {
+    int64_t i = 0;
+    for (; i + kF16AtOnce <= n; i += kF16AtOnce) convert_some_f16(from + i, to + i);
+    for (; i < n; ++i) to[i] = from_f16(from[i]);
+  }
 }
 
 inline void narrow(Dtype dtype, const float* from, int64_t n, uint16_t* to) {
-  if (dtype == Dtype::kBF16)
+  if (dtype == Dtype::kBF16) {
     for (int64_t i = 0; i < n; ++i) to[i] = to_bf16(from[i]);
-  else
-    for (int64_t i = convert_f16(from, n, to); i < n; ++i) to[i] = to_f16(from[i]);
+  } else {
+    int64_t i = 0;
+    for (; i + kF16AtOnce <= n; i += kF16AtOnce) convert_some_f16(from + i, to + i);
+    for (; i < n; ++i) to[i] = to_f16(from[i]);
+  }
 }
 
 // A row of V elements as F. If the elements are halves, this is a copy in `buffer`, else the row itself.
