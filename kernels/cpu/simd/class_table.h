@@ -221,8 +221,9 @@ template <class F> void gather(const F* table, const int32_t* places, Window lab
 template <class F>
 Lanes<F> gather_least(const F* table, const int32_t* places, Window labels, F* const (&to)[kFrames]) {
   Lanes<F> least = splat<Lanes<F>>(F(1));
+  F* const copies[kFrames] = {to[0], to[1], to[2], to[3]};  // stores may change `to`, for all that the compiler knows
   for (int64_t i = labels.begin; i < labels.end; i += kLanes<F>)
-    least = min_of(least, gather_vector(table, places, i, to));
+    least = min_of(least, gather_vector(table, places, i, copies));
   return least;
 }
 

@@ -82,33 +82,53 @@ template <Recursion kRecursion, class V> class GroupStates {
     return room >= 0 && !rises_too_far(growth);
   }
 
-  // Takes kCount frames, of which `y` has the ratios. visit(k, i, before, after) gets the states of the slots from i on
-  // at each frame, before and after its emission.
-  template <int kCount, class Visit> CTC_INLINE void step(Window window, Ratios y, Visit visit) {
-    V last[kCount] = {};  // the labels of the vector that was taken before
+  // Takes kCount frames, of which `y` has the ratios. visit(f, i, before, after) gets the states of the slots from i on
+  // at frame f of them, before and after its emission.
+  //
+  // A vector of slots stays in registers for all frames. A frame waits for the one before: for 16 cycles, in which a
+  // core could do two frames' work. With kSkewed, frame f of a vector is taken together with frame f + 1 of the vector
+  // before it, because these two do not wait for each other. It takes more registers.
+  template <int kCount, bool kSkewed, class Visit> CTC_INLINE void step(Window window, Ratios y, Visit visit) {
+    Pair<V> at[kCount];   // of the vector that is next at each frame
+    V last[kCount] = {};  // the labels of the vector that was taken before it
     Doubles largest = splat<Doubles>(most);
-    const int64_t n = window.end - window.begin;
     // Copies, because stores may change the members, for all that the compiler knows.
     double *const blank = this->blank, *const label = this->label;
     const double *const neighbour_unit = this->neighbour_unit, *const skip_unit = this->skip_unit;
-    const int64_t pitch = pairs;
-    for (int64_t k = 0; k < n; k += kDoubles) {
+    const int64_t pitch = pairs, n = window.end - window.begin;
+    const auto take = [&](int f, int64_t k) __attribute__((always_inline)) {
       const int64_t i = kRight ? window.end - kDoubles - k : window.begin + k;
-      Pair<V> at;
-      load_number(blank + i, pitch, at.blank), load_number(label + i, pitch, at.label);
-      const Doubles unit = load<Doubles>(neighbour_unit + i), skip = load<Doubles>(skip_unit + i);
-#pragma GCC unroll 4
-      for (int f = 0; f < kCount; ++f) {
-        const V neighbour = kRight ? shift_down(at.label, last[f]) : shift_up(last[f], at.label);
-        last[f] = at.label;
-        const Pair<V> before = advance(at, neighbour, unit, skip);
-        V ratio;
-        load_number(y.first + f * y.frame + i - kRight, y.pitch, ratio);
-        at = {before.blank, times_ratio(before.label, ratio)};
-        visit(f, i, before, at);
+      if (f == 0) load_number(blank + i, pitch, at[f].blank), load_number(label + i, pitch, at[f].label);
+      const V neighbour = kRight ? shift_down(at[f].label, last[f]) : shift_up(last[f], at[f].label);
+      last[f] = at[f].label;
+      const Pair<V> before = advance(at[f], neighbour, load<Doubles>(neighbour_unit + i), load<Doubles>(skip_unit + i));
+      V ratio;
+      load_number(y.first + f * y.frame + i - kRight, y.pitch, ratio);
+      const Pair<V> after = {before.blank, times_ratio(before.label, ratio)};
+      visit(f, i, before, after);
+      if (f + 1 < kCount) {
+        at[f + 1] = after;
+      } else {
+        store_number(blank + i, pitch, after.blank), store_number(label + i, pitch, after.label);
+        largest = max_of(max_of(value_of(after.blank), value_of(after.label)), largest);
       }
-      store_number(blank + i, pitch, at.blank), store_number(label + i, pitch, at.label);
-      largest = max_of(max_of(value_of(at.blank), value_of(at.label)), largest);
+    };
+    if (kSkewed && n >= kCount * kDoubles) {
+#pragma GCC unroll 4
+      for (int k = 0; k < kCount - 1; ++k)
+#pragma GCC unroll 4
+        for (int f = k; f >= 0; --f) take(f, (k - f) * kDoubles);
+      for (int64_t k = (kCount - 1) * kDoubles; k < n; k += kDoubles)
+#pragma GCC unroll 4
+        for (int f = kCount - 1; f >= 0; --f) take(f, k - f * kDoubles);
+#pragma GCC unroll 4
+      for (int k = 0; k < kCount - 1; ++k)
+#pragma GCC unroll 4
+        for (int f = kCount - 1; f > k; --f) take(f, n + (k - f) * kDoubles);
+    } else {
+      for (int64_t k = 0; k < n; k += kDoubles)
+#pragma GCC unroll 4
+        for (int f = 0; f < kCount; ++f) take(f, k);
     }
     most = max_of_lanes(largest);
   }

@@ -174,12 +174,13 @@ template <class Source> class GroupLattice {
 
   // Takes kCount frames, from t back.
   template <int kCount> void step_beta(int64_t t, Window window, bool store) {
+    constexpr bool kSkewed = !kChanges;  // with derivatives there are not registers enough
     Ratios y = source.ratios(t);
     y.frame = -y.frame;
     if (store)
-      beta.template step<kCount>(window, y, stored.template keeper<kCount>(t, window));
+      beta.template step<kCount, kSkewed>(window, y, stored.template keeper<kCount>(t, window));
     else
-      beta.template step<kCount>(window, y, [](int, int64_t, const auto&, const auto&) {});
+      beta.template step<kCount, kSkewed>(window, y, [](int, int64_t, const auto&, const auto&) {});
   }
 
   // 2^(exponent of alpha's unit + that of beta's - that of the total), of each slot's blank and label. It is 0 below
@@ -208,6 +209,7 @@ template <class Source> class GroupLattice {
 
   // Takes kTogether frames of alpha, from t + f on, and multiplies alpha before the emission with beta after it. The
   // blanks of a frame have what its labels leave of the total. With kBlanks their products are computed too, for `sum`.
+  // Frames are not skewed, because products are given for all of them at once.
   template <bool kBlanks, class To> CTC_INLINE void multiply(int64_t t, int f, int64_t count, Window window, To& to) {
     const double *const of_beta = stored.labels_at(t + f) + 1, *const blanks = stored.blanks_at(t + f);
     const int64_t size = stored.labels_size(), pitch = stored.pitch();
@@ -215,22 +217,22 @@ template <class Source> class GroupLattice {
     const auto add = to.adder(f);
     Doubles all[kTogether] = {}, products[kTogether];  // sums of what is given, and what is given
     Doubles values[kTogether] = {}, after[kTogether];  // sums of all products, and beta's blanks in their units
-    alpha.template step<kTogether>(window, source.ratios(t + f),
-                                   [&](int k, int64_t i, const Pair<V>& before, const Pair<V>&) {
-                                     const Doubles unit = load<Doubles>(label_unit + i);
-                                     if (kBlanks && k == 0) {
-                                       after[kTogether - 1] = load<Doubles>(blank_unit + i) * load<Doubles>(blanks + i);
-                                       for (int j = kTogether - 1; j > 0; --j)
-                                         after[j - 1] = after[j] + load<Doubles>(of_beta + j * size + i) * unit;
-                                     }
-                                     V label;
-                                     load_number(of_beta + k * size + i, pitch, label);
-                                     const V product = before.label * unit * label;
-                                     if (kBlanks) values[k] += value_of(before.blank) * after[k] + value_of(product);
-                                     products[k] = given(product);
-                                     all[k] += products[k];
-                                     if (k == kTogether - 1) add(i, products);
-                                   });
+    alpha.template step<kTogether, false>(
+        window, source.ratios(t + f), [&](int k, int64_t i, const Pair<V>& before, const Pair<V>&) {
+          const Doubles unit = load<Doubles>(label_unit + i);
+          if (kBlanks && k == 0) {
+            after[kTogether - 1] = load<Doubles>(blank_unit + i) * load<Doubles>(blanks + i);
+            for (int j = kTogether - 1; j > 0; --j)
+              after[j - 1] = after[j] + load<Doubles>(of_beta + j * size + i) * unit;
+          }
+          V label;
+          load_number(of_beta + k * size + i, pitch, label);
+          const V product = before.label * unit * label;
+          if (kBlanks) values[k] += value_of(before.blank) * after[k] + value_of(product);
+          products[k] = given(product);
+          all[k] += products[k];
+          if (k == kTogether - 1) add(i, products);
+        });
     for (int k = 0; k < kTogether; ++k) {
       const double of_labels = sum_of_lanes(all[k]);
       of_blank[f + k] = kChanges ? -of_labels : max_of(z.m - of_labels, 0.0);
