@@ -96,14 +96,14 @@ template <class F> struct Table {
     const Vec top = tabulate(rows, V, -F(__builtin_inf()), x);
     const int64_t n = kFrames * ((V + 3) / 4 * 4);  // without the class that no row has
     Vec tail = {};
-    Mask ties = {};
+    Mask others = {};
     for (int64_t i = 0; i < n; i += N) {
       const Vec v = load<Vec>(x + i);
       const ExpFactors<Vec> y = exp_factors<F>(v - top);
-      const Mask at_top = v == top;
-      tail += y.p * (at_top ? Vec{} : y.power), ties -= at_top;
+      const Mask other = v != top;
+      tail += y.p * (other ? y.power : Vec{}), others -= other;
     }
-    set_normalisers<true>(top, tail, ties);
+    set_normalisers<true>(top, tail, Integer<F>(n / N) - others);
   }
   // `most`, [class][frame], is +inf at the classes that are read, and -inf at all others, whatever rows hold there.
   void read_scores(const F* const (&rows)[kFrames], int64_t V, const F* most) {
@@ -117,15 +117,19 @@ template <class F> struct Table {
     const F* const x = this->x;  // the stores below do not change it
     F* const p = this->p;
     Vec tail = {};
-    Mask ties = {};
+    Mask others = {};
     int64_t i = 0;
     for (; i < kFrames * V; i += N) {
       const Vec v = load<Vec>(x + i), y = base.ratio(v);
-      const Mask at_top = v == top;
-      tail += at_top ? Vec{} : y, ties -= at_top;
+      const Mask other = v != top;
+      tail += other ? y : Vec{}, others -= other;
       store(p + i, y);
     }
-    for (; i < kFrames * table_classes(V); i += N) store(p + i, Vec{});
+    const Mask ties = Integer<F>(i / N) - others;
+    // Without a loop, for which GCC would call memset: there are four classes at most.
+#pragma GCC unroll 4
+    for (int k = 0; k < 4 * kFrames; k += N)
+      if (i + k < kFrames * table_classes(V)) store(p + i + k, Vec{});
     set_normalisers<true>(top, tail / base.of_top, ties);
     return base;
   }
@@ -168,18 +172,18 @@ template <class F> struct Table {
     Integer<F>* const q = this->q;
     const RowShift<F> row(top);
     Vec tail = {}, furthest = splat<Vec>(-F(__builtin_inf()));
-    Mask ties = {};
+    Mask others = {};
     for (int64_t i = 0; i < n; i += N) {
       const Vec v = load<Vec>(x + i);
       const Scaled<Vec> y = split_emission<F>(v, row, furthest);
       if constexpr (kSoftmax) {
-        const Mask at_top = v == top;
-        tail += bits<Vec>(bits<Mask>(y.m * pow2<Vec>(y.e)) & ~at_top);
-        ties -= at_top;
+        const Mask other = v != top;
+        tail += bits<Vec>(bits<Mask>(y.m * pow2<Vec>(y.e)) & other);
+        others -= other;
       }
       store(p + i, y.m), store(q + i, y.e);
     }
-    set_normalisers<kSoftmax>(top, tail, ties);
+    set_normalisers<kSoftmax>(top, tail, Integer<F>(n / N) - others);
     furthest = max_over<kFrames, N>(furthest);
     for (int k = 0; k < kFrames; ++k)
       if (any_is_far<F>(furthest[k], shift[k])) split_any<kSoftmax>(n, k);

@@ -16,8 +16,9 @@ namespace {
 
 // The slots that an alignment can occupy at frames [t, t + count), and at the frames on either side, from which alpha
 // and beta come.
-inline Window group_window(int64_t t, int64_t count, int64_t T, int64_t L, int64_t pairs) {
-  return {window<float>(max_of<int64_t>(t - 1, 0), T, L, pairs).begin, window<float>(t + count, T, L, pairs).end};
+inline Window group_window(int64_t t, int64_t count, int64_t T, int64_t L) {
+  const auto at = [&](int64_t frame) { return window<double>(frame, T, L, padded<double>(L + 1)); };
+  return {at(max_of<int64_t>(t - 1, 0)).begin, at(t + count).end};
 }
 
 // By how many powers of 2 a ratio can make a number smaller or larger in a frame.

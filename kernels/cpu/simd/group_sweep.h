@@ -129,7 +129,7 @@ template <class Source> class GroupLattice {
 
   int64_t blocks() const { return (T + block - 1) / block; }
 
-  Window window_of(int64_t t, int64_t count) const { return group_window(t, count, T, L, pairs); }
+  Window window_of(int64_t t, int64_t count) const { return group_window(t, count, T, L); }
 
   // What alpha needs of beta if `band` is that of alpha before a block, up to `frames` frames from there. Beta's label
   // stands one slot further, and what comes from behind the last slot is not known.

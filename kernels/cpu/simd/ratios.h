@@ -74,7 +74,7 @@ class RatioSource : public SequenceRows<float> {
   // before them too. To leave out a few labels of a table costs as much as it saves.
   Window labels_of(int64_t begin, int64_t end) const {
     if (by_table && pairs <= 6 * N) return {0, pairs};
-    const Window window = group_window(begin, end - begin, in.length, in.L, pairs);
+    const Window window = group_window(begin, end - begin, in.length, in.L);
     return {max_of<int64_t>(max_of(window.begin, slots.begin) / N * N - N, 0), min_of(window.end, slots.end)};
   }
 
@@ -103,9 +103,9 @@ class RatioSource : public SequenceRows<float> {
   // The same for the frames of a table. Those behind the last one are copies of it.
   bool keep_group(int64_t begin, int64_t count, const RatioBase<F>& base, RunningProduct* product) {
     const Quad<double> sums = load_quad(table.sum), divisors = sums * first_quad<double>(base.of_top);
-    double divisor = 1;
-    for (int64_t k = 0; k < count; ++k) divisor *= divisors[k];
-    product->multiply(divisor);  // once for all, because each would have to wait for the one before
+    const Quad<double> counted = Quad<int64_t>{0, 1, 2, 3} < count ? divisors : Quad<double>{} + 1;
+    // Once for all, because each would have to wait for the one before.
+    product->multiply((counted[0] * counted[2]) * (counted[1] * counted[3]));
     for (int64_t k = 0; !in.softmax && k < count; ++k) product->log_of_others -= table.shift[k];
     if (keeps_classes) {
       store_quad(softmax_factors + begin, first_quad<F>(1 / divisors));
