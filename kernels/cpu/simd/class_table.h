@@ -201,33 +201,17 @@ template <class F> struct Table {
   }
 };
 
-// to[frame] = the entries at four frames of as many classes as a vector has lanes. at(i) is where those of class i
-// stand.
-template <class F, class At, int... G> CTC_FN void join_groups(At at, Lanes<F> (&to)[kFrames], Indices<G...>) {
-  for (int j = 0; j < 4; ++j) to[j] = join<F>({at(4 * G + j)...}, Groups<F>{});
-  transpose_groups(to);
-}
-// Entries i to i + kLanes of to[frame][i] = table[place of i][frame]. The place of a class is kFrames times its number.
-// Returns the smallest of each lane, if entries are numbers.
-template <class F>
-CTC_FN Lanes<F> gather_vector(const F* table, const int32_t* places, int64_t i, F* const (&to)[kFrames]) {
-  Lanes<F> v[kFrames];
-  join_groups<F>([&](int k) { return table + places[i + k]; }, v, Groups<F>{});
-  for (int k = 0; k < kFrames; ++k) store(to[k] + i, v[k]);
-  return min_of(min_of(v[0], v[1]), min_of(v[2], v[3]));
-}
-// The same for the labels of whole vectors.
+// gather_vector for the labels of whole vectors.
 template <class F> void gather(const F* table, const int32_t* places, Window labels, F* const (&to)[kFrames]) {
   for (int64_t i = labels.begin; i < labels.end; i += kLanes<F>) gather_vector(table, places, i, to);
 }
-
-// The same, where entries are >= 0. Returns the smallest of each lane.
-template <class F>
-Lanes<F> gather_least(const F* table, const int32_t* places, Window labels, F* const (&to)[kFrames]) {
+// The same, where entries become >= 0. Returns the smallest of each lane.
+template <class F, class Each = Itself>
+Lanes<F> gather_least(const F* table, const int32_t* places, Window labels, F* const (&to)[kFrames], Each each = {}) {
   Lanes<F> least = splat<Lanes<F>>(F(1));
   F* const copies[kFrames] = {to[0], to[1], to[2], to[3]};  // stores may change `to`, for all that the compiler knows
   for (int64_t i = labels.begin; i < labels.end; i += kLanes<F>)
-    least = min_of(least, gather_vector(table, places, i, copies));
+    least = min_of(least, gather_vector(table, places, i, copies, each));
   return least;
 }
 

@@ -116,5 +116,25 @@ template <class F> CTC_FN Lanes<F> largest_of_frames(Lanes<F> a, Lanes<F> b, Lan
   return max_over<kFrames, kLanes<F>>(max_of(max_of(at[0], at[1]), max_of(at[2], at[3])));
 }
 
+struct Itself {
+  template <class V> CTC_INLINE V operator()(V v) const { return v; }
+};
+// to[frame] = the entries at four frames of as many classes as a vector has lanes. at(i) is where those of class i
+// stand. `each` is applied to every entry first.
+template <class F, class At, class Each = Itself, int... G>
+CTC_FN void join_groups(At at, Lanes<F> (&to)[kFrames], Indices<G...>, Each each = {}) {
+  for (int j = 0; j < 4; ++j) to[j] = each(join<F>({at(4 * G + j)...}, Groups<F>{}));
+  transpose_groups(to);
+}
+// Entries i to i + kLanes of to[frame][i] = each(table[place of i][frame]). The place of a class is kFrames times its
+// number. Returns the smallest of each lane, if entries are numbers.
+template <class F, class Each = Itself> CTC_FN Lanes<F> gather_vector(const F* table, const int32_t* places, int64_t i,
+                                                                      F* const (&to)[kFrames], Each each = {}) {
+  Lanes<F> v[kFrames];
+  join_groups<F>([&](int k) { return table + places[i + k]; }, v, Groups<F>{}, each);
+  for (int k = 0; k < kFrames; ++k) store(to[k] + i, v[k]);
+  return min_of(min_of(v[0], v[1]), min_of(v[2], v[3]));
+}
+
 }  // namespace
 }  // namespace jax_ctc

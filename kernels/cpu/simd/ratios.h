@@ -144,11 +144,7 @@ class RatioSource : public SequenceRows<float> {
     // There are fewer labels than classes, so their logits are gathered, and not all classes become ratios.
     table.read_logits(rows, in.V);
     const RatioBase<F> base = table.ratio_base(in.blank, tiled<F>(load_quad(table.shift)));
-    gather(table.x, places, labels, to);
-    make_ratios(base.of_lane<0>(), to[0], labels, to[0], least);
-    make_ratios(base.of_lane<1>(), to[1], labels, to[1], least);
-    make_ratios(base.of_lane<2>(), to[2], labels, to[2], least);
-    make_ratios(base.of_lane<3>(), to[3], labels, to[3], least);
+    least = gather_least(table.x, places, labels, to, [&](Vec x) { return base.ratio(x); });
     return base;
   }
 
@@ -174,7 +170,7 @@ class RatioSource : public SequenceRows<float> {
     return true;
   }
 
-  // to = the ratios of the labels' logits. `to` may be x.
+  // to = the ratios of the labels' logits.
   void make_ratios(const RatioBase<F>& base, const F* x, Window labels, F* to, Vec& least) const {
     for (int64_t i = labels.begin; i < labels.end; i += N) {
       const Vec ratio = base.ratio(load<Vec>(x + i));
