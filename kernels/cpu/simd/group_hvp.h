@@ -55,9 +55,8 @@ class RowHvp {
   using F = float;
 
  public:
-  RowHvp(const Sequence<F>& in, const HvpArguments<F>& arguments, const DirectedRatios& directed,
-         const HvpWriter<F>& writer, int64_t pairs)
-      : in(in), arguments(arguments), directed(directed), writer(writer), pairs(pairs) {}
+  RowHvp(const HvpArguments<F>& arguments, const DirectedRatios& directed, const HvpWriter<F>& writer, int64_t pairs)
+      : arguments(arguments), directed(directed), writer(writer), pairs(pairs) {}
 
   void lay_out(Arena& arena) { products.lay_out(arena, pairs); }
   void start(int64_t t, Window window) { products.start(t, window); }
@@ -75,7 +74,6 @@ class RowHvp {
   }
 
  private:
-  const Sequence<F>& in;
   const HvpArguments<F>& arguments;
   const DirectedRatios& directed;
   const HvpWriter<F>& writer;
@@ -96,7 +94,7 @@ class GroupHvpRun {
         lattice(in, directed, true),
         writer(in, arguments, directed.source),
         by_class(in, arguments, directed, writer, pairs),
-        by_row(in, arguments, directed, writer, pairs) {
+        by_row(arguments, directed, writer, pairs) {
     take_from(*in.scratch, [this](Arena& arena) {
       directed.lay_out(arena, lattice.block), lattice.lay_out(arena), writer.lay_out(arena);
       directed.source.by_table ? by_class.lay_out(arena) : by_row.lay_out(arena);
