@@ -20,6 +20,8 @@ inline bool products_of_blanks = false;
 
 // The fewest slots of a band that is made narrower (band.h).
 inline int64_t narrowest_band = 32;
+// Whether all rows of halves become their gradient in pieces, not only wide ones (gradient.h).
+inline bool pieces_of_halves = false;
 // The least work, in nanoseconds, for which other threads help.
 constexpr double kForkNanoseconds = 0;
 // The bytes after each array of the scratch memory that no kernel may touch.

@@ -208,6 +208,7 @@ template <class F> void one(Dtype dtype, bool memory) {
   if (random.labels.size == 0) p.labels = nullptr;
 
   tested::block_length = 0, tested::products_of_blanks = false, tested::narrowest_band = 0;
+  tested::pieces_of_halves = sometimes(2);
   Results<F> results(random);
   results.forwards(p), results.backwards(p, random);
   for (int64_t i = 0; i < results.cost.size; ++i) {

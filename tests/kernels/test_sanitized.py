@@ -201,6 +201,11 @@ PLANTED = {
         "for (; v < table_classes(V); ++v)",
         "for (; v <= table_classes(V); ++v)",
     ),
+    "the labels of halves in pieces": (
+        "gradient.h",
+        "i <= r.L; ++i) own[i] =",
+        "i <= r.L + 1; ++i) own[i] =",
+    ),
     "skips": ("sweep.h", "i < pairs; ++i) skip[i] =", "i <= pairs; ++i) skip[i] ="),
     "checkpoints": ("sweep.h", "checkpoint(k).copy(at)", "checkpoint(k + 1).copy(at)"),
     "occupancies": (

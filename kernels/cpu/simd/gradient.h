@@ -17,7 +17,46 @@ template <class F> void softmax_less_occupancy(const Row<F>& r, const F* x, F co
     if (!is_padding(r.labels[i])) y[r.labels[i]] -= cotangent * r.occupancy[1 + i];
 }
 
+// The same of a wide row of halves. A row of floats would not stay in the first-level cache between the passes, so
+// halves are converted, and become the softmax, in pieces. The blank and labels are computed apart, in floats, and
+// rounded once. `out` may be the row itself.
+inline void gradient_of_halves(const Row<float>& r, float cotangent, uint16_t* out) {
+  constexpr int64_t kPiece = 128, kLine = 64 / sizeof(uint16_t);
+  const uint16_t* const x = static_cast<const uint16_t*>(r.acts);
+  float *own, *sums, piece[kPiece];
+  take_from(*r.scratch, [&](Arena& arena) { arena.take(own, 1 + r.L), arena.take(sums, r.V); });
+  const auto each = [&](auto visit) {  // visit(i, class) of the blank, then of each label
+    visit(0, r.blank);
+    for (int64_t i = 0; i < r.L; ++i)
+      if (!is_padding(r.labels[i])) visit(1 + i, r.labels[i]);
+  };
+  for (int64_t i = 0; i <= r.L; ++i) own[i] = r.shift;
+  each([&](int64_t i, int32_t label) { own[i] = entry<float>(r.dtype, x, label); });
+  scaled_softmax(own, 1 + r.L, r.shift, r.scale * cotangent, own);
+  each([&](int64_t i, int32_t label) { sums[label] = own[i]; });
+  each([&](int64_t i, int32_t label) { sums[label] -= cotangent * r.occupancy[i]; });
+  for (int64_t v = 0; v < r.V; v += kPiece) {
+    const int64_t n = min_of(kPiece, r.V - v);
+    for (int64_t line = 0; line < kPiece; line += kLine) prefetch_ahead(x + v + line, out + v + line);
+    widen(r.dtype, x + v, n, piece);
+    scaled_softmax(piece, n, r.shift, r.scale * cotangent, piece);
+    narrow(r.dtype, piece, n, out + v);
+  }
+  each([&](int64_t, int32_t label) { set_entry<float>(r.dtype, out, label, sums[label]); });
+}
+
+// Whether a row of halves is wide enough, and has labels so few that it costs little to compute them apart.
+inline bool worth_pieces(int64_t V, int64_t L) {
+#if defined(JAX_CTC_TEST)
+  if (tested::pieces_of_halves) return true;
+#endif
+  return V >= 2048 && V >= 64 * L;
+}
+
 template <class F> void gradient_row(const Row<F>& r, F cotangent, void* out) {
+  if constexpr (sizeof(F) == 4)
+    if (is_half(r.dtype) && worth_pieces(r.V, r.L) && is_finite(cotangent))
+      return gradient_of_halves(r, cotangent, static_cast<uint16_t*>(out));
   F* buffer = row_buffer<F>(r.dtype, r.V, 1, *r.scratch);
   F* y = buffer ? buffer : static_cast<F*>(out);
   const F* x = widened(r.dtype, r.acts, r.V, buffer);
