@@ -43,7 +43,7 @@ INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 OF_BATCHES = ("ctc", "align", "slice_sums", "beam", "parallel", "dispatch")
 PARTS = [KERNELS / "cpu" / f"{name}.cpp" for name in OF_BATCHES]
 PARTS += [KERNELS / "cpu" / "simd" / f"{name}.cpp" for name in INSTRUCTION_SETS]
-PARTS += [ROOT / "tests" / "kernels" / "sanitized.cpp"]  # the problems
+PROBLEMS = ROOT / "tests" / "kernels" / "sanitized.cpp"
 
 
 def objects(folder, sanitizers, sets=SETS):
@@ -69,7 +69,11 @@ def address_objects():
 
 
 def problems(folder, sanitizers, parts):
-    return compile_to(folder / "sanitized", *sanitizers, *parts.values())
+    def make(path):
+        compile_to(path, *sanitizers, "-c", PROBLEMS)
+
+    main = made_once(f"problems{sanitizers[0]}.o", make)
+    return compile_to(folder / "sanitized", *sanitizers, main, *parts.values())
 
 
 def assert_rounds(program, rounds, isa):
