@@ -9,12 +9,21 @@
 namespace jax_ctc {
 namespace {
 
+// Calls visit(i, class) for the blank, i = 0, then for each label: always in this order, so that the bits of what is
+// added up are the same on every call.
+template <class F, class Visit> void each_symbol(const Row<F>& r, Visit visit) {
+  visit(0, r.blank);
+  for (int64_t i = 0; i < r.L; ++i)
+    if (!is_padding(r.labels[i])) visit(1 + i, r.labels[i]);
+}
+template <class F> void subtract_occupancy(const Row<F>& r, F cotangent, F* y) {
+  each_symbol(r, [&](int64_t i, int32_t symbol) { y[symbol] -= cotangent * r.occupancy[i]; });
+}
+
 // y = cotangent * (softmax(x) - occupancy). y may be x.
 template <class F> void softmax_less_occupancy(const Row<F>& r, const F* x, F cotangent, F* y) {
   scaled_softmax(x, r.V, r.shift, r.scale * cotangent, y);
-  y[r.blank] -= cotangent * r.occupancy[0];
-  for (int64_t i = 0; i < r.L; ++i)  // in label order, so that the bits are the same on every call
-    if (!is_padding(r.labels[i])) y[r.labels[i]] -= cotangent * r.occupancy[1 + i];
+  subtract_occupancy(r, cotangent, y);
 }
 
 // The same of a wide row of halves. A row of floats would not stay in the first-level cache between the passes, so
@@ -25,16 +34,11 @@ inline void gradient_of_halves(const Row<float>& r, float cotangent, uint16_t* o
   const uint16_t* const x = static_cast<const uint16_t*>(r.acts);
   float *own, *sums, piece[kPiece];
   take_from(*r.scratch, [&](Arena& arena) { arena.take(own, 1 + r.L), arena.take(sums, r.V); });
-  const auto each = [&](auto visit) {  // visit(i, class) of the blank, then of each label
-    visit(0, r.blank);
-    for (int64_t i = 0; i < r.L; ++i)
-      if (!is_padding(r.labels[i])) visit(1 + i, r.labels[i]);
-  };
   for (int64_t i = 0; i <= r.L; ++i) own[i] = r.shift;
-  each([&](int64_t i, int32_t label) { own[i] = entry<float>(r.dtype, x, label); });
+  each_symbol(r, [&](int64_t i, int32_t symbol) { own[i] = entry<float>(r.dtype, x, symbol); });
   scaled_softmax(own, 1 + r.L, r.shift, r.scale * cotangent, own);
-  each([&](int64_t i, int32_t label) { sums[label] = own[i]; });
-  each([&](int64_t i, int32_t label) { sums[label] -= cotangent * r.occupancy[i]; });
+  each_symbol(r, [&](int64_t i, int32_t symbol) { sums[symbol] = own[i]; });
+  subtract_occupancy(r, cotangent, sums);
   for (int64_t v = 0; v < r.V; v += kPiece) {
     const int64_t n = min_of(kPiece, r.V - v);
     for (int64_t line = 0; line < kPiece; line += kLine) prefetch_ahead(x + v + line, out + v + line);
@@ -42,7 +46,7 @@ inline void gradient_of_halves(const Row<float>& r, float cotangent, uint16_t* o
     scaled_softmax(piece, n, r.shift, r.scale * cotangent, piece);
     narrow(r.dtype, piece, n, out + v);
   }
-  each([&](int64_t, int32_t label) { set_entry<float>(r.dtype, out, label, sums[label]); });
+  each_symbol(r, [&](int64_t, int32_t symbol) { set_entry<float>(r.dtype, out, symbol, sums[symbol]); });
 }
 
 // Whether a row of halves is wide enough, and has labels so few that it costs little to compute them apart.
@@ -85,9 +89,8 @@ template <class F> double tangent_row(const Row<F>& r, const void* direction) {
   F* buffer = row_buffer<F>(r.dtype, r.V, 2, *r.scratch);
   const F* x = widened(r.dtype, r.acts, r.V, buffer);
   const F* u = widened(r.dtype, direction, r.V, buffer + (buffer ? r.V : 0));
-  double sum = softmax_dot(x, r.V, r.shift, r.scale, u, F(0)) - double(r.occupancy[0]) * u[r.blank];
-  for (int64_t i = 0; i < r.L; ++i)
-    if (!is_padding(r.labels[i])) sum -= double(r.occupancy[1 + i]) * u[r.labels[i]];
+  double sum = softmax_dot(x, r.V, r.shift, r.scale, u, F(0));
+  each_symbol(r, [&](int64_t i, int32_t symbol) { sum -= double(r.occupancy[i]) * u[symbol]; });
   // If the sum is not finite, the direction may have an inf or a NaN where the gradient is 0. Or the residuals are NaN.
   return is_finite(sum) || r.scale != r.scale ? sum : tangent_of_nonzero(r, direction);
 }
