@@ -6,10 +6,12 @@ for 16 <= V <= 64, if V <= 3 L. Every remainder of T and V by four, every place 
 frames, both kinds of residuals. Rows of more than 1024 classes are read in pieces (normaliser.h).
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jax_ctc
 from support import oracle
 from support.programs import assert_solved, cost_and_gradient
 from support.results import assert_costs, assert_gradient, assert_same_bits
@@ -164,3 +166,30 @@ def test_pieces_of_impossible_classes_and_ties_in_two_pieces(V):
     acts[4, :, [0, V - 1]] = 9
     acts[5, :, V - 1] = 30  # the last piece has the largest
     assert_solved(acts, labels, lengths)
+
+
+@pytest.mark.parametrize("V", [300, 1500, 5000])
+@pytest.mark.parametrize("largest", [0, 300, -300, 16_383, -16_383, 16_385, -16_385, 2e5, -2e5])
+def test_a_row_that_ends_below_the_smallest_number_keeps_its_digits(V, largest):
+    """Down to there, softmax has the digits that float32 has, wherever its exponents begin."""
+    row = (np.float32(largest) - np.linspace(0, 110, V)).astype(np.float32)
+    row[V // 3] = -np.inf
+    cost, gradient = cost_and_gradient(row[None, None], np.zeros((1, 0), np.int32), np.array([1]))
+    below = row.astype(np.float64) - float(row[0])
+    exact = np.exp(below) / np.exp(below).sum()
+    exact[0] -= 1
+    # log2(e) is rounded, and without a fused multiply-add the product with it too.
+    gradient = np.asarray(gradient)[0, 0]
+    error = np.abs(gradient - exact) - 2.0**-126
+    assert (error <= (3e-7 - np.maximum(below, -110) * 1.25 * 2.0**-24) * np.abs(exact)).all()
+    assert gradient[V // 3] == 0
+    np.testing.assert_allclose(cost[0], np.log(np.exp(below).sum()), rtol=2e-7)
+
+
+@pytest.mark.parametrize("V", CLASSES + PIECES)
+def test_the_largest_cotangent_gives_no_inf(V):
+    acts, labels, lengths = batch(8, V)
+    gradient = jax.jit(jax.grad(lambda x, by: jax_ctc.ctc(x, labels, lengths) @ by))
+    largest = np.full(B, np.finfo(np.float32).max, np.float32)
+    exact = np.asarray(gradient(acts, np.ones_like(largest)), np.float64) * float(largest[0])
+    np.testing.assert_allclose(gradient(acts, largest), exact, rtol=3e-7, atol=1e-6 * largest[0])

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Vectors of CTC_VECTOR_BYTES bytes of floats or doubles: load, store, neighbours, sums, exp. No other CPU file depends
-// on the width of a vector.
+// Vectors of CTC_VECTOR_BYTES bytes of floats or doubles: load, store, neighbours, sums.
 //
 // Each instruction set includes this file inside its target region (target.h). So everything here has internal linkage.
 #pragma once
@@ -34,23 +33,27 @@ template <> struct Layout<DoubleLanes> : Layout<double> {
 
 namespace {
 
+// x * y + z, with one rounding if kFused.
+#if CTC_VECTOR_BYTES == 64
+constexpr bool kFused = true;
+CTC_FN FloatLanes fused(FloatLanes x, FloatLanes y, FloatLanes z) { return _mm512_fmadd_ps(x, y, z); }
+#elif CTC_VECTOR_BYTES == 32
+constexpr bool kFused = true;
+CTC_FN FloatLanes fused(FloatLanes x, FloatLanes y, FloatLanes z) { return _mm256_fmadd_ps(x, y, z); }
+#elif defined(__aarch64__)
+constexpr bool kFused = true;
+CTC_FN FloatLanes fused(FloatLanes x, FloatLanes y, FloatLanes z) { return vfmaq_f32(z, x, y); }
+#else
+constexpr bool kFused = false;
+CTC_FN FloatLanes fused(FloatLanes x, FloatLanes y, FloatLanes z) { return x * y + z; }
+#endif
+
 #if CTC_VECTOR_BYTES > 16 || defined(__aarch64__)
 template <> struct LessLn2<FloatLanes> {
   static CTC_INLINE FloatLanes times(FloatLanes n, FloatLanes x) {
     // x - n * kHigh is exact, because it is less than 1/2 and a multiple of 2^-25.
     constexpr float kHigh = 0x1.62e43p-1f, kRest = -0x1.05c610ca86c39p-29;
-    return less_product(less_product(x, n, kHigh), n, kRest);
-  }
-
- private:
-  static CTC_INLINE FloatLanes less_product(FloatLanes x, FloatLanes n, float factor) {
-#if CTC_VECTOR_BYTES == 64
-    return _mm512_fnmadd_ps(n, splat<FloatLanes>(factor), x);
-#elif CTC_VECTOR_BYTES == 32
-    return _mm256_fnmadd_ps(n, splat<FloatLanes>(factor), x);
-#else
-    return vfmsq_f32(x, n, splat<FloatLanes>(factor));
-#endif
+    return fused(splat<FloatLanes>(-kRest), n, fused(splat<FloatLanes>(-kHigh), n, x));
   }
 };
 #endif
@@ -201,6 +204,14 @@ template <int by, int width, class V> CTC_FN V max_over(V v) {
 template <class V> CTC_FN auto sum_of_lanes(V v) { return sum_over<1, kCount<V>>(v)[0]; }
 template <class V> CTC_FN auto max_of_lanes(V v) { return max_over<1, kCount<V>>(v)[0]; }
 
+// The sums of as many pairs of lanes as a vector has doubles.
+CTC_FN DoubleLanes sum_of_pairs(DoubleLanes v) { return v; }
+CTC_FN DoubleLanes sum_of_pairs(FloatLanes v) {
+  float lanes[kCount<FloatLanes>];
+  store(lanes, v);
+  return load_widened(lanes) + load_widened(lanes + kCount<DoubleLanes>);
+}
+
 // max_of(bound, x), which is NaN if x is. For a bound that the compiler knows GCC 12 would make two instructions.
 template <class V, class F> CTC_FN V at_least(F bound, V x) {
   V least = splat<V>(bound);
@@ -208,50 +219,6 @@ template <class V, class F> CTC_FN V at_least(F bound, V x) {
   __asm__("" : "+v"(least));
 #endif
   return max_of(least, x);
-}
-
-// 2^f on |f| <= 1/2, to one rounding: the polynomial 1 + ... whose largest relative error is smallest, 9.1e-8 (float)
-// or 2.2e-16 (double).
-template <class F> struct Exp2Polynomial;
-template <> struct Exp2Polynomial<float> {
-  static constexpr int terms = 6;
-  float coefficient[terms] = {1, 0.693146978f, 0.240222421f, 0.0555073374f, 0.00967151264f, 0.00132647271f};
-};
-template <> struct Exp2Polynomial<double> {
-  static constexpr int terms = 11;
-  double coefficient[terms] = {1,
-                               0.69314718055994917561,
-                               0.24022650695909101675,
-                               0.055504108664481815964,
-                               0.0096181291079831063137,
-                               0.0013333558225800853821,
-                               0.00015403529994281648836,
-                               0.000015252659427374816511,
-                               1.3215653577451931069e-6,
-                               1.0208323055302919941e-7,
-                               7.0381825747354676927e-9};
-};
-
-// exp(x) for x <= 0 as p * power. Where that is below the smallest normal number, and for -inf, `power` is 0. Of NaN p
-// is NaN. The relative error of a float grows to |x| / 2^26, because log2(e) is rounded, and without a fused
-// multiply-add to |x| / 2^24. The sum of a row, which has exp(0), is right to one rounding: x exp(x) is small.
-// Emissions, which are multiplied, keep all digits (emission.h).
-template <class V> struct ExpFactors {
-  V p, power;
-};
-template <class F, class V> CTC_FN ExpFactors<V> exp_factors(V x) {
-  constexpr int mantissa = Layout<F>::mantissa, bias = Layout<F>::bias;
-  constexpr F kLog2e = F(1.44269504088896340736), kFloor = F(-bias * 0.693147180559945309417);
-  // Adding it rounds to an integer n, and leaves n + bias in the lowest bits. They are 2^n when shifted, or 0 at
-  // kFloor.
-  constexpr F kRound = F(3) * F(int64_t(1) << (mantissa - 1)) + F(bias);
-  const V bounded = at_least(kFloor, x);
-  const V shifted = bounded * kLog2e + kRound, n = shifted - kRound, f = bounded * kLog2e - n;
-  return {polynomial<Exp2Polynomial<F>>(f), bits<V>(bits<Integer<V>>(shifted) << mantissa)};
-}
-template <class F, class V> CTC_FN V exp_of_nonpositive(V x) {
-  const ExpFactors<V> y = exp_factors<F>(x);
-  return y.p * y.power;
 }
 
 }  // namespace

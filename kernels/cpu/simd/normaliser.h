@@ -2,8 +2,8 @@
 // The normaliser of a row of V logits: the largest entry, and the sum of exp relative to it.
 #pragma once
 
+#include "exp.h"
 #include "half.h"
-#include "lanes.h"
 
 namespace jax_ctc {
 namespace {
@@ -75,7 +75,7 @@ template <bool kLater> struct Ahead {
 
 // A row of acts in pieces of up to 1024 entries, equal but for the last one, and the row that is read after it.
 struct Pieces {
-  static constexpr int64_t kMost = 1024, kStep = 16;  // entries. A step is a cache line of floats
+  static constexpr int64_t kMost = 1024, kStep = 64;  // entries
   const char *row, *next;
   int64_t element, V, size, count;
   Pieces(const void* row, int64_t element, int64_t V, const void* next)
@@ -105,40 +105,42 @@ struct Pieces {
 };
 
 // The sum of exp(x - shift) over n entries, in two parts: the number of entries equal to shift, and the sum of the
-// others.
+// others. `exp` is ExpOfDifferences or ExpOfLogits, below `shift`.
 struct PartSum {
   double ties, tail;
 };
-template <bool kTies, class F, bool kLater> PartSum sum_part(const F* x, int64_t n, F shift, Ahead<kLater>& ahead) {
+template <bool kTies, class F, class Exp, bool kLater>
+PartSum sum_part(const F* x, int64_t n, F shift, const Exp& exp, Ahead<kLater>& ahead) {
   using Vec = Lanes<F>;
   constexpr int N = kLanes<F>;
-  // A lane makes 16 additions. Then the sum goes on in double, because one float sum over V = 1e5 would give the
+  // A lane makes 16 additions. Then the sum goes on in doubles, because one float sum over V = 1e5 would give the
   // gradient an error of 2e-5.
   constexpr int64_t kPart = 32 * N;
-  PartSum sum = {0, 0};
-  Integer<Vec> ties = {};
+  DoubleLanes tail = {};
+  Integer<Vec> others = {};  // counted, because one comparison then does what two would do
   for (int64_t begin = 0; begin < n; begin += kPart) {
     const int64_t end = min_of(begin + kPart, n);
     Vec a = {}, b = {};
     const auto add = [&](Vec at, Vec& to) {
-      ExpFactors<Vec> y = exp_factors<F>(at - shift);
+      ExpFactors<Vec> y = exp(at);
       if constexpr (kTies) {
-        const Integer<Vec> top = at == shift;
-        y.power = top ? Vec{} : y.power, ties -= top;
+        const Integer<Vec> other = at != shift;
+        y.power = other ? y.power : Vec{}, others -= other;
       }
       to += y.p * y.power;
     };
     int64_t v = begin;
-    for (; v + 2 * N <= end; v += 2 * N) {
-      ahead.template prefetch<2 * N * sizeof(F)>();
+    for (; v + 4 * N <= end; v += 4 * N) {
+      ahead.template prefetch<4 * N * sizeof(F)>();
       add(load<Vec>(x + v), a), add(load<Vec>(x + v + N), b);
+      add(load<Vec>(x + v + 2 * N), a), add(load<Vec>(x + v + 3 * N), b);
     }
-    if (v + N <= end) add(load<Vec>(x + v), a), v += N;
+    for (; v + N <= end; v += N) add(load<Vec>(x + v), a);
     if (v < end) add(load_last<Vec>(x, n, end - v, F(-__builtin_inf())), b);
-    sum.tail += double(sum_of_lanes(a + b));
+    tail += sum_of_pairs(a + b);
   }
-  if constexpr (kTies) sum.ties = double(sum_of_lanes(ties));
-  return sum;
+  const int64_t lanes = (n + N - 1) / N * N;
+  return {kTies ? double(lanes - sum_of_lanes(others)) : 0, sum_of_lanes(tail) / exp.of_top()};
 }
 
 // Of a row, or of a slice of one: the largest entry, the number of entries equal to it, and the sum of exp(x - top) of
@@ -173,12 +175,17 @@ template <class F> RowSums<F> sum_row(Dtype dtype, const void* row, int64_t V, c
         if (x[v] != x[v]) return {top, nan, nan};
       continue;
     }
-    const auto sum = [&](auto ahead) {
+    const auto sum_of = [&](const auto& exp, auto ahead) {
       // If the largest entry is in another piece, no entry is equal to it.
-      const PartSum part =
-          here == top ? sum_part<true>(x, end - begin, top, ahead) : sum_part<false>(x, end - begin, top, ahead);
+      const PartSum part = here == top ? sum_part<true>(x, end - begin, top, exp, ahead)
+                                       : sum_part<false>(x, end - begin, top, exp, ahead);
       ahead.prefetch_rest();
       return part;
+    };
+    const auto sum = [&](auto ahead) {
+      if constexpr (sizeof(F) == 4)
+        if (ExpOfLogits::allows(top)) return sum_of(ExpOfLogits(top), ahead);
+      return sum_of(ExpOfDifferences<F>(top), ahead);
     };
     const PartSum part = pieces.count > 1 ? sum(pieces.ahead<true>(k)) : sum(pieces.ahead<false>(k));
     ties += part.ties, tail += part.tail;

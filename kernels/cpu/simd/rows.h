@@ -95,10 +95,15 @@ template <class F> CTC_INLINE void prefetch_ahead(const F* x, const F* out) {
 template <class F> void scaled_softmax(const F* x, int64_t V, F shift, F scale, F* out) {
   using Vec = Lanes<F>;
   constexpr int N = kLanes<F>, kLine = 64 / sizeof(F), kWide = 1024;
-  if (V < N) return store_first(out, exp_of_nonpositive<F>(load_first<Vec>(x, V, shift) - shift) * scale, V);
+  if (scale > ScaledExp<F>::kMost || -scale > ScaledExp<F>::kMost) {
+    scaled_softmax(x, V, shift, F(1), out);
+    return multiply(out, V, scale, out);
+  }
+  const ScaledExp<F> exp(scale);
+  if (V < N) return store_first(out, exp(load_first<Vec>(x, V, shift) - shift), V);
   Vec last = {};  // computed before out overwrites x
-  if (V % N > 0) last = exp_of_nonpositive<F>(load<Vec>(x + V - N) - shift) * scale;
-  const auto write = [&](int64_t v) { store(out + v, exp_of_nonpositive<F>(load<Vec>(x + v) - shift) * scale); };
+  if (V % N > 0) last = exp(load<Vec>(x + V - N) - shift);
+  const auto write = [&](int64_t v) { store(out + v, exp(load<Vec>(x + v) - shift)); };
   int64_t v = 0;
   for (; V >= kWide && v + kLine <= V; v += kLine) {
     prefetch_ahead(x + v, out + v);
