@@ -68,8 +68,8 @@ template <class F> constexpr F kLeastExponent = F(-Layout<F>::bias * 0.693147180
 template <class F> constexpr F kRoundExponent =
     F(3) * F(int64_t(1) << (Layout<F>::mantissa - 1 - Exp2<F>::kBits)) + F(Layout<F>::bias);
 
-// exp(x) = power * p(f). Where that is below the smallest normal number, `power` is 0, or is below it too. For -inf it
-// is 0. Of NaN f is NaN.
+// exp(x) = power * p(f). Where that is below the smallest normal number, the product is wrong by less than this number.
+// For -inf `power` is 0. Of NaN f is NaN.
 template <class V> struct ExpParts {
   V f, power;
 };
@@ -130,9 +130,11 @@ template <class F> class ExpOfDifferences {
 };
 // The same without the subtraction, of floats that are not far: relative to 2^k, where k is top * log2(e) rounded. That
 // log2(e) is rounded changes exp(x) and of_top() by nearly the same factor: the relative error of their ratio grows to
-// |x - top| / 2^26. Only with a fused multiply-add, because the product with log2(e) must not be rounded.
+// |x - top| / 2^26. Only with a fused multiply-add, because the product with log2(e) must not be rounded. All entries
+// of a sum are divided by of_top(). So it is a double: an error of it would not be averaged.
 class ExpOfLogits {
-  FloatLanes lowest, round, top;
+  FloatLanes lowest, round;
+  double f_of_top;
 
  public:
   // Then `lowest` is right to a small part of 1 / 2^kBits, and `round` is exact.
@@ -140,8 +142,9 @@ class ExpOfLogits {
     constexpr F kMost = 16384;
     return kFused && sizeof(F) == 4 && top < kMost && -top < kMost;
   }
-  explicit ExpOfLogits(float top) : top(splat<FloatLanes>(top)) {
+  explicit ExpOfLogits(float top) {
     const float k = __builtin_rintf(top * kLog2E<float>);
+    f_of_top = double(top) * double(kLog2E<float>) - double(k);
     lowest = splat<FloatLanes>((k - Layout<float>::bias) * 0.693147180559945309417f);
     round = splat<FloatLanes>(kRoundExponent<float> - k);
   }
@@ -151,10 +154,7 @@ class ExpOfLogits {
     const FloatLanes f = fused(bounded, log2e, -n), power = Exp2<float>::power(bits<IntLanes>(rounded));
     return factors_of<float>(ExpParts<FloatLanes>{f, power});
   }
-  double of_top() const {
-    const ExpFactors<FloatLanes> y = (*this)(top);
-    return double(y.p[0]) * double(y.power[0]);
-  }
+  double of_top() const { return polynomial<Exp2<double>>(f_of_top); }
 };
 
 }  // namespace

@@ -113,7 +113,7 @@ template <bool kTies, class F, class Exp, bool kLater>
 PartSum sum_part(const F* x, int64_t n, F shift, const Exp& exp, Ahead<kLater>& ahead) {
   using Vec = Lanes<F>;
   constexpr int N = kLanes<F>;
-  // A lane makes 16 additions. Then the sum goes on in doubles, because one float sum over V = 1e5 would give the
+  // A lane makes 16 additions or 17. Then the sum goes on in doubles, because one float sum over V = 1e5 would give the
   // gradient an error of 2e-5.
   constexpr int64_t kPart = 32 * N;
   DoubleLanes tail = {};
