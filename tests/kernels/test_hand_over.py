@@ -9,6 +9,7 @@ Each warp says what it must find. Stores and asynchronous copies become visible 
 as what orders them allows.
 """
 
+import functools
 import itertools
 import re
 
@@ -260,20 +261,26 @@ class Machine:
         if step == len(self.programs[warp]) or warp in arrived:
             return None
         what, *arguments = self.programs[warp][step]
-        if what in ("commit", "wait"):
-            if what == "commit":
-                copies = (*copies, "end of a group")
-            else:
-                due = max(due, copies.count("end of a group") - arguments[0])
+        memory = contents(cells)
+        if what == "commit":
+            copies = (*copies, "end of a group")
+        elif what == "wait":
+            due = max(due, copies.count("end of a group") - arguments[0])
+        elif what == "read":
+            cell, expected = arguments
+            seen = dict(stores).get(cell, memory.get(cell))
+            if seen != expected:
+                raise Wrong(f"warp {warp} finds {seen} in {cell}, not {expected}")
+        elif what == "receive" and self.p.waits:
+            if memory.get(("global", arguments[2])) != ("edge", *arguments[1:]):
+                return None
+        if what in ("commit", "wait", "read"):
             warps = (*warps[:warp], (step + 1, stores, copies, due), *warps[warp + 1 :])
             return warps, cells, arrived
-        memory = dict(cells)
-        if what == "receive":  # waits for a value, which it stores
-            cell, sender, j = arguments
-            seen = memory.get(("global", j))
-            if seen != ("edge", sender, j) and self.p.waits:
-                return None
-            what, arguments = "store", [cell, seen]
+        memory = dict(memory)
+        if what == "receive":  # stores the value that came
+            cell, _, j = arguments
+            what, arguments = "store", [cell, memory.get(("global", j))]
         if what == "pass on":  # by other lanes than the one that stored
             cell, strip, j = arguments
             seen = memory.get(cell)
@@ -283,12 +290,7 @@ class Machine:
                 memory[("global", j)] = seen
             else:
                 what, arguments = "store", [("global", j), seen]
-        if what == "read":
-            cell, expected = arguments
-            seen = dict(stores).get(cell, memory.get(cell))
-            if seen != expected:
-                raise Wrong(f"warp {warp} finds {seen} in {cell}, not {expected}")
-        elif what == "store":
+        if what == "store":
             cell, stored = arguments
             if self.late_stores:
                 stores = (*stores, (cell, stored))
@@ -322,6 +324,11 @@ class Machine:
                     warps = (*warps[:w], (step, (), copies, due), *warps[w + 1 :])
                 arrived = tuple(w for w in arrived if w not in here)
         return warps, frozenset(memory.items()), tuple(sorted(arrived))
+
+
+@functools.lru_cache(maxsize=1)  # all warps take their next step from one state
+def contents(cells):
+    return dict(cells)
 
 
 def land(copies, memory, stores):
