@@ -81,12 +81,15 @@ template <class F, class V> CTC_FN ExpFactors<V> factors_of(const ExpParts<V>& p
   return {polynomial<Exp2<F>>(parts.f), parts.power};
 }
 
+// `round` is kRoundExponent, less k for exp(x) / 2^k. x is not below what has the power 0.
+template <class F, class V> CTC_FN ExpParts<V> exp_parts(V x, V round) {
+  const V log2e = splat<V>(kLog2E<F>), rounded = fused(x, log2e, round), n = rounded - round;
+  return {fused(x, log2e, -n), Exp2<F>::power(bits<Integer<V>>(rounded))};
+}
 // For x <= 0. The relative error of a float grows to |x| / 2^26, because log2(e) is rounded, and to five times as much
 // without a fused multiply-add. The sum of a row, which has exp(0), is right to one rounding: x exp(x) is small.
 template <class F, class V> CTC_FN ExpParts<V> exp_parts(V x) {
-  const V bounded = at_least(kLeastExponent<F>, x);
-  const V rounded = bounded * kLog2E<F> + kRoundExponent<F>, n = rounded - kRoundExponent<F>;
-  return {bounded * kLog2E<F> - n, Exp2<F>::power(bits<Integer<V>>(rounded))};
+  return exp_parts<F>(at_least(kLeastExponent<F>, x), splat<V>(kRoundExponent<F>));
 }
 template <class F, class V> CTC_FN ExpFactors<V> exp_factors(V x) { return factors_of<F>(exp_parts<F>(x)); }
 template <class F, class V> CTC_FN V exp_of_nonpositive(V x) {
@@ -149,10 +152,7 @@ class ExpOfLogits {
     round = splat<FloatLanes>(kRoundExponent<float> - k);
   }
   CTC_INLINE ExpFactors<FloatLanes> operator()(FloatLanes x) const {
-    const FloatLanes bounded = max_of(lowest, x), log2e = splat<FloatLanes>(kLog2E<float>);
-    const FloatLanes rounded = fused(bounded, log2e, round), n = rounded - round;
-    const FloatLanes f = fused(bounded, log2e, -n), power = Exp2<float>::power(bits<IntLanes>(rounded));
-    return factors_of<float>(ExpParts<FloatLanes>{f, power});
+    return factors_of<float>(exp_parts<float>(max_of(lowest, x), round));
   }
   double of_top() const { return polynomial<Exp2<double>>(f_of_top); }
 };

@@ -33,7 +33,7 @@ template <> struct Layout<DoubleLanes> : Layout<double> {
 
 namespace {
 
-// x * y + z, with one rounding if kFused.
+// x * y + z, of floats with one rounding if kFused.
 #if CTC_VECTOR_BYTES == 64
 constexpr bool kFused = true;
 CTC_FN FloatLanes fused(FloatLanes x, FloatLanes y, FloatLanes z) { return _mm512_fmadd_ps(x, y, z); }
@@ -47,6 +47,8 @@ CTC_FN FloatLanes fused(FloatLanes x, FloatLanes y, FloatLanes z) { return vfmaq
 constexpr bool kFused = false;
 CTC_FN FloatLanes fused(FloatLanes x, FloatLanes y, FloatLanes z) { return x * y + z; }
 #endif
+
+CTC_FN DoubleLanes fused(DoubleLanes x, DoubleLanes y, DoubleLanes z) { return x * y + z; }
 
 #if CTC_VECTOR_BYTES > 16 || defined(__aarch64__)
 template <> struct LessLn2<FloatLanes> {
