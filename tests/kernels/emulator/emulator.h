@@ -8,8 +8,6 @@
 // as late as it may be (store_buffer.h).
 #pragma once
 
-#include <ucontext.h>
-
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -25,6 +23,7 @@
 #include <random>
 #include <vector>
 
+#include "stack.h"
 #include "store_buffer.h"
 
 #define __global__
@@ -51,8 +50,7 @@ struct Copy {
 };
 
 struct Fiber {
-  ucontext_t context;
-  std::vector<char> stack;
+  Stack stack;
   Index thread;
   bool done = false;
   const char* waits_for = nullptr;  // a name; null: it can run
@@ -78,7 +76,6 @@ struct Machine {
   std::vector<Exchange> warps;
   Barrier barriers[16];  // 0: the whole block
   std::vector<unsigned> alive;
-  ucontext_t scheduler;
   Fiber* current = nullptr;
   int threads = 0, living = 0;
   Index block, grid, block_size;
@@ -132,7 +129,7 @@ inline void wait(const char* what, std::function<bool()> may_go_on) {
   const NotTheKernel here;
   Fiber& me = *machine().current;
   me.waits_for = what, me.may_go_on = std::move(may_go_on);
-  swapcontext(&me.context, &machine().scheduler);
+  me.stack.pause();
 }
 
 inline void complete(Exchange& x, int warp) {
@@ -249,7 +246,7 @@ inline void run_thread() {
   me.done = true, --m.living;
   m.alive[me.thread.x / kLanes] &= ~(1u << me.thread.x % kLanes);
   me.copies.clear();
-  swapcontext(&me.context, &m.scheduler);
+  me.stack.pause();
 }
 
 // Lanes that have returned are not waited for.
@@ -263,7 +260,6 @@ inline void release_exchanges() {
 }
 
 inline void run_block(int threads, size_t shared_bytes) {
-  constexpr size_t kStack = 128 << 10;
   Machine& m = machine();
   // Alone on the heap at its exact size: the address sanitizer sees its ends. NaN patterns before anything is written.
   void* memory = nullptr;
@@ -278,12 +274,9 @@ inline void run_block(int threads, size_t shared_bytes) {
   while (int(m.fibers.size()) < threads) m.fibers.push_back(std::make_unique<Fiber>());
   for (int i = 0; i < threads; ++i) {
     Fiber& f = *m.fibers[i];
-    f.stack.resize(kStack);
     f.thread = {unsigned(i), 0, 0}, f.done = false, f.waits_for = nullptr, f.groups = 0;
     f.copies.clear();
-    getcontext(&f.context);
-    f.context.uc_stack.ss_sp = f.stack.data(), f.context.uc_stack.ss_size = kStack, f.context.uc_link = nullptr;
-    makecontext(&f.context, run_thread, 0);
+    f.stack.start(run_thread);
     m.alive[i / kLanes] |= 1u << i % kLanes;
   }
   stores.begin_block(threads, m.shared, shared_bytes);
@@ -302,9 +295,9 @@ inline void run_block(int threads, size_t shared_bytes) {
       if (i == frozen || m.random() % 8 == 0) continue;
       f.waits_for = nullptr;
       m.current = &f;
-      stores.enter(i, f.stack.data(), f.stack.size());
+      stores.enter(i, f.stack.begin(), Stack::kBytes);
       if (!f.copies.empty() && f.copies.front().bytes > 0 && m.random() % 4 == 0) carry_out(f);
-      swapcontext(&m.scheduler, &f.context);
+      f.stack.take_turn();
       stores.leave();
     }
     release_exchanges();
