@@ -1,13 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CUDA kernels and what launches them, compiled as C++ over the emulator: a library for tests/support/emulated.py.
-#include "../../kernels/cuda/align.cu"
-#include "../../kernels/cuda/align_rows.cu"
-#include "../../kernels/cuda/ctc.cpp"
-#include "../../kernels/cuda/gradient.cu"
-#include "../../kernels/cuda/hvp.cu"
-#include "../../kernels/cuda/lattice.cu"
-#include "../../kernels/cuda/occupancy.cu"
-#include "../../kernels/cuda/rows.cu"
+// What tests/support/emulated.py calls: the CUDA kernels, compiled as C++ over the emulator.
+#include "../../kernels/cuda/ctc.h"
 #include "emulator.h"
 
 using namespace jax_ctc;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // XLA's handlers of the CUDA kernels over the emulator, for programs on the CPU: everything but the device.
 #include "emulated.cpp"
+#include "emulated_kernels.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace xla::ffi {

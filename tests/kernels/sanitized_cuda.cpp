@@ -8,6 +8,7 @@
 
 #include "../../kernels/cpu/ctc.h"
 #include "emulated.cpp"
+#include "emulated_kernels.h"
 #include "random_problem.h"
 
 namespace {

@@ -313,8 +313,8 @@ def test_planted_bugs_are_caught(bug, tmp_path):
 @pytest.mark.slow
 @only_all
 def test_nothing_is_caught_where_no_bug_is(tmp_path):
-    emulated.build(tmp_path / "emulated.so", buffers_stores=True)
-    result = emulated.run_alone(__file__, tmp_path / "emulated.so")
+    library = emulated.sound(tmp_path / "emulated.so", buffers_stores=True)
+    result = emulated.run_alone(__file__, library)
     assert result.returncode == 0, result.stderr
 
 

@@ -182,8 +182,7 @@ def test_planted_bugs_are_caught(bug, tmp_path):
 @pytest.mark.slow
 @only_all
 def test_nothing_is_caught_where_no_bug_is(tmp_path):
-    emulated.build(tmp_path / "emulated.so")
-    result = emulated.run_alone(__file__, tmp_path / "emulated.so")
+    result = emulated.run_alone(__file__, emulated.sound(tmp_path / "emulated.so"))
     assert result.returncode == 0, result.stderr
 
 

@@ -4,8 +4,8 @@
 import ctypes
 import functools
 import os
+import re
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 
@@ -19,6 +19,7 @@ from support.runs import ROOT, made_once, run, with_bug
 SOURCES = ROOT / "tests" / "kernels"
 CUDA = ROOT / "kernels" / "cuda"
 EMULATOR = SOURCES / "emulator"  # its machine.cuh takes the place of nvcc's
+PARTS = [SOURCES / "emulated.cpp", CUDA / "ctc.cpp", *sorted(CUDA.glob("*.cu"))]
 COMPILER = os.environ.get("CXX") or shutil.which("g++")
 NEEDED = [  # marks of tests that compile the kernels
     pytest.mark.skipif(not (ROOT / "kernels").is_dir(), reason="not in a source tree"),
@@ -28,36 +29,26 @@ DTYPES = [np.dtype(t) for t in (np.float32, np.float64, ml_dtypes.bfloat16, np.f
 FLAGS = ["-std=gnu++17", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-fno-math-errno"]
 
 
-def build(library, sources=ROOT, buffers_stores=False):
-    """Compiles `sources`, a tree with kernels/ and tests/, to a shared library. Other threads see
-    stores at once, or as late as they may (store_buffer.h). With the latter an alignment has blocks
-    of few frames."""
-    tests = sources / "tests" / "kernels"
-    command = [
-        COMPILER, *FLAGS, "-O1", "-fPIC", f"-I{tests / 'emulator'}",
-        "-c", tests / "emulated.cpp", "-o", f"{library}.o",
-    ]  # fmt: skip
-    if buffers_stores:
-        command += ["-fsanitize=thread", "-DJAX_CTC_BLOCK_FRAMES=32"]
-    for step in (command, [COMPILER, "-shared", f"{library}.o", "-o", library]):
-        built = subprocess.run(list(map(str, step)), capture_output=True, text=True, check=False)
-        assert built.returncode == 0, built.stderr[-4000:]
-    return load(library)
+def _compile(*arguments):
+    built = run(COMPILER, *FLAGS, "-O1", "-fPIC", *arguments)
+    assert built.returncode == 0, built.stderr[-4000:]
+
+
+# Other threads see stores as late as they may, and an alignment has blocks of few frames.
+BUFFERS_STORES = ["-fsanitize=thread", "-DJAX_CTC_BLOCK_FRAMES=32"]
 
 
 def handlers():
     """A library, compiled once for all test files and processes: the kernels, and XLA's handlers of
     them for calls on the CPU."""
-    return made_once("handlers.so", _build_handlers)
 
+    def make(library):
+        _compile(
+            "-shared", f"-I{EMULATOR}", "-isystem", jax.ffi.include_dir(),
+            SOURCES / "emulated_handlers.cpp", "-o", library,
+        )  # fmt: skip
 
-def _build_handlers(library):
-    command = [
-        COMPILER, *FLAGS, "-O1", "-fPIC", "-shared", f"-I{EMULATOR}",
-        "-isystem", jax.ffi.include_dir(), SOURCES / "emulated_handlers.cpp", "-o", library,
-    ]  # fmt: skip
-    built = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stderr[-4000:]
+    return made_once("handlers.so", make)
 
 
 @functools.cache
@@ -68,16 +59,58 @@ def kernels():
 
 @functools.cache
 def kernels_that_buffer_stores():
-    make = functools.partial(build, buffers_stores=True)
+    def make(library):
+        _compile(
+            *BUFFERS_STORES, "-shared", f"-I{EMULATOR}", "-include", SOURCES / "emulated_kernels.h",
+            SOURCES / "emulated.cpp", "-o", library,
+        )  # fmt: skip
+
     return load(made_once("emulated_stores.so", make))
 
 
-def planted(folder, file, right, wrong, **options):
-    """A library with a bug in a file of kernels/cuda."""
+# ---- with bugs ---------------------------------------------------------------------------------
+
+
+def _compile_part(part, folder, sources=ROOT, buffers_stores=False):
+    """An object of a file of `sources`, a tree with kernels/ and tests/, and a list of the files
+    that it was made from."""
+    emulator = sources / EMULATOR.relative_to(ROOT)
+    _compile(
+        *(BUFFERS_STORES if buffers_stores else []), f"-I{emulator}", "-MD", "-x", "c++",
+        "-c", sources / part.relative_to(ROOT), "-o", folder / f"{part.stem}.o",
+    )  # fmt: skip
+
+
+def _parts(buffers_stores):
+    """The folder of the objects of this tree's kernels, compiled once in a run."""
+
+    def make(folder):
+        folder.mkdir(exist_ok=True)
+        for part in PARTS:
+            _compile_part(part, folder, buffers_stores=buffers_stores)
+
+    return made_once("emulated-stores" if buffers_stores else "emulated", make)
+
+
+def sound(library, buffers_stores=False):
+    """A library of the objects that one with a bug shares with all others."""
+    folder = _parts(buffers_stores)
+    _compile("-shared", *(folder / f"{part.stem}.o" for part in PARTS), "-o", library)
+    return library
+
+
+def planted(folder, file, right, wrong, buffers_stores=False):
+    """A library with a bug in a file of kernels/cuda. Only what includes the file is compiled."""
     for room in ("kernels", "tests"):
         shutil.copytree(ROOT / room, folder / room)
     (folder / "kernels" / "cuda" / file).write_text(with_bug(CUDA / file, right, wrong))
-    build(folder / "emulated.so", folder, **options)
+    parts, objects = _parts(buffers_stores), []
+    for part in PARTS:
+        has_bug = re.search(rf"/{re.escape(file)}\b", (parts / f"{part.stem}.d").read_text())
+        if has_bug:
+            _compile_part(part, folder, folder, buffers_stores)
+        objects.append((folder if has_bug else parts) / f"{part.stem}.o")
+    _compile("-shared", *objects, "-o", folder / "emulated.so")
     return folder / "emulated.so"
 
 

@@ -162,26 +162,28 @@ CTC_UNWATCHED inline void before_store(void* to, size_t bytes) {
 
 #if defined(__SANITIZE_THREAD__)
 extern "C" {
-#define CTC_ACCESS(n)                                                             \
-  CTC_UNWATCHED void __tsan_read##n(void*) {}                                     \
-  CTC_UNWATCHED void __tsan_unaligned_read##n(void*) {}                           \
-  CTC_UNWATCHED void __tsan_write##n(void* to) { emulator::before_store(to, n); } \
-  CTC_UNWATCHED void __tsan_unaligned_write##n(void* to) { emulator::before_store(to, n); }
+// Weak, because each object has a copy.
+#define CTC_CALLED __attribute__((weak)) CTC_UNWATCHED
+#define CTC_ACCESS(n)                                                          \
+  CTC_CALLED void __tsan_read##n(void*) {}                                     \
+  CTC_CALLED void __tsan_unaligned_read##n(void*) {}                           \
+  CTC_CALLED void __tsan_write##n(void* to) { emulator::before_store(to, n); } \
+  CTC_CALLED void __tsan_unaligned_write##n(void* to) { emulator::before_store(to, n); }
 CTC_ACCESS(1)
 CTC_ACCESS(2)
 CTC_ACCESS(4)
 CTC_ACCESS(8)
 CTC_ACCESS(16)
 #undef CTC_ACCESS
-CTC_UNWATCHED void __tsan_read_range(void*, long) {}
-CTC_UNWATCHED void __tsan_write_range(void* to, long bytes) { emulator::before_store(to, bytes); }
-CTC_UNWATCHED void __tsan_init() {}
-CTC_UNWATCHED void __tsan_func_entry(void*) {}
+CTC_CALLED void __tsan_read_range(void*, long) {}
+CTC_CALLED void __tsan_write_range(void* to, long bytes) { emulator::before_store(to, bytes); }
+CTC_CALLED void __tsan_init() {}
+CTC_CALLED void __tsan_func_entry(void*) {}
 // GCC 12 declares it with a pointer and GCC 16 with nothing, so C++ has another name for it.
 void func_exit() asm("__tsan_func_exit");
-CTC_UNWATCHED void func_exit() {}
+CTC_CALLED void func_exit() {}
 // Of the guard of a static variable.
-CTC_UNWATCHED unsigned char __tsan_atomic8_load(const volatile void* from, int) {
+CTC_CALLED unsigned char __tsan_atomic8_load(const volatile void* from, int) {
   return *static_cast<const volatile unsigned char*>(from);
 }
 }
