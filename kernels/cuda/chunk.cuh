@@ -79,11 +79,13 @@ template <class Value> struct Chunk {
       step[i] = here[i] ? slots.step() : 0;
     }
     states<kBeta>(own, [&](const State(&after)[2]) {
+      Value before[4];  // all are loaded first: the compiler cannot know that no store changes another one
+#pragma unroll
+      for (int i = 0; i < 4; ++i) before[i] = load(slots.first + at[i]);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        Cell<Value>* const slot = slots.first + at[i];
-        const auto of_both = product(load(slot), i % 2 == 0 ? after[i / 2].blank : after[i / 2].label, reference);
-        if (here[i]) put_product(slot, of_both);
+        const auto of_both = product(before[i], i % 2 == 0 ? after[i / 2].blank : after[i / 2].label, reference);
+        if (here[i]) put_product(slots.first + at[i], of_both);
         at[i] -= step[i];
       }
     });

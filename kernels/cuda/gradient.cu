@@ -156,14 +156,17 @@ template <class F> __global__ void __launch_bounds__(kWarp) sums_kernel(SumsArgu
 const char* launch_gradient(const Problem& p, Residuals residuals, const void* cotangents, void* gradient) {
   const bool waits = p.factors() > 0 && p.acts == gradient;
   if (waits && p.shape.L > kMostLabelsInPlace) return "too many labels for a gradient in the place of acts";
-  return for_rows_of(p, [&](auto type, auto threads) {
+  // What waits has shared memory. Eight rows of doubles may want more than there is; then each has a block.
+  const int64_t waiting = waits ? (p.shape.L + 1) * (p.dtype == Dtype::kF64 ? 8 : 4) : 0;
+  const bool alone = kRowsOfBlock<kWarp> * waiting > shared_memory_limit();
+  return for_rows_of(p, alone ? max_of(p.shape.V, kMostOfWarp + 1) : p.shape.V, [&](auto type, auto threads) {
     using A = decltype(type);
     using F = Computed<A>;
     constexpr int G = decltype(threads)::value;
     const GradientArguments<A> a = {Rows<A>(p, residuals), static_cast<const F*>(cotangents),
                                     static_cast<A*>(gradient)};
-    return launch(gradient_kernel<A, G>, blocks_for<G>(p.shape), kThreadsOfBlock<G>,
-                  waits ? kRowsOfBlock<G> * (p.shape.L + 1) * sizeof(F) : 0, static_cast<cudaStream_t>(p.stream), a);
+    return launch(gradient_kernel<A, G>, blocks_for<G>(p.shape), kThreadsOfBlock<G>, kRowsOfBlock<G> * waiting,
+                  static_cast<cudaStream_t>(p.stream), a);
   });
 }
 

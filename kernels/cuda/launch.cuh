@@ -14,11 +14,18 @@ namespace cuda {
 
 constexpr size_t kSharedMemoryUnasked = 48 << 10;  // bytes that any kernel may have
 
+// The outcome of a call whose error is dealt with here. Else the next launch of this thread would report it.
+inline cudaError_t dealt_with(cudaError_t e) {
+  if (e != cudaSuccess) cudaGetLastError();
+  return e;
+}
+
 // Of the current device; `value` where it does not say.
 inline int attribute_or(int value, cudaDeviceAttr attribute) {
-  int device = 0;
-  if (cudaGetDevice(&device) == cudaSuccess) cudaDeviceGetAttribute(&value, attribute, device);
-  return value;
+  int device = 0, found = 0;
+  const bool says = dealt_with(cudaGetDevice(&device)) == cudaSuccess &&
+                    dealt_with(cudaDeviceGetAttribute(&found, attribute, device)) == cudaSuccess;
+  return says ? found : value;
 }
 // Bytes that a block may have.
 inline int shared_memory_limit() { return attribute_or(kSharedMemoryUnasked, cudaDevAttrMaxSharedMemoryPerBlockOptin); }
@@ -30,11 +37,11 @@ inline cudaError_t allow_all_shared_memory(const void* kernel) {
   static std::mutex one_at_a_time;
   static std::set<std::pair<const void*, int>> allowed;
   int device = 0;
-  if (const cudaError_t e = cudaGetDevice(&device); e != cudaSuccess) return e;
+  if (const cudaError_t e = dealt_with(cudaGetDevice(&device)); e != cudaSuccess) return e;
   const std::lock_guard<std::mutex> lock(one_at_a_time);
   if (allowed.count({kernel, device}) != 0) return cudaSuccess;
   const cudaError_t e =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_memory_limit());
+      dealt_with(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_memory_limit()));
   if (e == cudaSuccess) allowed.insert({kernel, device});
   return e;
 }

@@ -16,7 +16,8 @@ namespace cuda {
 // Threads to a row, and to a block: as few as have some 8 loads of 16 bytes each, because what a row costs beside its
 // loads each warp pays.
 constexpr int kBlockOfRows = 256;
-constexpr int threads_per_row(int64_t V) { return V <= 2048 ? 32 : V <= 8192 ? 128 : 256; }
+constexpr int64_t kMostOfWarp = 2048;  // elements of a row
+constexpr int threads_per_row(int64_t V) { return V <= kMostOfWarp ? 32 : V <= 8192 ? 128 : 256; }
 template <int G> constexpr int kRowsOfBlock = G == kWarp ? kBlockOfRows / kWarp : 1;
 template <int G> constexpr int kThreadsOfBlock = G == kWarp ? kBlockOfRows : G;
 // Blocks that a multiprocessor must find registers for: 1024 threads, 64 each (512 and 128 for double).

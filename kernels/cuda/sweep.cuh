@@ -178,13 +178,14 @@ template <class Value, int kPairs, int kTile, bool kTogether> struct Sweep : Str
     Frame next = read(tile, 0);
 #pragma unroll 1
     for (int first = 0; first < kTile; first += 8) {
-      const auto frame_of = [&](int d) {
+      // `more`: the tile has a frame after it, which the compiler can only know if it is told.
+      const auto frame_of = [&](int d, bool more = true) {
         const Frame now = next;
-        if (d + 1 < kTile) next = read(tile, d + 1);
+        if (more) next = read(tile, d + 1);
         one<kStore>(at, skip, now, tile, d, state, d == first);
       };
       frame_of(first), frame_of(first + 1), frame_of(first + 2), frame_of(first + 3);
-      frame_of(first + 4), frame_of(first + 5), frame_of(first + 6), frame_of(first + 7);
+      frame_of(first + 4), frame_of(first + 5), frame_of(first + 6), frame_of(first + 7, first + 8 < kTile);
     }
   }
   template <bool kStore> CTC_DEVICE void part(State (&at)[kPairs], const Integer<F> (&skip)[kPairs], const Tile& tile,

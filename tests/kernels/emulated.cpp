@@ -10,6 +10,7 @@ extern "C" {
 void set_seed(unsigned seed) { emulator::seed(seed); }
 void set_shared_memory_limit(int bytes) { emulator::shared_memory_limit() = bytes; }
 void set_multiprocessors(int count) { emulator::multiprocessors() = count; }
+void set_refusals(int refuses) { emulator::refuses_attributes() = refuses != 0; }
 
 int64_t launches() { return emulator::machine().launches; }
 // Of each of the last six: blocks, threads of a block, bytes of shared memory.

@@ -38,11 +38,11 @@ LOOPS = {  # shuffles of a frame, frames of a tile
     "ScaledIfEELi1ELi16ELb0ELb1E": (2, 16), "DualIfEELi1ELi16ELb0ELb1E": (3, 16),
 }  # fmt: skip
 FRAMES = {  # instructions between a tile's first shuffle and its last, of a frame
-    80: (64, 71, 37, 43, 43, 60), 90: (47, 52, 30, 37, 38, 53),
+    80: (64, 71, 37, 37, 38, 51), 90: (47, 52, 30, 30, 30, 44),
     100: (53, 46, 30, 30, 31, 44), 120: (67, 60, 37, 38, 38, 52),
 }  # fmt: skip
 INSTRUCTIONS = {  # of a frame with its share of a turn; 0.6 to 2 more than there are
-    80: (89, 90, 42, 49, 50, 74), 90: (72, 73, 34, 41, 41, 66),
+    80: (89, 90, 42, 44, 44, 67), 90: (72, 73, 34, 34, 35, 58),
     100: (73.6, 73, 33, 35, 35, 58), 120: (86, 86, 41, 43, 43, 64),
 }  # fmt: skip
 # Of a thread. The lattice's kernels leave registers for their own blocks only (lattice.cu).

@@ -88,7 +88,7 @@ def test_a_number_over_its_bound_is_told_and_ends_with_1(paper, monkeypatch, cap
     assert paper.main() == 1
     said = capsys.readouterr().out
     assert "over its bound: 1600 256 128 200 loss+grad: 2.76 GB" in said
-    assert "over its bound: 200 1 32 30 loss: 1" in said
+    assert "over its bound: 200 1 32 30 loss: 9" in said
     assert said.count("over its bound") == 2
 
 

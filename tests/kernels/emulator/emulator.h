@@ -21,6 +21,7 @@
 #include <memory>
 #include <mutex>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "stack.h"
@@ -99,6 +100,14 @@ inline int& shared_memory_limit() {
 inline int& multiprocessors() {
   static int count = 132;
   return count;
+}
+inline bool& refuses_attributes() {  // of kernels
+  static bool refuses = false;
+  return refuses;
+}
+inline int& last_error() {  // of the calls of this thread
+  thread_local int error = 0;
+  return error;
 }
 inline char* shared_memory() { return machine().shared; }
 [[noreturn]] inline void fail(const char* what) {
@@ -369,7 +378,9 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
   *value = attribute == cudaDevAttrMultiProcessorCount ? emulator::multiprocessors() : device;
   return cudaSuccess;
 }
+inline cudaError_t cudaGetLastError() { return std::exchange(emulator::last_error(), cudaSuccess); }
 inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes) {
+  if (emulator::refuses_attributes()) return emulator::last_error() = 1;
   return emulator::allowed_shared_memory(kernel, bytes), cudaSuccess;
 }
 

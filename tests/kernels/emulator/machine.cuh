@@ -55,7 +55,7 @@ inline float exp2_approx(float x) { return emulator::exp2_approx(x); }
 template <class Arguments> cudaError_t start(void (*kernel)(Arguments), unsigned blocks, int threads, size_t shared,
                                              cudaStream_t, const Arguments& arguments) {
   emulator::launch(reinterpret_cast<const void*>(kernel), blocks, threads, shared, [&] { kernel(arguments); });
-  return cudaSuccess;
+  return cudaGetLastError();
 }
 
 }  // namespace cuda
