@@ -141,20 +141,33 @@ def _align(acts: Array, labels: Array, lengths: Array, **parameters: int) -> Ali
     return Alignment(*primitive.align_p.bind(acts, labels, lengths, **parameters))
 
 
-@functools.partial(jax.jit, static_argnames=("L", "time_major"))
 def label_spans(alignment: Alignment, L: int, *, time_major: bool = True) -> Spans:
     """Returns the frames of each label, from the alignment of (B, L) labels.
 
     Args:
       alignment: what `ctc_align` returned.
-      L: the size of a row of labels.
+      L: the size of a row of labels. Labels from L on are left out.
       time_major: as it was for `ctc_align`.
 
     Returns:
       `Spans` with start and end, (B, L) or (L,) int32: label i of a sequence has the frames
       start[i] <= t < end[i], which are never none. Both are -1 at padding, and in a sequence that
       has no alignment.
+
+    Raises: TypeError and ValueError if an argument is not of that kind or shape.
     """
+    L, time_major = _shapes.size("L", L), _shapes.switch("time_major", time_major)
+    return _label_spans(_an_alignment(alignment), L, time_major)
+
+
+def _an_alignment(x: Alignment) -> Alignment:
+    if not isinstance(x, Alignment):
+        raise TypeError(f"`alignment`: expected what ctc_align returned, got {_shapes.kind(x)}.")
+    return x
+
+
+@functools.partial(jax.jit, static_argnames=("L", "time_major"))
+def _label_spans(alignment: Alignment, L: int, time_major: bool) -> Spans:
     index = alignment.label_index
     if index.ndim not in (1, 2):
         raise ValueError(
@@ -164,20 +177,18 @@ def label_spans(alignment: Alignment, L: int, *, time_major: bool = True) -> Spa
     if index.ndim == 2 and time_major:
         index = index.T
     T, shape = index.shape[-1], (*index.shape[:-1], L)
-    frames = lax.broadcasted_iota(jnp.int32, index.shape, index.ndim - 1)
     places = jnp.where(index < 0, L, index)  # dropped
 
-    def spans(places: Array, frames: Array) -> tuple[Array, Array]:
+    def spans(places: Array) -> tuple[Array, Array]:
+        frames = lax.iota(jnp.int32, T)
         start = jnp.full_like(places, T, shape=(L,)).at[places].min(frames, mode="drop")
         end = jnp.full_like(places, -1, shape=(L,)).at[places].max(frames + 1, mode="drop")
         return jnp.where(end < 0, -1, start), end
 
-    mapped = spans if index.ndim == 1 else jax.vmap(spans)
-    start, end = mapped(places, frames)
+    start, end = (spans if index.ndim == 1 else jax.vmap(spans))(places)
     return Spans(start.reshape(shape), end.reshape(shape))
 
 
-@functools.partial(jax.jit, static_argnames=("L", "time_major", "softmax"))
 def label_confidence(
     acts: ArrayLike, alignment: Alignment, L: int, *, time_major: bool = True, softmax: bool = True
 ) -> Array:
@@ -186,18 +197,30 @@ def label_confidence(
     Args:
       acts, time_major, softmax: as they were for `ctc_align`.
       alignment: what `ctc_align` returned.
-      L: the size of a row of labels.
+      L: the size of a row of labels. Labels from L on are left out.
 
     Returns:
       (B, L) or (L,), float64 for float64 acts, else float32, in nats, at most 0: the mean over the
       frames of a label (`label_spans`) of the log-probability of the class in `path`. Its exp is
       the geometric mean of the probabilities. With ``softmax=False`` the mean score. NaN at
-      padding, and in a sequence that has no alignment: there are no frames. It can be
-      differentiated with respect to `acts`.
+      padding, and in a sequence that has no alignment: there are no frames. So it is NaN even where
+      nothing is wrong, and ``jax_debug_nans`` stops there. NaN too for a class in the path that
+      `acts` do not have. It can be differentiated with respect to `acts`.
 
-    Raises: TypeError if `acts` are no floats, ValueError if the path does not go with them.
+    Raises: TypeError if `acts` are no floats, ValueError if the shape of the path is not theirs;
+      and as `label_spans`.
     """
-    acts, path = _shapes.floats("acts", acts), alignment.path
+    L, time_major = _shapes.size("L", L), _shapes.switch("time_major", time_major)
+    softmax = _shapes.switch("softmax", softmax)
+    acts, alignment = _shapes.floats("acts", acts), _an_alignment(alignment)
+    return _label_confidence(acts, alignment, L, time_major, softmax)
+
+
+@functools.partial(jax.jit, static_argnames=("L", "time_major", "softmax"))
+def _label_confidence(
+    acts: Array, alignment: Alignment, L: int, time_major: bool, softmax: bool
+) -> Array:
+    path = alignment.path
     if path.ndim not in (1, 2) or path.shape != acts.shape[:-1]:
         raise ValueError(
             f"`alignment`: expected a path of shape {acts.shape[:-1]}, because `acts` has shape "

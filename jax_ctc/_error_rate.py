@@ -42,7 +42,7 @@ def label_error_rate(
     Args:
       decoded: a `Decoded`, or its labels: (B, N), (N,), or with more axes before N, such as
         (B, top_paths, N) of `ctc_beam_search_decode`. Any integer dtype. Negative entries are
-        padding and are ignored at any position.
+        padding and are ignored at any position. Labels above 2**31 - 1 count as equal.
       labels: (B, L) or (L,), the true labels, padded likewise. The axes before L are the first of
         those before N. The labels of a sequence are compared with all of its decoded paths.
       decoded_lengths: (B,) or the like, optional. Entries of `decoded` at and after this position
@@ -77,7 +77,8 @@ def label_error_rate(
     _require_first("labels", labels.shape[:-1], batch, decoded.shape)
     decoded = _without(decoded, "decoded_lengths", decoded_lengths)
     labels = _without(labels, "label_lengths", label_lengths)
-    labels = labels.reshape(*labels.shape[:-1], *[1] * (len(batch) - labels.ndim + 1), -1)
+    ones = [1] * (len(batch) - labels.ndim + 1)
+    labels = labels.reshape(*labels.shape[:-1], *ones, labels.shape[-1])
     return _errors(decoded, jnp.broadcast_to(labels, (*batch, labels.shape[-1])))
 
 

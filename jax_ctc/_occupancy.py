@@ -69,6 +69,18 @@ def _occupancy(acts: Array, labels: Array, lengths: Array, *, time_axis: int, bl
     none = (frame >= per_frame(lengths)) | per_frame(jnp.isposinf(cost))
     none = none | (per_frame(jnp.isnan(cost)) & ~jnp.isnan(gradient))
     softmax = jax.nn.softmax(jnp.where(none, 0, exact), axis=-1)
-    occupancy = softmax - gradient
+    return jnp.where(none, 0, _at_least_0(softmax - gradient))
+
+
+@jax.custom_jvp
+def _at_least_0(x: Array) -> Array:
+    """Returns x without the small negative numbers that rounding leaves of 0. The derivative is
+    that of x, without a condition on x: XLA computes x again in each fusion that needs it, rounded
+    in another way, and then the terms of a derivative would disagree about the sign of x."""
     # Not jnp.maximum: XLA's maximum over a large array may lose a NaN.
-    return jnp.where(none | (occupancy < 0), 0, occupancy)
+    return jnp.where(x < 0, 0, x)
+
+
+@_at_least_0.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    return _at_least_0(*primals), tangents[0]

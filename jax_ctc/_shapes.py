@@ -5,7 +5,7 @@ Every error names the argument, the expected value, the value given, and a remed
 """
 
 import operator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -122,18 +122,14 @@ def floats(name: str, x: ArrayLike, labels: ArrayLike | None = None) -> Array:
             x = jnp.asarray(x)
         except (TypeError, ValueError) as error:
             raise type(error)(
-                f"`{name}`: expected an array of floats {shape}, got {_kind(x)}. {error}"
+                f"`{name}`: expected an array of floats {shape}, got {kind(x)}. {error}"
             ) from error
     if x.dtype in _FLOATS:
         return x
     way_out = f"Convert it first, for instance with {name}.astype('float32')."
     if labels is not None and jnp.issubdtype(x.dtype, jnp.integer) and _are_floats(labels):
-        order = (
-            "ctc(acts, labels, ...)"
-            if name == "acts"
-            else "ctc_linear(hidden, kernel, labels, ...)"
-        )
-        way_out = f"`labels` holds floats: are the two swapped? The order is {order}, labels, ...)."
+        order = "ctc(acts, " if name == "acts" else "ctc_linear(hidden, kernel, "
+        way_out = f"`labels` holds floats: are the two swapped? The order is {order}labels, ...)."
     raise TypeError(
         f"`{name}` ({what}): expected float32, float64, bfloat16 or float16, got {x.dtype}. "
         f"{way_out}"
@@ -154,9 +150,14 @@ def integers(name: str, x: ArrayLike) -> AnyArray:
         array = _array(x)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"`{name}`: expected one array of integers, got {_kind(x)} that makes none. "
+            f"`{name}`: expected one array of integers, got {kind(x)} that makes none. "
             f"{_ADVICE[name]['objects']}"
         ) from error
+    if np.ma.is_masked(x):
+        raise TypeError(
+            f"`{name}`: expected an array without a mask, because JAX has none, got a masked one. "
+            "Give its padding as negative numbers: x.filled(-1)."
+        )
     if array.size == 0 and not hasattr(x, "dtype"):  # an empty list: its dtype says nothing
         array = array.astype(np.int32)
     if jnp.issubdtype(array.dtype, jnp.integer):
@@ -167,7 +168,7 @@ def integers(name: str, x: ArrayLike) -> AnyArray:
     elif jnp.issubdtype(array.dtype, np.character):
         came, way_out = f"strings ({came})", advice["strings"]
     elif array.dtype == object:
-        came, way_out = _kind(x), advice["objects"]
+        came, way_out = kind(x), advice["objects"]
     else:
         way_out = advice["floats"]
     raise TypeError(f"`{name}`: expected integers, got {came}. {way_out}")
@@ -215,7 +216,7 @@ def _array(x: ArrayLike) -> AnyArray:
     return array
 
 
-def _kind(x: object) -> str:
+def kind(x: object) -> str:
     name = type(x).__name__
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
@@ -262,13 +263,27 @@ def at_least_one(name: str, value: int, otherwise: str = "", most: int = INT32.m
     return min(count, most)
 
 
+def static_int(name: str, value: int) -> int:
+    _static(name, value, "a Python int")
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise TypeError(f"`{name}`: expected a Python int, got {kind(value)}.") from error
+
+
+def size(name: str, value: int) -> int:
+    """Returns the size of an axis, which may be a symbol (jax.export)."""
+    if jax.export.is_symbolic_dim(value):
+        return cast(int, value)
+    count = static_int(name, value)
+    if count < 0:
+        raise ValueError(f"`{name}`: expected at least 0, got {count}.")
+    return count
+
+
 def _class_in(V: int, blank: int, from_acts: str) -> int:
     """Returns `blank` as a class in [0, V)."""
-    _static("blank", blank, "a Python int")
-    try:
-        blank = operator.index(blank)
-    except TypeError as error:
-        raise TypeError(f"`blank`: expected a Python int, got {_kind(blank)}.") from error
+    blank = static_int("blank", blank)
     if blank < 0 and not isinstance(V, int):
         raise ValueError(
             f"`blank`: expected a class counted from 0, because V is symbolic ({V}), got {blank}."
@@ -288,7 +303,7 @@ def _is_star(V: int, star: int | None, from_acts: str) -> bool:
     try:
         label = operator.index(star)
     except TypeError as error:
-        raise TypeError(f"`star`: expected None or a Python int, got {_kind(star)}.") from error
+        raise TypeError(f"`star`: expected None or a Python int, got {kind(star)}.") from error
     if not isinstance(V, int) or label != V or isinstance(star, bool):
         raise ValueError(
             f"`star`: expected None or V = {V}, one past the classes, {from_acts}, got {star}."

@@ -87,6 +87,8 @@ def _batch(args, dims, **parameters):
         jnp.broadcast_to(x, (size, *x.shape)) if d is None else jnp.moveaxis(x, d, 0)
         for x, d in zip(args, dims, strict=True)
     ]
+    if not front[0].size:
+        return [], []
     return verdict_p.bind(*front, **parameters), []
 
 

@@ -11,6 +11,15 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from .. import _loss, _shapes, _values
+from ._names import names
+
+THEIRS = {
+    "acts": "output",
+    "labels": "target",
+    "lengths": "output_length",
+    "label_lengths": "target_length",
+    "blank": "mask_index",
+}
 
 
 def ctc_loss(
@@ -32,8 +41,12 @@ def ctc_loss(
     Returns:
       (B,) costs. `jax_ctc.ctc` says which inputs raise, and which costs are NaN or inf.
     """
-    labels = jnp.asarray(_values.saturated(_shapes.integers("labels", target)))
-    labels = jnp.where(labels == mask_index, -1, labels)
-    return _loss.ctc(
-        output, labels, output_length, target_length, blank=mask_index, time_major=False
-    )
+    with names(**THEIRS):
+        output = _shapes.floats("acts", output, target)
+        labels = jnp.asarray(_values.saturated(_shapes.integers("labels", target)))
+        blank = _shapes.static_int("blank", mask_index)
+        if blank <= _shapes.INT32.max:  # else `ctc` says what is wrong
+            labels = jnp.where(labels == blank, -1, labels)
+        return _loss.ctc(
+            output, labels, output_length, target_length, blank=blank, time_major=False
+        )

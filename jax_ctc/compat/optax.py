@@ -10,13 +10,18 @@ middle that does not count makes no sense for most models. `log_epsilon` has no 
 0 is -inf.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from .. import _loss, _shapes, _values
+from .. import _loss, _mesh, _shapes, _values
+from ._names import names
+
+THEIRS = {"acts": "logits", "blank": "blank_id", "label_lengths": "label_paddings"}
 
 
 def ctc_loss(
@@ -41,8 +46,10 @@ def ctc_loss(
       (B,) costs. `jax_ctc.ctc` says which inputs raise, and which costs are NaN or inf.
     """
     del log_epsilon
-    labels, lengths = _labels_and_lengths(logits, logit_paddings, labels, label_paddings)
-    return _loss.ctc(logits, labels, lengths, blank=blank_id, time_major=False)
+    with names(**THEIRS):
+        logits = _shapes.floats("acts", logits, labels)
+        labels, lengths = _labels_and_lengths(logits, logit_paddings, labels, label_paddings)
+        return _loss.ctc(logits, labels, lengths, blank=blank_id, time_major=False)
 
 
 def ctc_loss_with_forward_probs(
@@ -61,42 +68,59 @@ def ctc_loss_with_forward_probs(
       (B,) costs; (T, B, N + 1) logs of the sums over all paths that end in the blank after n
       labels; (T, B, N) the same in label n. Both are in nats, -inf for 0. In the last frame the
       first of them has paths that end in label n too, and after the length each repeats the frame
-      before, as in optax. They are computed in float32 in log space, unlike the costs.
+      before, as in optax. They are computed in float32 in log space, unlike the costs. Where one
+      of them is -inf its gradient is 0.
     """
     cost = ctc_loss(logits, logit_paddings, labels, label_paddings, blank_id, log_epsilon)
-    scores = jax.nn.log_softmax(_shapes.floats("acts", logits).astype(cost.dtype))
     classes = jnp.maximum(jnp.asarray(_values.saturated(_shapes.integers("labels", labels))), 0)
-    of_labels = jnp.take_along_axis(scores, classes[:, None], axis=-1, mode="fill")
-    repeats = jnp.pad(classes[:, 1:] == classes[:, :-1], ((0, 0), (1, 0)))
-    start = jnp.full((classes.shape[0], classes.shape[1] + 1), -jnp.inf, cost.dtype)
-    start = start.at[:, 0].set(0)
+    given = _mesh.vary_alike(
+        jnp.asarray(logits).astype(cost.dtype), jnp.asarray(logit_paddings) > 0, classes
+    )
+    one = functools.partial(_forward_variables, blank_id=blank_id)
+    return cost, *jax.vmap(one, out_axes=1)(*given)
+
+
+def _forward_variables(
+    logits: Array, padded: Array, classes: Array, *, blank_id: int
+) -> tuple[Array, Array]:
+    """Returns those of one sequence: (T, N + 1) of the blanks, (T, N) of the labels."""
+    scores = jax.nn.log_softmax(jnp.where(padded[:, None], 0, logits))
+    of_labels = jnp.take(scores, classes, axis=-1, mode="fill")
+    none = jnp.full_like(scores, -jnp.inf, shape=(1,))
+    may_skip = jnp.concatenate([jnp.zeros((1,), bool), classes[1:] != classes[:-1]])
+    start = jnp.where(jnp.arange(len(classes) + 1) == 0, 0, none)
 
     def frame(
         before: tuple[Array, Array], x: tuple[Array, Array, Array]
     ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-        (blank, label), (of_blank, of_label, padding) = before, x
-        into_blank = blank.at[:, 1:].set(jnp.logaddexp(blank[:, 1:], label))
-        skipped = jnp.pad(label[:, :-1], ((0, 0), (1, 0)), constant_values=-jnp.inf)
-        skipped = jnp.where(repeats, -jnp.inf, skipped)
-        into_label = jnp.logaddexp(jnp.logaddexp(label, blank[:, :-1]), skipped)
-        stays = padding[:, None] > 0
-        blank = jnp.where(stays, blank, into_blank + of_blank[:, None])
-        label = jnp.where(stays, label, into_label + of_label)
-        return (blank, label), (blank, label)
+        (blank, label), (of_blank, of_label, stays) = before, x
+        skipped = jnp.where(may_skip, jnp.concatenate([none, label[:-1]])[: len(label)], -jnp.inf)
+        into_label = _log_sum(_log_sum(label, blank[:-1]), skipped) + of_label
+        into_blank = jnp.concatenate([blank[:1], _log_sum(blank[1:], label)]) + of_blank
+        after = jnp.where(stays, blank, into_blank), jnp.where(stays, label, into_label)
+        return after, after
 
-    each = scores[..., blank_id].T, of_labels.swapaxes(0, 1), jnp.asarray(logit_paddings).T
-    _, (blank, label) = lax.scan(frame, (start, start[:, 1:]), each)
+    blank_id = blank_id % logits.shape[-1]
+    each = scores[:, blank_id], of_labels, padded
+    start, _ = _mesh.vary_alike(start, scores)
+    _, (blank, label) = lax.scan(frame, (start, start[1:]), each)
     if blank.shape[0]:
-        last = jnp.logaddexp(blank[-1, :, 1:], label[-1])
-        blank = blank.at[-1, :, 1:].set(last)
-    return cost, blank, label
+        last = jnp.concatenate([blank[-1:, :1], _log_sum(blank[-1:, 1:], label[-1:])], axis=1)
+        blank = jnp.concatenate([blank[:-1], last])
+    return blank, label
+
+
+def _log_sum(a: Array, b: Array) -> Array:
+    """log(exp(a) + exp(b)), whose derivative is 0, not NaN, where both are -inf."""
+    some = (a > -jnp.inf) | (b > -jnp.inf)
+    return jnp.where(some, jnp.logaddexp(jnp.where(some, a, 0), jnp.where(some, b, 0)), -jnp.inf)
 
 
 def _labels_and_lengths(
-    logits: ArrayLike, logit_paddings: ArrayLike, labels: ArrayLike, label_paddings: ArrayLike
+    logits: Array, logit_paddings: ArrayLike, labels: ArrayLike, label_paddings: ArrayLike
 ) -> tuple[Array, Array]:
     """Returns labels with -1 for padding, and lengths, -1 where a frame after padding is in use."""
-    shape = jnp.shape(logits)
+    shape = logits.shape
     if len(shape) != 3:
         raise ValueError(f"`logits`: expected shape (B, T, K), got shape {shape}.")
     frames, which = jnp.asarray(logit_paddings) > 0, jnp.asarray(label_paddings) > 0

@@ -13,7 +13,10 @@ import jax
 from jax import Array
 from jax.typing import ArrayLike
 
-from .. import _kernels, _loss
+from .. import _kernels, _loss, _shapes
+from ._names import names
+
+THEIRS = {"acts": "activations", "lengths": "input_lengths"}
 
 
 def ctc(activations: ArrayLike, labels: ArrayLike, input_lengths: ArrayLike | None) -> Array:
@@ -27,7 +30,8 @@ def ctc(activations: ArrayLike, labels: ArrayLike, input_lengths: ArrayLike | No
     Returns:
       (B,) costs. `jax_ctc.ctc` says which inputs raise, and which costs are NaN or inf.
     """
-    return _loss.ctc(activations, labels, input_lengths)
+    with names(**THEIRS):
+        return _loss.ctc(activations, labels, input_lengths)
 
 
 def ctc_available() -> bool:
@@ -67,9 +71,11 @@ class ConnectionistTemporalClassification:
     ) -> Array:
         """Returns the (B,) costs of (T, B, V) activations, (B, L) labels and (B,) lengths."""
         num_threads = 1 if self.openmp is False else None
-        if not self.compute_grad:
-            activations = _not_differentiable(jax.numpy.asarray(activations))
-        return _loss.ctc(activations, labels, input_lengths, num_threads=num_threads)
+        with names(**THEIRS):
+            activations = _shapes.floats("acts", activations, labels)
+            if not self.compute_grad:
+                activations = _not_differentiable(activations)
+            return _loss.ctc(activations, labels, input_lengths, num_threads=num_threads)
 
 
 @jax.custom_jvp

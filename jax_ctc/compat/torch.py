@@ -17,6 +17,14 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from .. import _loss, _shapes, _values
+from ._names import names
+
+THEIRS = {
+    "acts": "log_probs",
+    "labels": "targets",
+    "lengths": "input_lengths",
+    "label_lengths": "target_lengths",
+}
 
 
 def ctc_loss(
@@ -46,25 +54,21 @@ def ctc_loss(
     """
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f"`reduction`: expected 'none', 'mean' or 'sum', got {reduction!r}.")
-    acts = _shapes.floats("acts", log_probs, targets)
-    counts = _values.saturated(_shapes.integers("label_lengths", target_lengths))
-    targets = _values.saturated(_shapes.integers("labels", targets))
-    if acts.ndim == 3 and targets.ndim == 1:
-        if counts.ndim != 1:
-            raise ValueError(
-                "`target_lengths`: expected shape (N,) because `targets` are concatenated, got "
-                f"shape {counts.shape}."
-            )
-        targets = _padded(jnp.asarray(targets), counts)
-    cost = _loss.ctc(
-        acts,
-        targets,
-        input_lengths,
-        counts,
-        blank=blank,
-        zero_infinity=zero_infinity,
-        softmax=False,
-    )
+    with names(**THEIRS):
+        acts = _shapes.floats("acts", log_probs, targets)
+        counts = _values.saturated(_shapes.integers("label_lengths", target_lengths))
+        labels = _values.saturated(_shapes.integers("labels", targets))
+        if acts.ndim == 3 and labels.ndim == 1:
+            labels = _padded(jnp.asarray(labels), counts)
+        cost = _loss.ctc(
+            acts,
+            labels,
+            input_lengths,
+            counts,
+            blank=blank,
+            zero_infinity=zero_infinity,
+            softmax=False,
+        )
     if reduction == "none":
         return cost
     if reduction == "sum":
@@ -75,7 +79,13 @@ def ctc_loss(
 def _padded(targets: Array, counts: _shapes.AnyArray) -> Array:
     """Returns concatenated targets as (N, S). S is the largest count, or the number of all targets
     if counts are not known when the program is traced. Raises ValueError if they are known and do
-    not add up; otherwise a target that is missing is an invalid one."""
+    not add up; otherwise a target that is missing is an invalid one. An error about a target says
+    its place in the result."""
+    if counts.ndim != 1:
+        raise ValueError(
+            "`target_lengths`: expected shape (N,) because `targets` are concatenated, got shape "
+            f"{counts.shape}."
+        )
     size = targets.shape[0]
     if not isinstance(counts, Tracer):
         total = int(np.maximum(np.asarray(counts), 0).sum(dtype=np.int64))

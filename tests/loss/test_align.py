@@ -2,6 +2,7 @@
 """Forced alignment: the path of an oracle, ties by rule, the edges, and the score's derivative."""
 
 import itertools
+import pickle
 from functools import partial
 
 import jax
@@ -376,6 +377,38 @@ def test_spans_are_mapped_over_more_axes():
         assert_same_bits(x[1], y)
     with pytest.raises(ValueError, match=r"Use jax\.vmap for more batch axes"):
         jax_ctc.label_spans(twice, 8)
+
+
+OPTIONS = {
+    "a negative L": ({"L": -1}, ValueError, r"`L`: expected at least 0, got -1\.$"),
+    "a fraction": ({"L": 1.0}, TypeError, r"`L`: expected a Python int, got a float\.$"),
+    "no L": ({"L": None}, TypeError, r"`L`: expected a Python int, got a NoneType\.$"),
+    "an array": ({"L": np.arange(3)}, TypeError, r"`L`: expected a Python int, got a ndarray\.$"),
+    "no layout": ({"time_major": None}, TypeError, "`time_major`: expected a Python bool"),
+    "a tuple": ({"alignment": (1, 2, 3)}, TypeError, "`alignment`: expected what ctc_align"),
+}
+
+
+@pytest.mark.parametrize("wrong", OPTIONS.values(), ids=OPTIONS)
+def test_options_of_spans_and_of_confidence_are_checked(wrong):
+    changed, error, said = wrong
+    acts, *rest = random_batch(9, 2, 4, 3)
+    given = {"alignment": align(acts, *rest), "L": 3} | changed
+    with pytest.raises(error, match=said):
+        jax_ctc.label_spans(**given)
+    with pytest.raises(error, match=said):
+        jax_ctc.label_confidence(acts, **given)
+
+
+def test_spans_and_confidence_check_their_own_options_under_jit():
+    acts, *rest = random_batch(9, 2, 4, 3)
+    alignment = align(acts, *rest)
+    with pytest.raises(TypeError, match="`softmax`: expected a Python bool, got 'no'"):
+        jax_ctc.label_confidence(acts, alignment, 3, softmax="no")
+    with pytest.raises(TypeError, match="`L`: expected a Python int, got a traced value"):
+        jax.jit(jax_ctc.label_spans)(alignment, 3)
+    for function in (jax_ctc.label_spans, jax_ctc.label_confidence):
+        assert pickle.loads(pickle.dumps(function)) is function
 
 
 @pytest.mark.parametrize("softmax", [True, False])

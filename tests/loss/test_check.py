@@ -76,6 +76,10 @@ def test_every_mapped_axis_is_counted_outermost_first():
     )
 
 
+def test_a_mapped_axis_may_be_empty():
+    assert reported(jax.vmap(lambda y: check(ACTS, y, LENGTHS)), np.stack([PADDED])[:0]) is None
+
+
 def test_lengths_are_named_by_the_mapped_axis():
     assert "lengths[2] = 7 is outside [0, 6]" in reported(
         jax.vmap(check), ACTS, GOOD, np.array([6, 6, 7, 8])

@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fronts with the signatures of optax, PyTorch and Keras, against the libraries themselves."""
 
+import warnings
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jax_ctc import compat
 from support import oracle
+from support.runs import mesh_in_use
 
 T, B, V, L = 9, 4, 6, 3
 RNG = np.random.default_rng(3)
@@ -60,6 +64,49 @@ def test_forward_variables_are_those_of_optax():
         possible = y > -1e4
         np.testing.assert_allclose(x[possible], y[possible], rtol=1e-4, atol=1e-4)
         assert np.isneginf(x[~possible]).all()
+
+
+def forward_variables(*given):
+    return compat.optax.ctc_loss_with_forward_probs(*given)
+
+
+GIVEN = LOGITS, FRAMES, LABELS, PADDING
+needs_devices = pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
+
+
+@needs_devices
+def test_forward_variables_of_a_sharded_batch():
+    expected, results = by_optax(forward_variables), (P("data"), *[P(None, "data")] * 2)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+    with mesh_in_use(mesh):
+        shards = [jax.device_put(x, NamedSharding(mesh, P("data"))) for x in GIVEN]
+        for x, y, spec in zip(forward_variables(*shards), expected, results, strict=True):
+            assert tuple(jax.typeof(x).sharding.spec)[: len(spec)] == tuple(spec)
+            np.testing.assert_allclose(x, y, rtol=1e-6)
+    mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
+    mapped = jax.shard_map(
+        forward_variables, mesh=mesh, in_specs=(P("data"),) * 4, out_specs=results
+    )
+    for x, y in zip(jax.jit(mapped)(*GIVEN), expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-6)
+
+
+def test_the_gradient_of_the_last_forward_variable_is_minus_that_of_the_cost():
+    full = COUNTS == L
+
+    def last(logits):
+        return forward_variables(logits, *GIVEN[1:])[1][-1, full, L].sum()
+
+    gradient = jax.grad(last)(np.where(FRAMES[..., None] > 0, np.nan, LOGITS))
+    expected = np.where(full[:, None, None], -EXACT[1].swapaxes(0, 1), 0)
+    np.testing.assert_allclose(gradient, expected, atol=1e-6)
+
+
+def test_lists_are_arrays():
+    given = [x.tolist() for x in GIVEN]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_allclose(compat.optax.ctc_loss(*given), EXACT[0], rtol=1e-6)
 
 
 def test_where_optax_is_wrong_the_front_is_not():
@@ -114,7 +161,7 @@ def test_many_concatenated_targets_of_a_small_dtype():
 def test_values_that_need_64_bits_are_not_wrapped(without_x64):
     labels = LABELS.astype(np.int64)
     labels[0, 0] = 2**32 + 1
-    message = r"labels\[0, 0\] = .* is not a class"
+    message = r"(labels|targets?)\[0, 0\] = .* is not a class"
     with pytest.raises(ValueError, match=message):
         by_optax(compat.optax.ctc_loss, labels=labels)
     with pytest.raises(ValueError, match=message):
@@ -219,3 +266,40 @@ def test_costs_are_those_of_keras(monkeypatch):
         theirs = ops.ctc_loss(LABELS, LOGITS, COUNTS, LENGTHS)
     mine = compat.keras.ctc_loss(LABELS, LOGITS, COUNTS, LENGTHS)
     np.testing.assert_allclose(mine, theirs, rtol=1e-5)
+
+
+# ---- errors ------------------------------------------------------------------------------------
+
+OP = compat.theano.ConnectionistTemporalClassification(compute_grad=False)
+
+
+def by_keras(output=LOGITS, lengths=LENGTHS, blank=0):
+    return compat.keras.ctc_loss(LABELS, output, COUNTS, lengths, blank)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: by_optax(compat.optax.ctc_loss, None), "`logits`: expected an array of floats"),
+        (lambda: by_optax(compat.optax.ctc_loss, labels=LABELS + 9), "labels[0, 0] = 10 is not"),
+        (lambda: compat.optax.ctc_loss(*GIVEN, blank_id=9), "`blank_id`: expected a class in"),
+        (lambda: by_torch(None), "`log_probs`: expected an array of floats"),
+        (lambda: by_torch(targets=LABELS * 1.0), "`targets`: expected integers, got float64"),
+        (lambda: by_torch(targets=LABELS * 0), "targets[0, 0] = 0 is the blank"),
+        (
+            lambda: by_torch(lengths=LENGTHS + 9),
+            "input_lengths[0] = 18 is outside [0, 9]",
+        ),
+        (lambda: by_torch(counts=COUNTS + 1), "target_lengths[0] = 4 is outside [0, 3]: targets"),
+        (lambda: by_keras(output=None), "`output`: expected an array of floats"),
+        (lambda: by_keras(blank=2**40), "`mask_index`: expected a class in [-V, V) with V = 6"),
+        (lambda: by_keras(lengths=LENGTHS + 9), "output_length[0] = 18 is outside"),
+        (lambda: jax.jit(lambda k: by_keras(blank=k))(0), "`mask_index`: expected a Python int"),
+        (lambda: compat.theano.ctc(None, LABELS, LENGTHS), "`activations`: expected an array"),
+        (lambda: OP(None, LABELS, LENGTHS), "`activations`: expected an array"),
+    ],
+)
+def test_an_error_names_the_argument_that_the_caller_has(call, said):
+    with pytest.raises((TypeError, ValueError)) as error:
+        call()
+    assert str(error.value).startswith(said)

@@ -103,6 +103,14 @@ def test_sizes_may_be_symbols():
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.parametrize("batch", [(0,), (2, 0), (0, 4)])
+def test_a_batch_may_be_empty(batch):
+    decoded = np.zeros((*batch, 3), np.int32)
+    for labels in (np.zeros((*batch, 2), np.int32), np.zeros((*batch[:1], 2), np.int32)):
+        for result in jax_ctc.label_error_rate(decoded, labels):
+            assert result.shape == batch
+
+
 def test_arguments_are_checked():
     a = np.ones((3, 4), int)
     with pytest.raises(TypeError, match="`decoded`: expected integers, got float"):

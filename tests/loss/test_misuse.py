@@ -83,6 +83,15 @@ def test_a_misuse_raises_an_error_with_the_way_out(function, misuse):
 def test_swapped_acts_and_labels_are_recognised(function, of):
     swapped = GOOD | {"acts": of(GOOD["labels"]), "labels": of(GOOD["acts"])}
     assert_says(TypeError, lambda: function(**swapped), "acts", "int", "are the two swapped?")
+    with pytest.raises(TypeError, match=r"The order is ctc\(acts, labels, \.\.\.\)\.$"):
+        function(**swapped)
+
+
+def test_a_mask_of_numpy_is_not_lost():
+    labels = np.ma.masked_equal(np.asarray(GOOD["labels"]), np.asarray(GOOD["labels"]).flat[0])
+    with pytest.raises(TypeError, match=r"`labels`: .* without a mask.* x.filled\(-1\)"):
+        jax_ctc.ctc(**GOOD | {"labels": labels})
+    assert np.isfinite(jax_ctc.ctc(**GOOD | {"labels": np.ma.array(GOOD["labels"])})).all()
 
 
 TRACED = [

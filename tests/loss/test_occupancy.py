@@ -2,6 +2,7 @@
 """The posterior of each class at each frame, given the labels."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -65,6 +66,38 @@ def test_softmax_less_occupancy_is_the_gradient(case):
     np.testing.assert_allclose(
         softmax, occupancy + gradient, rtol=0, atol=2 * TOLERANCE[np.dtype("float32")]
     )
+
+
+WEIGHTS = {
+    "logits": lambda acts, xp: acts,
+    "log-probabilities": lambda acts, xp: acts - xp.log(xp.exp(acts).sum(-1, keepdims=True)),
+}
+
+
+@pytest.mark.parametrize("weigh", WEIGHTS.values(), ids=WEIGHTS)
+@pytest.mark.parametrize("shape", [(5, 1, 4, 1), (5, 4, 8, 2), (30, 4, 28, 8)], ids=str)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_compiled_derivative_is_the_oracle_s(weigh, shape, dtype):
+    """XLA computes occupancies anew in each fusion, and not with the same bits."""
+    T, B, V, L = shape
+    rng = np.random.default_rng(0)
+    acts, direction = rng.normal(size=(2, T, B, V))
+    labels, lengths = rng.integers(1, V, (B, L), dtype=np.int32), np.full(B, T, np.int32)
+
+    def weighed(acts):
+        return (weigh(acts, jnp) * jax_ctc.ctc_occupancy(acts, labels, lengths)).sum()
+
+    def exact(acts):
+        return (weigh(acts, np) * oracle.solve(acts, labels, lengths).occupancy).sum()
+
+    step = 1e-4 * direction
+    expected = (exact(acts + step) - exact(acts - step)) / 2e-4
+    gradient = jax.jit(jax.grad(weighed))(acts.astype(dtype))
+    along = (np.asarray(gradient) * direction).sum()
+    np.testing.assert_allclose(along, expected, rtol=1e-4, atol=1e-4)
+    tangent = jax.jit(lambda x, u: jax.jvp(weighed, (x,), (u,))[1])
+    found = tangent(acts.astype(dtype), direction.astype(dtype))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @both_layouts

@@ -88,6 +88,23 @@ def test_an_explicit_mesh_types_the_results(batch, time_major):
         assert_gradient(gradient(*shards), expected_gradient)
 
 
+@needs_devices
+def test_what_labels_have_of_an_alignment_is_typed_too(batch, time_major):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+
+    def of_labels(acts, labels, lengths):
+        alignment = jax_ctc.ctc_align(acts, labels, lengths, time_major=time_major)
+        confidence = jax_ctc.label_confidence(acts, alignment, L, time_major=time_major)
+        return *jax_ctc.label_spans(alignment, L, time_major=time_major), confidence
+
+    expected = of_labels(*batch)
+    with mesh_in_use(mesh):
+        for run in (of_labels, jax.jit(of_labels)):
+            for x, y in zip(run(*sharded(batch, mesh, time_major)), expected, strict=True):
+                assert jax.typeof(x).sharding.spec == P("data", None)
+                np.testing.assert_allclose(x, y, rtol=1e-6)
+
+
 @pytest.mark.parametrize("platforms", [("cpu", "cuda"), ("tpu", "default")], ids=" ".join)
 def test_every_size_of_an_exported_alignment_may_be_a_symbol(platforms):
     here = export.default_export_platform()

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors in the words of another library: they name the arguments that its callers have."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def names(**theirs: str) -> Iterator[None]:
+    """Replaces our names of arguments by theirs in what a TypeError or a ValueError says. `blank`
+    is a word too: there only what stands in backquotes is a name."""
+
+    def renamed(text: str) -> str:
+        for ours, name in theirs.items():
+            text = re.sub(f"`{ours}`", f"`{name}`", text)
+            if ours != "blank":
+                text = re.sub(rf"\b{ours}\b", name, text)
+        return text
+
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if type(error) not in (TypeError, ValueError):  # JAX's own, which say more than a text
+            raise
+        raise type(error)(renamed(str(error))) from error
