@@ -166,6 +166,18 @@ def _an_alignment(x: Alignment) -> Alignment:
     return x
 
 
+def _require_layout(alignment: Alignment, frames: Array, time_major: bool) -> None:
+    """Raises ValueError if frames are (B, T) where (T, B) was said, or the other way round. Where
+    both have one size nobody can tell."""
+    batch = alignment.score.shape
+    if frames.ndim == 2 and len(batch) == 1 and frames.shape[int(time_major)] != batch[0]:
+        raise ValueError(
+            f"`alignment`: expected a path of shape {'(T, B)' if time_major else '(B, T)'} with "
+            f"B = {batch[0]} because time_major={time_major}, got {frames.shape}. Give time_major "
+            "as it was for ctc_align."
+        )
+
+
 @functools.partial(jax.jit, static_argnames=("L", "time_major"))
 def _label_spans(alignment: Alignment, L: int, time_major: bool) -> Spans:
     index = alignment.label_index
@@ -174,6 +186,7 @@ def _label_spans(alignment: Alignment, L: int, time_major: bool) -> Spans:
             "`alignment`: expected label_index of shape (T, B), (B, T) with time_major=False, or "
             f"(T,) for one sequence, got shape {index.shape}. Use jax.vmap for more batch axes."
         )
+    _require_layout(alignment, index, time_major)
     if index.ndim == 2 and time_major:
         index = index.T
     T, shape = index.shape[-1], (*index.shape[:-1], L)
@@ -226,6 +239,7 @@ def _label_confidence(
             f"`alignment`: expected a path of shape {acts.shape[:-1]}, because `acts` has shape "
             f"{acts.shape}, got {path.shape}. Use jax.vmap for more batch axes."
         )
+    _require_layout(alignment, path, time_major)
     used = path >= 0
     x = jnp.where(used[..., None], acts, 0).astype(_operands.cost_dtype(acts.dtype))
     score = jnp.take_along_axis(x, jnp.maximum(path, 0)[..., None], axis=-1)[..., 0]

@@ -38,7 +38,8 @@ def ctc_linear(
     is as large. This function makes a tile of them at a time, and makes it again for the
     derivatives. So memory does not grow with V beyond `kernel` and its gradient. Frames at and
     after the length of their sequence are not multiplied, except in a program that a partitioner
-    splits (docs/scaling.md).
+    splits (docs/output_layer.md). A cost may differ by rounding (1e-7 of it) from that of the
+    sequence alone, because a product of matrices is not rounded alike in every batch.
 
     Use it where V is large: word pieces, characters of Chinese or Japanese, CTC at several layers.
     For a small V, where the logits are small too, `ctc` is faster.

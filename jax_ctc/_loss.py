@@ -65,7 +65,8 @@ def ctc(
         axis. Devices communicate sums of (T, B, L) numbers, never acts.
 
     Returns:
-      (B,) or () costs in nats, never below 0. float64 for float64 acts, else float32.
+      (B,) or () costs in nats; with the softmax never below 0. A cost above 4e7 may be +inf.
+      float64 for float64 acts, else float32.
 
     Raises:
       TypeError: `acts` is not floating, labels or lengths are not integers, or a static argument is
@@ -82,8 +83,14 @@ def ctc(
         cost NaN, gradient NaN in the frames in use
       a label is >= V or equal to `blank`, or a length is outside [0, T] or [0, L]
         cost NaN, gradient exactly 0 (`jax_ctc.check` makes it an error of checkify)
+      there are no labels, or no frames
+        cost and gradient as the formula says
+      a class that no path needs has a logit of -inf
+        its probability is 0, and so is its gradient
       a frame is at or after the length, or the cotangent of the sequence is zero
         gradient exactly 0
+      the cotangent of the sequence is inf or NaN
+        what is exactly 0 here stays 0
 
     The gradient has the dtype of `acts`. Every transformation of JAX applies, in any order and
     nesting. The same inputs give the same bits: with any number of threads, alone or in a batch,

@@ -400,6 +400,17 @@ def test_options_of_spans_and_of_confidence_are_checked(wrong):
         jax_ctc.label_confidence(acts, **given)
 
 
+def test_another_layout_than_that_of_the_alignment_is_recognised(time_major):
+    acts, labels, lengths = random_batch(9, 2, 4, 3)
+    acts = acts if time_major else acts.swapaxes(0, 1)
+    alignment = align(acts, labels, lengths, time_major=time_major)
+    said = r"`alignment`: expected a path of shape .* with B = 2 .* got \((9, 2|2, 9)\)"
+    with pytest.raises(ValueError, match=said):
+        jax_ctc.label_spans(alignment, 3, time_major=not time_major)
+    with pytest.raises(ValueError, match=said):
+        jax_ctc.label_confidence(acts, alignment, 3, time_major=not time_major)
+
+
 def test_spans_and_confidence_check_their_own_options_under_jit():
     acts, *rest = random_batch(9, 2, 4, 3)
     alignment = align(acts, *rest)

@@ -64,6 +64,22 @@ def of_frames(x):
     return np.where(np.arange(T)[:, None] < LENGTHS, x, 0).sum(0)
 
 
+@pytest.mark.parametrize("name", ["smoothed", "path_entropy"])
+def test_padded_frames_have_no_influence_on_a_compiled_gradient(page, name):
+    def recipe(acts):
+        return page[name](acts, LABELS, LENGTHS).sum()
+
+    padded = np.where((np.arange(T)[:, None] < LENGTHS)[..., None], ACTS, np.nan)
+    padded[0, :, 0] = ACTS[0, :, 0]
+    direction = np.random.default_rng(1).normal(size=ACTS.shape)
+    gradient = np.asarray(jax.jit(jax.grad(recipe))(padded))
+    assert not gradient[np.isnan(padded)].any()
+    along = differences(lambda acts: float(recipe(acts)), ACTS, direction)
+    np.testing.assert_allclose((gradient * direction).sum(), along, rtol=1e-6)
+    single = jax.jit(jax.grad(recipe))(padded.astype(np.float32))
+    np.testing.assert_allclose(single, gradient, atol=1e-5)
+
+
 def differences(f, acts, direction, step=1e-5):
     return (f(acts + step * direction) - f(acts - step * direction)) / (2 * step)
 
