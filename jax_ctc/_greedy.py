@@ -74,7 +74,7 @@ def prepare(
 
 @functools.partial(jax.jit, inline=True, static_argnames=("time_axis", "blank"))
 def _greedy(acts: Array, lengths: Array, *, time_axis: int, blank: int) -> Decoded:
-    T = acts.shape[time_axis]
+    T, acts = acts.shape[time_axis], _operands.rounded(acts)
     path = jnp.moveaxis(lax.argmax(acts, acts.ndim - 1, jnp.int32), time_axis, -1)  # (batch, T)
     frame = jnp.cumsum(jnp.ones_like(path), axis=-1) - 1  # sharded as path is
     used = frame < lengths[..., None]
@@ -97,10 +97,11 @@ def _score(acts: Array, path: Array, used: Array, time_axis: int) -> tuple[Array
     exact = jnp.where(used[..., None], acts.astype(_operands.cost_dtype(acts.dtype)), 0)
     taken = jnp.moveaxis(path, -1, time_axis)[..., None]
     best = jnp.take_along_axis(exact, taken, axis=-1)
-    total = jnp.exp(exact - lax.stop_gradient(best)).sum(-1)
-    # exp(x - best) sums to at least 1 in a row with a softmax. `best` is the first NaN of a row.
-    defined = total >= 1
-    log_norm = jnp.where(used, jnp.log(jnp.where(defined, total, 1)), 0)
-    shift = (best - lax.stop_gradient(best))[..., 0]  # 0, whose derivative is that of `best`
-    shift = jnp.where(defined & used, shift, 0)
-    return (shift - log_norm).sum(time_axis), (used & ~defined).any(time_axis)
+    defined = jnp.isfinite(best)  # it is the first NaN of a row that has one
+    # The best class is left out by its number: exp(x - best) of itself may be less than 1, if XLA
+    # computes x anew, as a product that is rounded in another way.
+    classes = lax.broadcasted_iota(jnp.int32, exact.shape, exact.ndim - 1)
+    others = defined & (classes != taken)
+    rest = jnp.where(others, jnp.exp(jnp.where(others, exact - best, 0)), 0).sum(-1)
+    score = jnp.where(used, -jnp.log1p(rest), 0)
+    return score.sum(time_axis), (used & ~defined[..., 0]).any(time_axis)

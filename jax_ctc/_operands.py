@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 
 import jax
 import numpy as np
-from jax import core
+from jax import Array, core
 from jax.core import ShapedArray
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
@@ -24,6 +24,14 @@ _INCONCLUSIVE: type[Exception] = (
     getattr(jax.errors, "InconclusiveDimensionOperation", None)
     or core.InconclusiveDimensionOperation  # pyright: ignore[reportAttributeAccessIssue]
 )
+
+
+def rounded(acts: Array) -> Array:
+    """Returns acts, rounded to their dtype even if the program that is compiled computes them. XLA
+    would convert halves back from numbers that it has not rounded, while kernels see rounded ones.
+    """
+    return jax.lax.optimization_barrier(acts) if acts.dtype.itemsize <= 2 else acts
+
 
 Entry = TypeVar("Entry")
 SpecEntry = str | tuple[str, ...] | None  # of a PartitionSpec: the mesh axes of one array axis

@@ -94,6 +94,7 @@ def _gradient(acts, labels, lengths, path, score, *, time_axis, blank, softmax, 
     def per_frame(x: Array) -> Array:  # (batch) as (batch with T, 1)
         return jnp.expand_dims(x, (time_axis, x.ndim + 1))
 
+    acts = _operands.rounded(acts)
     aligned = (path >= 0)[..., None]
     one_hot = path[..., None] == lax.broadcasted_iota(jnp.int32, acts.shape, acts.ndim - 1)
     gradient = one_hot.astype(dtype)

@@ -32,6 +32,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.interpreters import ad
 
 from .. import _mesh, _reference
+from .._operands import rounded
 from . import few_classes
 from .family import RESIDUALS, define, is_zero, primitives, sum_or_zero, zero_like
 from .zero_product import multiply
@@ -124,7 +125,7 @@ def _hypotheses(op, args, dims, *, time_axis, blank, threads, softmax):
 
 def _unit_gradient(acts, labels, lengths, rows, columns, **params):
     """Returns the gradient of each cost in the dtype of costs, the factor of a linear function."""
-    exact = acts.astype(rows.dtype)
+    exact = rounded(acts).astype(rows.dtype)
     ones = _ones(rows, lengths)
     return cotangent_p.bind(exact, labels, lengths, rows, columns, ones, **params)
 

@@ -80,7 +80,10 @@ def _pure_rule(primitive: Primitive, pure: Callable) -> mlir.LoweringRule:
     context = getattr(pure, "lowered_in", contextlib.nullcontext)
 
     def rule(ctx, *operands, **params):
-        function = _mesh.with_auto_axes(functools.partial(pure, **params), ctx.avals_out, several)
+        def computed(acts, *others):
+            return pure(_operands.rounded(acts), *others, **params)
+
+        function = _mesh.with_auto_axes(computed, ctx.avals_out, several)
         with context():
             return mlir.lower_fun(function, multiple_results=several)(ctx, *operands)
 

@@ -20,6 +20,7 @@ if hasattr(jax, "enable_x64"):
     enable_x64 = jax.enable_x64
 else:  # before JAX 0.8
     from jax.experimental import enable_x64  # pyright: ignore[reportAttributeAccessIssue]
+_LEAST_REFERENCE = -4.2e7  # a blank that is lower is no reference
 _MOST = 1e290  # float64 emissions are bounded, so that no sum overflows
 
 
@@ -68,10 +69,10 @@ def _logits(p: Problem, t: Array, stars: _Star | None) -> Array:
 
 def _emissions(p: Problem, x: Array) -> tuple[Array, Array]:
     """Returns what each state adds at a frame, (N, S), from its logits, and the reference, (N,).
-    The logit of the blank is the reference, or 0 if the blank is impossible."""
+    The logit of the blank is the reference, or 0 if it is so low that labels would lose digits."""
     x = x.astype(np.float64)
     blank = x[:, 0]
-    reference = jnp.where(blank == -jnp.inf, 0, blank)
+    reference = jnp.where(blank < _LEAST_REFERENCE, 0, blank)
     relative = x - reference[:, None]
     if p.acts.dtype == np.float64:
         relative = jnp.where(relative < -_MOST, -jnp.inf, jnp.minimum(relative, _MOST))
@@ -120,7 +121,7 @@ def _forward(p: Problem, stars: _Star | None, softmax: bool) -> tuple[Array, Arr
     # Of two equal ends, the last label.
     is_label = (p.last > 0) & (at(p.last - 1) >= at(p.last))
     end = jnp.where(is_label, p.last - 1, p.last)
-    total = at(end) + total
+    total = jnp.where(at(end) == -jnp.inf, -jnp.inf, at(end) + total)
     score = jnp.where(undefined, jnp.nan, jnp.minimum(total, 0) if softmax else total)
     score = score.astype(p.dtype)
     return choices, jnp.where(undefined | (score == -jnp.inf), -1, end), score

@@ -97,7 +97,7 @@ def _row(logits, width, *, blank, classes_per_frame, softmax) -> _Row:
     exact = logits.astype(_operands.cost_dtype(logits.dtype))
     top = exact.max(-1)
     total = jnp.exp(exact - top).sum(-1)
-    defined = total >= 1  # not NaN
+    defined = total > 0  # not NaN; 1 or more, but for a rounding where XLA computes logits anew
     gain = -jnp.log(jnp.where(defined, total, 1)) if softmax else top
 
     V, C = logits.shape[0], min(width + 1, classes_per_frame or width + 1)

@@ -8,6 +8,11 @@
 
 namespace jax_ctc {
 
+// What the logits of a frame are taken relative to (docs/ctc.md, section 7): that of the blank. A blank so far below 0
+// is none: labels would lose their digits beside a mask of -1e30.
+constexpr double kLeastReference = -4.2e7;
+CTC_FN double reference_of(double blank) { return blank < kLeastReference ? 0 : blank; }
+
 // What chose the state of a pair. If none is set, the path stayed in its state.
 enum Choice { kBlankAfterLabel = 1, kLabelAfterBlank = 2, kLabelAfterLabel = 4 };
 

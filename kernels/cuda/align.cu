@@ -62,8 +62,8 @@ template <class A> __global__ void __launch_bounds__(kMostPathThreads<A>, 1) ali
     const bool keep = i >= blocks - 1;
     sweep.sweep(begin, end, window, keep);
     if (i == blocks - 1) {
-      const double total = sweep.end(pair, in_label) + nats;
-      score = F(a.softmax ? min_of(total, 0.0) : total);
+      const double best = sweep.end(pair, in_label), total = best + nats;
+      score = best > -HUGE_VAL ? F(a.softmax ? min_of(total, 0.0) : total) : -infinity<F>();
       aligned = score != -infinity<F>();
     }
     if (!keep || !aligned) continue;

@@ -2,6 +2,7 @@
 // acts -> what the best path needs of each row: its part of the score, whether it is defined, and what a star stands
 // for. One read of acts; of log-scores without a star only of the entries of the blank and the labels. Emissions are
 // not stored, because align.cu reads them where acts have them.
+#include "../common/best_path.h"
 #include "align_workspace.h"
 #include "labels.cuh"
 #include "launch.cuh"
@@ -70,8 +71,7 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
   const int me = thread_of_group<G>();
   const A* row = in.acts + r * s.V;
   const AlignWorkspace<F> ws(a.scratch + sequence * a.stride, s.T, s.L);
-  const F of_blank = widen(row[in.blank]), reference = of_blank == -infinity<F>() ? F(0) : of_blank;
-  double nats = double(reference);
+  double nats = reference_of(double(widen(row[in.blank])));
   if (in.softmax) {
     Softmax<F> softmax;
     for_each<G>(row, s.V, [&](const auto& x) { softmax.use(x); });

@@ -212,8 +212,7 @@ template <class A> class PathSweep {
 #pragma unroll
     for (int k = 0; k < kTileFrames; ++k) {
       const double of_blank = double(widen(x.blank[k]));
-      const bool impossible = of_blank == kImpossible;
-      const double reference = impossible ? 0 : of_blank;
+      const double reference = reference_of(of_blank), blank_adds = relative(widen(x.blank[k]), reference);
       const double below = __shfl_up_sync(kAllLanes, at[kPairsOfLane - 1].label, 1);
       double left = lane_index() == 0 ? kImpossible : below;
 #pragma unroll
@@ -223,7 +222,7 @@ template <class A> class PathSweep {
         chosen[j] |= (left > b ? kBlankAfterLabel << kChoiceBits * k : 0) |
                      (b > l ? kLabelAfterBlank << kChoiceBits * k : 0) |
                      (skip > either ? kLabelAfterLabel << kChoiceBits * k : 0);
-        at[j].blank = impossible ? kImpossible : max_of(left, b);
+        at[j].blank = max_of(left, b) + blank_adds;
         at[j].label = max_of(skip, either) + relative(widen(x.label[j][k]), reference);
         left = l;
       }

@@ -10,6 +10,7 @@ from test_sources import COMPILER, KERNELS, needs_compiler
 from jax_ctc import _kernels, _operands
 from jax_ctc._primitives import custom_call
 from jax_ctc._reference import scaled
+from jax_ctc._reference.align import _LEAST_REFERENCE
 from support.runs import run
 
 pytestmark = pytest.mark.skipif(not KERNELS.is_dir(), reason="not in a source tree")
@@ -18,6 +19,7 @@ PROGRAM = """
 #include <cmath>
 #include <cstdio>
 #include <initializer_list>
+#include "common/best_path.h"
 #include "common/emission.h"
 #include "common/problem.h"
 using namespace jax_ctc;
@@ -34,6 +36,7 @@ int main() {
   std::printf("exp %a %a\\n", worst_error<float>(), worst_error<double>());
   std::printf("none %d\\ndead %d\\nno_path %d\\n", kNone, kDead, kNoPath);
   std::printf("furthest %a\\n", kFurthest);
+  std::printf("least_reference %a\\n", kLeastReference);
   std::printf("ln2 %a %a %a\\n", Ln2<double>::high, Ln2<double>::middle, Ln2<double>::low);
   std::printf("float %d %d\\n", Layout<float>::mantissa, Layout<float>::bias);
   std::printf("double %d %d\\n", Layout<double>::mantissa, Layout<double>::bias);
@@ -65,6 +68,7 @@ def test_numbers_without_a_range_are_the_same_in_python_and_cpp(said):
     assert said["dead"] == [scaled.DEAD]
     assert said["no_path"] == [scaled.NO_PATH]
     assert said["furthest"] == [-scaled.FURTHEST]
+    assert said["least_reference"] == [_LEAST_REFERENCE]
     assert said["ln2"] == list(scaled._LN2)
     assert said["float"] == list(scaled._layout(np.dtype(np.float32))[1:])
     assert said["double"] == list(scaled._layout(np.dtype(np.float64))[1:])

@@ -288,7 +288,7 @@ BUGS = {
     "the window is too small": (SWEEP, "target - (end - 1 - t)", "target - (end - 2 - t)"),
     "a star stands for the last of equal classes": (ROWS, "v < label)", "v > label)"),
     "the reference of an impossible blank is -inf": (
-        SWEEP, "reference = impossible ? 0 : of_blank", "reference = of_blank",
+        SWEEP, "reference = reference_of(of_blank)", "reference = of_blank",
     ),
     "words of a tile are looked for where the next one begins": (
         SWEEP, "words, of_words - pair)", "words, of_ahead - pair)",

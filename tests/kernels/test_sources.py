@@ -130,7 +130,12 @@ INCLUDES = {
     "cpu/simd/slice_sums.h": {"cpu/simd/half.h", "cpu/simd/rows.h"},
     "cpu/simd/best_classes.h": {"cpu/simd/half.h", "cpu/simd/normaliser.h"},
     "cpu/simd/gradient.h": {"cpu/simd/arena.h", "cpu/simd/half.h", "cpu/simd/rows.h"},
-    "cpu/simd/align_emissions.h": {"cpu/simd/arena.h", "cpu/simd/class_table.h", "cpu/simd/half.h"},
+    "cpu/simd/align_emissions.h": {
+        "common/best_path.h",
+        "cpu/simd/arena.h",
+        "cpu/simd/class_table.h",
+        "cpu/simd/half.h",
+    },
     "cpu/simd/align.h": {"common/best_path.h", "cpu/simd/align_emissions.h"},
     "cpu/simd/table.h": {
         "cpu/simd/align.h",
@@ -242,6 +247,7 @@ INCLUDES = {
         "cuda/rows.cuh",
     },
     "cuda/align_rows.cu": {
+        "common/best_path.h",
         "cuda/align_workspace.h",
         "cuda/labels.cuh",
         "cuda/launch.cuh",
@@ -378,6 +384,7 @@ IMPORTS = {
     "_greedy": {"_arguments", "_operands", "_shapes"},
     "_beam": {"_greedy", "_primitives.beam", "_shapes"},
     "_error_rate": {"_greedy", "_mesh", "_shapes", "_values"},
+    "compat._names": set(),
 }
 PACKAGES = {"_primitives": "_primitives.ctc", "_reference": "_reference.ctc"}
 

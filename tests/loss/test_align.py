@@ -346,6 +346,37 @@ def test_the_path_is_not_differentiated():
     assert_gradient(tangent.score, np.zeros(3), scale=10)  # of a constant
 
 
+MASKS = [-1e8, -1e12, -1e17, -1e30, np.finfo(np.float32).min, -np.inf]
+MASKED = np.array([[0, 5, 0], [0, 5, -5], [0, 0, 5]], np.float32)  # labels 1, 1, 2, without a blank
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("softmax", [True, False])
+@pytest.mark.parametrize("V", [3, 300])  # through a table, and row by row
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_labels_keep_their_digits_beside_a_masked_blank(mask, softmax, V, dtype):
+    acts = np.full((3, 1, V), -60, dtype)
+    acts[:, 0, :3], acts[:, 0, 0] = MASKED, mask
+    out = align(acts, np.array([[1, 2]], np.int32), np.array([3], np.int32), softmax=softmax)
+    np.testing.assert_array_equal(out.path[:, 0], [1, 1, 2])
+    expected = 15 - softmax * np.log(np.exp(MASKED[:, 1:].astype(float)).sum(-1)).sum()
+    np.testing.assert_allclose(out.score, [expected], rtol=1e-5)
+
+
+@pytest.mark.parametrize("labels", [[1, -1], [3, -1]], ids=["a label", "a star"])
+def test_an_overflow_of_log_scores_makes_no_path(labels):
+    """The blanks add up to more than a double holds, where no path is."""
+    acts = np.full((2, 1, 3), -np.inf)
+    acts[:, 0, 0] = 1e308
+    given = np.array([labels], np.int32), np.array([2], np.int32)
+    out = align(acts, *given, softmax=False, star=3)
+    assert out.score == -np.inf
+    assert (np.asarray(out.path) == -1).all()
+    alone = align(acts[..., :1], np.array([[1]], np.int32), given[1], softmax=False, star=1)
+    assert alone.score == -np.inf
+    assert (np.asarray(alone.path) == -1).all()
+
+
 # ---- spans -------------------------------------------------------------------------------------
 
 

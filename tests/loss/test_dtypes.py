@@ -162,3 +162,58 @@ def test_numpy_labels_closed_over_by_jit_keep_their_value(x64, request):
     except ValueError as error:
         outcome = str(error)
     assert outcome == "nan" or str(2**32 + 1) in outcome
+
+
+# ---- halves that the same program computes -----------------------------------------------------
+
+LABELS = np.array([[1, 2, 3], [4, 4, 5]], np.int32)
+
+
+def cost_of(acts):
+    return jax_ctc.ctc(acts, LABELS, None)
+
+
+def cost_of_hypotheses(acts):
+    return jax.vmap(lambda one: jax_ctc.ctc(acts, one, None))(np.stack([LABELS, LABELS + 5]))
+
+
+def best_score(acts):
+    return jax_ctc.ctc_align(acts, LABELS, None).score
+
+
+def tangents(acts):
+    directions = jnp.stack([jnp.cos(k * acts) for k in (1, 2)])
+    return jax.vmap(lambda u: jax.jvp(cost_of, (acts,), (u,))[1])(directions)
+
+
+DERIVATIVES = {
+    "gradient": jax.grad(lambda acts: cost_of(acts).sum()),
+    "jacobian": jax.jacrev(cost_of),
+    "tangents": tangents,
+    "gradient of hypotheses": jax.grad(lambda acts: cost_of_hypotheses(acts).sum()),
+    "gradient of an alignment": jax.grad(lambda acts: best_score(acts).sum()),
+    "occupancies": lambda acts: jax_ctc.ctc_occupancy(acts, LABELS, None),
+    "greedy score": lambda acts: jax_ctc.ctc_greedy_decode(acts, None).score,
+}
+
+
+@pytest.mark.parametrize("derivative", DERIVATIVES.values(), ids=DERIVATIVES)
+@pytest.mark.parametrize("V", [100, 600])
+@halves
+def test_halves_that_the_program_computes_are_rounded_first(derivative, V, dtype):
+    """XLA keeps more digits between two operations of its own; kernels see what is rounded."""
+    rng = np.random.default_rng(0)
+    hidden, kernel, bias = (
+        jnp.asarray(scale * rng.normal(size=shape), dtype)
+        for scale, shape in ((3, (12, 2, 16)), (1, (16, V)), (3, (V,)))
+    )
+
+    def layer(hidden):
+        return hidden @ kernel + bias[None, None]
+
+    together = jax.jit(lambda hidden: derivative(layer(hidden)))(hidden)
+    apart = jax.jit(derivative)(jax.jit(layer)(hidden))
+    rounding = float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(
+        together.astype(float), apart.astype(float), rtol=2 * rounding, atol=2e-3
+    )

@@ -176,3 +176,22 @@ def test_arguments_are_checked():
         jax_ctc.ctc_greedy_decode(acts, lengths, blank=V)
     with pytest.raises(TypeError, match="`time_major`"):
         jax_ctc.ctc_greedy_decode(acts, lengths, time_major=2)
+
+
+SCALES = {
+    "a temperature": lambda x: x / np.float32(0.3),
+    "a norm": lambda x: 20 * x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True)),
+    "a cap": lambda x: 50 * jnp.tanh(x / 50),
+}
+
+
+@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
+@pytest.mark.parametrize("decode", [jax_ctc.ctc_greedy_decode, jax_ctc.ctc_beam_search_decode])
+@pytest.mark.parametrize("shape", [(64, 2, 29), (30, 1, 5), (1, 64, 29)], ids=str)
+def test_acts_may_end_in_a_product(scale, decode, shape):
+    """XLA computes it anew where it is needed, and may round it in another way."""
+    x = 20 * np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    together = jax.jit(lambda x: decode(scale(x), None))(x)
+    apart = decode(jax.jit(scale)(x), None)
+    np.testing.assert_array_equal(together.labels, apart.labels)
+    np.testing.assert_allclose(together.score, apart.score, rtol=1e-4, atol=1e-4)

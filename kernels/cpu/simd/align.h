@@ -56,6 +56,7 @@ template <class F> class AlignRun {
     pair = L > 0 && label[L - 1] >= blank[L] ? L - 1 : L;
     in_label = pair < L;
     const double best = in_label ? label[pair] : blank[pair];
+    if (!(best > kImpossible)) return *score = F(kImpossible), Outcome::kNoAlignment;
     const double nats = best + emissions.of_references();
     *score = F(out.softmax ? min_of(nats, 0.0) : nats);
     if (*score == F(kImpossible)) return Outcome::kNoAlignment;

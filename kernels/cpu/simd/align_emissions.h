@@ -2,6 +2,7 @@
 // What each label adds to a path at four frames, relative to the blank (docs/ctc.md, section 7).
 #pragma once
 
+#include "../../common/best_path.h"
 #include "arena.h"
 #include "class_table.h"
 #include "half.h"
@@ -99,7 +100,7 @@ template <class F> class AlignEmissions {
     const F* x = row(t, 0);
     const F most = largest_but(x, in.V, in.blank);
     int64_t v = 0;
-    while (v == in.blank || x[v] != most) ++v;
+    while (v < in.V - 1 && (v == in.blank || x[v] != most)) ++v;
     return int32_t(v);
   }
 
@@ -107,7 +108,7 @@ template <class F> class AlignEmissions {
 
   int32_t* places;            // in the table: kFrames times the slot
   double* table;              // emissions relative to the blank's, [slot][frame]
-  double of_blanks[kFrames];  // 0 or -inf
+  double of_blanks[kFrames];  // 0 mostly; what a blank adds that is no reference; -inf
 
  private:
   // The same from a table of all classes.
@@ -151,8 +152,9 @@ template <class F> class AlignEmissions {
 
   // Returns what the emissions of a frame are relative to.
   double set_blank(int k, F x) {
-    of_blanks[k] = x == F(kImpossible) ? kImpossible : 0;
-    return x == F(kImpossible) ? 0 : double(x);
+    const double reference = reference_of(double(x));
+    of_blanks[k] = relative<F>(double(x), reference);
+    return reference;
   }
 
   bool count(const F* x, int64_t t, double reference) {
