@@ -330,6 +330,7 @@ IMPORTS = {
     },
     "_primitives.ctc": {
         "_mesh",
+        "_operands",
         "_primitives.family",
         "_primitives.few_classes",
         "_primitives.zero_product",
