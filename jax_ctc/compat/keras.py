@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from .. import _loss, _shapes, _values
 from ._names import names
 
-THEIRS = {
+_THEIRS = {
     "acts": "output",
     "labels": "target",
     "lengths": "output_length",
@@ -41,11 +41,11 @@ def ctc_loss(
     Returns:
       (B,) costs. `jax_ctc.ctc` says which inputs raise, and which costs are NaN or inf.
     """
-    with names(**THEIRS):
+    with names(**_THEIRS):
         output = _shapes.floats("acts", output, target)
         labels = jnp.asarray(_values.saturated(_shapes.integers("labels", target)))
         blank = _shapes.static_int("blank", mask_index)
-        if blank <= _shapes.INT32.max:  # else `ctc` says what is wrong
+        if abs(blank) <= _shapes.INT32.max:  # else `ctc` says what is wrong
             labels = jnp.where(labels == blank, -1, labels)
         return _loss.ctc(
             output, labels, output_length, target_length, blank=blank, time_major=False

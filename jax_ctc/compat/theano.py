@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from .. import _kernels, _loss, _shapes
 from ._names import names
 
-THEIRS = {"acts": "activations", "lengths": "input_lengths"}
+_THEIRS = {"acts": "activations", "lengths": "input_lengths"}
 
 
 def ctc(activations: ArrayLike, labels: ArrayLike, input_lengths: ArrayLike | None) -> Array:
@@ -30,7 +30,7 @@ def ctc(activations: ArrayLike, labels: ArrayLike, input_lengths: ArrayLike | No
     Returns:
       (B,) costs. `jax_ctc.ctc` says which inputs raise, and which costs are NaN or inf.
     """
-    with names(**THEIRS):
+    with names(**_THEIRS):
         return _loss.ctc(activations, labels, input_lengths)
 
 
@@ -71,7 +71,7 @@ class ConnectionistTemporalClassification:
     ) -> Array:
         """Returns the (B,) costs of (T, B, V) activations, (B, L) labels and (B,) lengths."""
         num_threads = 1 if self.openmp is False else None
-        with names(**THEIRS):
+        with names(**_THEIRS):
             activations = _shapes.floats("acts", activations, labels)
             if not self.compute_grad:
                 activations = _not_differentiable(activations)

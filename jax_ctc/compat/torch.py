@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 from .. import _loss, _shapes, _values
 from ._names import names
 
-THEIRS = {
+_THEIRS = {
     "acts": "log_probs",
     "labels": "targets",
     "lengths": "input_lengths",
@@ -54,7 +54,7 @@ def ctc_loss(
     """
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f"`reduction`: expected 'none', 'mean' or 'sum', got {reduction!r}.")
-    with names(**THEIRS):
+    with names(**_THEIRS):
         acts = _shapes.floats("acts", log_probs, targets)
         counts = _values.saturated(_shapes.integers("label_lengths", target_lengths))
         labels = _values.saturated(_shapes.integers("labels", targets))

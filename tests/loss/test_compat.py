@@ -293,6 +293,7 @@ def by_keras(output=LOGITS, lengths=LENGTHS, blank=0):
         (lambda: by_torch(counts=COUNTS + 1), "target_lengths[0] = 4 is outside [0, 3]: targets"),
         (lambda: by_keras(output=None), "`output`: expected an array of floats"),
         (lambda: by_keras(blank=2**40), "`mask_index`: expected a class in [-V, V) with V = 6"),
+        (lambda: by_keras(blank=-(2**40)), "`mask_index`: expected a class in [-V, V) with V = 6"),
         (lambda: by_keras(lengths=LENGTHS + 9), "output_length[0] = 18 is outside"),
         (lambda: jax.jit(lambda k: by_keras(blank=k))(0), "`mask_index`: expected a Python int"),
         (lambda: compat.theano.ctc(None, LABELS, LENGTHS), "`activations`: expected an array"),
