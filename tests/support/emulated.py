@@ -4,22 +4,22 @@
 import ctypes
 import functools
 import os
-import re
 import shutil
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
 
-from support.runs import ROOT, made_once, run, with_bug
+from support.planted import choice, plant
+from support.runs import ROOT, made_once, run
 
 SOURCES = ROOT / "tests" / "kernels"
 CUDA = ROOT / "kernels" / "cuda"
 EMULATOR = SOURCES / "emulator"  # its machine.cuh takes the place of nvcc's
-PARTS = [SOURCES / "emulated.cpp", CUDA / "ctc.cpp", *sorted(CUDA.glob("*.cu"))]
 COMPILER = os.environ.get("CXX") or shutil.which("g++")
 NEEDED = [  # marks of tests that compile the kernels
     pytest.mark.skipif(not (ROOT / "kernels").is_dir(), reason="not in a source tree"),
@@ -69,62 +69,42 @@ def kernels_that_buffer_stores():
     return load(made_once("emulated_stores.so", make))
 
 
-# ---- with bugs ---------------------------------------------------------------------------------
+def _with_bugs(bugs, name, buffers_stores):
+    """A library that has one of `bugs` in kernels/cuda, in a run that chooses it."""
+
+    def make(library):
+        folder = library.with_name(f"{library.name}.sources")
+        chosen = plant(folder, CUDA.relative_to(ROOT), bugs)
+        sources = folder / SOURCES.relative_to(ROOT)
+        _compile(
+            *(BUFFERS_STORES if buffers_stores else []), *chosen,
+            f"-I{folder / EMULATOR.relative_to(ROOT)}", "-include", sources / "emulated_kernels.h",
+            "-c", sources / "emulated.cpp", "-o", f"{library}.o",
+        )  # fmt: skip
+        _compile("-shared", f"{library}.o", "-o", library)  # no sanitizer is linked
+
+    return made_once(name, make)
 
 
-def _compile_part(part, folder, sources=ROOT, buffers_stores=False):
-    """An object of a file of `sources`, a tree with kernels/ and tests/, and a list of the files
-    that it was made from."""
-    emulator = sources / EMULATOR.relative_to(ROOT)
-    _compile(
-        *(BUFFERS_STORES if buffers_stores else []), f"-I{emulator}", "-MD", "-x", "c++",
-        "-c", sources / part.relative_to(ROOT), "-o", folder / f"{part.stem}.o",
-    )  # fmt: skip
-
-
-def _parts(buffers_stores):
-    """The folder of the objects of this tree's kernels, compiled once in a run."""
-
-    def make(folder):
-        folder.mkdir(exist_ok=True)
-        for part in PARTS:
-            _compile_part(part, folder, buffers_stores=buffers_stores)
-
-    return made_once("emulated-stores" if buffers_stores else "emulated", make)
-
-
-def sound(library, buffers_stores=False):
-    """A library of the objects that one with a bug shares with all others."""
-    folder = _parts(buffers_stores)
-    _compile("-shared", *(folder / f"{part.stem}.o" for part in PARTS), "-o", library)
-    return library
-
-
-def planted(folder, file, right, wrong, buffers_stores=False):
-    """A library with a bug in a file of kernels/cuda. Only what includes the file is compiled."""
-    for room in ("kernels", "tests"):
-        shutil.copytree(ROOT / room, folder / room)
-    (folder / "kernels" / "cuda" / file).write_text(with_bug(CUDA / file, right, wrong))
-    parts, objects = _parts(buffers_stores), []
-    for part in PARTS:
-        has_bug = re.search(rf"/{re.escape(file)}\b", (parts / f"{part.stem}.d").read_text())
-        if has_bug:
-            _compile_part(part, folder, folder, buffers_stores)
-        objects.append((folder if has_bug else parts) / f"{part.stem}.o")
-    _compile("-shared", *objects, "-o", folder / "emulated.so")
-    return folder / "emulated.so"
-
-
-def assert_each_has_a_place(bugs):
-    """A change of the kernels has to take the planted bugs along."""
-    for file, right, wrong in bugs.values():
-        with_bug(CUDA / file, right, wrong)
-
-
-def run_alone(program, *libraries):
-    """A program in a process of its own: some bugs end it."""
+def run_alone(program, bugs, bug=None, buffers_stores=False):
+    """A program in a process of its own, because some bugs end it. It loads a library with `bugs`,
+    of which `bug` is chosen, or none."""
+    library = _with_bugs(bugs, f"{Path(program).stem}.so", buffers_stores)
     paths = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
-    return run(sys.executable, program, *libraries, PYTHONPATH=paths)
+    chosen = choice(bugs, bug) if bug is not None else {}
+    return run(sys.executable, program, library, PYTHONPATH=paths, **chosen)
+
+
+def assert_caught(*arguments, **options):
+    """By the program that run_alone runs."""
+    result = run_alone(*arguments, **options)
+    assert result.returncode != 0
+    assert "AssertionError" in result.stderr or "emulator: block" in result.stderr, result.stderr
+
+
+def assert_each_has_a_place(folder, bugs):
+    """A change of the kernels has to take the planted bugs along."""
+    plant(folder, CUDA.relative_to(ROOT), bugs)
 
 
 def load(library):

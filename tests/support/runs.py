@@ -39,13 +39,6 @@ def run(*command, cwd=None, **environment):
     )
 
 
-def with_bug(file, right, wrong):
-    """The text of a source file with `wrong` in the one place where `right` stands."""
-    source = file.read_text()
-    assert source.count(right) == 1, f"{file.name} has {source.count(right)} times: {right}"
-    return source.replace(right, wrong)
-
-
 FOLDER = "JAX_CTC_TEST_FOLDER"  # of files that the processes of a run share
 
 
