@@ -71,7 +71,10 @@ def hvp(acts, labels, lengths, rows, columns, cotangents, direction, **params):
     alive = used[..., None] & (_batched(acts) != -jnp.inf)
     direction = jnp.where(alive, direction, 0)
     occupancy = _softmax(p) - unit
-    direction -= lax.stop_gradient((occupancy * direction).sum(-1, keepdims=True))
+    mean = jnp.where(occupancy == 0, 0, occupancy * direction).sum(-1, keepdims=True)
+    # Where the mean is finite, and the direction is not, the occupancy is 0: nothing changes there.
+    direction = jnp.where(jnp.isfinite(direction), direction, mean)
+    direction -= lax.stop_gradient(mean)
 
     # rows and columns depend on acts too, so they are computed again from acts.
     def unit_gradient(x: Array) -> Array:

@@ -22,6 +22,13 @@ template <class R> struct Number {
   }
 };
 
+// A direction at a class less `centre`, the direction's mean under the occupancies of the frame, which leaves out those
+// of 0. So where the mean is finite, and the direction is not, the occupancy is 0, and nothing changes with that class.
+template <class R> CTC_FN R change_in_frame(R direction, R centre) {
+  const R change = direction - centre;
+  return change - change == R{} ? change : centre - centre;
+}
+
 template <class R> struct Dual {
   using Z = Integer<R>;
   R m;

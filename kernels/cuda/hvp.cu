@@ -111,7 +111,7 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
       // No logit is above the largest of its row, whatever the residuals: exponents stay below 0.
       const Scaled<F> y = alive ? emission(min_of(directed.shift, row.logit(label)), directed.shift)
                                 : Scaled<F>{F(1), Integer<F>(kDead)};
-      emitted = {y.m, y.e, y.e == kDead ? F(0) : y.m * (row.direction(label) - directed.centre)};
+      emitted = {y.m, y.e, y.e == kDead ? F(0) : y.m * change_in_frame(row.direction(label), directed.centre)};
     }
     store(ws.emissions + t * ws.columns + c, emitted);
     ws.changes[t * ws.columns + c] = 0;

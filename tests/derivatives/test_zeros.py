@@ -116,6 +116,31 @@ def test_a_direction_does_not_count_where_the_gradient_is_zero(V, L, dtype, valu
     np.testing.assert_array_equal(tangents, tangents_of(acts, labels, lengths, tame))
 
 
+@pytest.mark.parametrize("V", [6, 40], ids=["dense", "compact"])
+@DTYPES
+@pytest.mark.parametrize("value", [np.inf, np.nan], ids=["inf", "nan"])
+def test_a_direction_does_not_count_where_a_label_cannot_stand(V, dtype, value):
+    rng = np.random.default_rng(0)
+    acts = jax.nn.log_softmax(jnp.asarray(rng.normal(size=(12, 3, V)))).astype(dtype)
+    labels, lengths = jnp.tile(jnp.array([1, 2, 3, 2, 3]), (3, 1)), jnp.array([12, 12, 12])
+    tame = rng.normal(size=acts.shape)
+    wild = tame.copy()
+    # The third label before its time, the first one after it. In the last sequence, where it may be.
+    wild[0, 0, 3] = wild[1, 0, 3] = wild[10, 1, 1] = wild[5, 2, 1] = value
+
+    def product(u):
+        def gradient(acts):
+            return jax.grad(lambda x: jax_ctc.ctc(x, labels, lengths, softmax=False).sum())(acts)
+
+        return np.asarray(jax.jvp(gradient, (acts,), (jnp.asarray(u).astype(dtype),))[1], float)
+
+    found, expected = product(wild), product(tame)
+    assert np.isnan(found[:, 2, :4]).all()
+    np.testing.assert_allclose(
+        found[:, :2], expected[:, :2], rtol=1e-2 if dtype == "bfloat16" else 1e-5, atol=1e-6
+    )
+
+
 @SIZES
 def test_a_gradient_that_is_zero_by_cancelling_ignores_its_direction(V, L):
     """One class has all of the probability: softmax and occupancy are both 1."""

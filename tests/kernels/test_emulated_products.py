@@ -89,6 +89,18 @@ def test_impossible_classes_may_have_any_direction(kernels):
     check_product(usual, acts, labels, lengths, np.where(acts == -np.inf, 0, directions))
 
 
+def test_a_label_that_cannot_stand_may_have_any_direction(kernels):
+    acts = np.random.default_rng(0).normal(size=(12, 2, 40)).astype(np.float32)
+    problem = acts, np.tile(np.int32([1, 2, 3, 2, 3]), (2, 1)), np.int32([12, 12])
+    directions = directions_like(acts)
+    usual = kernels.hvp(*problem, directions)
+    directions[0, 0, 3] = directions[11, 1, 1] = np.inf
+    product = kernels.hvp(*problem, directions)
+    assert np.isnan(product[0, 0]).any() and np.isnan(product[11, 1]).any()
+    product[0, 0], product[11, 1] = usual[0, 0], usual[11, 1]
+    np.testing.assert_allclose(product, usual, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["bfloat16", "float16"])
 @both_layouts
 def test_products_in_half_precision_are_rounded_once(kernels, case, name):

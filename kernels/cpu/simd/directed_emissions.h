@@ -63,8 +63,11 @@ template <class F> class DirectedSource {
   }
 
  private:
-  // The derivative of the emission p * 2^q if that of its logit is u. A dead emission has derivative 0.
-  template <class V> static CTC_INLINE V change_of(V p, Integer<V> q, V u) { return q == kDead ? V{} : p * u; }
+  // The derivative of the emission p * 2^q if that of its logit is u. A dead emission has derivative 0, and one of
+  // which change_in_frame says so.
+  template <class V> static CTC_INLINE V change_of(V p, Integer<V> q, V u, V centre) {
+    return q == kDead ? V{} : p * change_in_frame(u, centre);
+  }
 
   const F* columns_at(int64_t t) const { return arguments.columns + t * arguments.columns_stride; }
 
@@ -113,7 +116,7 @@ template <class F> class DirectedSource {
     }
     const Emissions<Value> y = emissions(t);
     const auto of = [&](int64_t i, int32_t label) {
-      return change_of(y.mantissas()[i], y.exponents()[i], u[label] - centre[t]);
+      return change_of(y.mantissas()[i], y.exponents()[i], u[label], centre[t]);
     };
     for (int64_t i = 0; i < in.L; ++i) y.changes()[i] = of(i, in.labels[i]);
     for (int64_t i = in.L; i < pairs; ++i) y.changes()[i] = 0;
@@ -139,7 +142,7 @@ template <class F> class DirectedSource {
     const V c = tiled<F>(centres);
     for (int64_t i = 0; i < kFrames * source.classes; i += N) {
       const V p = load<V>(source.table.p + i);
-      store(table + i, change_of(p, load<Integer<V>>(source.table.q + i), load<V>(table + i) - c));
+      store(table + i, change_of(p, load<Integer<V>>(source.table.q + i), load<V>(table + i), c));
     }
     gather(table, source.places, {0, pairs}, to);
     for (int k = 0; k < kFrames; ++k) store(to[k] + pairs, splat<V>(table[kFrames * int64_t(in.blank) + k]));
