@@ -43,7 +43,7 @@ speech: $(HERE) $(VENV)/.demo-tools
 	$(BIN)/python examples/speech.py --output speech.png $(SPEECH_ARGS)
 
 test: $(TESTED) $(VENV)/.test-tools
-	JAX_CUDA_PLUGIN=$(abspath $(VENV)/cuda-plugin) PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pytest -n auto $(TEST_ARGS)
+	JAX_CUDA_PLUGIN="$(abspath $(VENV)/cuda-plugin)" PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pytest -n auto $(TEST_ARGS)
 
 # With the long variants of tests.
 test-all: export JAX_CTC_TEST_ALL = 1
@@ -106,7 +106,7 @@ $(VENV)/.build-tools:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jax_ctc needs Python 3.11 or later: make PYTHON=...")'
 	@echo '== a virtual environment with JAX and the tools of the build in $(VENV), a quarter of a minute'
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) jax 'scikit-build-core>=1.0' 'pybind11>=2.13' 'cmake>=3.18' ninja
+	@$(PIP) jax 'scikit-build-core>=1.0' 'pybind11>=2.13' 'cmake>=3.23' ninja
 	@touch $@
 
 # pip would build in an environment of its own, with a jaxlib of its own, from nothing. Here JAX is downloaded once, and

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from . import ROOT
+from . import ROOT, no_options
 
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -32,10 +32,10 @@ class Style(NamedTuple):
 
 
 STYLES = {
-    "light": Style("#24292f", "#d5dae0", ("#0a53be", "#c2410c", "#6b7280", "#9d2a8f")),
-    "dark": Style("#d7dde4", "#3a414b", ("#6cb2ff", "#ff9a5c", "#9aa4b1", "#e58ad9")),
+    "light": Style("#24292f", "#d5dae0", ("#0a53be", "#c2410c", "#6b7280", "#9d2a8f", "#3f7d20")),
+    "dark": Style("#d7dde4", "#3a414b", ("#6cb2ff", "#ff9a5c", "#9aa4b1", "#e58ad9", "#8fd16a")),
 }
-MARKERS = "os^D"
+MARKERS = "os^Dv"
 NAMES = {"scan": "a plain scan", "torch": "PyTorch"}
 AXES = {"T": "frames T", "B": "sequences B", "V": "classes V", "L": "labels L"}
 UNITS = {"ms": "ms", "largest error": "largest error of a gradient entry"}
@@ -129,4 +129,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    no_options("pictures", __doc__)
     main()

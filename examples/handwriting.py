@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -232,6 +233,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of random numbers (%(default)s)")
     parser.add_argument("--output", default="handwriting.png", help="picture (%(default)s)")
     args = parser.parse_args()
+    if not Path(args.output).resolve().parent.is_dir():
+        parser.error(f"--output: there is no folder {Path(args.output).parent}")
 
     scans, unseen_scans, digits, unseen_digits = scans_and_digits(args.seed)
     train_rng, test_rng = np.random.default_rng(args.seed).spawn(2)

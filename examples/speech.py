@@ -225,6 +225,8 @@ def main() -> int:
     parser.add_argument("--data", type=Path, help="folder of recordings (else fetched)")
     parser.add_argument("--output", default="speech.png", help="picture (%(default)s)")
     args = parser.parse_args()
+    if not Path(args.output).resolve().parent.is_dir():
+        parser.error(f"--output: there is no folder {Path(args.output).parent}")
 
     everything = data.recordings(args.data or data.fetched())
     split_rng, train_rng, string_rng = np.random.default_rng(args.seed).spawn(3)

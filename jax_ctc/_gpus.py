@@ -35,7 +35,7 @@ def complaint(cuda: ModuleType) -> str:
     architectures = ";".join(map(str, wanted))
     reinstall = (
         f"Reinstall it with CMAKE_ARGS='-DCMAKE_CUDA_ARCHITECTURES={architectures}' in the "
-        "environment, or leave"
+        "environment and pip's --no-cache-dir, or leave"
     )
     return (
         f"jax_ctc was compiled for {cuda.architectures.replace('-real', '')} and not for "

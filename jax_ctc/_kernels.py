@@ -19,6 +19,8 @@ from . import __version__, _gpus
 
 _SETTING = os.environ.get("JAX_CTC_KERNELS", "")
 _DISABLED = _SETTING.lower() == "none"
+# pip would take the wheel that it made and cached before.
+_REINSTALL = "pip install --force-reinstall --no-deps --no-cache-dir jax_ctc"
 _WAY_OUT = "JAX_CTC_KERNELS=none in the environment makes jax_ctc run in pure JAX instead."
 _notes: list[str] = []
 if _SETTING and not _DISABLED:
@@ -87,7 +89,7 @@ def _load(name: str) -> ModuleType:
     except ImportError as error:
         raise ImportError(
             f"the compiled kernels of jax_ctc could not be loaded ({error}). Reinstall it for this "
-            f"Python and machine: `pip install --force-reinstall --no-deps jax_ctc`. {_WAY_OUT}"
+            f"Python and machine: `{_REINSTALL}`. {_WAY_OUT}"
         ) from error
     built, runtime = module.ffi_api_version, _runtime_ffi_version()
     if runtime is not None and built > runtime:
@@ -111,7 +113,8 @@ def _load_cpu() -> ModuleType | None:
     elif _installed_without_kernels():
         _notes.append(
             "jax_ctc was installed without compiled kernels (JAX_CTC_CPU=OFF), and pure JAX runs "
-            "everywhere. For kernels, `pip install --force-reinstall --no-deps` it without that."
+            "everywhere. For kernels, install it without that: "
+            f"`{_REINSTALL}`."
         )
     else:
         return _load("_cpu")
@@ -214,7 +217,8 @@ def build_info() -> BuildInfo:
         notes.append(
             "cuda: this build has no CUDA kernels, and GPUs run pure JAX. Reinstall jax_ctc where "
             "nvcc is found: of a CUDA toolkit, or from `pip install nvidia-cuda-nvcc "
-            "nvidia-cuda-cccl`. Where pip takes a wheel, --no-binary jax_ctc makes it compile."
+            "nvidia-cuda-cccl`. Where pip takes a wheel, `--no-binary jax_ctc --no-cache-dir` "
+            "makes it compile."
         )
     elif cuda is not None and (complaint := _gpus.complaint(cuda)):
         notes.append(f"cuda: {complaint}")

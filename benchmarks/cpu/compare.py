@@ -15,7 +15,6 @@ import datetime
 import importlib.metadata
 import importlib.util
 import json
-import os
 import platform
 import re
 import statistics
@@ -27,7 +26,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from .. import ROOT, pictures
+from .. import ROOT, pictures, threads
 from . import limits, report
 from .peers import NEEDS, PEERS
 from .problems import SHAPES, Shape
@@ -61,6 +60,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two shapes, one round, no sweeps")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
+    if options.rounds < 1 or options.seconds <= 0:
+        parser.error("--rounds must be 1 or more, and --seconds more than 0")
+    everything = set(options.shapes) == set(SHAPES) and set(options.peers) == set(PEERS)
+    everything = everything and not options.no_sweeps
     if options.quick:
         options.shapes, options.rounds, options.seconds = ["small", "one sequence"], 1, 0.1
         options.no_sweeps = True
@@ -68,7 +71,7 @@ def main() -> None:
     names = [p for p in options.peers if importlib.util.find_spec(NEEDS.get(p, "jax"))]
     for missing in set(options.peers) - set(names):
         console.print(f"{missing}: not installed ({NEEDS[missing]}), left out")
-    workers = {name: Worker(name, os.cpu_count() or 1) for name in names}
+    workers = {name: Worker(name, threads()) for name in names}
     run: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "machine": machine(names),
@@ -82,8 +85,9 @@ def main() -> None:
     finally:
         for worker in workers.values():
             worker.stop()
+    # A run of a part does not overwrite the results of a whole one.
+    save(run, options.output, "quick-" if options.quick else "" if everything else "partial-")
     show(run, console)
-    save(run, options.output, "quick-" if options.quick else "")
 
 
 def machine(peers: list[str]) -> dict[str, Any]:
@@ -97,7 +101,7 @@ def machine(peers: list[str]) -> dict[str, Any]:
 
     return {
         "cpu": f"{cpu} ({jax_ctc.build_info()['cpu']})",
-        "threads": len(os.sched_getaffinity(0)),
+        "threads": threads(),
         "versions": {p: importlib.metadata.version(p) for p in packages},
     }
 
@@ -159,18 +163,19 @@ def compare(
     for _ in range(rounds):
         for name, worker in workers.items():
             if "error" not in found[name]:
-                block = worker.ask(do="time", seconds=seconds)["ms"]
-                times[name].append(statistics.median(block))
+                answer = worker.ask(do="time", seconds=seconds)
+                if "ms" in answer:
+                    times[name].append(statistics.median(answer["ms"]))
+                else:
+                    found[name] |= answer
     for name, blocks in times.items():
-        if blocks:
+        if blocks and "error" not in found[name]:
             middle = statistics.median(blocks)
             found[name] |= {"ms": middle, "low": min(blocks), "high": max(blocks)}
     return found
 
 
 def show(run: dict[str, Any], console: Console) -> None:
-    if "jax_ctc" not in run["machine"]["versions"] or not run["results"]:
-        return
     table = Table(*report.HEADER)
     for row in report.rows(run["results"]):
         table.add_row(*(cell.replace("; ", "\n") for cell in row))

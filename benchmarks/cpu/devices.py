@@ -11,9 +11,10 @@ another one with eight.
 import re
 from functools import partial
 
-from .. import import_what_is_installed
+from .. import import_what_is_installed, need, no_options
 
 import_what_is_installed()
+need("rich")
 
 import jax  # noqa: E402
 
@@ -69,4 +70,5 @@ def table_of_bytes() -> Table:
 
 
 if __name__ == "__main__":
+    no_options("cpu.devices", __doc__)
     Console(width=150).print(table_of_bytes())

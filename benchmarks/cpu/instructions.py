@@ -183,10 +183,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     shapes = {"small": SHAPES["small"]} if options.quick else SHAPES
-    lines = []
+    lines, output = [], options.output
     for processor in counting.PROCESSORS:
         if missing := processor.missing():
             print(f"{', '.join(processor.sets)}: not found: {', '.join(missing)}")
+            output = options.output.with_name(f"partial-{options.output.name}")
             continue
         lines += [f"Instructions of one thread, by {processor.counter}; {processor.version()}.", ""]
         print(lines[-2], flush=True)
@@ -195,7 +196,7 @@ def main() -> None:
                 print(line, flush=True)
                 lines.append(line)
     if lines and not options.quick:
-        options.output.write_text("\n".join(lines))
+        output.write_text("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def stored(hidden, kernel, bias, labels, lengths):
 
 def of_optax(hidden, kernel, bias, labels, lengths):
     frames = (jnp.arange(hidden.shape[0]) >= lengths[:, None]).astype(hidden.dtype)
-    x = jnp.swapaxes(logits(hidden, kernel, bias), 0, 1)
+    x = logits(jnp.swapaxes(hidden, 0, 1), kernel, bias)  # (B, T, V), as optax takes it
     return optax.ctc_loss(x, frames, labels, jnp.zeros(labels.shape, hidden.dtype)).sum()
 
 

@@ -26,6 +26,7 @@ class Prepared:
         self.call = call
         self.compile_seconds = compile_seconds
         self.temporary_bytes = temporary  # beside arguments and results
+        self.batch_major = False  # the layout of its acts and gradient: (B, T, V), else (T, B, V)
 
 
 def through_jax(loss: Loss, training: bool, arguments: Batch) -> Prepared:
@@ -52,18 +53,21 @@ def jax_ctc_(training: bool, arguments: Batch) -> Prepared:
 
 
 def optax_(training: bool, arguments: Batch) -> Prepared:
+    """In its own layout."""
     import jax.numpy as jnp
     import optax
 
     def loss(
         acts: jax.Array, labels: jax.Array, lengths: jax.Array, counts: jax.Array
     ) -> jax.Array:
-        frames = (jnp.arange(acts.shape[0]) >= lengths[:, None]).astype(acts.dtype)
+        frames = (jnp.arange(acts.shape[1]) >= lengths[:, None]).astype(acts.dtype)
         padding = (labels < 0).astype(acts.dtype)
-        logits = jnp.swapaxes(acts, 0, 1)
-        return optax.ctc_loss(logits, frames, jnp.maximum(labels, 0), padding).sum()
+        return optax.ctc_loss(acts, frames, jnp.maximum(labels, 0), padding).sum()
 
-    return through_jax(loss, training, arguments)
+    acts, *others = arguments
+    prepared = through_jax(loss, training, (acts.swapaxes(0, 1).copy(), *others))
+    prepared.batch_major = True
+    return prepared
 
 
 def scan_(training: bool, arguments: Batch) -> Prepared:

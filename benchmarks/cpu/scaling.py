@@ -9,9 +9,10 @@ Times are medians of rounds in which the programs of a table take turns.
 from collections.abc import Callable
 from functools import partial
 
-from .. import import_what_is_installed
+from .. import import_what_is_installed, need, no_options
 
 import_what_is_installed()
+need("rich")
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -96,4 +97,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    no_options("cpu.scaling", __doc__)
     main()

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import ROOT, import_what_is_installed
+from .. import ROOT, import_what_is_installed, with_x64
 from .peers import PEERS, Prepared
 from .problems import Shape, problem
 
@@ -35,9 +35,12 @@ class Worker:
     def ask(self, **question: Any) -> dict[str, Any]:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(question) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
+        try:
+            self.process.stdin.write(json.dumps(question) + "\n")
+            self.process.stdin.flush()
+            answer = self.process.stdout.readline()
+        except OSError:
+            answer = ""
         return json.loads(answer) if answer else {"error": "the process ended"}
 
     def stop(self) -> None:
@@ -69,10 +72,13 @@ def gradient_error(peer: str, shape: Shape, spread: float) -> float:
 
     acts, labels, lengths, counts = problem(shape, full=True)
     acts = (spread * acts).astype(np.float32)
-    _, gradient = PEERS[peer](True, (acts, labels, lengths, counts)).call()
-    with jax.enable_x64(True):
+    prepared = PEERS[peer](True, (acts, labels, lengths, counts))
+    gradient = to_numpy(prepared.call()[1])
+    if prepared.batch_major:
+        gradient = gradient.swapaxes(0, 1)
+    with with_x64():
         exact = jax.grad(lambda x: jax_ctc.ctc(x, labels, lengths).sum())(acts.astype(np.float64))
-    return float(np.abs(to_numpy(gradient) - np.asarray(exact)).max())
+    return float(np.abs(gradient - np.asarray(exact)).max())
 
 
 def serve(peer: str) -> None:

@@ -38,7 +38,8 @@ SECTIONS = {  # module and seconds of each; the last one also gets the seconds t
     "suite": ("tests", 50),
 }
 HIDDEN = {"sanitized": "sanitizer"}  # a section starts this in a further process
-ALL_SECONDS = 520
+ALL_SECONDS, LEAST_SECONDS = 520, 10
+STOPPED = "stopped from outside"
 
 
 def run_section(name: str, seconds: float, tiny: bool, folder: Path) -> list[dict[str, Any]]:
@@ -58,6 +59,8 @@ def run_section(name: str, seconds: float, tiny: bool, folder: Path) -> list[dic
             ended = "done" if code == 0 else f"failed ({code})"
         except subprocess.TimeoutExpired:
             ended = f"stopped after {seconds:.0f} s"
+        except KeyboardInterrupt:
+            ended = STOPPED
         finally:  # with all it has started
             try:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -104,18 +107,39 @@ def in_this_process(name: str, file: Path, seconds: float, tiny: bool) -> None:
         getattr(module, name)(write, tiny, deadline)
 
 
-def save(rows: list[dict[str, Any]], output: Path, tiny: bool, names: list[str]) -> None:
-    """Writes files named after the device and, where not all sections ran, after those that did.
+FIND_DEVICE = """
+import jax, jax_ctc
+assert {tiny} or jax.default_backend() == "gpu", "JAX has no GPU here"
+assert {tiny} or jax_ctc.build_info()["cuda"], "jax_ctc has no CUDA kernels here: " + " ".join(
+    jax_ctc.build_info()["notes"])
+print(jax.devices()[0].device_kind)
+"""
 
-    So no run of some sections overwrites what another one found.
-    """
-    device = next((row["value"] for row in rows if row.get("what") == "device"), "gpu")
-    stem = re.sub(r"\W+", "-", str(device)).strip("-").lower()
-    parts = [] if names == list(SECTIONS) else names
-    stem = "-".join([*["tiny"] * tiny, stem, *parts])
+
+def device_kind(tiny: bool) -> str:
+    """Of JAX's default device. Ends the program where that is not a GPU, or runs no kernels."""
+    found = subprocess.run(
+        [sys.executable, "-c", FIND_DEVICE.format(tiny=tiny)],
+        env=environment(), cwd=tempfile.gettempdir(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if found.returncode:
+        sys.exit(f"{found.stderr[-2000:]}\n--tiny runs on any device.")
+    return found.stdout.strip().splitlines()[-1]
+
+
+def save(rows: list[dict[str, Any]], output: Path, stem: str) -> None:
     output.mkdir(parents=True, exist_ok=True)
     (output / f"{stem}.json").write_text(json.dumps(rows, indent=1) + "\n")
     (output / f"{stem}.md").write_text(report(rows, list(SECTIONS)) + "\n")
+
+
+def file_name(device: str, tiny: bool, names: list[str]) -> str:
+    """After the device and, where not all sections run, after those that do.
+
+    So no run of some sections overwrites what another one found.
+    """
+    stem = re.sub(r"\W+", "-", device).strip("-").lower()
+    return "-".join([*["tiny"] * tiny, stem, *([] if names == list(SECTIONS) else names)])
 
 
 def stop(*_: object) -> None:
@@ -137,26 +161,37 @@ def main() -> None:
     if options.section:
         seconds = options.seconds_per_section or 60
         return in_this_process(options.section, options.json, seconds, options.tiny)
+    if options.seconds_per_section and options.seconds_per_section < LEAST_SECONDS:
+        parser.error(f"--seconds-per-section must be {LEAST_SECONDS} or more")
 
     signal.signal(signal.SIGTERM, stop)
     rows: list[dict[str, Any]] = []
     names = [name for name in SECTIONS if name in options.only]
     end = time.monotonic() + ALL_SECONDS
+    stem = file_name(device_kind(options.tiny), options.tiny, names)
+    unfinished = f"{stem}-unfinished"  # what is complete is not overwritten by what is not yet
     try:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             for name in names:
                 left = end - time.monotonic()
                 seconds = left if name == "suite" else min(left, SECTIONS[name][1])
                 seconds = options.seconds_per_section or seconds
-                if seconds < 10:
+                if seconds < LEAST_SECONDS:
                     rows.append({"section": name, "ended": "not begun: no time left", "seconds": 0})
                     continue
                 rows += run_section(name, seconds, options.tiny, Path(folder))
-                save(rows, options.output, options.tiny, names)  # for a run that is killed
+                save(rows, options.output, unfinished)  # for a run that is killed
+                if rows[-1]["ended"] == STOPPED:
+                    break
+            else:
+                save(rows, options.output, stem)
+                for kind in ("json", "md"):
+                    (options.output / f"{unfinished}.{kind}").unlink(missing_ok=True)
     except KeyboardInterrupt:
-        print("stopped from outside", flush=True)
-    save(rows, options.output, options.tiny, names)
+        rows.append({"section": name, "ended": STOPPED, "seconds": 0})
     print(report(rows, list(SECTIONS), log_characters=1200))
+    if rows and rows[-1]["ended"] == STOPPED:
+        sys.exit(f"stopped from outside; the results until then: {options.output / unfinished}.*")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import numpy as np
 
 import jax_ctc
 
+from .. import with_x64
+
 B, V, L = 4, 40, 50
 
 
@@ -31,7 +33,7 @@ def accuracy(write: Callable[..., None], tiny: bool, deadline: float) -> None:
                 return cost, pull(jnp.ones_like(cost))[0]
 
             cost, gradient = (np.asarray(x, np.float64) for x in solve(acts))
-            with jax.enable_x64(True):
+            with with_x64():
                 exact, slope = (np.asarray(x) for x in solve(acts.astype(np.float64)))
             assert slope.dtype == np.float64
             write(

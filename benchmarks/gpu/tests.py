@@ -24,9 +24,10 @@ TESTS = ROOT / "tests"
 # Below tests/: what tests compilers, sources, the emulator, or the CPU alone.
 NOT_OF_A_DEVICE = [
     *(f"kernels/test_{name}.py" for name in (
-        "agreement", "backends", "beam_kernel", "cuda_build", "emulated*", "gpu_paper",
-        "gpu_program", "gpus", "hand_over", "handlers", "linear_program", "makefile", "program",
-        "sanitized", "sources",
+        "agreement", "align_backends", "backends", "beam_kernel", "cross", "cuda_build",
+        "emulated*", "gpu_paper", "gpu_program", "gpus", "hand_over", "handlers",
+        "instruction_sets", "instructions", "linear_program", "makefile", "planted_overruns",
+        "program", "pure_build", "release", "sanitized", "sources",
     )),
     "loss/test_oracle.py", "gpu/*",
 ]  # fmt: skip
@@ -71,7 +72,7 @@ def run_tests(
     write(
         test="all",
         outcome=", ".join(f"{n} {outcome}" for outcome, n in counts.most_common()) or "none ran",
-        not_run=left,
+        not_run="an unknown number" if any(s.collected is None for s in shards) else left,
         slowest=", ".join(f"{k.split('::')[-1]} {v:.0f} s" for k, v in seconds.most_common(4)),
     )
     skips = sum((shard.skips for shard in shards), Counter())
@@ -132,7 +133,8 @@ class Shard:
         finished = self.collected is not None and len(self.done) >= self.collected
         if finished or code in (0, 1, 2, 3, 4, 5):  # pytest's own codes
             self.ended = True
-            if code not in (0, 1, 5):
+            if not finished or code not in (0, 1, 5):
+                self.counts["crashed"] += 1
                 self.tell(f"pytest, part {self.part}", f"ended with {code}", self.tail())
             return False
         if self.running is not None:
@@ -143,6 +145,7 @@ class Shard:
         self.restarts += 1
         if self.restarts > RESTARTS or self.collected is None:
             self.ended = True
+            self.counts["crashed"] += 1
             self.tell(f"pytest, part {self.part}", "given up", f"{code}: {self.tail()}")
             return False
         self.start()

@@ -125,7 +125,7 @@ def test_a_direction_does_not_count_where_a_label_cannot_stand(V, dtype, value):
     labels, lengths = jnp.tile(jnp.array([1, 2, 3, 2, 3]), (3, 1)), jnp.array([12, 12, 12])
     tame = rng.normal(size=acts.shape)
     wild = tame.copy()
-    # The third label before its time, the first one after it. In the last sequence, where it may be.
+    # The third label before its time; the first one after it; and where it may stand.
     wild[0, 0, 3] = wild[1, 0, 3] = wild[10, 1, 1] = wild[5, 2, 1] = value
 
     def product(u):

@@ -62,7 +62,7 @@ def test_what_is_said_names_the_gpu_and_what_to_do():
     said = _gpus.complaint(module([H100, T4, T4, THOR]))
     assert "compiled for 80,90,100,120 and not for Tesla T4 (7.5), NVIDIA Thor (11.0)" in said
     assert "so all GPUs of this process run pure JAX" in said
-    assert "-DCMAKE_CUDA_ARCHITECTURES=90;110' in the environment, or leave out of" in said
+    assert "-DCMAKE_CUDA_ARCHITECTURES=90;110' in the environment and pip's --no-cache-dir" in said
     assert ". Leave out of CUDA_VISIBLE_DEVICES" in _gpus.complaint(module([T4]))
     said = _gpus.complaint(module([], driver=12040))
     assert "the driver is for CUDA 12.4 and the kernels were compiled with CUDA 13.0" in said

@@ -63,7 +63,10 @@ def test_without_a_compiler_the_error_names_the_way_out(tmp_path):
     result = configure(tmp_path, CXX=tmp_path / "nothing", JAX_CTC_CUDA="OFF")
     assert result.returncode != 0
     message = " ".join(result.stderr.split())
-    assert "there is no C++ compiler here. Install GCC 12 or later, or Clang." in message
+    assert "there is no C++ compiler here, or CXX=" in message
+    assert (
+        "/nothing of the environment does not work. Install GCC 12 or later, or Clang." in message
+    )
     assert "JAX_CTC_CPU=OFF in the environment" in message
 
 
