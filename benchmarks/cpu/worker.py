@@ -45,7 +45,7 @@ class Worker:
 
     def stop(self) -> None:
         self.process.kill()
-        self.process.wait()
+        self.process.communicate()
 
 
 def timed(call: Callable[[], object], seconds: float) -> list[float]:
