@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recipe of docs/decoding.md: training for the fewest errors."""
+"""The recipes of docs/decoding.md: training for the fewest errors, and a language model."""
 
+import itertools
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jax_ctc
+from support.documents import settings_of_a_user
+from support.oracle import cost_and_gradient
 from support.runs import ROOT
 
 PAGE = ROOT / "docs" / "decoding.md"
@@ -15,12 +19,16 @@ PAGE = ROOT / "docs" / "decoding.md"
 pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="not in a source tree")
 
 
+def code_with(text):
+    codes = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (code,) = [code for code in codes if text in code]
+    return code
+
+
 @pytest.fixture(scope="module")
 def expected_errors():
-    codes = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    (code,) = [code for code in codes if "def expected_errors" in code]
     names = {}
-    exec(code, names)
+    exec(code_with("def expected_errors"), names)
     return names["expected_errors"]
 
 
@@ -51,3 +59,34 @@ def test_hypotheses_that_are_missing_have_no_weight(expected_errors):
     p = np.exp(0.3) / (np.exp(0.3) + np.exp(-0.3))
     np.testing.assert_allclose(errors, p, rtol=1e-6)
     np.testing.assert_allclose(gradient[0, 0], [p * (1 - p), -p * (1 - p)], rtol=1e-5)
+
+
+def test_a_language_model_chooses_among_all_hypotheses():
+    """Of three frames and two labels, which are less than the beam has room for."""
+    acts = np.random.default_rng(0).normal(size=(3, 8, 3)).astype("f")
+    lengths, weight, bonus = np.array([3, 3, 3, 3, 2, 2, 1, 0]), 2.0, 1.5
+    names = {"jax": jax, "jnp": jnp, "jax_ctc": jax_ctc, "acts": acts, "lengths": lengths}
+    with settings_of_a_user():
+        exec(code_with("def log_pairs"), names)
+    transcripts = [[2, 1], [2], [1, 1, 2]]
+    counts = np.full((3, 3), 0.1)
+    for row, column in [(0, 2), (2, 1), (1, 0), (0, 2), (2, 0), (0, 1), (1, 1), (1, 2), (2, 0)]:
+        counts[row, column] += 1
+    log_p = np.log(counts / counts.sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(names["log_pairs"](transcripts, 3), log_p, rtol=1e-6)
+
+    def score(b, labels):
+        padded = np.full((1, 3), -1)
+        padded[0, : len(labels)] = labels
+        cost = cost_and_gradient(acts[:, b : b + 1].astype(float), padded, lengths[b : b + 1])[0][0]
+        pairs = zip([0, *labels], [*labels, 0], strict=True)
+        return -cost + weight * sum(log_p[pair] for pair in pairs) + bonus * len(labels)
+
+    texts = [text for n in range(4) for text in itertools.product((1, 2), repeat=n)]
+    best = [max(texts, key=lambda text, b=b: score(b, text)) for b in range(8)]
+    with settings_of_a_user():
+        log_p = names["log_pairs"](transcripts, 3)
+        found = np.asarray(names["decode"](acts, lengths, log_p, weight, bonus))
+    assert [tuple(row[row >= 0].tolist()) for row in found] == best
+    alone = np.asarray(jax_ctc.ctc_beam_search_decode(acts, lengths).labels[:, 0])
+    assert (found != alone).any()
