@@ -35,7 +35,7 @@ def ctc_beam_search_decode(
       acts, lengths, blank, time_major: as in `ctc`; lengths=None means all T frames.
       beam_width: how many prefixes are kept. A beam of 1 keeps the best prefix of each frame, which
         is not the same as the best path of `ctc_greedy_decode`. Where there is no kernel, pure JAX
-        takes 10 * beam_width**2 bytes for it.
+        takes 20 * beam_width**2 bytes for it and a sequence.
       top_paths: how many label sequences are returned, at most `beam_width`. They differ.
       classes_per_frame: if given, only that many classes of a frame, the most probable beside the
         blank, may be appended to a prefix. Prefixes in the beam keep all their alignments.
@@ -48,8 +48,8 @@ def ctc_beam_search_decode(
         ``labels``         (B, top_paths, T) or (top_paths, T) int32, -1 after the last label
         ``label_lengths``  (B, top_paths) or (top_paths,) int32
         ``score``          the same shape, the log of the sum over the alignments that were in the
-                           beam, in nats; float64 for float64 acts, else float32. It is at most
-                           -ctc(labels), and equal to it if nothing was pruned.
+                           beam, in nats; float64 for float64 acts, else float32. But for rounding
+                           it is at most -ctc(labels), and equal to it if nothing was pruned.
       Where there are fewer label sequences with a probability above 0 than `top_paths`, the others
       have no labels and a score of -inf. Equally probable prefixes have a fixed order: those that
       were in the beam stand before those that are a label longer, each in the order of the beam

@@ -78,8 +78,9 @@ def _greedy(acts: Array, lengths: Array, *, time_axis: int, blank: int) -> Decod
     path = jnp.moveaxis(lax.argmax(acts, acts.ndim - 1, jnp.int32), time_axis, -1)  # (batch, T)
     frame = jnp.cumsum(jnp.ones_like(path), axis=-1) - 1  # sharded as path is
     used = frame < lengths[..., None]
-    score, bad = _score(acts, path, used, time_axis)
-    bad = bad | (lengths < 0) | (lengths > T)
+    score, undefined = _score(acts, path, used, time_axis)
+    wrong = (lengths < 0) | (lengths > T)
+    bad = undefined | wrong
 
     before = jnp.concatenate([jnp.full_like(path[..., :1], blank), path[..., :-1]], axis=-1)
     kept = used & (path != blank) & (path != before) & ~bad[..., None]
@@ -87,12 +88,12 @@ def _greedy(acts: Array, lengths: Array, *, time_axis: int, blank: int) -> Decod
     place = jnp.where(kept, frame, T)
     labels = lax.sort((place, jnp.where(kept, path, -1)), num_keys=1)[1]
     label_lengths = kept.sum(-1, dtype=jnp.int32)
-    return Decoded(labels, label_lengths, jnp.where(bad, jnp.nan, score))
+    return Decoded(labels, label_lengths, jnp.where(wrong, jnp.nan, score))
 
 
 def _score(acts: Array, path: Array, used: Array, time_axis: int) -> tuple[Array, Array]:
-    """Returns the log-probability of each path, and which sequences have a row without a
-    softmax."""
+    """Returns the log-probability of each path, and which sequences have a row without a softmax.
+    Those have a score and a gradient of NaN."""
     used = jnp.moveaxis(used, -1, time_axis)
     exact = jnp.where(used[..., None], acts.astype(_operands.cost_dtype(acts.dtype)), 0)
     taken = jnp.moveaxis(path, -1, time_axis)[..., None]
@@ -103,5 +104,8 @@ def _score(acts: Array, path: Array, used: Array, time_axis: int) -> tuple[Array
     classes = lax.broadcasted_iota(jnp.int32, exact.shape, exact.ndim - 1)
     others = defined & (classes != taken)
     rest = jnp.where(others, jnp.exp(jnp.where(others, exact - best, 0)), 0).sum(-1)
-    score = jnp.where(used, -jnp.log1p(rest), 0)
-    return score.sum(time_axis), (used & ~defined[..., 0]).any(time_axis)
+    defined, best = defined[..., 0], best[..., 0]
+    nan = best * best - best * best  # its derivative is NaN too, and not looked at where defined
+    score = jnp.where(used, jnp.where(defined, -jnp.log1p(rest), nan), 0).sum(time_axis)
+    undefined = (used & ~defined).any(time_axis)
+    return score * jnp.where(undefined, jnp.nan, 1), undefined

@@ -299,12 +299,14 @@ def _is_star(V: int, star: int | None, from_acts: str) -> bool:
     """Says whether there is a star. If so, it is V."""
     if star is None:
         return False
+    if not isinstance(V, int):
+        raise ValueError(f"`star`: expected None, because V is the symbolic size {V}, {from_acts}.")
     _static("star", star, "None or a Python int")
     try:
         label = operator.index(star)
     except TypeError as error:
         raise TypeError(f"`star`: expected None or a Python int, got {kind(star)}.") from error
-    if not isinstance(V, int) or label != V or isinstance(star, bool):
+    if label != V or isinstance(star, bool):
         raise ValueError(
             f"`star`: expected None or V = {V}, one past the classes, {from_acts}, got {star}."
         )

@@ -19,7 +19,7 @@ def _beam_jvp(primals, tangents, **params):
         "ctc_beam_search_decode has no derivative, because the labels it finds change in jumps. "
         "Give it jax.lax.stop_gradient(acts). For scores of the labels found that can be "
         "differentiated, take -jax.vmap(ctc) over the hypotheses: "
-        "-jax.vmap(lambda labels: ctc(acts, labels, lengths), 1, 1)(decoded.labels)."
+        "-jax.vmap(lambda labels: ctc(acts, labels, lengths), -2, -1)(decoded.labels)."
     )
 
 

@@ -48,9 +48,17 @@ class _Row(NamedTuple):
         return jnp.where(classes >= 0, self.logits[jnp.maximum(classes, 0)], -jnp.inf)
 
 
+_WIDEST = 1 << 15
+
+
 def beam(acts, labels, lengths, *, time_axis, threads, beam_width, top_paths, **params):
     """Returns the labels (batch with T, paths), their number and their score (batch, paths)."""
     del labels, threads
+    if beam_width > _WIDEST:
+        raise ValueError(
+            f"`beam_width`: pure JAX takes 20 * beam_width**2 bytes for it, so expected at most "
+            f"{_WIDEST}, got {beam_width}."
+        )
     acts, lengths = _mesh.vary_alike(acts, lengths)
     T, batch = acts.shape[time_axis], lengths.shape
 
@@ -63,7 +71,7 @@ def beam(acts, labels, lengths, *, time_axis, threads, beam_width, top_paths, **
 
     def finish(state, length, gains, defined):
         bad = ~defined.all() | (length < 0) | (length > T)
-        return _results(state, gains.sum(), bad, top_paths)
+        return _results(state, gains.sum(), bad, top_paths, params["softmax"])
 
     for _ in batch:
         frame = jax.vmap(frame, (0, 0, 0, None))
@@ -83,8 +91,12 @@ def beam(acts, labels, lengths, *, time_axis, threads, beam_width, top_paths, **
     return [jnp.moveaxis(found, -2, time_axis), counts, score]
 
 
-def _results(end: _Beam, gain: Array, bad: Array, paths: int) -> tuple[Array, Array, Array]:
+def _results(
+    end: _Beam, gain: Array, bad: Array, paths: int, softmax: bool
+) -> tuple[Array, Array, Array]:
     score = (end.total + gain)[:paths]
+    if softmax:
+        score = jnp.minimum(score, 0)  # but for rounding it is
     empty = bad | (score == -jnp.inf)
     labels = jnp.where(empty[:, None], -1, end.labels[:paths])
     count = jnp.where(empty, 0, end.length[:paths])
@@ -142,7 +154,8 @@ def _step(b: _Beam, row: _Row) -> tuple[_Beam, Array]:
     stay_label = jnp.logaddexp(b.label, entering) + row.at(b.last)
 
     same = b.last[:, None] == best[None]  # (W, C)
-    merged = (parent[:, :, None] & same[None]).any(1)
+    # A product of 0 and 1 does not need the W * W * C bools that an `any` of them does.
+    merged = parent.astype(jnp.float32) @ same.astype(jnp.float32) > 0
     longer = jnp.where(same, b.blank[:, None], total[:, None]) + row.scores[None]
     longer = jnp.where(merged, -jnp.inf, longer)
 

@@ -7,11 +7,14 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def names(**theirs: str) -> Iterator[None]:
+def names(call: str, **theirs: str) -> Iterator[None]:
     """Replaces our names of arguments by theirs in what a TypeError or a ValueError says. `blank`
-    is a word too: there only what stands in backquotes is a name."""
+    is a word too: there only what stands in backquotes is a name. `call` is the order of theirs."""
 
     def renamed(text: str) -> str:
+        text = text.replace("ctc(acts, labels, ...)", call)
+        if "label_lengths" not in theirs:
+            text = text.replace(", or give label_lengths", "")
         for ours, name in theirs.items():
             text = re.sub(f"`{ours}`", f"`{name}`", text)
             if ours != "blank":

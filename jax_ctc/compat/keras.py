@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """CTC with the name and signature of Keras: `keras.ops.ctc_loss`, on JAX arrays.
 
-It differs from Keras in three ways. A target equal to `mask_index` is padding wherever it stands,
-not only after its length. A sequence without an alignment costs +inf and has a gradient of 0; in
-Keras on JAX it costs about 1e5. Frames after the length have no influence, even if they are NaN.
+Like Keras, it takes targets and lengths that are floats, and cuts them to integers. It differs
+from Keras in three ways. A target equal to `mask_index` is padding wherever it stands, not only
+after its length. A sequence without an alignment costs +inf and has a gradient of 0; in Keras on
+JAX it costs about 1e5. Frames after the length have no influence, even if they are NaN.
 """
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
 from .. import _loss, _shapes, _values
 from ._names import names
 
+_CALL = "ctc_loss(target, output, ...)"
 _THEIRS = {
     "acts": "output",
     "labels": "target",
@@ -41,12 +45,19 @@ def ctc_loss(
     Returns:
       (B,) costs. `jax_ctc.ctc` says which inputs raise, and which costs are NaN or inf.
     """
-    with names(**_THEIRS):
+    with names(_CALL, **_THEIRS):
         output = _shapes.floats("acts", output, target)
+        target, frames, counts = map(_whole, (target, output_length, target_length))
         labels = jnp.asarray(_values.saturated(_shapes.integers("labels", target)))
         blank = _shapes.static_int("blank", mask_index)
         if abs(blank) <= _shapes.INT32.max:  # else `ctc` says what is wrong
-            labels = jnp.where(labels == blank, -1, labels)
-        return _loss.ctc(
-            output, labels, output_length, target_length, blank=blank, time_major=False
-        )
+            padding = blank if blank >= 0 else blank + output.shape[-1]
+            labels = jnp.where(labels == padding, -1, labels)
+        return _loss.ctc(output, labels, frames, counts, blank=blank, time_major=False)
+
+
+def _whole(x: ArrayLike) -> ArrayLike:
+    """Keras casts targets to floats before a loss of the user's own has them, and back in
+    `keras.ops.ctc_loss`."""
+    is_array = isinstance(x, (np.ndarray, jax.Array))
+    return x.astype(np.int32) if is_array and jnp.issubdtype(x.dtype, jnp.floating) else x

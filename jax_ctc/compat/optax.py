@@ -21,6 +21,7 @@ from jax.typing import ArrayLike
 from .. import _loss, _mesh, _shapes, _values
 from ._names import names
 
+_CALL = "ctc_loss(logits, logit_paddings, labels, label_paddings)"
 _THEIRS = {"acts": "logits", "blank": "blank_id", "label_lengths": "label_paddings"}
 
 
@@ -46,7 +47,7 @@ def ctc_loss(
       (B,) costs. `jax_ctc.ctc` says which inputs raise, and which costs are NaN or inf.
     """
     del log_epsilon
-    with names(**_THEIRS):
+    with names(_CALL, **_THEIRS):
         logits = _shapes.floats("acts", logits, labels)
         labels, lengths = _labels_and_lengths(logits, logit_paddings, labels, label_paddings)
         return _loss.ctc(logits, labels, lengths, blank=blank_id, time_major=False)

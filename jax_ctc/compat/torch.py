@@ -8,6 +8,9 @@ without an alignment has a gradient of 0, whether `zero_infinity` is set or not;
 NaN. bfloat16, float16, forward mode and second derivatives work; in PyTorch they do not.
 """
 
+import contextlib
+import re
+from collections.abc import Iterator
 from typing import Literal
 
 import jax.numpy as jnp
@@ -19,6 +22,7 @@ from jax.typing import ArrayLike
 from .. import _loss, _shapes, _values
 from ._names import names
 
+_CALL = "ctc_loss(log_probs, targets, ...)"
 _THEIRS = {
     "acts": "log_probs",
     "labels": "targets",
@@ -54,21 +58,23 @@ def ctc_loss(
     """
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f"`reduction`: expected 'none', 'mean' or 'sum', got {reduction!r}.")
-    with names(**_THEIRS):
+    with names(_CALL, **_THEIRS):
         acts = _shapes.floats("acts", log_probs, targets)
         counts = _values.saturated(_shapes.integers("label_lengths", target_lengths))
         labels = _values.saturated(_shapes.integers("labels", targets))
-        if acts.ndim == 3 and labels.ndim == 1:
+        flat = acts.ndim == 3 and labels.ndim == 1
+        if flat:
             labels = _padded(jnp.asarray(labels), counts)
-        cost = _loss.ctc(
-            acts,
-            labels,
-            input_lengths,
-            counts,
-            blank=blank,
-            zero_infinity=zero_infinity,
-            softmax=False,
-        )
+        with _places_in_flat_targets(counts) if flat else contextlib.nullcontext():
+            cost = _loss.ctc(
+                acts,
+                labels,
+                input_lengths,
+                counts,
+                blank=blank,
+                zero_infinity=zero_infinity,
+                softmax=False,
+            )
     if reduction == "none":
         return cost
     if reduction == "sum":
@@ -76,11 +82,26 @@ def ctc_loss(
     return (cost / jnp.maximum(jnp.asarray(counts), 1).astype(cost.dtype)).mean()
 
 
+@contextlib.contextmanager
+def _places_in_flat_targets(counts: _shapes.AnyArray) -> Iterator[None]:
+    """An error names a target by its place in the array that the caller has."""
+    try:
+        yield
+    except ValueError as error:
+        if type(error) is not ValueError or isinstance(counts, Tracer):
+            raise
+        starts = np.cumsum(np.maximum(counts, 0)) - np.maximum(counts, 0)
+
+        def flat(place: re.Match[str]) -> str:
+            return f"labels[{starts[int(place[1])] + int(place[2])}]"
+
+        raise ValueError(re.sub(r"labels\[(\d+), (\d+)\]", flat, str(error))) from error
+
+
 def _padded(targets: Array, counts: _shapes.AnyArray) -> Array:
     """Returns concatenated targets as (N, S). S is the largest count, or the number of all targets
     if counts are not known when the program is traced. Raises ValueError if they are known and do
-    not add up; otherwise a target that is missing is an invalid one. An error about a target says
-    its place in the result."""
+    not add up; otherwise a target that is missing is an invalid one."""
     if counts.ndim != 1:
         raise ValueError(
             "`target_lengths`: expected shape (N,) because `targets` are concatenated, got shape "
@@ -95,7 +116,7 @@ def _padded(targets: Array, counts: _shapes.AnyArray) -> Array:
                 f"{size}."
             )
         size = int(np.asarray(counts).max(initial=0))
-    used = jnp.maximum(jnp.asarray(counts), 0)
+    used = jnp.clip(jnp.asarray(counts), 0, targets.shape[0] + 1)  # the sum stays an int32
     starts = jnp.cumsum(used, dtype=jnp.int32) - used
     positions = starts[:, None] + jnp.arange(size, dtype=jnp.int32)[None]
     return targets.at[positions].get(mode="fill", fill_value=_shapes.INT32.max)

@@ -172,11 +172,14 @@ template <class F> struct PathWriter {
       for (int64_t t = 0; t < shape.T; ++t) label(t, k) = -1;
     }
   }
-  void write(Search& search, int64_t k, double norm) const {
+  // After fill(-inf), which a path keeps whose score is too low for F. `most`: the highest score but for rounding.
+  void write(Search& search, int64_t k, double norm, double most) const {
     const Prefix& prefix = search.beam()[k];
+    const F score = F(std::min(prefix.total + norm, most));
+    if (score == -std::numeric_limits<F>::infinity()) return;
     const int32_t count = search.node(prefix.node).count;
     out.label_lengths[sequence * paths + k] = count;
-    static_cast<F*>(out.scores)[sequence * paths + k] = F(prefix.total + norm);
+    static_cast<F*>(out.scores)[sequence * paths + k] = score;
     int32_t node = prefix.node;
     for (int32_t t = count; t-- > 0; node = search.node(node).parent) label(t, k) = search.node(node).label;
   }
@@ -216,7 +219,8 @@ void run_beam(const Problem& p, const BeamOptions& options, const BeamResults& o
     if (norm != norm) return writer.fill(std::numeric_limits<F>::quiet_NaN());
     writer.fill(-std::numeric_limits<F>::infinity());
     const int64_t found = search.beam().size();
-    for (int64_t k = 0; k < std::min(found, options.top_paths); ++k) writer.write(search, k, norm);
+    const double most = options.softmax ? 0 : std::numeric_limits<double>::infinity();
+    for (int64_t k = 0; k < std::min(found, options.top_paths); ++k) writer.write(search, k, norm, most);
     search.trim();
     thread_scratch().trim();
   });

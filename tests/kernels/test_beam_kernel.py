@@ -66,6 +66,34 @@ def test_batch_axes_stand_before_and_after_time():
         assert_same_bits(x[1], y)
 
 
+def test_pure_jax_takes_memory_for_pairs_of_prefixes_alone():
+    """As the docstring says: 20 bytes a pair, and nothing for each class beside them."""
+    width = 100
+    pure = partial(_reference.beam, **OPTIONS | {"beam_width": width})
+    arguments = operands(np.zeros((6, 1, 1000), "f"), [6])
+    memory = jax.jit(pure).lower(*arguments).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 20 * width**2
+    with pytest.raises(ValueError, match="`beam_width`: pure JAX takes 20"):
+        pure(*arguments, beam_width=2**40)
+
+
+def test_a_score_that_float32_cannot_hold_is_that_of_no_path():
+    acts = np.array([[[3e38, -3e38, 0]], [[0, -3e38, 3e38]]], "f")
+    for bind in (beam_p.bind, _reference.beam):
+        labels, counts, score = run(bind, operands(acts, [2]))
+        gone = np.isneginf(np.asarray(score[0]))
+        assert gone.tolist() == [False, False, True]
+        assert (np.asarray(labels)[:, 0, gone] == -1).all()
+        assert (np.asarray(counts)[0, gone] == 0).all()
+        assert np.asarray(labels)[:2, 0, 0].tolist() == [2, -1]
+
+
+def test_no_score_of_probabilities_is_above_0():
+    acts = 9 * np.random.default_rng(0).normal(size=(12, 300, 3)).astype("f")
+    for bind in (beam_p.bind, _reference.beam):
+        assert (np.asarray(run(bind, operands(acts, np.full(300, 12)))[2]) <= 0).all()
+
+
 @pytest.mark.parametrize(("V", "width"), [(100, 50), (600, 3)])
 def test_of_equal_classes_the_lowest_come_first(V, width):
     acts = np.zeros((1, 1, V), "f")

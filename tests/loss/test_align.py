@@ -453,6 +453,15 @@ def test_spans_and_confidence_check_their_own_options_under_jit():
         assert pickle.loads(pickle.dumps(function)) is function
 
 
+def test_confidence_keeps_its_digits_on_long_spans():
+    T = 10_000
+    acts = np.tile(np.array([[0.3, 1.7, -0.4, 0.9]], "f"), (T, 1))
+    alignment = jax_ctc.ctc_align(acts, np.array([4]), T, star=4, softmax=False)
+    assert (alignment.label_index == 0).all()
+    confidence = jax_ctc.label_confidence(acts, alignment, 1)
+    np.testing.assert_allclose(confidence, oracle.log_softmax(acts[:1])[:, 1], rtol=1e-6)
+
+
 @pytest.mark.parametrize("softmax", [True, False])
 def test_confidence_is_the_mean_over_the_frames_of_each_label(time_major, softmax):
     acts, labels, lengths = random_batch(40, 4, 7, 8)

@@ -166,7 +166,7 @@ def test_values_that_need_64_bits_are_not_wrapped(without_x64):
         by_optax(compat.optax.ctc_loss, labels=labels)
     with pytest.raises(ValueError, match=message):
         compat.keras.ctc_loss(labels, LOGITS, COUNTS, LENGTHS)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=r"targets\[0\] = .* is not a class"):
         by_torch(targets=np.concatenate([labels[0], JOINED[3:]]))
 
 
@@ -224,6 +224,13 @@ def test_one_sequence_of_torch():
     np.testing.assert_allclose(cost, EXACT[0][0], rtol=1e-6)
 
 
+def test_counts_that_no_array_has_cost_no_other_sequence_its_targets():
+    most = 2**31 - 1
+    ctc_loss = jax.jit(partial(by_torch, targets=np.array([1, 2, 1]), reduction="none"))
+    cost = ctc_loss(LOG_PROBS[:, :3], lengths=np.full(3, 9), counts=np.array([most, most, 2]))
+    assert np.isnan(cost).all()
+
+
 def test_concatenated_targets_have_to_add_up():
     with pytest.raises(
         ValueError, match=r"`targets`: expected sum\(target_lengths\) = 8 .*, got 7"
@@ -255,6 +262,21 @@ def test_the_front_of_keras_has_the_costs_of_the_oracle():
     expected = oracle.cost_and_gradient(LOGITS.swapaxes(0, 1), packed, LENGTHS)[0]
     cost = compat.keras.ctc_loss(scattered, LOGITS, np.full(4, 3), LENGTHS)
     np.testing.assert_allclose(cost, expected, rtol=1e-6)
+
+
+def test_targets_and_lengths_of_keras_may_be_floats():
+    """As Keras gives them to a loss of the user's own."""
+    given = LABELS.astype("f"), LOGITS, jnp.asarray(COUNTS, jnp.float32), LENGTHS.astype("f")
+    np.testing.assert_allclose(compat.keras.ctc_loss(*given), EXACT[0], rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(compat.keras.ctc_loss)(*given), EXACT[0], rtol=1e-6)
+
+
+def test_a_mask_index_of_keras_may_count_from_the_last_class():
+    targets = np.array([[1, 2, 2], [3, 5, 5], [5, 5, 5], [4, 5, 4]])  # padding within a length, too
+    given = targets, LOGITS, COUNTS, LENGTHS
+    last, first = (compat.keras.ctc_loss(*given, mask_index=blank) for blank in (5, -1))
+    np.testing.assert_array_equal(last, first)
+    assert np.isfinite(last).all()
 
 
 def test_costs_are_those_of_keras(monkeypatch):
@@ -291,6 +313,20 @@ def by_keras(output=LOGITS, lengths=LENGTHS, blank=0):
             "input_lengths[0] = 18 is outside [0, 9]",
         ),
         (lambda: by_torch(counts=COUNTS + 1), "target_lengths[0] = 4 is outside [0, 3]: targets"),
+        (
+            lambda: compat.torch.ctc_loss(LOG_PROBS[:, :2], [1, 2, 9, 1], [9, 9], [2, 2]),
+            "targets[2] = 9 is not a class",
+        ),
+        (
+            lambda: compat.keras.ctc_loss(LOGITS, LABELS, COUNTS, LENGTHS),
+            "`output` (unnormalised activations): expected float32, float64, bfloat16 or float16, "
+            "got int64. `target` holds floats: are the two swapped? The order is ctc_loss(target, output, ",
+        ),
+        (
+            lambda: compat.theano.ctc(LOG_PROBS, LABELS, LENGTHS),
+            "labels[1, 1] = 0 is the blank, which is no label. Padding is negative: "
+            "jnp.where(padding, -1, labels).",
+        ),
         (lambda: by_keras(output=None), "`output`: expected an array of floats"),
         (lambda: by_keras(blank=2**40), "`mask_index`: expected a class in [-V, V) with V = 6"),
         (lambda: by_keras(blank=-(2**40)), "`mask_index`: expected a class in [-V, V) with V = 6"),

@@ -86,6 +86,11 @@ def test_a_row_without_a_softmax_gives_no_labels_and_nan(value):
     assert np.isnan(decoded.score).tolist() == [b == 1 for b in range(B)]
     assert (decoded.labels[1] == -1).all()
     assert decoded.label_lengths[1] == 0
+    gradient = np.asarray(
+        jax.grad(lambda x: jax_ctc.ctc_greedy_decode(x, lengths).score.sum())(acts)
+    )
+    assert np.isnan(gradient[:, 1]).any()
+    assert np.isfinite(np.delete(gradient, 1, axis=1)).all()
     others = [b for b in range(B) if b != 1]
     assert_read(
         jax.tree.map(lambda x: x[np.array(others)], decoded), acts[:, others], lengths[others]
