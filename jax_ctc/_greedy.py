@@ -58,6 +58,7 @@ def ctc_greedy_decode(
       Array([ 1,  1, -1, -1], dtype=int32)
     """
     a = prepare(acts, lengths, blank=blank, time_major=time_major)
+    _operands.batch_spec(jax.typeof(a.acts), a.time_axis)  # raises where types shard T or V
     return _greedy(a.acts, a.lengths, time_axis=a.time_axis, blank=a.blank)
 
 

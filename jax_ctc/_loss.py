@@ -119,19 +119,15 @@ def ctc(
         time_major=time_major,
         slices=_split_classes.local_slices(vocab_axes),
     )
-    if vocab_axes:
-        if softmax:
-            source = _split_classes.source_of_acts(a.acts, a.time_axis, threads)
-        else:
-            source = _split_classes.source_of_scores(a.acts, a.time_axis)
-        return with_zeros(_split_classes.cost(a, source, vocab_axes, threads), zero_infinity)
     return _cost(
         a.acts,
         a.labels,
         a.lengths,
         time_axis=a.time_axis,
         blank=a.blank,
+        V=a.V,
         threads=threads,
+        names=vocab_axes,
         softmax=softmax,
         zero_infinity=zero_infinity,
     )
@@ -140,14 +136,37 @@ def ctc(
 @functools.partial(
     jax.jit,
     inline=True,
-    static_argnames=("time_axis", "blank", "threads", "softmax", "zero_infinity"),
-)
+    static_argnames=(
+        "time_axis", "blank", "V", "threads", "names", "softmax", "zero_infinity",
+    ),
+)  # fmt: skip
 def _cost(
-    acts: Array, labels: Array, lengths: Array, *, zero_infinity: bool, **parameters: int
+    acts: Array,
+    labels: Array,
+    lengths: Array,
+    *,
+    time_axis: int,
+    blank: int,
+    V: int,
+    threads: int,
+    names: tuple[str, ...],
+    softmax: bool,
+    zero_infinity: bool,
 ) -> Array:
-    """An eager call is one program too, because of this jit. So jax.debug_infs checks its result
-    only."""
-    return with_zeros(_primitives.loss_p.bind(acts, labels, lengths, **parameters), zero_infinity)
+    """An eager call is one program too, because of this jit. So jax.debug_infs and debug_nans check
+    its result only. `names` are the mesh axes over which V is sharded."""
+    if not names:
+        cost = _primitives.loss_p.bind(
+            acts, labels, lengths, time_axis=time_axis, blank=blank, threads=threads,
+            softmax=softmax,
+        )  # fmt: skip
+        return with_zeros(cost, zero_infinity)
+    if softmax:
+        source = _split_classes.source_of_acts(acts, time_axis, threads)
+    else:
+        source = _split_classes.source_of_scores(acts, time_axis)
+    a = _arguments.Arguments(acts, labels, lengths, time_axis, blank, V)
+    return with_zeros(_split_classes.cost(a, source, names, threads), zero_infinity)
 
 
 def with_zeros(cost: Array, zero_infinity: bool) -> Array:

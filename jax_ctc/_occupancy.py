@@ -43,6 +43,11 @@ def ctc_occupancy(
     if not _shapes.switch("softmax", softmax):
         options = {"blank": blank, "time_major": time_major, "softmax": False}
         acts = _shapes.floats("acts", acts, labels)
+        # As different from device to device as labels and lengths are, in a shard_map. Otherwise
+        # the gradient of acts would be a sum over devices.
+        acts = _arguments.prepare(
+            acts, labels, lengths, label_lengths, blank=blank, time_major=time_major
+        ).acts
         acts = acts.astype(_operands.cost_dtype(acts.dtype))
         cost, pull_back = jax.vjp(lambda x: ctc(x, labels, lengths, label_lengths, **options), acts)
         return -pull_back(jnp.ones_like(cost))[0]

@@ -145,7 +145,7 @@ def result_avals(
     sizes = {"class": V, "factor": factors, "column": columns, "label": L, "path": top_paths}
     batch = list(acts.shape[:-1])
     T = batch.pop(time_axis)
-    mesh, batch_spec = acts.sharding.mesh, _batch_spec(acts, time_axis)
+    mesh, of_batch = acts.sharding.mesh, batch_spec(acts, time_axis)
 
     def dtype_of(kind: Kind) -> np.dtype:
         if kind.is_integer:
@@ -153,7 +153,7 @@ def result_avals(
         return acts.dtype if kind is ACTS else cost_dtype(acts.dtype)
 
     def aval(kind: Kind) -> ShapedArray:
-        spec = kind.axes(batch_spec, None, time_axis, dict.fromkeys(sizes))
+        spec = kind.axes(of_batch, None, time_axis, dict.fromkeys(sizes))
         return acts.update(
             shape=tuple(kind.axes(batch, T, time_axis, sizes)),
             dtype=dtype_of(kind),
@@ -164,7 +164,7 @@ def result_avals(
     return [aval(kind) for kind in kinds]
 
 
-def _batch_spec(acts: ShapedArray, time_axis: int) -> list[SpecEntry]:
+def batch_spec(acts: ShapedArray, time_axis: int) -> list[SpecEntry]:
     """Returns the mesh axes over which the type of acts shards its batch axes. Raises TypeError if
     the type shards T or V."""
     spec = list(acts.sharding.spec)

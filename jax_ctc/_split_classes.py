@@ -160,14 +160,20 @@ def cost(a: _arguments.Arguments, source: Source, names: Names, threads: int) ->
         before = sharded if x is frames else [()] * (x.ndim - 1)
         specs.append(P(*(axes or None for axes in before), names if has_classes else None))
     arguments = [a.labels, a.lengths, *source.arrays]
-    if _mesh.explicit_axes(mesh):  # in other modes shard_map reshards its arguments
+    if explicit := _mesh.explicit_axes(mesh):  # in other modes shard_map reshards its arguments
         arguments = [
-            jax.sharding.reshard(x, jax.sharding.NamedSharding(mesh, spec))
+            jax.sharding.reshard(x, jax.sharding.NamedSharding(mesh, _only(explicit, spec)))
             for x, spec in zip(arguments, specs, strict=True)
         ]
     return jax.shard_map(
         of_slices, mesh=mesh, in_specs=tuple(specs), out_specs=of_batch, axis_names=manual
     )(*arguments)
+
+
+def _only(names: Names, spec: P) -> P:
+    """Returns the spec without other axes. Types name axes in explicit mode alone."""
+    entries = [entry if isinstance(entry, tuple) else (entry,) for entry in spec]
+    return P(*(tuple(name for name in entry if name in names) or None for entry in entries))
 
 
 def _check_variation(a: _arguments.Arguments, source: Source, names: Names) -> None:

@@ -31,7 +31,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from .. import _mesh
 from . import taylor, tile_loops, tile_transformations
 from .family import is_zero, zero_like
-from .tile_function import Function, Per, results_of, sizes_of, uncut
+from .tile_function import Function, Per, cost_dtype, results_of, sizes_of, uncut, wide
 
 
 def tiled(
@@ -40,7 +40,13 @@ def tiled(
     """Returns the results of the function for all frames in use and all classes. Without
     `tile_bytes` the platform decides."""
     params = {"function": function, "time_axis": time_axis, "tile_bytes": tile_bytes}
-    return tiled_p.bind(*_mesh.vary_alike(lengths, *operands), **params)
+    axes = frozenset().union(*map(_mesh.varying_axes, (lengths, *operands)))
+    # The gradient of what is the same on all devices is a sum over them. So it has to be wide until
+    # then, and is rounded once.
+    alike = [
+        x if _mesh.varying_axes(x) == axes else wide(x, cost_dtype(operands)) for x in operands
+    ]
+    return tiled_p.bind(*_mesh.vary_alike(lengths, *alike), **params)
 
 
 # ---- abstract evaluation, lowering -------------------------------------------------------------

@@ -320,7 +320,8 @@ def by_keras(output=LOGITS, lengths=LENGTHS, blank=0):
         (
             lambda: compat.keras.ctc_loss(LOGITS, LABELS, COUNTS, LENGTHS),
             "`output` (unnormalised activations): expected float32, float64, bfloat16 or float16, "
-            "got int64. `target` holds floats: are the two swapped? The order is ctc_loss(target, output, ",
+            "got int64. `target` holds floats: are the two swapped? The order is "
+            "ctc_loss(target, output, ...).",
         ),
         (
             lambda: compat.theano.ctc(LOG_PROBS, LABELS, LENGTHS),

@@ -111,6 +111,31 @@ def test_costs_and_derivatives_are_those_of_one_device(way, specs):
 
 
 @needs_devices
+@pytest.mark.parametrize(
+    ("way", "specs"),
+    sweep(
+        [("shard_map", "batch"), ("shard_map", "both"), ("explicit", "both"), ("jit", "both")],
+        [("shard_map", "batch"), ("jit", "both")],
+    ),
+)
+def test_gradients_of_halves_are_rounded_once(way, specs):
+    """They are sums over devices, in float32 until then. So a rounding goes the other way than on
+    one device only where float32 is just between two bfloat16."""
+    mesh = mesh_of(2, 4, WAYS[way])
+    layer = problem(T, B, V, L, D, jnp.bfloat16)
+    one = program("batch", "jit", None)(*layer.arrays, *layer.rest)[1]
+    with mesh_in_use(mesh):
+        put = [
+            jax.device_put(x, NamedSharding(mesh, s))
+            for x, s in zip((*layer.arrays, *layer.rest), SPECS[specs], strict=True)
+        ]
+        found = program(specs, way, mesh)(*put)[1]
+    for x, y in zip(found, one, strict=True):
+        assert x.dtype == jnp.bfloat16
+        assert (np.asarray(x) != np.asarray(y)).mean() < 0.03
+
+
+@needs_devices
 @pytest.mark.parametrize("way", sweep(WAYS, ["jit"]))
 def test_no_device_has_more_than_its_part_of_hidden_and_kernel(way):
     """22 of 88 classes and 40 of 80 frames: nothing is gathered."""

@@ -231,3 +231,29 @@ def test_time_sharded_by_type_is_an_error(batch):
     acts = jax.device_put(batch[0], NamedSharding(mesh, P("time")))
     with mesh_in_use(mesh), pytest.raises(TypeError, match="`acts`: expected its time axis"):
         jax.jit(jax_ctc.ctc)(acts, *batch[1:])
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+def test_devices_with_other_labels_have_occupancies_of_their_own(mesh, batch, softmax):
+    """Each device has a hypothesis for the same acts."""
+    acts, labels, lengths = batch
+    acts = jax.nn.log_softmax(acts)
+    hypotheses = jnp.stack([jnp.roll(labels, k, axis=1) for k in range(8)])
+
+    def occupancy(acts, hypotheses):
+        return jax_ctc.ctc_occupancy(acts, hypotheses[0], lengths, softmax=softmax)[None]
+
+    mapped = jax.shard_map(occupancy, mesh=mesh, in_specs=(P(), P("data")), out_specs=P("data"))
+    found = jax.jit(mapped)(acts, hypotheses)
+    for x, labels in zip(found, hypotheses, strict=True):
+        alone = jax_ctc.ctc_occupancy(acts, labels, lengths, softmax=softmax)
+        np.testing.assert_allclose(x, alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("spec", [P("data"), P(None, None, "data")], ids=["time", "classes"])
+def test_greedy_decoding_names_the_axis_that_a_type_must_not_shard(spec):
+    mesh = Mesh(np.array(jax.devices()[:2]), ("data",), axis_types=(AxisType.Explicit,))
+    with mesh_in_use(mesh):
+        acts = jax.device_put(np.zeros((4, 2, 6), "f"), NamedSharding(mesh, spec))
+        with pytest.raises(TypeError, match=r"`acts`: expected its (time|class) axis"):
+            jax_ctc.ctc_greedy_decode(acts, None)

@@ -224,3 +224,32 @@ def test_types_of_a_mesh_with_more_axes(spec):
     assert_costs(cost, expected[0], T)
     assert_gradient(gradient, expected[1])
     assert_gradient(product, product_of(24), 5)
+
+
+def test_types_may_name_some_axes_and_vocab_axis_another():
+    mesh = Mesh(
+        np.array(jax.devices()[:8]).reshape(4, 2),
+        ("data", "model"),
+        axis_types=(AxisType.Explicit, AxisType.Auto),
+    )
+    (acts, labels, lengths), direction, *expected = problem(24)
+    sharding = NamedSharding(mesh, P(None, "data"))
+    f = partial(jax_ctc.ctc, labels=labels, lengths=lengths, vocab_axis="model")
+    with mesh_in_use(mesh):
+        acts, direction = (jax.device_put(x, sharding) for x in (acts, direction))
+        cost, gradient, *_ = jax.jit(partial(evaluated, f))(acts, direction)
+    assert_costs(cost, expected[0], T)
+    assert_gradient(gradient, expected[1])
+
+
+def test_an_eager_call_is_one_program():
+    """So debug_nans sees its results alone."""
+    (acts, labels, lengths), _, cost, _ = problem(24)
+    mesh = mesh_of(1, 8, AxisType.Explicit)
+    jax.config.update("jax_debug_nans", True)
+    try:
+        with mesh_in_use(mesh):
+            put = jax.device_put(acts, NamedSharding(mesh, P(None, None, "model")))
+            assert_costs(jax_ctc.ctc(put, labels, lengths), cost, T)
+    finally:
+        jax.config.update("jax_debug_nans", False)
