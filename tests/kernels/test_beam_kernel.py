@@ -89,9 +89,9 @@ def test_a_score_that_float32_cannot_hold_is_that_of_no_path():
 
 
 def test_no_score_of_probabilities_is_above_0():
-    acts = 9 * np.random.default_rng(0).normal(size=(12, 300, 3)).astype("f")
+    acts = (20 * np.random.default_rng(0).normal(size=(3, 300, 2))).astype("f")  # most are certain
     for bind in (beam_p.bind, _reference.beam):
-        assert (np.asarray(run(bind, operands(acts, np.full(300, 12)))[2]) <= 0).all()
+        assert (np.asarray(run(bind, operands(acts, np.full(300, 3)))[2]) <= 0).all()
 
 
 @pytest.mark.parametrize(("V", "width"), [(100, 50), (600, 3)])

@@ -232,7 +232,9 @@ def test_to_differentiate_is_an_error_that_says_what_to_do():
         return decode(acts, None).score.sum()
 
     for f in (jax.grad(score), lambda x: jax.jvp(score, (x,), (x,)), jax.jit(jax.grad(score))):
-        with pytest.raises(TypeError, match=r"no derivative.*stop_gradient.*jax.vmap\(ctc\)"):
+        with pytest.raises(
+            TypeError, match=r"no derivative.*stop_gradient.*jax.vmap\(ctc\).* -2, -1\)"
+        ):
             f(acts)
     for x in (acts, acts[:, 0]):  # the way out that the error names
         found = decode(x, None, top_paths=3)
