@@ -102,6 +102,12 @@ def assert_caught(*arguments, **options):
     assert "AssertionError" in result.stderr or "emulator: block" in result.stderr, result.stderr
 
 
+def assert_nothing_caught(program, bugs, **options):
+    """Where no bug is chosen."""
+    result = run_alone(program, bugs, **options)
+    assert result.returncode == 0, result.stderr
+
+
 def assert_each_has_a_place(folder, bugs):
     """A change of the kernels has to take the planted bugs along."""
     plant(folder, CUDA.relative_to(ROOT), bugs)
