@@ -34,13 +34,19 @@ struct UnpaddedLabels {
 
   // Returns false if one of them is neither padding nor a valid label.
   bool read(const Batch& p, const int32_t* row) {
-    values.clear(), columns.clear(), repeated.clear();
-    for (int64_t i = 0; i < p.shape.L; ++i) {
-      if (is_padding(row[i])) continue;
-      if (is_bad_label(row[i], p.shape.V, p.blank)) return false;
-      values.push_back(row[i]), columns.push_back(int32_t(1 + i));
+    const int64_t L = p.shape.L, V = p.shape.V;
+    values.resize(L), columns.resize(L), repeated.clear();
+    // Without branches, because nobody can predict where padding stands.
+    int32_t* const value = values.data();
+    int32_t* const column = columns.data();
+    int64_t n = 0;
+    bool bad = false;
+    for (int64_t i = 0; i < L; ++i) {
+      value[n] = row[i], column[n] = int32_t(1 + i);
+      n += !is_padding(row[i]), bad |= !is_padding(row[i]) & is_bad_label(row[i], V, p.blank);
     }
-    return true;
+    values.resize(n), columns.resize(n);
+    return !bad;
   }
   // Gives equal labels the column of their first occurrence.
   void share_columns() {

@@ -29,16 +29,15 @@ class OutOfScratch final : public std::bad_alloc {
 
 class ThreadScratch final : public Scratch {
  public:
-  char* reserve(size_t bytes) override {
-    tested::unpoison(memory_.get(), size_);
+  Room reserve(size_t bytes) override {
     if (bytes > size_) {
       release();
       memory_.reset(static_cast<char*>(::operator new(bytes, kAlignment, std::nothrow)));
       if (!memory_) throw OutOfScratch(bytes);
       size_ = bytes;
     }
-    tested::poison(memory_.get() + bytes, size_ - bytes);
-    return memory_.get();
+    tested::poison(memory_.get(), size_);  // an arena gives it out
+    return {memory_.get(), size_};
   }
   // Frees the memory of a long sequence. A short one's stays for the next call.
   void trim() {
@@ -47,6 +46,7 @@ class ThreadScratch final : public Scratch {
 
  private:
   void release() {
+    tested::unpoison(memory_.get(), size_);
     memory_.reset();
     size_ = 0;
   }

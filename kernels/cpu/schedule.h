@@ -41,7 +41,8 @@ template <class Run> void for_each_sequence(const Problem& p, double passes, Exe
     if (is_valid_length(p.shape, p.lengths[i])) work += passes * sequence_work(p, p.lengths[i]);
   std::vector<int64_t> order(n);
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return p.lengths[a] > p.lengths[b]; });
+  const auto is_longer = [&](int64_t a, int64_t b) { return p.lengths[a] > p.lengths[b]; };
+  if (!std::is_sorted(order.begin(), order.end(), is_longer)) std::stable_sort(order.begin(), order.end(), is_longer);
   parallel_for(executor, threads_for(p, work), n, [&](int64_t k) { run(order[k]); });
 }
 

@@ -22,8 +22,8 @@ PLANTED = {
     "shifts": ("sequence_rows.h", "shift[t] = n.shift", "shift[t + BUG] = n.shift"),
     "labels of a table": (
         "sequence_rows.h",
-        "by_table && i < pairs; ++i) places[i]",
-        "by_table && i < pairs + BUG; ++i) places[i]",
+        "i = in.L; i < pairs; ++i) places[i]",
+        "i = in.L; i < pairs + BUG; ++i) places[i]",
     ),
     "logits of the labels": (
         "sequence_rows.h",

@@ -127,8 +127,8 @@ INCLUDES = {
         "cpu/simd/hvp_writer.h",
         "cpu/simd/sweep.h",
     },
-    "cpu/simd/slice_sums.h": {"cpu/simd/half.h", "cpu/simd/rows.h"},
-    "cpu/simd/best_classes.h": {"cpu/simd/half.h", "cpu/simd/normaliser.h"},
+    "cpu/simd/slice_sums.h": {"cpu/simd/arena.h", "cpu/simd/half.h", "cpu/simd/rows.h"},
+    "cpu/simd/best_classes.h": {"cpu/simd/arena.h", "cpu/simd/half.h", "cpu/simd/normaliser.h"},
     "cpu/simd/gradient.h": {"cpu/simd/arena.h", "cpu/simd/half.h", "cpu/simd/rows.h"},
     "cpu/simd/align_emissions.h": {
         "common/best_path.h",
@@ -346,7 +346,7 @@ IMPORTS = {
         "_reference",
     },
     "_primitives.tile_function": set(),
-    "_primitives.tile_loops": {"_primitives.tile_function"},
+    "_primitives.tile_loops": {"_operands", "_primitives.tile_function"},
     "_primitives.tile_transformations": {"_primitives.tile_function"},
     "_primitives.tiles": {
         "_mesh",

@@ -37,7 +37,7 @@ template <class F> F largest_but(const F* x, int64_t V, int64_t left_out) {
 }
 
 template <class F> class AlignEmissions {
-  static constexpr int64_t kMostClasses = 256;  // of a table, as in emissions.h
+  static constexpr int64_t kMostClasses = 256;  // of a table, as in sequence_rows.h
   static constexpr int64_t kAhead = 16;         // frames, to be prefetched
   static constexpr bool kTables = kLanes<F> >= kFrames;
 
@@ -120,12 +120,11 @@ template <class F> class AlignEmissions {
       prefetch(acts_at(min_of(begin + k + kAhead, in.length - 1)), in.V * element_size(in.dtype));
       reference[k] = set_blank(k, rows[k][in.blank]);
     }
+    const Lanes<F> top = tabulate(rows, in.V, -F(__builtin_inf()), classes.x);
     if (kFirstPass) {
-      classes.read_logits(rows, in.V);
+      classes.read_logits(top, in.V);
       for (int k = 0; k < kFrames; ++k)
         if (begin + k >= 0 && !count({classes.shift[k], classes.sum[k]}, reference[k])) return false;
-    } else {
-      tabulate(rows, in.V, -F(__builtin_inf()), classes.x);
     }
     const F* from = classes.x;
     double* to = table;

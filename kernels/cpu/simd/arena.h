@@ -7,21 +7,21 @@
 namespace jax_ctc {
 namespace {
 
-// Hands out memory. An arena without memory only measures how much is needed.
+// Hands out memory. What does not fit is only measured.
 class Arena {
  public:
-  Arena() = default;
-  explicit Arena(char* memory) : memory_(memory) {}
+  explicit Arena(Room room) : room_(room) {}
 
-  // Gives `array` n elements, aligned to 64 bytes.
+  // Gives `array` n elements, aligned to 64 bytes, or null if there is no room for them.
   template <class A> void take(A*& array, int64_t n) {
-    array = reinterpret_cast<A*>(memory_ == nullptr ? nullptr : memory_ + size_);
     size_t bytes = 0;
     if (__builtin_mul_overflow(size_t(n), sizeof(A), &bytes) || bytes > kTooMuch) bytes = kTooMuch;
-    const size_t room = (bytes + kGap + 63) / 64 * 64;
-    if (memory_ != nullptr) tested::poison(memory_ + size_ + bytes, room - bytes);
-    size_ = size_ + room > kTooMuch ? kTooMuch : size_ + room;
+    const size_t begin = size_, end = begin + (bytes + kGap + 63) / 64 * 64;
+    size_ = end > kTooMuch ? kTooMuch : end;
+    array = reinterpret_cast<A*>(end > room_.bytes ? nullptr : room_.memory + begin);
+    if (array != nullptr) tested::unpoison(array, bytes);
   }
+  // The bytes that were asked for.
   size_t size() const { return size_; }
 
  private:
@@ -32,16 +32,26 @@ class Arena {
 #else
   static constexpr size_t kGap = 0;
 #endif
-  char* memory_ = nullptr;
+  Room room_;
   size_t size_ = 0;
 };
 
-// Calls lay_out(arena) twice, first to measure and then to hand out. It must take the same arrays both times.
+// Calls lay_out(arena) once if the memory of the thread is enough. Else it calls it again, with as much as is needed.
+// It must take the same arrays both times.
 template <class LayOut> void take_from(Scratch& scratch, LayOut lay_out) {
-  Arena measure;
-  lay_out(measure);
-  Arena arena(scratch.reserve(measure.size()));
+  const Room room = scratch.reserve(0);
+  Arena arena(room);
   lay_out(arena);
+  if (arena.size() <= room.bytes) return;
+  Arena larger(scratch.reserve(arena.size()));
+  lay_out(larger);
+}
+
+// Scratch memory for `rows` rows of V halves as floats. Null if the dtype needs no conversion.
+template <class F> F* row_buffer(Dtype dtype, int64_t V, int64_t rows, Scratch& scratch) {
+  F* buffer = nullptr;
+  if (is_half(dtype)) take_from(scratch, [&](Arena& arena) { arena.take(buffer, rows * V); });
+  return buffer;
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 // The most probable classes of a row, for the beam search.
 #pragma once
 
+#include "arena.h"
 #include "half.h"
 #include "normaliser.h"
 

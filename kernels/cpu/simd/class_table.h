@@ -76,6 +76,8 @@ template <class F> Lanes<F> tabulate(const F* const (&rows)[kFrames], int64_t V,
 
 // The logits of all classes at four frames, their emissions p * 2^q, and the normalisers of these frames. Of log-scores
 // only classes that are read have emissions other than 0.
+//
+// The functions read what `tabulate` has written to x. `top` is what it returned.
 template <class F> struct Table {
   using Vec = Lanes<F>;
   using Mask = Integer<Vec>;
@@ -87,13 +89,9 @@ template <class F> struct Table {
   F shift[kFrames];
   double sum[kFrames];  // as in Normaliser
 
-  void read(const F* const (&rows)[kFrames], int64_t V) {
-    const Vec top = tabulate(rows, V, -F(__builtin_inf()), x);
-    split_classes<true>(kFrames * table_classes(V), top);
-  }
+  void read(Vec top, int64_t V) { split_classes<true>(kFrames * table_classes(V), top); }
   // Leaves p and q as they are.
-  void read_logits(const F* const (&rows)[kFrames], int64_t V) {
-    const Vec top = tabulate(rows, V, -F(__builtin_inf()), x);
+  void read_logits(Vec top, int64_t V) {
     const int64_t n = kFrames * ((V + 3) / 4 * 4);  // without the class that no row has
     Vec tail = {};
     Mask others = {};
@@ -106,13 +104,10 @@ template <class F> struct Table {
     set_normalisers<true>(top, tail, Integer<F>(n / N) - others);
   }
   // `most`, [class][frame], is +inf at the classes that are read, and -inf at all others, whatever rows hold there.
-  void read_scores(const F* const (&rows)[kFrames], int64_t V, const F* most) {
-    split_classes<false>(kFrames * table_classes(V), tabulate_scores(rows, V, most));
-  }
+  void read_scores(int64_t V, const F* most) { split_classes<false>(kFrames * table_classes(V), only_read(V, most)); }
 
   // Ratios to the blank's emission in the place of p. q is not written.
-  RatioBase<F> read_ratios(const F* const (&rows)[kFrames], int64_t V, int32_t blank) {
-    const Vec top = tabulate(rows, V, -F(__builtin_inf()), x);
+  RatioBase<F> read_ratios(Vec top, int64_t V, int32_t blank) {
     const RatioBase<F> base = ratio_base(blank, top);
     const F* const x = this->x;  // the stores below do not change it
     F* const p = this->p;
@@ -133,8 +128,8 @@ template <class F> struct Table {
     set_normalisers<true>(top, tail / base.of_top, ties);
     return base;
   }
-  RatioBase<F> read_ratios_of_scores(const F* const (&rows)[kFrames], int64_t V, const F* most, int32_t blank) {
-    const Vec top = tabulate_scores(rows, V, most);
+  RatioBase<F> read_ratios_of_scores(int64_t V, const F* most, int32_t blank) {
+    const Vec top = only_read(V, most);
     const RatioBase<F> base = ratio_base(blank, top);
     for (int64_t i = 0; i < kFrames * table_classes(V); i += N) store(p + i, base.ratio(load<Vec>(x + i)));
     set_normalisers<false>(top, Vec{}, Mask{});
@@ -154,9 +149,8 @@ template <class F> struct Table {
   }
 
  private:
-  // Returns the largest entry of each frame that is read, in all of its lanes.
-  Vec tabulate_scores(const F* const (&rows)[kFrames], int64_t V, const F* most) {
-    tabulate(rows, V, -F(__builtin_inf()), x);
+  // Leaves the entries that are read. Returns the largest of each frame, in all of its lanes.
+  Vec only_read(int64_t V, const F* most) {
     Vec top = splat<Vec>(-F(__builtin_inf()));
     for (int64_t i = 0; i < kFrames * table_classes(V); i += N) {
       const Vec read = min_of(load<Vec>(x + i), load<Vec>(most + i));

@@ -89,16 +89,15 @@ template <class V> class EmissionSource : public SequenceRows<typename Parts<V>:
   }
 
   bool read_group(int64_t begin, int64_t end, RunningProduct* product) {
-    const F* rows[kFrames];
     Emissions<Value> at[kFrames];
-    Rows::rows_of_group(begin, end, rows);
+    const Lanes<F> top = Rows::tabulate_group(begin, end);
     for (int k = 0; k < kFrames; ++k) at[k] = emissions(begin), at[k].parts += k * frame_size();
     if (Rows::by_label)
-      table.read_logits(rows, in.V);
+      table.read_logits(top, in.V);
     else if (in.softmax)
-      table.read(rows, in.V);
+      table.read(top, in.V);
     else
-      table.read_scores(rows, in.V, most);
+      table.read_scores(in.V, most);
     for (int64_t t = end - 1; product != nullptr && t >= begin; --t)
       if (!keep(t, {table.shift[t - begin], table.sum[t - begin]}, product)) return false;
     if (Rows::by_label)

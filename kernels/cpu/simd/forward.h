@@ -15,8 +15,7 @@ template <class F, class Sweeps> F cost_of(const Sequence<F>& in, const Sweeps& 
   const double ln2 = 0.69314718055994530942;
   const RunningProduct& sums = lattice.row_sums;
   const auto z = lattice.z;
-  const double nats =
-      ((__builtin_log(sums.m) - __builtin_log(double(z.m))) + double(sums.e - z.e) * ln2) + sums.log_of_others;
+  const double nats = (__builtin_log(sums.m / double(z.m)) + double(sums.e - z.e) * ln2) + sums.log_of_others;
   return F(nats > 0 || !in.softmax ? nats : 0);
 }
 

@@ -18,6 +18,7 @@ CTC_FN Doubles exponent_of(Doubles x) {
   constexpr double kOne = 0x1p52;  // an integer below it fills its lowest bits
   return bits<Doubles>((bits<Bits>(x) >> 52) | bits<uint64_t>(kOne)) - (kOne + 1023);
 }
+CTC_FN int exponent_of(float x) { return (bits<int32_t>(x) >> 23) - 127; }
 CTC_FN double exponent_of(double x) { return double((bits<int64_t>(x) >> 52) - 1023); }
 // 2^e: 0 below e = -1022, and 2^1023 from there up.
 CTC_FN Doubles power_of_2(Doubles e) {

@@ -49,7 +49,9 @@ template <class Source> class GroupLattice {
   }
 
   void initialise() {
-    for (int64_t i = 0; i < pairs; ++i) skip[i] = i < L && may_skip(in.labels, i) ? 1 : 0;
+    skip[0] = 0;
+    for (int64_t i = 1; i < L; ++i) skip[i] = may_skip(in.labels, i);
+    for (int64_t i = max_of<int64_t>(L, 1); i < pairs; ++i) skip[i] = 0;
     beta.start(L, skip);
   }
 

@@ -108,10 +108,5 @@ template <class F> CTC_FN void set_entry(Dtype dtype, void* row, int64_t v, F x)
   static_cast<F*>(row)[v] = x;
 }
 
-// Scratch memory for `rows` rows of V halves as floats. Null if the dtype needs no conversion.
-template <class F> F* row_buffer(Dtype dtype, int64_t V, int64_t rows, Scratch& scratch) {
-  return is_half(dtype) ? reinterpret_cast<F*>(scratch.reserve(rows * V * sizeof(F))) : nullptr;
-}
-
 }  // namespace
 }  // namespace jax_ctc

@@ -11,12 +11,17 @@
 
 namespace jax_ctc {
 
+// Memory with undefined contents, aligned to 64.
+struct Room {
+  char* memory;
+  size_t bytes;
+};
+
 // Memory of a thread. It stays allocated from one sequence to the next.
 class Scratch {
  public:
-  // Returns at least `bytes` bytes, aligned to 64, with undefined contents. The memory returned before becomes invalid.
-  // Throws std::bad_alloc.
-  virtual char* reserve(size_t bytes) = 0;
+  // Returns all there is, at least `bytes`. The memory returned before becomes invalid. Throws std::bad_alloc.
+  virtual Room reserve(size_t bytes) = 0;
 
  protected:
   ~Scratch() = default;

@@ -21,7 +21,7 @@ template <class F> struct RatioBase {
 
   CTC_INLINE RatioBase(Vec base, Vec top) {
     const Mask near = is_near<F>(base) & is_near<F>(top) & (top - base < F(kMostNatsAboveBlank));
-    fits = sum_of_lanes(near) == -kLanes<F>;
+    fits = sum_over<1, kFrames>(first_quad<Integer<F>>(near))[0] == -kFrames;  // the other lanes are the same
     const Vec possible = fits ? base : Vec{};
     reduced = reduce<F>(possible);
     reduced.q -= Layout<F>::bias;

@@ -88,9 +88,10 @@ class RatioSource : public SequenceRows<float> {
     Vec least = splat<Vec>(F(1)), most = least;
     if (!(by_table ? read_narrow(begin, end, product, least, most) : read_wide(begin, end, product, least, most)))
       return false;
-    const F smallest = -max_of_lanes(-least);
+    // The largest logit has one ratio at each frame, in the first lanes as in the others.
+    const F smallest = -max_of_lanes(-least), largest = max_over<1, kFrames>(first_quad<F>(most))[0];
     if (!(smallest >= F(0x1p-126))) return false;
-    growths[begin / kFrames] = {-int(exponent_of(double(smallest))), int(exponent_of(double(max_of_lanes(most)))) + 1};
+    growths[begin / kFrames] = {-exponent_of(smallest), exponent_of(largest) + 1};
     return true;
   }
 
@@ -101,8 +102,8 @@ class RatioSource : public SequenceRows<float> {
     return SequenceRows::keep(t, n);
   }
   // The same for the frames of a table. Those behind the last one are copies of it.
-  bool keep_group(int64_t begin, int64_t count, const RatioBase<F>& base, RunningProduct* product) {
-    const Quad<double> sums = load_quad(table.sum), divisors = sums * first_quad<double>(base.of_top);
+  bool keep_group(int64_t begin, int64_t count, Vec of_top, RunningProduct* product) {
+    const Quad<double> sums = load_quad(table.sum), divisors = sums * first_quad<double>(of_top);
     const Quad<double> counted = Quad<int64_t>{0, 1, 2, 3} < count ? divisors : Quad<double>{} + 1;
     // Once for all, because each would have to wait for the one before.
     product->multiply((counted[0] * counted[2]) * (counted[1] * counted[3]));
@@ -117,35 +118,41 @@ class RatioSource : public SequenceRows<float> {
   }
 
   bool read_narrow(int64_t begin, int64_t end, RunningProduct* product, Vec& least, Vec& most_ratio) {
-    const F* rows[kFrames];
-    rows_of_group(begin, end, rows);
     F* to[kFrames];
     for (int k = 0; k < kFrames; ++k) to[k] = ratios_at(begin) + k * frame_size();
     if (keeps_classes) table.p = kept + (begin - block_begin) * kept_classes();
-    const RatioBase<F> base = ratios_of_labels(rows, begin, end, to, least);
-    most_ratio = base.of_top;
-    return base.fits && (product == nullptr || keep_group(begin, end - begin, base, product));
+    return ratios_of_labels(begin, end, to, least, most_ratio) &&
+           (product == nullptr || keep_group(begin, end - begin, most_ratio, product));
   }
 
-  RatioBase<F> ratios_of_labels(const F* const (&rows)[kFrames], int64_t begin, int64_t end, F* const (&to)[kFrames],
-                                Vec& least) {
+  CTC_INLINE bool ratios_of_labels(int64_t begin, int64_t end, F* const (&to)[kFrames], Vec& least, Vec& most_ratio) {
+    // All that is needed of a base, because to hand on the whole of it takes time.
+    const auto of_top = [&](const RatioBase<F>& base) {
+      most_ratio = base.of_top;
+      return base.fits;
+    };
     if constexpr (kRegisters) {
-      if (by_registers && in.V <= 2 * N)
-        return read_registers<2>(rows, in.V, places, pairs, in.blank, to, keeps_classes, table, least);
-      if (by_registers) return read_registers<4>(rows, in.V, places, pairs, in.blank, to, keeps_classes, table, least);
+      if (by_registers) {
+        const F* rows[kFrames];
+        prefetch_next_group(begin), rows_of_group(begin, end, rows);
+        if (in.V <= 2 * N)
+          return of_top(read_registers<2>(rows, in.V, places, pairs, in.blank, to, keeps_classes, table, least));
+        return of_top(read_registers<4>(rows, in.V, places, pairs, in.blank, to, keeps_classes, table, least));
+      }
     }
     const Window labels = labels_of(begin, end);
+    const Vec top = tabulate_group(begin, end);
     if (!by_label) {
-      const RatioBase<F> base = in.softmax ? table.read_ratios(rows, in.V, in.blank)
-                                           : table.read_ratios_of_scores(rows, in.V, most, in.blank);
+      const RatioBase<F> base =
+          in.softmax ? table.read_ratios(top, in.V, in.blank) : table.read_ratios_of_scores(in.V, most, in.blank);
       least = gather_least(table.p, places, labels, to);
-      return base;
+      return of_top(base);
     }
     // There are fewer labels than classes, so their logits are gathered, and not all classes become ratios.
-    table.read_logits(rows, in.V);
+    table.read_logits(top, in.V);
     const RatioBase<F> base = table.ratio_base(in.blank, tiled<F>(load_quad(table.shift)));
     least = gather_least(table.x, places, labels, to, [&](Vec x) { return base.ratio(x); });
-    return base;
+    return of_top(base);
   }
 
   bool read_wide(int64_t begin, int64_t end, RunningProduct* product, Vec& least, Vec& most_ratio) {

@@ -84,20 +84,38 @@ template <class F> class SequenceRows {
   void initialise_rows(int64_t behind, F logit_behind) {
     if (!by_table)
       for (int64_t i = 0; i < pairs + N; ++i) raw[i] = logit_behind;
-    for (int64_t i = 0; by_table && i < pairs; ++i) places[i] = kFrames * int32_t(i < in.L ? in.labels[i] : behind);
+    if (by_table) {
+      for (int64_t i = 0; i < in.L; ++i) places[i] = kFrames * in.labels[i];
+      for (int64_t i = in.L; i < pairs; ++i) places[i] = kFrames * int32_t(behind);
+    }
     if (by_table && !in.softmax) mark_classes();
   }
 
   // The rows of frames [begin, end) of a group. Beyond the last frame, the last frame again.
   void rows_of_group(int64_t begin, int64_t end, const F* (&rows)[kFrames]) const {
     const char* at = static_cast<const char*>(acts_at(begin));
-    if (begin > 0 && in.acts_stride > in.V) prefetch_group(at - kFrames * frame_step, frame_step, row_bytes);
     if (is_half(in.dtype) || end - begin < kFrames) {
       for (int k = 0; k < kFrames; ++k, at += begin + k < end ? frame_step : 0)
         rows[k] = widened(in.dtype, at, in.V, wide + k * in.V);
       return;
     }
     for (int k = 0; k < kFrames; ++k, at += frame_step) rows[k] = reinterpret_cast<const F*>(at);
+  }
+
+  // Prefetches the group that is read after the one that begins at `begin`.
+  void prefetch_next_group(int64_t begin) const {
+    if (begin == 0 || in.acts_stride == in.V) return;
+    prefetch_group(static_cast<const char*>(acts_at(begin)) - kFrames * frame_step, frame_step, row_bytes);
+  }
+
+  // Puts the rows of a group into the table, and returns the largest entry of each frame. The next group is prefetched
+  // after that: if rows lie a multiple of 4 KB apart, two groups fill a set of the first-level cache.
+  CTC_INLINE Lanes<F> tabulate_group(int64_t begin, int64_t end) const {
+    const F* rows[kFrames];
+    rows_of_group(begin, end, rows);
+    const Lanes<F> top = tabulate(rows, in.V, -F(__builtin_inf()), table.x);
+    prefetch_next_group(begin);
+    return top;
   }
 
   // Of row t. The row before it is read next.

@@ -2,6 +2,7 @@
 // The sums over one row of a slice of V classes, and their cotangents (docs/ctc.md, section 6).
 #pragma once
 
+#include "arena.h"
 #include "half.h"
 #include "rows.h"
 
