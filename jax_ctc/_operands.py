@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array, core
 from jax.core import ShapedArray
@@ -31,6 +32,13 @@ def rounded(acts: Array) -> Array:
     would convert halves back from numbers that it has not rounded, while kernels see rounded ones.
     """
     return jax.lax.optimization_barrier(acts) if acts.dtype.itemsize <= 2 else acts
+
+
+def in_loop(x: Array, i: Array) -> tuple[Array, Array]:
+    """Returns an array and the index of a loop step that reads a part of it. XLA on a CPU does not
+    slice bfloat16: it would convert the whole array before the loop. The barrier keeps the
+    conversion in the loop, where it is fused with the slice."""
+    return jax.lax.optimization_barrier((x, i)) if x.dtype == jnp.bfloat16 else (x, i)
 
 
 Entry = TypeVar("Entry")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
+from .. import _operands
 from .tile_function import Function, Per, Tile, cost_dtype, results_of, sizes_of, uncut, wide
 
 # ---- the size of a tile ------------------------------------------------------------------------
@@ -93,7 +94,8 @@ def one_device(
                 return x
             if per is Per.SEQUENCE:
                 return wide(x.at[b].get(mode="promise_in_bounds"), dtype)
-            return wide(x.at[frame].get(mode="fill", fill_value=0), dtype)
+            x, place = _operands.in_loop(x, frame)
+            return wide(x.at[place].get(mode="fill", fill_value=0), dtype)
 
         def start(r: int) -> Array:
             whole = totals[r]
@@ -201,7 +203,8 @@ def _over_classes(
         def take(x: Array, per: Per) -> Array:
             if per is not Per.CLASS:
                 return x
-            x = x if blocks == 1 else lax.dynamic_slice_in_dim(x, first, columns, axis=-1)
+            x, start = _operands.in_loop(x, first)
+            x = x if blocks == 1 else lax.dynamic_slice_in_dim(x, start, columns, axis=-1)
             return wide(x, cost_dtype(operands))
 
         out = function.call(tile_at(first, fresh), *map(take, operands, function.operands))

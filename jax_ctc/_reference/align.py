@@ -49,11 +49,23 @@ def align(acts, labels, lengths, *, softmax, star, **params):
 
 def _stars(p: Problem) -> _Star:
     """A NaN or a +inf is the logit, if there is one."""
-    is_blank = lax.broadcasted_iota(jnp.int32, p.acts.shape, 2) == p.blank
-    others = jnp.where(is_blank, -jnp.inf, p.acts)
-    label = jnp.argmax(others, axis=-1).astype(np.int32)
-    logit = jnp.take_along_axis(others, label[..., None], axis=-1)[..., 0]
-    label, logit = (problem.swapped(x, p.time_axis) for x in (label, logit))
+
+    def f(best: tuple[Array, Array], x: Array, first: Array, fresh: Array) -> tuple[Array, Array]:
+        del fresh  # a class that is read twice is not larger than itself
+        label, logit = best
+        classes = first + lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
+        others = jnp.where(classes == p.blank, -jnp.inf, x)
+        place = jnp.argmax(others, axis=-1)[..., None]
+        here = jnp.take_along_axis(others, place, axis=-1)[..., 0]
+        is_larger = (here > logit) | (jnp.isnan(here) & ~jnp.isnan(logit))
+        there = first + place[..., 0].astype(np.int32)
+        return jnp.where(is_larger, there, label), jnp.where(is_larger, here, logit)
+
+    in_order = problem.swapped(p.used, p.time_axis)
+    first = jnp.zeros_like(in_order, np.int32)
+    nothing = jnp.full_like(in_order, -jnp.inf, p.dtype)
+    best = problem.over_classes(f, (first, nothing), p.acts, in_order)
+    label, logit = (problem.swapped(x, p.time_axis) for x in best)
     has_star = (p.states == p.acts.shape[-1]).any(-1)
     return _Star(label, jnp.where(p.used & has_star[None], logit, 0).astype(p.dtype))
 

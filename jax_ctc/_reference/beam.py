@@ -79,7 +79,8 @@ def beam(acts, labels, lengths, *, time_axis, threads, beam_width, top_paths, **
 
     # One frame is taken at a time, because a gather from all of them would transpose acts.
     def step(state, t):
-        return frame(state, lax.dynamic_index_in_dim(acts, t, time_axis, False), lengths, t)
+        source, t = _operands.in_loop(acts, t)
+        return frame(state, lax.dynamic_index_in_dim(source, t, time_axis, False), lengths, t)
 
     start = _start(beam_width, T, _operands.cost_dtype(acts.dtype))
     start = jax.tree.map(lambda x: jnp.broadcast_to(x, (*batch, *x.shape)), start)

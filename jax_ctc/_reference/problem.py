@@ -133,29 +133,26 @@ def _with_blank(labels: Array, blank: int) -> Array:
 _GROUP = 256
 
 
-def _over_classes(
-    f: Callable[[Carry, Array, Array], Carry], start: Carry, acts: Array, used: Array
+def over_classes(
+    f: Callable[[Carry, Array, Array, Array], Carry], start: Carry, acts: Array, used: Array
 ) -> Carry:
-    """Folds `f(carry, x, fresh)` over groups of classes. `x` are logits in the dtype of costs, 0 in
-    unused frames. `fresh` says which classes of the group were in no group before."""
+    """Folds `f(carry, x, first, fresh)` over groups of classes. `x` are logits in the dtype of
+    costs, 0 in unused frames, of the classes from `first` on. `fresh` says which of them were in no
+    group before."""
     V, dtype = acts.shape[-1], _operands.cost_dtype(acts.dtype)
 
     def masked(x: Array) -> Array:
         return jnp.where(used[..., None], x, 0).astype(dtype)
 
     if not isinstance(V, int) or V <= _GROUP:
-        return f(start, masked(acts), used[..., None])
+        return f(start, masked(acts), jnp.int32(0), used[..., None])
 
     def group(carry, i):
-        source = acts
-        if acts.dtype == jnp.bfloat16:
-            # XLA on a CPU does not slice bfloat16: it would convert all of acts before the loop.
-            # The barrier keeps the conversion in the loop, where it is fused with the slice.
-            source, i = lax.optimization_barrier((acts, i))
+        source, i = _operands.in_loop(acts, i)
         first = jnp.minimum(i * _GROUP, V - _GROUP)
         x = masked(lax.dynamic_slice_in_dim(source, first, _GROUP, axis=-1))
         fresh = first + lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1) >= i * _GROUP
-        return f(carry, x, fresh & used[..., None]), None
+        return f(carry, x, first, fresh & used[..., None]), None
 
     groups = jnp.arange(-(-V // _GROUP), dtype=jnp.int32)
     return lax.scan(group, start, groups)[0]
@@ -165,12 +162,11 @@ def largest(acts: Array, used: Array) -> tuple[Array, Array]:
     """Returns the largest logit of each row, 0 in unused frames, and whether the row has a NaN. The
     second is needed because XLA's maximum over a large array may lose a NaN."""
 
-    def f(carry: tuple[Array, Array], x: Array, fresh: Array) -> tuple[Array, Array]:
-        del fresh  # a maximum may read a class twice
+    def f(carry: tuple[Array, Array], x: Array, *_: Array) -> tuple[Array, Array]:
         return jnp.maximum(carry[0], x.max(-1)), carry[1] | jnp.isnan(x).any(-1)
 
     lowest = jnp.full_like(acts, -jnp.inf, _operands.cost_dtype(acts.dtype), shape=used.shape)
-    return _over_classes(f, (lowest, jnp.zeros_like(used)), lax.stop_gradient(acts), used)
+    return over_classes(f, (lowest, jnp.zeros_like(used)), lax.stop_gradient(acts), used)
 
 
 @jax.custom_jvp
@@ -179,14 +175,15 @@ def ties_and_tail(acts: Array, used: Array, shift: Array) -> tuple[Array, Array]
     others. Both are 0 in unused frames. They are kept apart so that a sum of 1 + 1e-9 keeps its
     digits."""
 
-    def f(carry: tuple[Array, Array], x: Array, fresh: Array) -> tuple[Array, Array]:
+    def f(carry: tuple[Array, Array], x: Array, first: Array, fresh: Array) -> tuple[Array, Array]:
+        del first
         is_top = x == shift[..., None]
         terms = jnp.where(fresh & ~is_top, jnp.exp(x - shift[..., None]), 0)
         counted = (fresh & is_top).sum(-1, dtype=terms.dtype)
         return carry[0] + counted, carry[1] + sum_in_order(terms)
 
     nothing = jnp.zeros_like(shift)
-    return _over_classes(f, (nothing, nothing), acts, used)
+    return over_classes(f, (nothing, nothing), acts, used)
 
 
 @ties_and_tail.defjvp
@@ -224,7 +221,8 @@ def swapped(x: Array, time_axis: int) -> Array:
 def logits(p: Problem, start: Array | int, count: int) -> Array:
     """Returns the logits (count, N, S) of each state's class in `count` frames from `start` on, 0
     in unused frames. No other logit is read."""
-    x = _entries(p.acts, p.states, start, count, p.time_axis)
+    acts, start = _operands.in_loop(p.acts, jnp.asarray(start))
+    x = _entries(acts, p.states, start, count, p.time_axis)
     used = lax.dynamic_slice_in_dim(p.used, start, count)
     return jnp.where(used[..., None], x, 0).astype(p.dtype)
 

@@ -136,9 +136,9 @@ def test_bits_do_not_depend_on_the_batch_or_on_threads():
         assert_same_bits(np.take(x, [8], axis), z)
 
 
-@pytest.mark.parametrize("time_axis", [0, 1])
-def test_acts_are_neither_copied_nor_transposed(time_axis):
-    acts, *rest = operands(np.zeros((100, 4, 500), "f"), [100] * 4)
+@pytest.mark.parametrize(("time_axis", "dtype"), [(0, "f"), (1, "f"), (0, jnp.bfloat16)])
+def test_acts_are_neither_copied_nor_transposed(time_axis, dtype):
+    acts, *rest = operands(np.zeros((100, 4, 500), dtype), [100] * 4)
     given = acts.swapaxes(0, 1) if time_axis else acts
     for bind in (beam_p.bind, _reference.beam):
         search = jax.jit(partial(bind, **OPTIONS | {"time_axis": time_axis}))

@@ -57,12 +57,12 @@ def many(hidden, kernel, bias, labels, lengths):
 
 
 @cache
-def compiled(f, V, K=None):
-    return jax.jit(f).lower(*types(V, K)).compile()
+def compiled(f, V, K=None, dtype=jnp.float32):
+    return jax.jit(f).lower(*types(V, K, dtype)).compile()
 
 
-def temporaries(f, V, K=None):
-    return compiled(f, V, K).memory_analysis().temp_size_in_bytes
+def temporaries(f, V, K=None, dtype=jnp.float32):
+    return compiled(f, V, K, dtype).memory_analysis().temp_size_in_bytes
 
 
 @needs_kernels
@@ -79,6 +79,18 @@ def test_memory_is_a_few_tiles_and_what_the_lattice_keeps(f, tiles):
 @pytest.mark.parametrize("f", sweep([loss, gradient, product], [gradient]))
 def test_memory_does_not_grow_with_v(f):
     assert temporaries(f, 64_000) < 1.1 * temporaries(f, 16_000)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_kernel_of_halves_is_never_a_kernel_of_floats(dtype):
+    """Only its gradient is summed in floats."""
+    more = {
+        f: temporaries(f, 64_000, None, dtype) - temporaries(f, 16_000, None, dtype)
+        for f in (loss, gradient)
+    }
+    assert more[loss] < TILE / 4
+    assert more[gradient] < 48_000 * (D + 1) * 4 + TILE / 4
 
 
 @needs_kernels
