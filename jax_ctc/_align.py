@@ -105,7 +105,7 @@ def ctc_align(
     Memory beside the result is O(sqrt(T) * L) for each thread of a CPU, and O(T * B * L) bytes in
     pure JAX, which runs where there is no kernel. On CUDA a sequence takes half a byte for each
     frame and label, but at most 2 MB, and T * L / 128 bytes if T is above 2,048. `vmap` over labels
-    alone copies no acts.
+    alone copies acts only if V <= 2 (L + 2), where the copies are as small as what else is needed.
 
     Example:
       >>> acts = jnp.log(jnp.array([[8, 1, 1], [1, 8, 1], [1, 8, 1], [1, 1, 8], [8, 1, 1]]))

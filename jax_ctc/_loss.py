@@ -29,7 +29,7 @@ def ctc(
     Padding in `labels` is negative. A label equal to `blank` (by default 0) is invalid, so padding
     with 0 is an error. Write ``labels = jnp.where(padding, -1, labels)``. Under ``jit`` an invalid
     label cannot raise: the cost of its sequence is NaN and the gradient 0, and training goes on
-    with the other sequences. ``jax.config.update("jax_debug_nans", True)`` or `jax_ctc.check` then
+    with the other sequences. ``JAX_DEBUG_NANS=True`` in the environment or `jax_ctc.check` then
     names the label.
 
     Time comes first, (T, B, V). Pass ``time_major=False`` for (B, T, V), the layout of optax and
