@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 AnyArray = Array | np.ndarray
 _FLOATS = (jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16)
 INT32 = np.iinfo(np.int32)
+_MOST_STEPS = INT32.max - 1024  # kernels count frames and labels in an int32, and a little further
 
 
 class Given(NamedTuple):
@@ -92,9 +93,11 @@ def checked(
         label_lengths = integers("label_lengths", label_lengths)
         fits("label_lengths", label_lengths.shape, batch)
     L = labels.shape[-1]
-    for letter, size in (("T", T), ("V", V), ("L", L)):
-        if isinstance(size, int) and size > INT32.max:
-            raise ValueError(f"`{name}`, `labels`: expected {letter} to fit an int32, got {size}.")
+    for letter, size, most in (("T", T, _MOST_STEPS), ("V", V, INT32.max), ("L", L, _MOST_STEPS)):
+        if isinstance(size, int) and size > most:
+            raise ValueError(
+                f"`{name}`, `labels`: expected {letter} to be at most {most}, got {size}."
+            )
     if kernel is not None:
         from_acts = f"because `kernel` has shape {kernel.shape} as (D, V)"
     blank = _class_in(V, blank, from_acts)

@@ -51,10 +51,9 @@ inline ffi::ErrorOr<Shape> shape_of(Buffer acts, Ints labels, int64_t time_axis,
                                                        " do not go with time_axis " + std::to_string(time_axis) +
                                                        " and labels of rank " + std::to_string(label_dims.size())));
   Shape s = {1, dims[time_moved ? rank - 2 : time_axis], 1, dims[rank - 1], label_dims[rank - 2]};
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();  // classes, and label positions
-  if (s.T < 0 || s.V < 0 || s.L < 0 || s.V > kMost || s.L >= kMost)
-    return ffi::Unexpected(
-        ffi::Error::InvalidArgument("jax_ctc: T, V and L must not be negative, and V and L fit an int32"));
+  if (s.T < 0 || s.V < 0 || s.L < 0 || s.V > std::numeric_limits<int32_t>::max() || std::max(s.T, s.L) > kMostSteps)
+    return ffi::Unexpected(ffi::Error::InvalidArgument(
+        "jax_ctc: T, V and L must not be negative, and V, T + 1024 and L + 1024 fit an int32"));
   int64_t axis = 0;  // number of the batch axis
   bool counted = true;
   for (int64_t k = 0; k < rank - 1; ++k) {

@@ -50,6 +50,7 @@ template <class Value, int kPairs, int kTile, bool kTogether> struct Feed : Stri
       this->meet(active);
     }
     if (passes_on) pass_on(tiles - 1);
+    __syncwarp();  // lanes return from it at different times
     this->meet_before_next_strip(base, active);
   }
 

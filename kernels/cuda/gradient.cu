@@ -65,8 +65,9 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
   if (r >= s.rows()) return;
   const Place at = place_of(s, r);
   const F cotangent = a.cotangents[at.sequence];
+  const int32_t length = in.lengths[at.sequence];
   A* const out = a.gradient + r * s.V;
-  if (cotangent == 0 || at.t >= in.lengths[at.sequence]) return fill<G>(out, s.V, Narrow<A, F>::of(0));
+  if (cotangent == 0 || at.t >= length) return fill<G>(out, s.V, Narrow<A, F>::of(0));
   if (s.dense()) {
     const F* const unit = in.columns + r * s.V;
     if (cotangent == 1 && static_cast<const void*>(unit) == out) return;  // it is there

@@ -34,9 +34,23 @@ template <class A> struct RowPair {
   CTC_DEVICE F logit(int64_t v) const { return widen(x[v]); }
   CTC_DEVICE F direction(int64_t v) const { return widen(u[v]); }
   // softmax * (direction - centre - mean); 0 where the probability is, whatever the direction.
-  CTC_DEVICE F weighted(int64_t v, const DirectedRow<F>& directed) const {
-    const F p = directed.scale * exp_of_nonpositive(logit(v) - directed.shift);
-    return p == 0 ? F(0) : p * ((direction(v) - directed.centre) - directed.mean);
+  CTC_DEVICE static F weighted(F logit, F direction, const DirectedRow<F>& directed) {
+    const F p = directed.scale * exp_of_nonpositive(logit - directed.shift);
+    return p == 0 ? F(0) : p * ((direction - directed.centre) - directed.mean);
+  }
+  // Calls use(v, weighted) for the classes that fall to this thread, in order. Some are loaded before any is used: a
+  // load does not pass the store of the class before it.
+  template <int G, class Use> CTC_DEVICE void for_each_class(int64_t V, const DirectedRow<F>& directed, Use use) const {
+    constexpr int kAtOnce = 4;
+    for (int64_t first = thread_of_group<G>(); first < V; first += kAtOnce * G) {
+      F logits[kAtOnce], directions[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i)
+        if (const int64_t v = first + i * G; v < V) logits[i] = logit(v), directions[i] = direction(v);
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i)
+        if (const int64_t v = first + i * G; v < V) use(v, weighted(logits[i], directions[i], directed));
+    }
   }
 };
 
@@ -74,8 +88,7 @@ template <class A, int G> CTC_DEVICE DirectedRow<Computed<A>> directed_row(const
   }
   const F* const columns = in.columns + r * s.columns();
   F of_softmax = 0, of_columns = 0;
-  if (in.softmax)
-    for (int64_t v = thread_of_group<G>(); v < s.V; v += G) of_softmax += row.weighted(v, directed);
+  if (in.softmax) row.template for_each_class<G>(s.V, directed, [&](int64_t, F weighted) { of_softmax += weighted; });
   for (int64_t c = thread_of_group<G>(); c < s.columns(); c += G) {
     const int32_t of_class = dense ? int32_t(c) : in.class_of(sequence, c);
     if (columns[c] != 0 && of_class >= 0) of_columns += columns[c] * (row.direction(of_class) - base);
@@ -133,21 +146,18 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
   if (r >= s.rows()) return;
   const auto [sequence, t] = place_of(s, r);
   const F cotangent = a.cotangents[sequence];
+  const int32_t length = in.lengths[sequence];
   A* const out = a.out + r * s.V;
-  if (cotangent == 0 || t >= in.lengths[sequence]) return fill<G>(out, s.V, Narrow<A, F>::of(0));
+  if (cotangent == 0 || t >= length) return fill<G>(out, s.V, Narrow<A, F>::of(0));
   const Workspace<Dual<F>> ws = a.workspace(sequence);
   const DirectedRow<F> directed = ws.directed_rows[t];
   const bool alive = directed.scale > 0;
   if (!alive && in.softmax) return fill<G>(out, s.V, Narrow<A, F>::of(directed.scale));
   const RowPair<A> row(a, r);
   const F* const changes = ws.changes + t * ws.columns;
-  const auto put = [&](int64_t v, F change) {
-    const F of_softmax = in.softmax ? row.weighted(v, directed) : F(0);
-    out[v] = Narrow<A, F>::of(times_cotangent(of_softmax - change, cotangent));
-  };
+  const auto put = [&](int64_t v, F change) { out[v] = Narrow<A, F>::of(times_cotangent(change, cotangent)); };
   if (in.softmax) {
-#pragma unroll 4
-    for (int64_t v = thread_of_group<G>(); v < s.V; v += G) put(v, F(0));
+    row.template for_each_class<G>(s.V, directed, put);
   } else {
     fill<G>(out, s.V, Narrow<A, F>::of(0));
   }
@@ -157,8 +167,11 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
       if (const int32_t v = in.class_of(sequence, c); v >= 0) out[v] = Narrow<A, F>::of(directed.scale);
     return;
   }
-  for (int64_t c = thread_of_group<G>(); c <= s.L; c += G)
-    if (changes[c] != 0) put(in.class_of(sequence, c), changes[c]);
+  for (int64_t c = thread_of_group<G>(); c <= s.L; c += G) {
+    if (changes[c] == 0) continue;
+    const int32_t v = in.class_of(sequence, c);
+    put(v, (in.softmax ? row.weighted(row.logit(v), row.direction(v), directed) : F(0)) - changes[c]);
+  }
 }
 
 }  // namespace

@@ -35,13 +35,31 @@ template <class Value> CTC_DEVICE auto total_in_the_middle(const Workspace<Value
   const auto *const alpha = ws.ends_of(kAlpha), *const beta = ws.ends_of(kBeta);
   const auto at = [](const Cell<Value>& cell) { return value_of(load(&cell)); };
   Scaled<F> sum = Scaled<F>::none();
-#pragma unroll 4
-  for (int32_t k = lane_index(); k <= count; k += kWarp) {
-    const Scaled<F> left = k > 0 ? at(alpha[k - 1].label) : Scaled<F>::none();
-    const Integer<F> skip = k < count && may_skip(ws.value, k) ? -1 : 0;
-    const Pair<Scaled<F>> end = {at(alpha[k].blank), at(alpha[k].label)}, before = advance_left_last(end, left, skip);
-    sum = fold(add(sum, times(before.blank, at(beta[count - k].blank))));
-    if (k < count) sum = fold(add(sum, times(before.label, at(beta[count - 1 - k].label))));
+  // Some pairs are loaded before any is added, so that their loads do not wait for each other.
+  constexpr int kAtOnce = 4;
+  for (int32_t first = lane_index(); first <= count; first += kAtOnce * kWarp) {
+    Pair<Scaled<F>> of_alpha[kAtOnce], of_beta[kAtOnce];
+    Scaled<F> left[kAtOnce];
+    int32_t labels[kAtOnce][2];  // the one before it, and its own
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int32_t k = first + i * kWarp;
+      left[i] = Scaled<F>::none(), labels[i][0] = labels[i][1] = 0;
+      if (k > count) continue;
+      of_alpha[i].blank = at(alpha[k].blank), of_beta[i].blank = at(beta[count - k].blank);
+      if (k < count) of_alpha[i].label = at(alpha[k].label), of_beta[i].label = at(beta[count - 1 - k].label);
+      if (k > 0) left[i] = at(alpha[k - 1].label);
+      if (k > 0 && k < count) labels[i][0] = ws.value[k - 1], labels[i][1] = ws.value[k];
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int32_t k = first + i * kWarp;
+      if (k > count) continue;
+      const Integer<F> skip = may_skip(labels[i], 1) ? -1 : 0;
+      const Pair<Scaled<F>> before = advance_left_last(of_alpha[i], left[i], skip);
+      sum = fold(add(sum, times(before.blank, of_beta[i].blank)));
+      if (k < count) sum = fold(add(sum, times(before.label, of_beta[i].label)));
+    }
   }
 #pragma unroll
   for (int distance = kWarp / 2; distance > 0; distance /= 2) sum = fold(add(sum, from_lane_above(sum, distance)));

@@ -176,7 +176,7 @@ template <class Value, class F = decltype(Value::m)> struct Occupancies {
         const Cell<Value>* const emissions = ws.emissions + t * ws.columns;
 #pragma unroll 4
         for (int32_t v = lane_index(); v < int32_t(a.shape.V); v += kWarp) {
-          const Value emission = load(emissions + place_of_class(v, a.blank));
+          const Value emission = load_unchanged(emissions + place_of_class(v, a.blank));
           out[v] = probability(emission, scale) - result(chunk, slots, d, v);
         }
         return;

@@ -11,6 +11,7 @@ from jax_ctc import _kernels, _operands
 from jax_ctc._primitives import custom_call
 from jax_ctc._reference import scaled
 from jax_ctc._reference.align import _LEAST_REFERENCE
+from jax_ctc._shapes import _MOST_STEPS
 from support.runs import run
 
 pytestmark = pytest.mark.skipif(not KERNELS.is_dir(), reason="not in a source tree")
@@ -35,6 +36,7 @@ template <class F> double worst_error() {
 int main() {
   std::printf("exp %a %a\\n", worst_error<float>(), worst_error<double>());
   std::printf("none %d\\ndead %d\\nno_path %d\\n", kNone, kDead, kNoPath);
+  std::printf("most_steps %d\\n", int(kMostSteps));
   std::printf("furthest %a\\n", kFurthest);
   std::printf("least_reference %a\\n", kLeastReference);
   std::printf("ln2 %a %a %a\\n", Ln2<double>::high, Ln2<double>::middle, Ln2<double>::low);
@@ -67,6 +69,7 @@ def test_numbers_without_a_range_are_the_same_in_python_and_cpp(said):
     assert said["none"] == [scaled.NONE]
     assert said["dead"] == [scaled.DEAD]
     assert said["no_path"] == [scaled.NO_PATH]
+    assert said["most_steps"] == [_MOST_STEPS]
     assert said["furthest"] == [-scaled.FURTHEST]
     assert said["least_reference"] == [_LEAST_REFERENCE]
     assert said["ln2"] == list(scaled._LN2)

@@ -203,3 +203,13 @@ def test_one_sequence_takes_one_row_of_labels():
     arguments = good()
     with pytest.raises(ValueError, match=r"labels.*\(3, 18\)"):
         jax_ctc.ctc(arguments["acts"][:, 0], arguments["labels"], T)
+
+
+@pytest.mark.parametrize(
+    ("letter", "sizes"), [("T", (2**31, 3, 4)), ("V", (5, 2**31, 4)), ("L", (5, 3, 2**31))]
+)
+def test_sizes_that_kernels_cannot_count_are_refused(letter, sizes):
+    T, V, L = sizes
+    arrays = [((T, 0, V), np.float32), ((0, L), np.int32), ((0,), np.int32)]
+    with pytest.raises(ValueError, match=f"expected {letter} to be at most 2147"):
+        jax.eval_shape(jax_ctc.ctc, *(jax.ShapeDtypeStruct(*x) for x in arrays))

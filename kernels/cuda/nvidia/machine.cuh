@@ -165,6 +165,15 @@ CTC_DEVICE Dual<double> load(const DualCell<double>* from) {
   const double2 v = *reinterpret_cast<const double2*>(from);
   return {v.x, __double_as_longlong(v.y), from->d};
 }
+// Of memory that the kernel does not write, so that a load need not wait for a store before it.
+CTC_DEVICE Scaled<float> load_unchanged(const Scaled<float>* from) {
+  const float2 v = __ldg(reinterpret_cast<const float2*>(from));
+  return {v.x, __float_as_int(v.y)};
+}
+CTC_DEVICE Scaled<double> load_unchanged(const Scaled<double>* from) {
+  const double2 v = __ldg(reinterpret_cast<const double2*>(from));
+  return {v.x, __double_as_longlong(v.y)};
+}
 CTC_DEVICE void store(Scaled<float>* to, Scaled<float> v) {
   *reinterpret_cast<float2*>(to) = make_float2(v.m, __int_as_float(v.e));
 }

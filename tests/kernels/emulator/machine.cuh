@@ -15,6 +15,7 @@ namespace cuda {
 inline char* shared_memory() { return emulator::shared_memory(); }
 template <class F> Scaled<F> load(const Scaled<F>* from) { return *from; }
 template <class F> Dual<F> load(const DualCell<F>* from) { return {from->m, from->e, from->d}; }
+template <class F> Scaled<F> load_unchanged(const Scaled<F>* from) { return load(from); }
 template <class F> void store(Scaled<F>* to, Scaled<F> v) { *to = v; }
 template <class F> void store(DualCell<F>* to, Dual<F> v) { *to = {v.m, v.e, v.d, v.d}; }
 template <class Value> struct SharedArray {
