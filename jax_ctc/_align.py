@@ -248,6 +248,8 @@ def _label_confidence(
     places = jnp.where(alignment.label_index < 0, L, alignment.label_index)  # dropped
     if path.ndim == 2 and time_major:
         places, score = places.T, score.T
+    if isinstance(L, int) and L == 0:  # there is nothing to gather from
+        return jnp.zeros_like(score, shape=(*score.shape[:-1], 0))
 
     def means(places: Array, score: Array) -> Array:
         def total(x: Array) -> Array:

@@ -10,6 +10,7 @@ from jax import Array, export, lax
 from jax.typing import ArrayLike
 
 from . import _arguments, _operands, _shapes
+from ._primitives import zero_product
 
 
 class Decoded(NamedTuple):
@@ -103,10 +104,12 @@ def _score(acts: Array, path: Array, used: Array, time_axis: int) -> tuple[Array
     # The best class is left out by its number: exp(x - best) of itself may be less than 1, if XLA
     # computes x anew, as a product that is rounded in another way.
     classes = lax.broadcasted_iota(jnp.int32, exact.shape, exact.ndim - 1)
-    others = defined & (classes != taken)
+    others = defined & (classes != taken) & (exact > -jnp.inf)
     rest = jnp.where(others, jnp.exp(jnp.where(others, exact - best, 0)), 0).sum(-1)
     defined, best = defined[..., 0], best[..., 0]
-    nan = best * best - best * best  # its derivative is NaN too, and not looked at where defined
+    # Products whose derivative is NaN too, but for a cotangent of 0.
+    nan = zero_product.multiply(best, jnp.full_like(best, jnp.nan))
     score = jnp.where(used, jnp.where(defined, -jnp.log1p(rest), nan), 0).sum(time_axis)
     undefined = (used & ~defined).any(time_axis)
-    return score * jnp.where(undefined, jnp.nan, 1), undefined
+    one = jnp.where(undefined, jnp.nan, jnp.ones_like(score))
+    return zero_product.multiply(score, one), undefined

@@ -72,8 +72,11 @@ def _occupancy(acts: Array, labels: Array, lengths: Array, *, time_axis: int, bl
 
     # The gradient is softmax minus occupancy. Without an alignment both it and the occupancy are 0.
     none = (frame >= per_frame(lengths)) | per_frame(jnp.isposinf(cost))
-    none = none | (per_frame(jnp.isnan(cost)) & ~jnp.isnan(gradient))
-    softmax = jax.nn.softmax(jnp.where(none, 0, exact), axis=-1)
+    undefined = per_frame(jnp.isnan(cost))
+    none = none | (undefined & ~jnp.isnan(gradient))
+    # Where there is no softmax the gradient is NaN, and so is its derivative, but for a cotangent
+    # of 0.
+    softmax = jax.nn.softmax(jnp.where(none | undefined, 0, exact), axis=-1)
     return jnp.where(none, 0, _at_least_0(softmax - gradient))
 
 

@@ -242,9 +242,12 @@ def _hvp_transpose(ct, *operands, **params):
     *point, cotangents, direction = operands
     nothing = [None] * len(point)
     if ad.is_undefined_primal(direction):
-        zero = is_zero(ct)
-        out = ad.Zero(direction.aval) if zero else hvp_p.bind(*point, cotangents, ct, **params)
-        return [*nothing, None, out]
+        if is_zero(ct):
+            return [*nothing, None, ad.Zero(direction.aval)]
+        # A sequence whose cotangent is 0 has none, also where its Hessian is NaN.
+        given = (ct != 0).any((params["time_axis"], ct.ndim - 1))
+        cotangents = jnp.where(given, cotangents, 0)
+        return [*nothing, None, hvp_p.bind(*point, cotangents, ct, **params)]
     if is_zero(ct):
         return [*nothing, ad.Zero(cotangents.aval), None]
     rows, lengths = point[_ROWS], point[_LENGTHS]

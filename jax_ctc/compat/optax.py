@@ -89,13 +89,14 @@ def _forward_variables(
     of_labels = jnp.take(scores, classes, axis=-1, mode="fill")
     none = jnp.full_like(scores, -jnp.inf, shape=(1,))
     may_skip = jnp.concatenate([jnp.zeros((1,), bool), classes[1:] != classes[:-1]])
-    start = jnp.where(jnp.arange(len(classes) + 1) == 0, 0, none)
+    start = jnp.where(jnp.arange(classes.shape[0] + 1) == 0, 0, none)
 
     def frame(
         before: tuple[Array, Array], x: tuple[Array, Array, Array]
     ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         (blank, label), (of_blank, of_label, stays) = before, x
-        skipped = jnp.where(may_skip, jnp.concatenate([none, label[:-1]])[: len(label)], -jnp.inf)
+        label_before = jnp.concatenate([none, label[:-1]])[: label.shape[0]]
+        skipped = jnp.where(may_skip, label_before, -jnp.inf)
         into_label = _log_sum(_log_sum(label, blank[:-1]), skipped) + of_label
         into_blank = jnp.concatenate([blank[:1], _log_sum(blank[1:], label)]) + of_blank
         after = jnp.where(stays, blank, into_blank), jnp.where(stays, label, into_label)
@@ -113,7 +114,7 @@ def _forward_variables(
 
 def _log_sum(a: Array, b: Array) -> Array:
     """log(exp(a) + exp(b)), whose derivative is 0, not NaN, where both are -inf."""
-    some = (a > -jnp.inf) | (b > -jnp.inf)
+    some = ~((a == -jnp.inf) & (b == -jnp.inf))  # a NaN is some
     return jnp.where(some, jnp.logaddexp(jnp.where(some, a, 0), jnp.where(some, b, 0)), -jnp.inf)
 
 

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is exactly 0 in a gradient stays 0, whatever it is multiplied with."""
 
+import itertools
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,6 +85,54 @@ def test_a_zero_of_the_gradient_stays_zero_whatever_the_cotangent(V, L, dtype, c
 @SIZES
 def test_a_zero_cotangent_gives_zero_everywhere(V, L):
     assert (np.asarray(vjp(V, L, "float32", 0.0)) == 0).all()
+
+
+MASKED = {  # of acts, labels and lengths: a number for each sequence, with a derivative
+    "ctc": jax_ctc.ctc,
+    "log-scores": partial(jax_ctc.ctc, softmax=False),
+    "occupancy": lambda *given: jax_ctc.ctc_occupancy(*given)[..., 1].sum(0),
+    "greedy": lambda acts, _, lengths: jax_ctc.ctc_greedy_decode(acts, lengths).score,
+}
+MODES = ["reverse", "reverse over forward", "reverse over reverse"]
+# The second derivative of an occupancy is the third of the cost, which plain JAX computes.
+CHOSEN = [*itertools.product(["ctc", "log-scores", "greedy"], MODES), ("occupancy", "reverse")]
+
+
+@SIZES
+@pytest.mark.parametrize(("name", "mode"), CHOSEN)
+def test_a_masked_sequence_has_no_derivative_in_any_mode(V, L, name, mode):
+    """Its mask is a zero cotangent, which reaches the second derivative as a direction."""
+    f, (acts, labels, lengths) = MASKED[name], problem(V, L, "float32")
+    u = jnp.ones_like(acts).at[..., 1].set(2)
+
+    def loss(acts, *rest):
+        return jnp.where(jnp.arange(B) == GOOD, f(acts, *rest), 0).sum()
+
+    derivative = {
+        "reverse": loss,
+        "reverse over forward": lambda x, *rest: jax.jvp(lambda x: loss(x, *rest), (x,), (u,))[1],
+        "reverse over reverse": lambda x, *rest: (jax.grad(loss)(x, *rest) * u)[:, GOOD].sum(),
+    }[mode]
+    found = np.asarray(jax.jit(jax.grad(derivative))(acts, labels, lengths))
+    assert (np.delete(found, GOOD, axis=1) == 0).all()
+    assert np.isfinite(found[:, GOOD]).all()
+    assert found[:, GOOD].any()
+
+
+def test_a_masked_sequence_does_not_reach_the_output_layer():
+    hidden, labels, lengths = problem(5, 4, "float32")
+    hidden = jnp.where(hidden == -jnp.inf, 0, hidden)
+
+    def change(kernel, labels, lengths):
+        def loss(kernel):
+            cost = jax_ctc.ctc_linear(hidden, kernel, labels, lengths)
+            return jnp.where(jnp.arange(B) == GOOD, cost, 0).sum()
+
+        return jax.jvp(loss, (kernel,), (jnp.arange(25.0).reshape(5, 5),))[1]
+
+    found = jax.jit(jax.grad(change))(jnp.eye(5), labels, lengths)
+    assert np.isfinite(found).all()
+    assert np.asarray(found).any()
 
 
 def test_the_square_of_an_infinite_cost_has_the_gradient_zero():

@@ -382,7 +382,7 @@ IMPORTS = {
     },
     "_export": {"_primitives.custom_call"},
     "_occupancy": {"_arguments", "_loss", "_operands", "_primitives", "_shapes"},
-    "_greedy": {"_arguments", "_operands", "_shapes"},
+    "_greedy": {"_arguments", "_operands", "_primitives.zero_product", "_shapes"},
     "_beam": {"_greedy", "_primitives.beam", "_shapes"},
     "_error_rate": {"_greedy", "_mesh", "_shapes", "_values"},
     "compat._names": set(),

@@ -534,3 +534,13 @@ def test_hypotheses_of_the_same_acts_are_a_loop_without_copies(softmax, star, ax
     text = jax.jit(function).lower(acts, *many).as_text()
     assert f"{K}x{T}x{B}x{V}x" not in text
     assert f"{T}x{B}x{K}x{V}x" not in text
+
+
+@pytest.mark.parametrize("time_major", [True, False])
+def test_no_labels_have_no_confidence(time_major):
+    acts = np.zeros((5, 2, 3) if time_major else (2, 5, 3), np.float32)
+    nothing = np.zeros((2, 0), np.int32)
+    alignment = jax_ctc.ctc_align(acts, nothing, None, time_major=time_major)
+    found = jax_ctc.label_confidence(acts, alignment, 0, time_major=time_major)
+    assert found.shape == (2, 0)
+    assert found.dtype == np.float32

@@ -66,6 +66,16 @@ def test_forward_variables_are_those_of_optax():
         assert np.isneginf(x[~possible]).all()
 
 
+def test_forward_variables_after_a_nan_are_nan():
+    """Not -inf, which would be probability 0. No derivative of another sequence sees it."""
+    logits = LOGITS.copy()
+    logits[1, 2, 0] = np.nan
+    _, of_blank, of_label = by_optax(compat.optax.ctc_loss_with_forward_probs, logits)
+    assert np.isnan(of_blank[2:, 1, 0]).all()
+    assert not np.isneginf(of_label[3:, 1, 0]).any()
+    assert not np.isnan(np.delete(of_blank, 1, axis=1)).any()
+
+
 def forward_variables(*given):
     return compat.optax.ctc_loss_with_forward_probs(*given)
 

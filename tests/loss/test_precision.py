@@ -5,9 +5,12 @@ Every batch has a full sequence and a shorter one with half the labels. Where V 
 kernels keep occupancies by class, elsewhere by label; each kind of logits meets both.
 """
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jax_ctc
 from support import oracle
 from support.programs import assert_solved
 from support.results import COMPILED
@@ -164,6 +167,21 @@ def batch(name, dtype):
 @pytest.mark.parametrize("name", FAITHFUL)
 def test_float32_keeps_its_promise(name):
     assert np.isfinite(assert_solved(*batch(name, np.float32)).cost).all()
+
+
+# The difference of two logits whose ratio of emissions is rounded worst, and as many equal frames.
+ALIKE = [(200, 0.0101208), (1000, 0.00223155), (10_000, 0.000282069)]
+
+
+@pytest.mark.parametrize(("T", "difference"), sweep(ALIKE, ALIKE[1:2]))
+def test_errors_of_equal_frames_add_up_no_faster_than_frames(T, difference):
+    """Here more is lost than the 1e-6 of frames that differ (docs/ctc.md, section 3)."""
+    acts = np.zeros((T, 1, 2), np.float32)
+    acts[..., 1] = difference
+    labels, lengths = np.ones((1, 1), np.int32), np.array([T], np.int32)
+    expected = oracle.solve(acts, labels, lengths).gradient
+    found = jax.jit(jax.grad(lambda x: jax_ctc.ctc(x, labels, lengths).sum()))(jnp.asarray(acts))
+    assert abs(np.asarray(found) - expected).max() < 1e-7 + 6e-9 * T
 
 
 @pytest.mark.parametrize("name", DOUBLE)
