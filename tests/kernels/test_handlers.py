@@ -215,13 +215,6 @@ def test_more_labels_than_an_int32_counts_are_refused(op):
     assert refused(op, operands, results, because="L + 1024 fit an int32")
 
 
-@OPS
-def test_more_frames_than_an_int32_counts_are_refused(op):
-    operands, results = honest(op, *COMPACT, B=0)
-    operands[ACTS] = np.zeros((2**31 - 1024, 0, COMPACT[0]), "f")
-    assert refused(op, operands, results, because="T + 1024")
-
-
 BAD_LABELS = [9, 10, 41, 10**9, 2**31 - 1, 0]  # with V = 9 and blank 0
 
 
