@@ -58,6 +58,10 @@ def ctc_loss(
 
 def _whole(x: ArrayLike) -> ArrayLike:
     """Keras casts targets to floats before a loss of the user's own has them, and back in
-    `keras.ops.ctc_loss`."""
-    is_array = isinstance(x, (np.ndarray, jax.Array))
-    return x.astype(np.int32) if is_array and jnp.issubdtype(x.dtype, jnp.floating) else x
+    `keras.ops.ctc_loss`. What no int32 holds, and NaN, becomes a number that is no class."""
+    if not (isinstance(x, (np.ndarray, jax.Array)) and jnp.issubdtype(x.dtype, jnp.floating)):
+        return x
+    xp = jnp if isinstance(x, jax.Array) else np
+    x = x if x.dtype.itemsize >= 4 else x.astype(np.float32)
+    no_class = xp.asarray(2**31 - 128, x.dtype)  # a float32 has no larger int32
+    return xp.where(x <= no_class, xp.maximum(x, -no_class), no_class).astype(np.int32)

@@ -281,6 +281,20 @@ def test_targets_and_lengths_of_keras_may_be_floats():
     np.testing.assert_allclose(jax.jit(compat.keras.ctc_loss)(*given), EXACT[0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("value", [1e20, 2.0**32 + 1, np.inf, np.nan])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_float_of_keras_that_is_no_int32_is_no_class_and_no_padding(value, dtype):
+    targets = LABELS.astype(dtype)
+    targets[0, 1] = value
+    given = targets, LOGITS, COUNTS.astype(dtype), LENGTHS.astype(dtype)
+    with pytest.raises(ValueError, match=r"target\[0, 1\] = 2147483520 is not a class"):
+        compat.keras.ctc_loss(*given)
+    cost = jax.jit(compat.keras.ctc_loss)(*map(jnp.asarray, given))
+    assert np.isnan(cost).tolist() == [True, False, False, False]
+    negative = -np.abs(np.where(targets == 0, value, targets))  # as small as that is padding
+    assert np.isfinite(compat.keras.ctc_loss(np.nan_to_num(negative), *given[1:])).all()
+
+
 def test_a_mask_index_of_keras_may_count_from_the_last_class():
     targets = np.array([[1, 2, 2], [3, 5, 5], [5, 5, 5], [4, 5, 4]])  # padding within a length, too
     given = targets, LOGITS, COUNTS, LENGTHS
