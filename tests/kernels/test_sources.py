@@ -66,8 +66,9 @@ INCLUDES = {
     "cpu/simd/step.h": {"common/occupancy.h", "common/recursion.h", "cpu/simd/lanes.h"},
     "cpu/simd/quads.h": {"cpu/simd/lanes.h"},
     "cpu/simd/ratio_base.h": {"cpu/simd/quads.h"},
+    "cpu/simd/steady_ratios.h": {"cpu/simd/ratio_base.h"},
     "cpu/simd/class_table.h": {
-        "cpu/simd/ratio_base.h",
+        "cpu/simd/steady_ratios.h",
         "cpu/simd/rows.h",
         "cpu/simd/step.h",
     },

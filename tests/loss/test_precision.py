@@ -169,19 +169,28 @@ def test_float32_keeps_its_promise(name):
     assert np.isfinite(assert_solved(*batch(name, np.float32)).cost).all()
 
 
-# The difference of two logits whose ratio of emissions is rounded worst, and as many equal frames.
-ALIKE = [(200, 0.0101208), (1000, 0.00223155), (10_000, 0.000282069)]
+# Logits (blank, label) whose ratio of emissions is rounded worst, and in how many equal frames; by
+# turns in two frames; in rows of any number of classes.
+ALIKE = [
+    (200, 2, [0.0101208]),
+    (1000, 2, [0.00223155]),
+    (1001, 300, [0.00223155]),
+    (2000, 40, [0.00223155, 0.0101208]),
+    (10_000, 2, [0.000282069]),
+    (10_000, 300, [0.000282069]),
+]
 
 
-@pytest.mark.parametrize(("T", "difference"), sweep(ALIKE, ALIKE[1:2]))
-def test_errors_of_equal_frames_add_up_no_faster_than_frames(T, difference):
-    """Here more is lost than the 1e-6 of frames that differ (docs/ctc.md, section 3)."""
-    acts = np.zeros((T, 1, 2), np.float32)
-    acts[..., 1] = difference
+@pytest.mark.parametrize(("T", "V", "differences"), sweep(ALIKE, ALIKE[1:4]))
+def test_errors_of_equal_frames_do_not_add_up(T, V, differences):
+    """On a CPU. Without its kernels, 5e-9 T is the worst that is known (docs/ctc.md, section 3)."""
+    acts = np.full((T, 1, V), -3, np.float32)
+    acts[..., 0], acts[:, 0, 1] = 0, np.resize(differences, T)
     labels, lengths = np.ones((1, 1), np.int32), np.array([T], np.int32)
     expected = oracle.solve(acts, labels, lengths).gradient
     found = jax.jit(jax.grad(lambda x: jax_ctc.ctc(x, labels, lengths).sum()))(jnp.asarray(acts))
-    assert abs(np.asarray(found) - expected).max() < 1e-7 + 6e-9 * T
+    fixed = COMPILED and jax.default_backend() == "cpu"
+    assert abs(np.asarray(found) - expected).max() < (3e-7 if fixed else 1e-7 + 6e-9 * T)
 
 
 @pytest.mark.parametrize("name", DOUBLE)

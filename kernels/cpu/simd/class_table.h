@@ -6,8 +6,8 @@
 // four frames.
 #pragma once
 
-#include "ratio_base.h"
 #include "rows.h"
+#include "steady_ratios.h"
 #include "step.h"
 
 namespace jax_ctc {
@@ -126,6 +126,20 @@ template <class F> struct Table {
     for (int k = 0; k < 4 * kFrames; k += N)
       if (i + k < kFrames * table_classes(V)) store(p + i + k, Vec{});
     set_normalisers<true>(top, tail / base.of_top, ties);
+    return base;
+  }
+  // The same for frames that are alike.
+  RatioBase<F> read_steady_ratios(Vec top, int64_t V, int32_t blank, Quad<int64_t> turns) {
+    const RatioBase<F> base = ratio_base(blank, top);
+    steady_ratios(x, kFrames * table_classes(V), load_quad(x + kFrames * int64_t(blank)), turns, p);
+    Vec tail = {};
+    Mask others = {};
+    int64_t i = 0;
+    for (; i < kFrames * V; i += N) {
+      const Mask other = load<Vec>(x + i) != top;
+      tail += other ? load<Vec>(p + i) : Vec{}, others -= other;
+    }
+    set_normalisers<true>(top, tail / base.of_top, Integer<F>(i / N) - others);
     return base;
   }
   RatioBase<F> read_ratios_of_scores(int64_t V, const F* most, int32_t blank) {

@@ -131,6 +131,12 @@ class RatioSource : public SequenceRows<float> {
       most_ratio = base.of_top;
       return base.fits;
     };
+    if (is_steady_group(begin, end)) {
+      const Quad<int64_t> turns = {turn_of(begin), turn_of(begin + 1), turn_of(begin + 2), turn_of(begin + 3)};
+      const RatioBase<F> base = table.read_steady_ratios(tabulate_group(begin, end), in.V, in.blank, turns);
+      least = gather_least(table.p, places, labels_of(begin, end), to);
+      return of_top(base);
+    }
     if constexpr (kRegisters) {
       if (by_registers) {
         const F* rows[kFrames];
@@ -157,6 +163,7 @@ class RatioSource : public SequenceRows<float> {
 
   bool read_wide(int64_t begin, int64_t end, RunningProduct* product, Vec& least, Vec& most_ratio) {
     const Window labels = labels_of(begin, end);
+    const bool steady = is_steady_group(begin, end);
     // Of log-scores all entries say whether they are defined.
     const Window entries = in.softmax ? labels : Window{0, pairs};
     for (int64_t t = end - 1; t >= begin; --t) {
@@ -169,12 +176,31 @@ class RatioSource : public SequenceRows<float> {
       const RatioBase<F> base(load<Vec>(raw + pairs), splat<Vec>(n.shift));
       if (!base.fits || (first && !keep(t, n, base, product))) return false;
       most_ratio = max_of(most_ratio, base.of_top);
-      make_ratios(base, raw, labels, ratios_at(t), least);
+      if (steady)
+        make_steady_ratios(t, labels, ratios_at(t), least);
+      else
+        make_ratios(base, raw, labels, ratios_at(t), least);
     }
     // Alpha takes whole groups.
     for (int64_t t = end; t < begin + kFrames; ++t)
       __builtin_memcpy(ratios_at(t), ratios_at(end - 1), pairs * sizeof(F));
     return true;
+  }
+
+  // Whether the frames of a group may be alike, or each second one: the blank says so. One pair of equal blanks does
+  // not, because that is common among halves.
+  bool is_steady_group(int64_t begin, int64_t end) const {
+    const auto blank_at = [&](int64_t k) { return entry<F>(in.dtype, acts_at(begin + k), in.blank); };
+    return in.softmax && end - begin == kFrames && blank_at(0) == blank_at(2) && blank_at(1) == blank_at(3);
+  }
+  // The same for frames that are alike.
+  void make_steady_ratios(int64_t t, Window labels, F* to, Vec& least) const {
+    const Quad<F> base = Quad<F>{} + raw[pairs];
+    const Quad<int64_t> turns = Quad<int64_t>{} + turn_of(t);
+    for (int64_t i = labels.begin; i < labels.end; i += N) {
+      steady_ratios(raw + i, N, base, turns, to + i);
+      least = min_of(least, load<Vec>(to + i));
+    }
   }
 
   // to = the ratios of the labels' logits.
