@@ -78,11 +78,11 @@ most_bytes_of_copies = 12 << 20
 
 
 def _copies_are_better(acts: Array, hypotheses: int, L: int, softmax: bool) -> bool:
-    """Whether copies of acts are faster than arrays of few classes. Up to V = 2 (L + 2) they are as
-    small. Up to 8 (L + 2) they are faster while they stay in place (docs/scaling.md), except of
-    log-scores, of which there are fewer such arrays."""
+    """Whether copies of acts are faster than arrays of few classes. Up to V = 3 (L + 2) they are as
+    small. Up to 8 (L + 2) they are faster while they stay in place (docs/scaling.md). Of log-scores
+    there are fewer such arrays, so there the bound of both is 2 (L + 2)."""
     V = acts.shape[-1]
-    if not few_classes.is_more_than(V, 2 * (L + 2)):
+    if not few_classes.is_more_than(V, (3 if softmax else 2) * (L + 2)):
         return True
     size = acts.size * acts.dtype.itemsize * hypotheses
     small = isinstance(size, int) and size <= most_bytes_of_copies

@@ -27,7 +27,7 @@ LABELS = np.array(
 )  # fmt: skip
 DEAD = [TOO_SHORT, BAD, IMPOSSIBLE, NO_FRAMES]
 UNUSED = np.arange(T)[:, None] >= LENGTHS  # (T, B)
-WAYS = {"dense": L, "compact": 16, "hypotheses": 16, "slices": 16}  # and their V
+WAYS = {"dense": L, "compact": 16, "hypotheses": 20, "slices": 16}  # and their V
 every_way = pytest.mark.parametrize("way", WAYS)
 
 
