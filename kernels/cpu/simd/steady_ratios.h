@@ -12,7 +12,7 @@
 namespace jax_ctc {
 namespace {
 
-constexpr int kDropped = 29;  // bits of a double that a float does not have
+constexpr int kDropped = Layout<double>::mantissa - Layout<float>::mantissa;  // bits that a float does not have
 
 // What is added to a ratio of frame t before these bits are dropped: multiples of the golden ratio, of which any few
 // that follow each other are spread evenly over [0, 2^kDropped).
@@ -30,7 +30,8 @@ inline void steady_ratios(const float* x, int64_t n, Quad<float> base, Quad<int6
   for (int64_t i = 0; i < n; i += kLanes<double>) {
     const DoubleLanes d = load_widened(x + i) - load_widened(bases + i % kFrames);
     const Reduced<DoubleLanes> r = reduce<double>(max_of(splat<DoubleLanes>(-700.0), d));
-    const DoubleLanes y = exp_reduced<double>(r.r) * bits<DoubleLanes>((r.q + splat<Z>(1023)) << 52);
+    const DoubleLanes y = exp_reduced<double>(r.r) *
+                          bits<DoubleLanes>((r.q + splat<Z>(Layout<double>::bias)) << Layout<double>::mantissa);
     const Z sum = bits<Z>(y) + load<Z>(turn + i % kFrames);
     store_narrowed(p + i, bits<DoubleLanes>(sum & splat<Z>(-(int64_t(1) << kDropped))));
   }
