@@ -44,7 +44,7 @@ template <class Value> CTC_DEVICE auto total_in_the_middle(const Workspace<Value
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       const int32_t k = first + i * kWarp;
-      left[i] = Scaled<F>::none(), labels[i][0] = labels[i][1] = 0;
+      left[i] = of_alpha[i].label = of_beta[i].label = Scaled<F>::none(), labels[i][0] = labels[i][1] = 0;
       if (k > count) continue;
       of_alpha[i].blank = at(alpha[k].blank), of_beta[i].blank = at(beta[count - k].blank);
       if (k < count) of_alpha[i].label = at(alpha[k].label), of_beta[i].label = at(beta[count - 1 - k].label);
