@@ -46,8 +46,8 @@ def ctc_loss(
       log_probs: (T, N, C) or (T, C) log-probabilities, the output of ``jax.nn.log_softmax``. They
         are taken as they stand.
       targets: (N, S) classes, or (sum of target_lengths,), one sequence after another.
-      input_lengths: (N,) or () frames in use.
-      target_lengths: (N,) or () targets in use.
+      input_lengths: (N,) frames in use; () or (1,) for one sequence.
+      target_lengths: (N,) targets in use; () or (1,) for one sequence.
       blank: the class of the blank.
       reduction: "none" returns (N,) costs, "sum" their sum, and "mean" the mean over the batch of
         each cost divided by the number of its targets (by 1 if it has none).
@@ -62,6 +62,9 @@ def ctc_loss(
         acts = _shapes.floats("acts", log_probs, targets)
         counts = _values.saturated(_shapes.integers("label_lengths", target_lengths))
         labels = _values.saturated(_shapes.integers("labels", targets))
+        lengths = _shapes.integers("lengths", input_lengths)
+        if acts.ndim == 2:
+            labels, lengths, counts = _alone(labels, 1), _alone(lengths, 0), _alone(counts, 0)
         flat = acts.ndim == 3 and labels.ndim == 1
         if flat:
             labels = _padded(jnp.asarray(labels), counts)
@@ -69,7 +72,7 @@ def ctc_loss(
             cost = _loss.ctc(
                 acts,
                 labels,
-                input_lengths,
+                lengths,
                 counts,
                 blank=blank,
                 zero_infinity=zero_infinity,
@@ -80,6 +83,11 @@ def ctc_loss(
     if reduction == "sum":
         return cost.sum()
     return (cost / jnp.maximum(jnp.asarray(counts), 1).astype(cost.dtype)).mean()
+
+
+def _alone(x: _shapes.AnyArray, ndim: int) -> _shapes.AnyArray:
+    """Returns x without its batch axis. PyTorch takes one sequence with or without it."""
+    return x[0] if x.ndim == ndim + 1 and x.shape[0] == 1 else x
 
 
 @contextlib.contextmanager

@@ -229,6 +229,15 @@ def test_the_gradient_of_log_probs_is_minus_the_occupancies():
     np.testing.assert_allclose(gradient, -truth.occupancy, atol=1e-6)
 
 
+@pytest.mark.parametrize("lengths", [9, [9], np.array([9])], ids=repr)
+@pytest.mark.parametrize("counts", [3, (3,), np.array([3])], ids=repr)
+@pytest.mark.parametrize("targets", [LABELS[0], LABELS[:1]], ids=["(S,)", "(1, S)"])
+def test_the_arrays_of_one_sequence_of_torch_may_have_a_batch_of_one(targets, lengths, counts):
+    cost = by_torch(LOG_PROBS[:, 0], targets, lengths, counts, reduction="none")
+    assert cost.shape == ()
+    assert cost == by_torch(LOG_PROBS[:, 0], LABELS[0], 9, 3, reduction="none")
+
+
 def test_one_sequence_of_torch():
     cost = by_torch(LOG_PROBS[:, 0], LABELS[0], 9, 3, reduction="none")
     np.testing.assert_allclose(cost, EXACT[0][0], rtol=1e-6)
