@@ -225,6 +225,11 @@ def label_confidence(
     """
     L, time_major = _shapes.size("L", L), _shapes.switch("time_major", time_major)
     softmax = _shapes.switch("softmax", softmax)
+    if isinstance(acts, Alignment):
+        raise TypeError(
+            "`acts`: expected floats (T, B, V), got an Alignment: are the two swapped? The order "
+            "is label_confidence(acts, alignment, L)."
+        )
     acts, alignment = _shapes.floats("acts", acts), _an_alignment(alignment)
     return _label_confidence(acts, alignment, L, time_major, softmax)
 

@@ -4,7 +4,7 @@
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from . import _shapes, _split_classes, _values, _verdict
+from . import _linear, _shapes, _split_classes, _values, _verdict
 
 
 def check(
@@ -42,7 +42,9 @@ def check(
         acts = _shapes.floats("acts", acts, labels)
         names = _split_classes.axes_of(acts, vocab_axis)
     else:
-        kernel = _shapes.floats("kernel", kernel)
+        acts = _shapes.floats("hidden", acts, labels)
+        kernel = _shapes.floats("kernel", kernel, labels)
+        _linear.check_layer(acts, kernel, None)
         names = _split_classes.axes_of(kernel, vocab_axis, "kernel")
     given = _shapes.checked(
         acts,

@@ -66,6 +66,11 @@ def label_error_rate(
       >>> jax_ctc.label_error_rate(jnp.array([1, 2, 2, -1]), jnp.array([1, 3, 2, 4])).distance
       Array(2, dtype=int32)
     """
+    if isinstance(labels, Decoded):
+        raise TypeError(
+            "`labels`: expected the true labels (B, L), got a Decoded: are the two swapped? The "
+            "order is label_error_rate(decoded, labels)."
+        )
     if isinstance(decoded, Decoded):
         decoded = decoded.labels  # padded with -1
     decoded = jnp.asarray(_values.saturated(_shapes.integers("decoded", decoded)))

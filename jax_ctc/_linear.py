@@ -89,9 +89,9 @@ def ctc_linear(
         tile_bytes = _shapes.at_least_one("tile_bytes", tile_bytes, "None or ", sys.maxsize)
     _check_precision(precision)
     hidden = _shapes.floats("hidden", hidden, labels)
-    kernel = _shapes.floats("kernel", kernel)
+    kernel = _shapes.floats("kernel", kernel, labels)
     bias = None if bias is None else _shapes.floats("bias", bias)
-    _check_layer(hidden, kernel, bias)
+    check_layer(hidden, kernel, bias)
     vocab_axes = _split_classes.axes_of(kernel, vocab_axis, "kernel")
     a = _arguments.prepare(
         hidden,
@@ -165,7 +165,7 @@ def _product_dtype(hidden: Array, kernel: Array) -> np.dtype:
     return cost_dtype((hidden, kernel))
 
 
-def _check_layer(hidden: Array, kernel: Array, bias: Array | None) -> None:
+def check_layer(hidden: Array, kernel: Array, bias: Array | None) -> None:
     """Raises ValueError if hidden, kernel and bias do not fit each other, TypeError if a type
     shards D."""
     if kernel.ndim != 2:

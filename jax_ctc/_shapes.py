@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 AnyArray = Array | np.ndarray
 _FLOATS = (jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16)
 INT32 = np.iinfo(np.int32)
+OF_ACTS = "(T, B, V), (B, T, V) with time_major=False, or (T, V) for one sequence"
 _MOST_STEPS = INT32.max - 1024  # kernels count frames and labels in an int32, and a little further
 
 
@@ -66,9 +67,8 @@ def checked(
     acts = floats(name, acts, labels)
     if acts.ndim not in (2, 3):
         raise ValueError(
-            f"`{name}`: expected shape (T, B, {last}), (B, T, {last}) with time_major=False, or "
-            f"(T, {last}) for one sequence, got shape {acts.shape}. Use jax.vmap for more batch "
-            "axes."
+            f"`{name}`: expected shape {OF_ACTS.replace('V', last)}, got shape {acts.shape}. Use "
+            "jax.vmap for more batch axes."
         )
     time_major = switch("time_major", time_major)
     batched = acts.ndim == 3
@@ -84,6 +84,11 @@ def checked(
         if shape != wanted:
             raise ValueError(f"`{name}`: expected shape {wanted} {from_acts}, got shape {shape}.")
 
+    if kernel is not None and are_floats(labels):
+        raise TypeError(
+            f"`labels`: expected integers (B, L), got {_array(labels).dtype}. The order is "
+            "ctc_linear(hidden, kernel, labels, lengths, bias=bias)."
+        )
     labels = integers("labels", labels)
     if labels.ndim != len(batch) + 1 or labels.shape[:-1] != batch:
         fits("labels", labels.shape, f"({batch[0]}, L)" if batch else "(L,)")
@@ -130,7 +135,7 @@ def floats(name: str, x: ArrayLike, labels: ArrayLike | None = None) -> Array:
     if x.dtype in _FLOATS:
         return x
     way_out = f"Convert it first, for instance with {name}.astype('float32')."
-    if labels is not None and jnp.issubdtype(x.dtype, jnp.integer) and _are_floats(labels):
+    if labels is not None and jnp.issubdtype(x.dtype, jnp.integer) and are_floats(labels):
         order = "ctc(acts, " if name == "acts" else "ctc_linear(hidden, kernel, "
         way_out = f"`labels` holds floats: are the two swapped? The order is {order}labels, ...)."
     raise TypeError(
@@ -139,7 +144,7 @@ def floats(name: str, x: ArrayLike, labels: ArrayLike | None = None) -> Array:
     )
 
 
-def _are_floats(x: ArrayLike) -> bool:
+def are_floats(x: ArrayLike) -> bool:
     try:
         return jnp.issubdtype(_array(x).dtype, jnp.floating)
     except (TypeError, ValueError):
@@ -221,7 +226,7 @@ def _array(x: ArrayLike) -> AnyArray:
 
 def kind(x: object) -> str:
     name = type(x).__name__
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 def _all_frames(T: int, batch: tuple[int, ...]) -> AnyArray:

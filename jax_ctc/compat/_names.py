@@ -5,14 +5,19 @@ import contextlib
 import re
 from collections.abc import Iterator
 
+from .. import _shapes
+
 
 @contextlib.contextmanager
-def names(call: str, **theirs: str) -> Iterator[None]:
+def names(call: str, shape: str, **theirs: str) -> Iterator[None]:
     """Replaces our names of arguments by theirs in what a TypeError or a ValueError says. `blank`
-    is a word too: there only what stands in backquotes is a name. `call` is the order of theirs."""
+    is a word too: there only what stands in backquotes is a name. `call` is the order of theirs,
+    and `shape` the shape of their acts: the order of axes is no argument."""
 
     def renamed(text: str) -> str:
         text = text.replace("ctc(acts, labels, ...)", call)
+        text = text.replace(_shapes.OF_ACTS, shape)
+        text = re.sub(r" with time_major=(True|False)", "", text)
         if "label_lengths" not in theirs:
             text = text.replace(", or give label_lengths", "")
         for ours, name in theirs.items():

@@ -45,7 +45,7 @@ def ctc_loss(
     Returns:
       (B,) costs. `jax_ctc.ctc` says which inputs raise, and which costs are NaN or inf.
     """
-    with names(_CALL, **_THEIRS):
+    with names(_CALL, "(B, T, C)", **_THEIRS):
         output = _shapes.floats("acts", output, target)
         target, frames, counts = map(_whole, (target, output_length, target_length))
         labels = jnp.asarray(_values.saturated(_shapes.integers("labels", target)))

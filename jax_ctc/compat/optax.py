@@ -47,7 +47,7 @@ def ctc_loss(
       (B,) costs. `jax_ctc.ctc` says which inputs raise, and which costs are NaN or inf.
     """
     del log_epsilon
-    with names(_CALL, **_THEIRS):
+    with names(_CALL, "(B, T, K)", **_THEIRS):
         logits = _shapes.floats("acts", logits, labels)
         labels, lengths = _labels_and_lengths(logits, logit_paddings, labels, label_paddings)
         return _loss.ctc(logits, labels, lengths, blank=blank_id, time_major=False)
@@ -118,6 +118,16 @@ def _log_sum(a: Array, b: Array) -> Array:
     return jnp.where(some, jnp.logaddexp(jnp.where(some, a, 0), jnp.where(some, b, 0)), -jnp.inf)
 
 
+def _is_padding(name: str, x: ArrayLike) -> Array:
+    try:
+        return jnp.asarray(x) > 0
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"`{name}`: expected an array, 1 for padding and 0 for what is in use, got "
+            f"{_shapes.kind(x)}. The order is {_CALL}."
+        ) from error
+
+
 def _labels_and_lengths(
     logits: Array, logit_paddings: ArrayLike, labels: ArrayLike, label_paddings: ArrayLike
 ) -> tuple[Array, Array]:
@@ -125,7 +135,10 @@ def _labels_and_lengths(
     shape = logits.shape
     if len(shape) != 3:
         raise ValueError(f"`logits`: expected shape (B, T, K), got shape {shape}.")
-    frames, which = jnp.asarray(logit_paddings) > 0, jnp.asarray(label_paddings) > 0
+    frames = _is_padding("logit_paddings", logit_paddings)
+    which = _is_padding("label_paddings", label_paddings)
+    if _shapes.are_floats(labels):
+        raise TypeError(f"`labels`: expected integers (B, N), got floats. The order is {_CALL}.")
     labels = jnp.asarray(_values.saturated(_shapes.integers("labels", labels)))
     for name, x, expected in (
         ("logit_paddings", frames, shape[:2]),

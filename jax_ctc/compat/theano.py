@@ -31,7 +31,7 @@ def ctc(activations: ArrayLike, labels: ArrayLike, input_lengths: ArrayLike | No
     Returns:
       (B,) costs. `jax_ctc.ctc` says which inputs raise, and which costs are NaN or inf.
     """
-    with names(_CALL, **_THEIRS):
+    with names(_CALL, "(T, B, V)", **_THEIRS):
         return _loss.ctc(activations, labels, input_lengths)
 
 
@@ -72,7 +72,7 @@ class ConnectionistTemporalClassification:
     ) -> Array:
         """Returns the (B,) costs of (T, B, V) activations, (B, L) labels and (B,) lengths."""
         num_threads = 1 if self.openmp is False else None
-        with names(_CALL, **_THEIRS):
+        with names(_CALL, "(T, B, V)", **_THEIRS):
             activations = _shapes.floats("acts", activations, labels)
             if not self.compute_grad:
                 activations = _not_differentiable(activations)

@@ -45,7 +45,8 @@ def ctc_loss(
     Args:
       log_probs: (T, N, C) or (T, C) log-probabilities, the output of ``jax.nn.log_softmax``. They
         are taken as they stand.
-      targets: (N, S) classes, or (sum of target_lengths,), one sequence after another.
+      targets: (N, S) classes, or (sum of target_lengths,), one sequence after another. Under `jit`
+        the sum is not known: targets beyond it are ignored, and one that is missing is invalid.
       input_lengths: (N,) frames in use; () or (1,) for one sequence.
       target_lengths: (N,) targets in use; () or (1,) for one sequence.
       blank: the class of the blank.
@@ -58,7 +59,7 @@ def ctc_loss(
     """
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f"`reduction`: expected 'none', 'mean' or 'sum', got {reduction!r}.")
-    with names(_CALL, **_THEIRS):
+    with names(_CALL, "(T, N, C) or (T, C)", **_THEIRS):
         acts = _shapes.floats("acts", log_probs, targets)
         counts = _values.saturated(_shapes.integers("label_lengths", target_lengths))
         labels = _values.saturated(_shapes.integers("labels", targets))

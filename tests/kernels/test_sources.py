@@ -368,7 +368,6 @@ IMPORTS = {
         "_primitives.wide_product",
     },
     "_split_classes": {"_arguments", "_mesh", "_primitives", "_primitives.few_classes"},
-    "_check": {"_shapes", "_split_classes", "_values", "_verdict"},
     "_align": {"_arguments", "_operands", "_primitives.align", "_shapes"},
     "_loss": {"_arguments", "_primitives", "_shapes", "_split_classes"},
     "_linear": {
@@ -381,12 +380,13 @@ IMPORTS = {
         "_shapes",
         "_split_classes",
     },
+    "_check": {"_linear", "_shapes", "_split_classes", "_values", "_verdict"},
     "_export": {"_primitives.custom_call"},
     "_occupancy": {"_arguments", "_loss", "_operands", "_primitives", "_shapes"},
     "_greedy": {"_arguments", "_operands", "_primitives.zero_product", "_shapes"},
     "_beam": {"_greedy", "_primitives.beam", "_shapes"},
     "_error_rate": {"_greedy", "_mesh", "_shapes", "_values"},
-    "compat._names": set(),
+    "compat._names": {"_shapes"},
 }
 PACKAGES = {"_primitives": "_primitives.ctc", "_reference": "_reference.ctc"}
 

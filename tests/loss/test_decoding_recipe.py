@@ -61,6 +61,21 @@ def test_hypotheses_that_are_missing_have_no_weight(expected_errors):
     np.testing.assert_allclose(gradient[0, 0], [p * (1 - p), -p * (1 - p)], rtol=1e-5)
 
 
+def test_a_sequence_that_is_left_out_has_no_gradient_whatever_it_holds(expected_errors):
+    acts = np.random.default_rng(0).normal(size=(6, 2, 3)).astype("f")
+    acts[1, 0, 0] = np.nan
+
+    def of(b):
+        return lambda acts: expected_errors(acts, np.array([[1], [2]]), np.array([6, 6]))[b]
+
+    assert np.isnan(of(0)(acts))
+    gradient = jax.grad(of(1))(acts)
+    np.testing.assert_array_equal(gradient[:, 0], 0)
+    assert np.isfinite(gradient).all()
+    assert gradient[:, 1].any()
+    assert np.isnan(jax.grad(of(0))(acts)[:, 0]).any()
+
+
 def test_a_language_model_chooses_among_all_hypotheses():
     """Of three frames and two labels, which are less than the beam has room for."""
     acts = np.random.default_rng(0).normal(size=(3, 8, 3)).astype("f")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jax_ctc
+from jax_ctc import compat
 
 T, B, V, L = 6, 2, 5, 3
 GOOD = {
@@ -85,6 +86,79 @@ def test_swapped_acts_and_labels_are_recognised(function, of):
     assert_says(TypeError, lambda: function(**swapped), "acts", "int", "are the two swapped?")
     with pytest.raises(TypeError, match=r"The order is ctc\(acts, labels, \.\.\.\)\.$"):
         function(**swapped)
+
+
+HIDDEN, KERNEL, BIAS = np.zeros((T, B, 4), "f"), np.zeros((4, V), "f"), np.zeros(V, "f")
+LABELS, LENGTHS = GOOD["labels"], GOOD["lengths"]
+FOUND = jax_ctc.ctc_greedy_decode(GOOD["acts"], LENGTHS)
+BEST = jax_ctc.ctc_align(*GOOD.values())
+
+# Arguments in another order; the error; the argument it names, what came, and the way out.
+ORDERS = {
+    "labels before kernel": (
+        lambda: jax_ctc.ctc_linear(HIDDEN, LABELS, KERNEL, LENGTHS),
+        "kernel", "int", "The order is ctc_linear(hidden, kernel, labels, ...).",
+    ),
+    "bias before labels": (
+        lambda: jax_ctc.ctc_linear(HIDDEN, KERNEL, BIAS, LABELS, LENGTHS),
+        "labels", "float32", "ctc_linear(hidden, kernel, labels, lengths, bias=bias).",
+    ),
+    "labels before decoded": (
+        lambda: jax_ctc.label_error_rate(LABELS, FOUND),
+        "labels", "a Decoded", "label_error_rate(decoded, labels).",
+    ),
+    "alignment before acts": (
+        lambda: jax_ctc.label_confidence(BEST, GOOD["acts"], L),
+        "acts", "an Alignment", "label_confidence(acts, alignment, L).",
+    ),
+    "optax: labels before their frames": (
+        lambda: compat.optax.ctc_loss(
+            GOOD["acts"].swapaxes(0, 1), LABELS, np.zeros((B, T)), np.zeros((B, L))
+        ),
+        "labels", "floats", "ctc_loss(logits, logit_paddings, labels, label_paddings).",
+    ),
+    "optax: no paddings": (
+        lambda: compat.optax.ctc_loss(
+            GOOD["acts"].swapaxes(0, 1), None, LABELS, np.zeros((B, L))
+        ),
+        "logit_paddings", "a NoneType", "1 for padding",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS.keys())
+def test_another_order_of_arguments_is_told_the_order(order):
+    call, name, came, way_out = order
+    assert_says(TypeError, call, name, came, way_out)
+
+
+FRONTS = {
+    "keras": lambda acts: compat.keras.ctc_loss(LABELS, acts, LENGTHS, LENGTHS),
+    "optax": lambda acts: compat.optax.ctc_loss(acts, acts, LABELS, LABELS),
+    "theano": lambda acts: compat.theano.ctc(acts, LABELS, LENGTHS),
+    "torch": lambda acts: compat.torch.ctc_loss(acts, LABELS, LENGTHS, LENGTHS),
+}
+
+
+@pytest.mark.parametrize("front", FRONTS)
+@pytest.mark.parametrize("shape", [(V,), (T, B + 2, V), (B + 2, T, V), (1, T, B, V)], ids=str)
+def test_no_front_speaks_of_an_argument_that_it_has_not(front, shape):
+    with pytest.raises(ValueError, match="expected shape") as caught:
+        FRONTS[front](np.zeros(shape, np.float32))
+    assert "time_major" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "kernel", [KERNEL.T, KERNEL[None], KERNEL[0], np.zeros((9, V), "f")], ids=np.shape
+)
+def test_check_says_of_a_kernel_what_ctc_linear_says(kernel):
+    said = []
+    for f in (jax_ctc.ctc_linear, jax_ctc.check):
+        rest = {"labels": LABELS, "lengths": LENGTHS, "kernel": kernel}
+        with pytest.raises(ValueError, match=r"^`kernel`: expected shape") as caught:
+            f(HIDDEN, **rest)
+        said.append(str(caught.value))
+    assert said[0] == said[1]
 
 
 def test_a_mask_of_numpy_is_not_lost():

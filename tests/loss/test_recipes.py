@@ -64,36 +64,30 @@ def of_frames(x):
     return np.where(np.arange(T)[:, None] < LENGTHS, x, 0).sum(0)
 
 
-def cost_by(page, name, acts):
-    """The sum of the costs that a recipe makes."""
+def costs_by(page, name, acts):
+    """The costs that a recipe makes."""
     if name == "consistent":
         other = jnp.where(jnp.isnan(acts), acts, ACTS[::-1] / 2)
-        return page[name](acts, other, LABELS, LENGTHS).sum()
+        return page[name](acts, other, LABELS, LENGTHS)
     if name == "log_scores":
         acts = page[name](acts, LENGTHS, np.log([0.4, 0.3, 0.2, 0.1]))
     elif name == "with_star":
         acts = page[name](acts, LENGTHS)
     else:
-        return page[name](acts, LABELS, LENGTHS).sum()
-    return jax_ctc.ctc(acts, LABELS, LENGTHS, softmax=False).sum()
+        return page[name](acts, LABELS, LENGTHS)
+    return jax_ctc.ctc(acts, LABELS, LENGTHS, softmax=False)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "mean_per_label",
-        "smoothed",
-        "path_entropy",
-        "expected_times",
-        "delay_penalised",
-        "log_scores",
-        "consistent",
-        "with_star",
-    ],
-)
+RECIPES = (
+    "mean_per_label smoothed path_entropy expected_times delay_penalised log_scores consistent "
+    "with_star"
+).split()
+
+
+@pytest.mark.parametrize("name", RECIPES)
 def test_padded_frames_have_no_influence_on_a_compiled_gradient(page, name):
     def recipe(acts):
-        return cost_by(page, name, acts)
+        return costs_by(page, name, acts).sum()
 
     padded = np.where((np.arange(T)[:, None] < LENGTHS)[..., None], ACTS, np.nan)
     padded[0, :, 0] = ACTS[0, :, 0]
@@ -103,6 +97,30 @@ def test_padded_frames_have_no_influence_on_a_compiled_gradient(page, name):
     np.testing.assert_allclose(gradient, jax.grad(recipe)(ACTS), atol=1e-10)
     single = jax.jit(jax.grad(recipe))(padded.astype(np.float32))
     np.testing.assert_allclose(single, gradient, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", RECIPES[1:])
+def test_a_sequence_that_is_left_out_has_no_gradient_whatever_it_holds(page, name):
+    bad = jnp.asarray(ACTS).at[1, 0, 2].set(jnp.nan).at[2, 1, 0].set(jnp.inf)
+
+    def recipe(acts):
+        costs = costs_by(page, name, acts)
+        return jnp.where(jnp.isfinite(costs), costs, 0).sum(), costs
+
+    gradient, costs = jax.jit(jax.grad(recipe, has_aux=True))(bad)
+    if name != "expected_times":  # times are 0 there
+        assert np.isnan(costs[:2]).all()
+    np.testing.assert_array_equal(gradient[:, :2], 0)
+    alone = jax.grad(lambda acts: costs_by(page, name, acts)[2].sum())(ACTS)
+    np.testing.assert_allclose(gradient[:, 2], alone[:, 2], atol=1e-10)
+
+
+def test_the_prior_leaves_out_what_has_no_softmax(page):
+    bad = jnp.asarray(ACTS).at[1, 0, 2].set(jnp.nan)
+    used = np.arange(T)[:, None] < LENGTHS
+    used[1, 0] = False
+    expected = np.log(np.exp(LOG_P)[used].mean(0))
+    np.testing.assert_allclose(page["log_prior_of"](bad, LENGTHS), expected, rtol=1e-10)
 
 
 def differences(f, acts, direction, step=1e-5):
