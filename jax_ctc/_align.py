@@ -14,18 +14,30 @@ from ._primitives import align as primitive
 
 
 class Alignment(NamedTuple):
-    """The best alignment of each sequence (`ctc_align`)."""
+    """The best alignment of each sequence (`ctc_align`).
 
-    path: Array  # (T, B) the class of each frame
-    label_index: Array  # (T, B) the position of that label in the row of labels
-    score: Array  # (B,) log-probability of the path
+    Attributes:
+      path: (T, B), (B, T) or (T,) int32, the class of each frame; -1 at and after the length.
+      label_index: of the same shape, the position of that label in the row of labels; -1 where
+        there is none.
+      score: (B,) or (), the log-probability of the path in nats.
+    """
+
+    path: Array
+    label_index: Array
+    score: Array
 
 
 class Spans(NamedTuple):
-    """The frames of each label (`label_spans`)."""
+    """The frames of each label (`label_spans`).
 
-    start: Array  # (B, L) the first
-    end: Array  # (B, L) the one after the last
+    Attributes:
+      start: (B, L) or (L,) int32, the first frame; -1 where there is none.
+      end: of the same shape, the frame after the last; -1 where there is none.
+    """
+
+    start: Array
+    end: Array
 
 
 # So that an exported program may return them.
@@ -150,7 +162,7 @@ def label_spans(alignment: Alignment, L: int, *, time_major: bool = True) -> Spa
       time_major: as it was for `ctc_align`.
 
     Returns:
-      `Spans` with start and end, (B, L) or (L,) int32: label i of a sequence has the frames
+      `Spans` with start and end, (B, L) or (L,) int32. Label i of a sequence has the frames
       start[i] <= t < end[i], which are never none. Both are -1 at padding, and in a sequence that
       has no alignment.
 
@@ -213,12 +225,12 @@ def label_confidence(
       L: the size of a row of labels. Labels from L on are left out.
 
     Returns:
-      (B, L) or (L,), float64 for float64 acts, else float32, in nats, at most 0: the mean over the
-      frames of a label (`label_spans`) of the log-probability of the class in `path`. Its exp is
-      the geometric mean of the probabilities. With ``softmax=False`` the mean score. NaN at
-      padding, and in a sequence that has no alignment: there are no frames. So it is NaN even where
-      nothing is wrong, and ``jax_debug_nans`` stops there. NaN too for a class in the path that
-      `acts` do not have. It can be differentiated with respect to `acts`.
+      (B, L) or (L,), float64 for float64 acts, else float32, in nats, at most 0. A label has the
+      mean over its frames (`label_spans`) of the log-probability of the class in `path`. Its exp is
+      the geometric mean of the probabilities. With ``softmax=False`` it is the mean score. It is
+      NaN at padding, and in a sequence that has no alignment, because there are no frames. So it is
+      NaN even where nothing is wrong, and ``jax_debug_nans`` stops there. It is NaN too for a class
+      in the path that `acts` do not have. It can be differentiated with respect to `acts`.
 
     Raises: TypeError if `acts` are no floats, ValueError if the shape of the path is not theirs;
       and as `label_spans`.

@@ -14,11 +14,17 @@ from ._greedy import Decoded
 
 
 class LabelErrors(NamedTuple):
-    """The errors of each decoded sequence."""
+    """The errors of each decoded sequence.
 
-    rate: Array  # (...) float32: distance / max(label_count, 1)
-    distance: Array  # (...) int32: insertions, deletions and substitutions
-    label_count: Array  # (...) int32: labels of the reference
+    Attributes:
+      rate: (...) float32, distance / max(label_count, 1).
+      distance: (...) int32, insertions, deletions and substitutions.
+      label_count: (...) int32, labels of the reference.
+    """
+
+    rate: Array
+    distance: Array
+    label_count: Array
 
 
 export.register_namedtuple_serialization(LabelErrors, serialized_name="jax_ctc.LabelErrors")

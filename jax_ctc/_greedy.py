@@ -14,11 +14,17 @@ from ._primitives import zero_product
 
 
 class Decoded(NamedTuple):
-    """Label sequences that were read from `acts`."""
+    """Label sequences that were read from `acts`.
 
-    labels: Array  # (..., T) int32; -1 after the last label
-    label_lengths: Array  # (...) int32
-    score: Array  # (...) log-probability in nats
+    Attributes:
+      labels: (..., T) int32; -1 after the last label.
+      label_lengths: (...) int32, the number of labels.
+      score: (...) the log-probability in nats.
+    """
+
+    labels: Array
+    label_lengths: Array
+    score: Array
 
 
 export.register_namedtuple_serialization(Decoded, serialized_name="jax_ctc.Decoded")

@@ -33,6 +33,7 @@ default_role = "code"  # docstrings write `name`
 add_module_names = False
 autodoc_typehints = "none"
 autodoc_preserve_defaults = True
+napoleon_attr_annotations = False
 napoleon_use_param = napoleon_use_rtype = False  # what is said of several arguments is said once
 maximum_signature_line_length = 60
 copybutton_prompt_text = r">>> |\.\.\. "
