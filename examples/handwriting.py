@@ -233,6 +233,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of random numbers (%(default)s)")
     parser.add_argument("--output", default="handwriting.png", help="picture (%(default)s)")
     args = parser.parse_args()
+    for name in ("steps", "batch"):
+        if (value := getattr(args, name)) < 1:
+            parser.error(f"--{name}: expected at least 1, got {value}")
     if not Path(args.output).resolve().parent.is_dir():
         parser.error(f"--output: there is no folder {Path(args.output).parent}")
 

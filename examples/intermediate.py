@@ -116,6 +116,9 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=64, help="sequences a step (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of random numbers (%(default)s)")
     args = parser.parse_args()
+    for name in ("steps", "words", "batch"):
+        if (value := getattr(args, name)) < 1:
+            parser.error(f"--{name}: expected at least 1, got {value}")
 
     rng = np.random.default_rng(args.seed)
     vectors = rng.normal(size=(1 + args.words, FEATURES)).astype(np.float32)

@@ -225,6 +225,9 @@ def main() -> int:
     parser.add_argument("--data", type=Path, help="folder of recordings (else fetched)")
     parser.add_argument("--output", default="speech.png", help="picture (%(default)s)")
     args = parser.parse_args()
+    for name in ("steps", "batch"):
+        if (value := getattr(args, name)) < 1:
+            parser.error(f"--{name}: expected at least 1, got {value}")
     if not Path(args.output).resolve().parent.is_dir():
         parser.error(f"--output: there is no folder {Path(args.output).parent}")
 

@@ -23,6 +23,16 @@ def test_intermediate_ctc_learns_and_says_what_it_needs():
     assert "memory of a step" in done.stdout
 
 
+@only_all
+@pytest.mark.parametrize("name", ["handwriting", "intermediate", "speech"])
+def test_a_number_of_steps_that_trains_nothing_is_an_error(name):
+    for needed in ("flax", "optax", "matplotlib", "rapidfuzz", "sklearn", "tqdm"):
+        pytest.importorskip(needed, reason="examples/requirements.txt is not installed")
+    done = run(sys.executable, ROOT / "examples" / f"{name}.py", "--steps", "0")
+    assert done.returncode == 2
+    assert "--steps: expected at least 1, got 0" in done.stderr
+
+
 WORDS = "zero one two three four five six seven eight nine".split()
 TEXTS = {f"digits/{n}": word for n, word in enumerate(WORDS)} | {
     "a": "Press 1 (one) to hear it.",
