@@ -2,7 +2,6 @@
 """PyPI's page is the README, with links and pictures of this version in place of relative ones."""
 
 import re
-import tomllib
 from pathlib import Path
 
 
@@ -23,7 +22,10 @@ def dynamic_metadata(field, settings, project=None):
     """What scikit-build-core asks for (tool.scikit-build.metadata)."""
     if field != "readme":
         raise ValueError(f"expected the field readme, but got {field}")
-    project = tomllib.loads(Path("pyproject.toml").read_text("utf-8"))["project"]
+    if project is None:
+        import tomllib  # not at the top: a Python without it must come to read that it is too old
+
+        project = tomllib.loads(Path("pyproject.toml").read_text("utf-8"))["project"]
     text = Path("README.md").read_text("utf-8")
     text = absolute(text, project["urls"]["Repository"], project["version"])
     return {"content-type": "text/markdown", "text": text}

@@ -8,11 +8,13 @@ import re
 import sys
 from collections.abc import Callable
 from importlib import metadata
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import ModuleType
 from typing import TypedDict
 
 import jax
+import jaxlib.version
 from jax import core
 
 from . import __version__, _gpus
@@ -65,7 +67,7 @@ def _search_installation() -> bool:
 def _installed_without_kernels() -> bool:
     """Says whether there are no kernels here because JAX_CTC_CPU=OFF was set when this version was
     installed: its wheel is for every platform then."""
-    if any(Path(__file__).parent.glob("_cpu.*")):
+    if any((Path(__file__).parent / f"_cpu{suffix}").is_file() for suffix in EXTENSION_SUFFIXES):
         return False
     try:
         installed = metadata.distribution("jax_ctc")
@@ -73,6 +75,19 @@ def _installed_without_kernels() -> bool:
         return False
     wheel = installed.read_text("WHEEL") or ""
     return installed.version == __version__ and "Root-Is-Purelib: true" in wheel
+
+
+def _missing(name: str) -> str:
+    """Says why a module of compiled kernels is not beside this file, and what to do."""
+    here = Path(__file__).parent
+    if (here.parent / "CMakeLists.txt").is_file():
+        return (
+            "this looks like its source tree, and there is no installation. Run `pip install .` "
+            "in it."
+        )
+    others = ", ".join(sorted(path.name for path in here.glob(f"{name}.*")))
+    why = f"{others} is for another Python" if others else f"{here} lacks {name}"
+    return f"{why}, and this one needs {name}{EXTENSION_SUFFIXES[0]}. Reinstall it: `{_REINSTALL}`."
 
 
 def _load(name: str) -> ModuleType:
@@ -83,8 +98,7 @@ def _load(name: str) -> ModuleType:
         if _search_installation():
             return _load(name)
         raise ImportError(
-            "jax_ctc has no compiled kernels here: this looks like its source tree, and there is "
-            f"no installation. Run `pip install .` in it. {_WAY_OUT}"
+            f"jax_ctc has no compiled kernels here: {_missing(name)} {_WAY_OUT}"
         ) from error
     except ImportError as error:
         raise ImportError(
@@ -95,7 +109,7 @@ def _load(name: str) -> ModuleType:
     if runtime is not None and built > runtime:
         raise ImportError(
             f"jax_ctc was compiled for XLA's FFI {built[0]}.{built[1]}, but jaxlib "
-            f"{metadata.version('jaxlib')} speaks {runtime[0]}.{runtime[1]}. Upgrade jaxlib, or "
+            f"{jaxlib.version.__version__} speaks {runtime[0]}.{runtime[1]}. Upgrade jaxlib, or "
             f"rebuild jax_ctc against an older one (its own build uses jaxlib 0.7.1). {_WAY_OUT}"
         )
     return module
@@ -227,7 +241,7 @@ def build_info() -> BuildInfo:
     return {
         "version": __version__,
         "jax": jax.__version__,
-        "jaxlib": metadata.version("jaxlib"),
+        "jaxlib": jaxlib.version.__version__,
         "cpu": cpu.instruction_set() if cpu is not None else None,
         "cpu_available": cpu.instruction_sets() if cpu is not None else [],
         "cuda": (

@@ -100,6 +100,7 @@ SIGNATURES = {
     "tangent": Signature((*_KEPT, ACTS), (BATCH,)),
     "cotangent": Signature((*_KEPT, BATCH), (ACTS,)),
     "hvp": Signature((*_KEPT, BATCH, ACTS), (ACTS,)),
+    "masked_hvp": Signature((*_KEPT, BATCH, ACTS), (ACTS,)),
     "align": Signature(_PROBLEM, (PATH, PATH, BATCH)),
     "left_out": Signature((SCORES, LABELS, BATCH, FRAMES, FRAMES, FRAMES), (BATCH,)),
     "sums": Signature(_PROBLEM, (FRAMES, FRAMES, FRAMES, SCORES)),

@@ -12,7 +12,10 @@ gradient and product have the shape of acts. Cotangents are one number per seque
 
 Undifferentiated code runs `loss`. The JVP of `loss` binds `forward` and `tangent`. `tangent` and
 `cotangent` are each other's transposes, so forward mode gives reverse mode. The JVP of both binds
-`hvp`. `hvp` is its own transpose, because a Hessian is symmetric.
+`hvp`. `hvp` is its own transpose, because a Hessian is symmetric. Transposes bind `masked_hvp`. It
+differs from `hvp` where all of a direction is 0 in a sequence: the product is 0 there, also where
+the Hessian is NaN. It is a primitive, because it is linear, and a condition on the direction has no
+derivative.
 
 `rows` and `columns` are the residuals that `forward` keeps for the derivatives (docs/kernels.md).
 They depend on `acts`, but their tangents are defined as zero. The JVP rule of each consumer
@@ -24,6 +27,8 @@ of threads for a CPU kernel; 0 means no limit. `softmax`, which sums do not have
 logits. Otherwise they are log-scores: only the entries of the blank and of the labels are read, and
 `rows` is empty.
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -219,7 +224,13 @@ def _cotangent_transpose(ct, *operands, **params):
     return [None] * len(point) + [out]
 
 
-def _hvp_jvp(primals, tangents, **params):
+def _masked_hvp(*operands, **params):
+    *point, cotangents, direction = operands
+    given = (direction != 0).any((params["time_axis"], direction.ndim - 1))
+    return hvp_p.bind(*point, jnp.where(given, cotangents, 0), direction, **params)
+
+
+def _hvp_jvp(hvp_p, primals, tangents, **params):
     *point, cotangents, direction = primals
     out = hvp_p.bind(*primals, **params)
     d_acts, d_cotangents, d_direction = (tangents[i] for i in (_ACTS, _LINEAR, _LINEAR + 1))
@@ -244,14 +255,11 @@ def _hvp_transpose(ct, *operands, **params):
     if ad.is_undefined_primal(direction):
         if is_zero(ct):
             return [*nothing, None, ad.Zero(direction.aval)]
-        # A sequence whose cotangent is 0 has none, also where its Hessian is NaN.
-        given = (ct != 0).any((params["time_axis"], ct.ndim - 1))
-        cotangents = jnp.where(given, cotangents, 0)
-        return [*nothing, None, hvp_p.bind(*point, cotangents, ct, **params)]
+        return [*nothing, None, masked_hvp_p.bind(*point, cotangents, ct, **params)]
     if is_zero(ct):
         return [*nothing, ad.Zero(cotangents.aval), None]
     rows, lengths = point[_ROWS], point[_LENGTHS]
-    d_gradient = hvp_p.bind(*point, _ones(rows, lengths), ct, **params)
+    d_gradient = masked_hvp_p.bind(*point, _ones(rows, lengths), ct, **params)
     return [*nothing, _contract(d_gradient, direction, rows, params["time_axis"]), None]
 
 
@@ -272,5 +280,9 @@ ad.primitive_jvps[cotangent_p] = _cotangent_jvp
 ad.primitive_transposes[cotangent_p] = _cotangent_transpose
 
 hvp_p = define("hvp", _reference.hvp, _batch_shared_acts)
-ad.primitive_jvps[hvp_p] = _hvp_jvp
+ad.primitive_jvps[hvp_p] = partial(_hvp_jvp, hvp_p)
 ad.primitive_transposes[hvp_p] = _hvp_transpose
+
+masked_hvp_p = define("masked_hvp", _masked_hvp, _batch_shared_acts)
+ad.primitive_jvps[masked_hvp_p] = partial(_hvp_jvp, masked_hvp_p)
+ad.primitive_transposes[masked_hvp_p] = _hvp_transpose

@@ -20,7 +20,7 @@ from .. import _mesh
 from . import few_classes, row_sums, tiles
 from .family import RESIDUALS, is_zero, zero_like
 from .tile_function import Function, Per, Tile, cost_dtype
-from .wide_product import product
+from .wide_product import AXES, product
 
 # ---- functions of a tile -----------------------------------------------------------------------
 
@@ -34,7 +34,7 @@ class Layer:
     threads: int
 
     def product(self, hidden: Array, kernel: Array) -> Array:
-        rows = "abc"[: hidden.ndim - 1]
+        rows = AXES[: hidden.ndim - 1]
         spec = f"{rows}d,dv->{rows}v"
         return product(spec, hidden, kernel, dtype=self.dtype, precision=self.precision)
 

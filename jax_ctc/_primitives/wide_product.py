@@ -7,6 +7,7 @@ cotangent, which is rounded. The products of dot_general are not enough, because
 rounds each result to the dtype of a factor, and tiles would add up what was rounded.
 """
 
+import string
 from functools import partial
 
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from jax.interpreters import ad, batching, mlir, xla
 from .. import _mesh
 from . import taylor
 from .family import is_zero, zero_like
+
+AXES = "".join(a for a in string.ascii_letters if a not in "dv")  # names of axes but D and V
 
 
 def product(spec: str, x: Array, y: Array, *, dtype: str, precision: lax.PrecisionLike) -> Array:
@@ -64,7 +67,7 @@ def _product_transpose(ct, x, y, *, spec, **params):
 
 def _product_batch(args, dims, *, spec, **params):
     operands, out = _axes(spec)
-    new = next(a for a in "zyxwutsrqponmlkjihgfe" if a not in spec)
+    new = next(a for a in reversed(AXES) if a not in spec)
     moved, named = [], []
     for x, d, axes in zip(args, dims, operands, strict=True):
         moved.append(x if d is None else jnp.moveaxis(x, d, 0))

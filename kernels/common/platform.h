@@ -2,6 +2,10 @@
 // How a function is declared that both nvcc and a C++ compiler compile. Plain C++17, host and device.
 #pragma once
 
+#if defined(__FAST_MATH__) || defined(__USE_FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error "jax_ctc computes with infinities and NaN: -ffast-math, -ffinite-math-only and --use_fast_math break it"
+#endif
+
 // CTC_INLINE: a member function. CTC_FN: a free function.
 #if defined(__CUDACC__)
 #define CTC_INLINE __host__ __device__ __forceinline__

@@ -46,6 +46,13 @@ def third(f, arrays):
     return jax.jvp(lambda x: along(gradient, f, x)[1], (arrays,), (LAYER.directions(2),))[1]
 
 
+def twice_pulled_back(f, arrays):
+    """The pull-back of the gradient is linear, so its own pull-back at 0 is the product."""
+    pull = jax.vjp(partial(gradient, f), arrays)[1]
+    nothing = jax.tree.map(jnp.zeros_like, arrays)
+    return jax.vjp(lambda u: pull(u)[0], nothing)[1](LAYER.directions())[0]
+
+
 DERIVATIVES = {
     "jvp": partial(along, lambda f, arrays: f(*arrays, *LAYER.rest)),
     "jacrev": lambda f, arrays: jax.jacrev(f, ARRAYS)(*arrays, *LAYER.rest),
@@ -55,6 +62,7 @@ DERIVATIVES = {
     "product, reverse over reverse": lambda f, arrays: jax.grad(
         lambda x: sum(map(jnp.vdot, gradient(f, x), LAYER.directions()))
     )(arrays),
+    "pull-back of the pull-back at 0": lambda f, arrays: twice_pulled_back(f, arrays),
     "third order": third,
     "remat": lambda f, arrays: jax.grad(jax.checkpoint(partial(total, f)))(arrays),
     "linearize": lambda f, arrays: jax.linearize(partial(total, f), arrays)[1](LAYER.directions()),
@@ -78,7 +86,13 @@ def scanned(f, arrays):
     return jax.lax.scan(layer, hidden, jnp.array([0.5, 2]))[1].sum()
 
 
-FEW = ["jvp", "jacrev", "product, forward over reverse", "of hidden in a scan"]
+FEW = [
+    "jvp",
+    "jacrev",
+    "pull-back of the pull-back at 0",
+    "product, forward over reverse",
+    "of hidden in a scan",
+]
 
 
 @pytest.mark.parametrize("name", sweep(DERIVATIVES, FEW))
@@ -184,6 +198,25 @@ def test_vmap_in_vmap():
         return jax.jit(both)(hidden, *LAYER.arrays[1:], LABELS, LENGTHS)
 
     assert_close(costs(of_tiles), costs(of_logits))
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_many_batch_axes_of_hidden(number):
+    """Of logits each is a batch axis. A layer has names for the axes of a product."""
+    kernel, bias = LAYER.arrays[1:]
+    hidden = np.stack([LAYER.hidden, 2 * LAYER.hidden])
+    hidden = np.broadcast_to(hidden, (2,) * (number - 1) + hidden.shape)
+
+    def costs_and_gradients(f):
+        def total(hidden):
+            return f(hidden, kernel, bias, *LAYER.rest).sum()
+
+        g = jax.value_and_grad(total)
+        for _ in range(number):
+            g = jax.vmap(g)
+        return jax.jit(g)(hidden)
+
+    assert_close(costs_and_gradients(of_tiles), costs_and_gradients(of_logits), CLOSE)
 
 
 def test_an_eager_call_and_a_jitted_one_have_the_same_costs():

@@ -40,6 +40,12 @@ def forward_over_forward(f, acts, u):
     return jax.jvp(lambda acts: jax.jvp(f, (acts,), (u,))[1], (acts,), (jnp.cos(u),))
 
 
+def pull_back(f, acts):
+    """A linear function: its derivative at 0 is that at any other direction."""
+    pull = jax.vjp(jax.grad(f), acts)[1]
+    return lambda u: pull(u)[0]
+
+
 def jit_of(composition):
     return lambda f, acts, u: jax.jit(lambda acts, u: composition(f, acts, u))(acts, u)
 
@@ -52,6 +58,13 @@ PRODUCTS = {
     "linearized gradient": lambda f, acts, u: jax.linearize(jax.grad(f), acts)[1](u),
     "vjp of gradient": lambda f, acts, u: jax.vjp(jax.grad(f), acts)[1](u)[0],
     "of a checkpoint": lambda f, acts, u: reverse_over_reverse(jax.checkpoint(f), acts, u),
+    "slope of the pull-back at 0": lambda f, acts, u: jax.jvp(pull_back(f, acts), (0 * u,), (u,))[
+        1
+    ],
+    "pull-back of the pull-back at 0": lambda f, acts, u: jax.vjp(pull_back(f, acts), 0 * u)[1](u)[
+        0
+    ],
+    "transposed pull-back": lambda f, acts, u: jax.linear_transpose(pull_back(f, acts), u)(u)[0],
 }
 HESSIANS = {
     "hessian": lambda f, acts, u: jax.hessian(f)(acts),

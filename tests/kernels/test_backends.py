@@ -124,7 +124,40 @@ def test_kernels_built_on_newer_headers_than_jaxlib_are_an_import_error_that_say
 def test_missing_kernels_are_an_import_error_that_says_so():
     failed = python("import sys; sys.modules['jax_ctc._cpu'] = None; import jax_ctc")
     assert "ImportError: jax_ctc has no compiled kernels here" in failed.stderr
-    assert "pip install ." in failed.stderr
+    assert "pip install" in failed.stderr
+
+
+NOT_INSTALLED = """
+from importlib import metadata
+distribution = metadata.distribution
+
+def missing(name):
+    if name == "jax_ctc":
+        raise metadata.PackageNotFoundError(name)
+    return distribution(name)
+
+metadata.distribution = missing
+import jax_ctc
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("_cpu.cpython-399-some-machine.so", "_cpu.cpython-399-some-machine.so is for another"),
+        ("__init__.py", "lacks _cpu, and this one needs _cpu."),
+    ],
+)
+def test_a_copy_with_the_kernels_of_another_python_says_so(tmp_path, file, said):
+    source = Path(jax_ctc.__file__).parent
+    compiled = shutil.ignore_patterns("_cpu.*", "_cuda.*", "__pycache__")
+    shutil.copytree(source, tmp_path / "jax_ctc", ignore=compiled)
+    (tmp_path / "jax_ctc" / file).touch()
+    failed = python(NOT_INSTALLED, PYTHONPATH=str(tmp_path))
+    assert "ImportError: jax_ctc has no compiled kernels here" in failed.stderr
+    assert said in failed.stderr
+    assert "Reinstall it: `pip install" in failed.stderr
+    assert "source tree" not in failed.stderr
 
 
 def test_kernels_are_switched_off_in_any_case_of_letters():

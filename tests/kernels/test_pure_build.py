@@ -6,7 +6,7 @@ import sys
 import zipfile
 
 import pytest
-from test_cuda_build import configure, needs_cmake
+from test_cuda_build import CMAKE, configure, needs_cmake
 
 import jax_ctc
 from support.runs import ROOT, run
@@ -63,10 +63,33 @@ def test_without_a_compiler_the_error_names_the_way_out(tmp_path):
     result = configure(tmp_path, CXX=tmp_path / "nothing", JAX_CTC_CUDA="OFF")
     assert result.returncode != 0
     message = " ".join(result.stderr.split())
-    assert "there is no C++ compiler here, or CXX=" in message
-    assert (
-        "/nothing of the environment does not work. Install GCC 12 or later, or Clang." in message
-    )
+    assert "there is no C++ compiler here, or it does not work with CXX=" in message
+    assert "/nothing and CXXFLAGS=" in message
+    assert "Install GCC 12 or later, or Clang" in message
+    assert "JAX_CTC_CPU=OFF in the environment" in message
+
+
+@needs_cmake
+def test_flags_of_the_environment_do_not_break_the_kernels(tmp_path):
+    """platform.h is an error where infinities would be lost. So what compiles keeps them."""
+    flags = "-ffast-math -funsafe-math-optimizations"
+    result = configure(tmp_path, "-G", "Unix Makefiles", CXXFLAGS=flags, JAX_CTC_CUDA="OFF")
+    assert result.returncode == 0, result.stderr
+    built = run(CMAKE, "--build", tmp_path, "--target", "kernels/cpu/dispatch.cpp.o")
+    assert built.returncode == 0, built.stderr
+    link = (tmp_path / "CMakeFiles" / "_cpu.dir" / "link.txt").read_text()
+    assert link.rindex("-fno-fast-math") > link.rindex("-ffast-math")
+    assert link.rindex("-fno-unsafe-math") > link.rindex("-funsafe-math")
+
+
+@needs_cmake
+def test_a_python_without_headers_is_told_so(tmp_path):
+    nothing = tmp_path / "include"
+    nothing.mkdir()
+    result = configure(tmp_path / "build", f"-DPython_INCLUDE_DIR={nothing}", JAX_CTC_CUDA="OFF")
+    assert result.returncode != 0
+    message = " ".join(result.stderr.split())
+    assert "the headers of Python 3.11 or later are missing. Install them (python3-dev" in message
     assert "JAX_CTC_CPU=OFF in the environment" in message
 
 
