@@ -6,13 +6,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, export, lax
+from jax import Array, lax
 from jax.typing import ArrayLike
 
 from . import _arguments, _operands, _shapes
 from ._primitives import align as primitive
+from ._results import serialised
 
 
+@serialised
 class Alignment(NamedTuple):
     """The best alignment of each sequence (`ctc_align`).
 
@@ -28,6 +30,7 @@ class Alignment(NamedTuple):
     score: Array
 
 
+@serialised
 class Spans(NamedTuple):
     """The frames of each label (`label_spans`).
 
@@ -38,11 +41,6 @@ class Spans(NamedTuple):
 
     start: Array
     end: Array
-
-
-# So that an exported program may return them.
-export.register_namedtuple_serialization(Alignment, serialized_name="jax_ctc.Alignment")
-export.register_namedtuple_serialization(Spans, serialized_name="jax_ctc.Spans")
 
 
 def ctc_align(

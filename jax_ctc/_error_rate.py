@@ -6,13 +6,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, export, lax
+from jax import Array, lax
 from jax.typing import ArrayLike
 
 from . import _mesh, _shapes, _values
 from ._greedy import Decoded
+from ._results import serialised
 
 
+@serialised
 class LabelErrors(NamedTuple):
     """The errors of each decoded sequence.
 
@@ -25,9 +27,6 @@ class LabelErrors(NamedTuple):
     rate: Array
     distance: Array
     label_count: Array
-
-
-export.register_namedtuple_serialization(LabelErrors, serialized_name="jax_ctc.LabelErrors")
 
 
 def label_error_rate(

@@ -6,13 +6,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, export, lax
+from jax import Array, lax
 from jax.typing import ArrayLike
 
 from . import _arguments, _operands, _shapes
 from ._primitives import zero_product
+from ._results import serialised
 
 
+@serialised
 class Decoded(NamedTuple):
     """Label sequences that were read from `acts`.
 
@@ -25,9 +27,6 @@ class Decoded(NamedTuple):
     labels: Array
     label_lengths: Array
     score: Array
-
-
-export.register_namedtuple_serialization(Decoded, serialized_name="jax_ctc.Decoded")
 
 
 def ctc_greedy_decode(

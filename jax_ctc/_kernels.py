@@ -227,7 +227,7 @@ def build_info() -> BuildInfo:
         ``notes``    sentences that say why a part is missing, or why a setting has no effect
     """
     notes = list(_notes)
-    if cpu is not None and cuda is None:
+    if cpu is not None and cuda is None and sys.platform == "linux":
         notes.append(
             "cuda: this build has no CUDA kernels, and GPUs run pure JAX. Reinstall jax_ctc where "
             "nvcc is found: of a CUDA toolkit, or from `pip install nvidia-cuda-nvcc "

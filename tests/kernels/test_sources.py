@@ -295,6 +295,7 @@ IMPORTS = {
     "_kernels": {"_gpus"},
     "_operands": set(),
     "_mesh": set(),
+    "_results": set(),
     "_shapes": set(),
     "_values": {"_shapes"},
     "_arguments": {"_mesh", "_shapes", "_values"},
@@ -368,7 +369,7 @@ IMPORTS = {
         "_primitives.wide_product",
     },
     "_split_classes": {"_arguments", "_mesh", "_primitives", "_primitives.few_classes"},
-    "_align": {"_arguments", "_operands", "_primitives.align", "_shapes"},
+    "_align": {"_arguments", "_operands", "_primitives.align", "_results", "_shapes"},
     "_loss": {"_arguments", "_primitives", "_shapes", "_split_classes"},
     "_linear": {
         "_arguments",
@@ -383,9 +384,9 @@ IMPORTS = {
     "_check": {"_linear", "_shapes", "_split_classes", "_values", "_verdict"},
     "_export": {"_primitives.custom_call"},
     "_occupancy": {"_arguments", "_loss", "_operands", "_primitives", "_shapes"},
-    "_greedy": {"_arguments", "_operands", "_primitives.zero_product", "_shapes"},
+    "_greedy": {"_arguments", "_operands", "_primitives.zero_product", "_results", "_shapes"},
     "_beam": {"_greedy", "_primitives.beam", "_shapes"},
-    "_error_rate": {"_greedy", "_mesh", "_shapes", "_values"},
+    "_error_rate": {"_greedy", "_mesh", "_results", "_shapes", "_values"},
     "compat._names": {"_shapes"},
 }
 PACKAGES = {"_primitives": "_primitives.ctc", "_reference": "_reference.ctc"}
