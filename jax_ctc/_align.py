@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from . import _arguments, _operands, _shapes
 from ._primitives import align as primitive
 from ._results import serialised
+from ._shapes import Integers
 
 
 @serialised
@@ -45,9 +46,9 @@ class Spans(NamedTuple):
 
 def ctc_align(
     acts: ArrayLike,
-    labels: ArrayLike,
-    lengths: ArrayLike | None,
-    label_lengths: ArrayLike | None = None,
+    labels: Integers,
+    lengths: Integers | None,
+    label_lengths: Integers | None = None,
     *,
     blank: int = 0,
     time_major: bool = True,

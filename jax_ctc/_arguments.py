@@ -13,6 +13,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from . import _mesh, _shapes, _values
+from ._shapes import Integers
 
 
 class Arguments(NamedTuple):
@@ -26,9 +27,9 @@ class Arguments(NamedTuple):
 
 def prepare(
     acts: ArrayLike,
-    labels: ArrayLike,
-    lengths: ArrayLike | None,
-    label_lengths: ArrayLike | None,
+    labels: Integers,
+    lengths: Integers | None,
+    label_lengths: Integers | None,
     *,
     blank: int,
     time_major: bool,

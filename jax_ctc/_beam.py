@@ -11,11 +11,12 @@ from jax.typing import ArrayLike
 from . import _shapes
 from ._greedy import Decoded, prepare
 from ._primitives import beam
+from ._shapes import Integers
 
 
 def ctc_beam_search_decode(
     acts: ArrayLike,
-    lengths: ArrayLike | None,
+    lengths: Integers | None,
     *,
     beam_width: int = 16,
     top_paths: int = 1,

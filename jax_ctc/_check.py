@@ -5,13 +5,14 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from . import _linear, _shapes, _split_classes, _values, _verdict
+from ._shapes import Integers
 
 
 def check(
     acts: ArrayLike,
-    labels: ArrayLike,
-    lengths: ArrayLike | None,
-    label_lengths: ArrayLike | None = None,
+    labels: Integers,
+    lengths: Integers | None,
+    label_lengths: Integers | None = None,
     *,
     blank: int = 0,
     time_major: bool = True,

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from . import _mesh, _shapes, _values
 from ._greedy import Decoded
 from ._results import serialised
+from ._shapes import Integers
 
 
 @serialised
@@ -31,9 +32,9 @@ class LabelErrors(NamedTuple):
 
 def label_error_rate(
     decoded: Decoded | ArrayLike,
-    labels: ArrayLike,
-    decoded_lengths: ArrayLike | None = None,
-    label_lengths: ArrayLike | None = None,
+    labels: Integers,
+    decoded_lengths: Integers | None = None,
+    label_lengths: Integers | None = None,
 ) -> LabelErrors:
     """Returns the edit distance between decoded labels and true ones, and its ratio to the number
     of true labels.
@@ -102,7 +103,7 @@ def _require_first(
         )
 
 
-def _without(labels: Array, name: str, lengths: ArrayLike | None) -> Array:
+def _without(labels: Array, name: str, lengths: Integers | None) -> Array:
     """Returns labels with -1 at and after the length."""
     if lengths is None:
         return labels

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from . import _arguments, _operands, _shapes
 from ._primitives import zero_product
 from ._results import serialised
+from ._shapes import Integers
 
 
 @serialised
@@ -31,7 +32,7 @@ class Decoded(NamedTuple):
 
 def ctc_greedy_decode(
     acts: ArrayLike,
-    lengths: ArrayLike | None,
+    lengths: Integers | None,
     *,
     blank: int = 0,
     time_major: bool = True,
@@ -69,7 +70,7 @@ def ctc_greedy_decode(
 
 
 def prepare(
-    acts: ArrayLike, lengths: ArrayLike | None, *, blank: int, time_major: bool
+    acts: ArrayLike, lengths: Integers | None, *, blank: int, time_major: bool
 ) -> _arguments.Arguments:
     """Checks the arguments of a function without labels. The operands have labels (batch, 0)."""
     acts = _shapes.floats("acts", acts)

@@ -14,14 +14,15 @@ from . import _arguments, _mesh, _shapes, _split_classes
 from ._loss import with_zeros
 from ._primitives import few_classes, linear_sums
 from ._primitives.tile_function import cost_dtype
+from ._shapes import Integers
 
 
 def ctc_linear(
     hidden: ArrayLike,
     kernel: ArrayLike,
-    labels: ArrayLike,
-    lengths: ArrayLike | None,
-    label_lengths: ArrayLike | None = None,
+    labels: Integers,
+    lengths: Integers | None,
+    label_lengths: Integers | None = None,
     *,
     bias: ArrayLike | None = None,
     blank: int = 0,

@@ -9,13 +9,14 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from . import _arguments, _primitives, _shapes, _split_classes
+from ._shapes import Integers
 
 
 def ctc(
     acts: ArrayLike,
-    labels: ArrayLike,
-    lengths: ArrayLike | None,
-    label_lengths: ArrayLike | None = None,
+    labels: Integers,
+    lengths: Integers | None,
+    label_lengths: Integers | None = None,
     *,
     blank: int = 0,
     time_major: bool = True,

@@ -10,13 +10,14 @@ from jax.typing import ArrayLike
 
 from . import _arguments, _operands, _primitives, _shapes
 from ._loss import ctc
+from ._shapes import Integers
 
 
 def ctc_occupancy(
     acts: ArrayLike,
-    labels: ArrayLike,
-    lengths: ArrayLike | None,
-    label_lengths: ArrayLike | None = None,
+    labels: Integers,
+    lengths: Integers | None,
+    label_lengths: Integers | None = None,
     *,
     blank: int = 0,
     time_major: bool = True,

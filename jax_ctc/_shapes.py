@@ -5,6 +5,7 @@ Every error names the argument, the expected value, the value given, and a remed
 """
 
 import operator
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import jax
@@ -15,6 +16,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 AnyArray = Array | np.ndarray
+Integers = ArrayLike | Sequence[int] | Sequence[Sequence[int]]
 _FLOATS = (jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16)
 INT32 = np.iinfo(np.int32)
 OF_ACTS = "(T, B, V), (B, T, V) with time_major=False, or (T, V) for one sequence"
@@ -50,9 +52,9 @@ class Given(NamedTuple):
 
 def checked(
     acts: ArrayLike,
-    labels: ArrayLike,
-    lengths: ArrayLike | None,
-    label_lengths: ArrayLike | None,
+    labels: Integers,
+    lengths: Integers | None,
+    label_lengths: Integers | None,
     *,
     blank: int,
     time_major: bool,
@@ -121,7 +123,7 @@ _FLOATING = {  # arguments of floats: what they are, and their shape
 }
 
 
-def floats(name: str, x: ArrayLike, labels: ArrayLike | None = None) -> Array:
+def floats(name: str, x: ArrayLike, labels: Integers | None = None) -> Array:
     """Returns x as a JAX array of floats. `labels` are looked at if x is not one, because the two
     may be swapped."""
     what, shape = _FLOATING[name]
@@ -144,14 +146,14 @@ def floats(name: str, x: ArrayLike, labels: ArrayLike | None = None) -> Array:
     )
 
 
-def are_floats(x: ArrayLike) -> bool:
+def are_floats(x: Integers) -> bool:
     try:
         return jnp.issubdtype(_array(x).dtype, jnp.floating)
     except (TypeError, ValueError):
         return False
 
 
-def integers(name: str, x: ArrayLike) -> AnyArray:
+def integers(name: str, x: Integers) -> AnyArray:
     """Returns an array of integers. It is a JAX array if x is one or if only JAX can convert x, and
     NumPy otherwise, because JAX without x64 would not keep 64-bit values."""
     try:
@@ -209,7 +211,7 @@ _ADVICE = {
 }
 
 
-def _array(x: ArrayLike) -> AnyArray:
+def _array(x: Integers) -> AnyArray:
     if isinstance(x, jax.Array):
         return x
     convert = getattr(x, "__jax_array__", None)  # of nnx.Variable and the like

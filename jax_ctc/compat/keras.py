@@ -14,6 +14,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from .. import _loss, _shapes, _values
+from .._shapes import Integers
 from ._names import names
 
 _CALL = "ctc_loss(target, output, ...)"
@@ -27,10 +28,10 @@ _THEIRS = {
 
 
 def ctc_loss(
-    target: ArrayLike,
+    target: Integers,
     output: ArrayLike,
-    target_length: ArrayLike,
-    output_length: ArrayLike,
+    target_length: Integers,
+    output_length: Integers,
     mask_index: int = 0,
 ) -> Array:
     """Returns the costs of a batch, in nats.
@@ -56,7 +57,7 @@ def ctc_loss(
         return _loss.ctc(output, labels, frames, counts, blank=blank, time_major=False)
 
 
-def _whole(x: ArrayLike) -> ArrayLike:
+def _whole(x: Integers) -> Integers:
     """Keras casts targets to floats before a loss of the user's own has them, and back in
     `keras.ops.ctc_loss`. What no int32 holds, and NaN, becomes a number that is no class."""
     if not (isinstance(x, (np.ndarray, jax.Array)) and jnp.issubdtype(x.dtype, jnp.floating)):

@@ -19,6 +19,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from .. import _loss, _mesh, _shapes, _values
+from .._shapes import Integers
 from ._names import names
 
 _CALL = "ctc_loss(logits, logit_paddings, labels, label_paddings)"
@@ -28,7 +29,7 @@ _THEIRS = {"acts": "logits", "blank": "blank_id", "label_lengths": "label_paddin
 def ctc_loss(
     logits: ArrayLike,
     logit_paddings: ArrayLike,
-    labels: ArrayLike,
+    labels: Integers,
     label_paddings: ArrayLike,
     blank_id: int = 0,
     log_epsilon: ArrayLike = -1e5,
@@ -56,7 +57,7 @@ def ctc_loss(
 def ctc_loss_with_forward_probs(
     logits: ArrayLike,
     logit_paddings: ArrayLike,
-    labels: ArrayLike,
+    labels: Integers,
     label_paddings: ArrayLike,
     blank_id: int = 0,
     log_epsilon: ArrayLike = -1e5,
@@ -129,7 +130,7 @@ def _is_padding(name: str, x: ArrayLike) -> Array:
 
 
 def _labels_and_lengths(
-    logits: Array, logit_paddings: ArrayLike, labels: ArrayLike, label_paddings: ArrayLike
+    logits: Array, logit_paddings: ArrayLike, labels: Integers, label_paddings: ArrayLike
 ) -> tuple[Array, Array]:
     """Returns labels with -1 for padding, and lengths, -1 where a frame after padding is in use."""
     shape = logits.shape

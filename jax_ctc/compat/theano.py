@@ -14,13 +14,14 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from .. import _kernels, _loss, _shapes
+from .._shapes import Integers
 from ._names import names
 
 _CALL = "ctc(activations, labels, input_lengths)"
 _THEIRS = {"acts": "activations", "lengths": "input_lengths"}
 
 
-def ctc(activations: ArrayLike, labels: ArrayLike, input_lengths: ArrayLike | None) -> Array:
+def ctc(activations: ArrayLike, labels: Integers, input_lengths: Integers | None) -> Array:
     """Returns the costs of a batch, in nats.
 
     Args:
@@ -68,7 +69,7 @@ class ConnectionistTemporalClassification:
             object.__setattr__(self, "openmp", bool(self.openmp))
 
     def __call__(
-        self, activations: ArrayLike, labels: ArrayLike, input_lengths: ArrayLike | None
+        self, activations: ArrayLike, labels: Integers, input_lengths: Integers | None
     ) -> Array:
         """Returns the (B,) costs of (T, B, V) activations, (B, L) labels and (B,) lengths."""
         num_threads = 1 if self.openmp is False else None

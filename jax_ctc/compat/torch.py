@@ -20,6 +20,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from .. import _loss, _shapes, _values
+from .._shapes import Integers
 from ._names import names
 
 _CALL = "ctc_loss(log_probs, targets, ...)"
@@ -33,9 +34,9 @@ _THEIRS = {
 
 def ctc_loss(
     log_probs: ArrayLike,
-    targets: ArrayLike,
-    input_lengths: ArrayLike,
-    target_lengths: ArrayLike,
+    targets: Integers,
+    input_lengths: Integers,
+    target_lengths: Integers,
     blank: int = 0,
     reduction: Literal["none", "mean", "sum"] = "mean",
     zero_infinity: bool = False,
