@@ -85,9 +85,10 @@ def _missing(name: str) -> str:
             "this looks like its source tree, and there is no installation. Run `pip install .` "
             "in it."
         )
-    others = ", ".join(sorted(path.name for path in here.glob(f"{name}.*")))
-    why = f"{others} is for another Python" if others else f"{here} lacks {name}"
-    return f"{why}, and this one needs {name}{EXTENSION_SUFFIXES[0]}. Reinstall it: `{_REINSTALL}`."
+    why = f"{here} lacks {name}{EXTENSION_SUFFIXES[0]}"
+    if others := ", ".join(sorted(path.name for path in here.glob(f"{name}.*"))):
+        why += f" ({others} is for another Python)"
+    return f"{why}. Reinstall jax_ctc for this Python: `{_REINSTALL}`."
 
 
 def _load(name: str) -> ModuleType:
