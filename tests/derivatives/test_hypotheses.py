@@ -76,6 +76,8 @@ MEGABYTES_12 = 12 << 20
 @pytest.mark.parametrize(
     ("V", "megabytes", "softmax", "copies"),
     [
+        (12, 1000, True, True),
+        (13, 11, True, True),
         (18, 1000, True, True),  # 3 (L + 2): as small as the arrays of few classes
         (12, 1000, False, True),  # 2 (L + 2)
         (19, 11, True, True),

@@ -46,6 +46,14 @@ def pull_back(f, acts):
     return lambda u: pull(u)[0]
 
 
+def slope_of_pull_back(f, acts, u):
+    return jax.jvp(pull_back(f, acts), (0 * u,), (u,))[1]
+
+
+def pull_back_of_pull_back(f, acts, u):
+    return jax.vjp(pull_back(f, acts), 0 * u)[1](u)[0]
+
+
 def jit_of(composition):
     return lambda f, acts, u: jax.jit(lambda acts, u: composition(f, acts, u))(acts, u)
 
@@ -58,12 +66,8 @@ PRODUCTS = {
     "linearized gradient": lambda f, acts, u: jax.linearize(jax.grad(f), acts)[1](u),
     "vjp of gradient": lambda f, acts, u: jax.vjp(jax.grad(f), acts)[1](u)[0],
     "of a checkpoint": lambda f, acts, u: reverse_over_reverse(jax.checkpoint(f), acts, u),
-    "slope of the pull-back at 0": lambda f, acts, u: jax.jvp(pull_back(f, acts), (0 * u,), (u,))[
-        1
-    ],
-    "pull-back of the pull-back at 0": lambda f, acts, u: jax.vjp(pull_back(f, acts), 0 * u)[1](u)[
-        0
-    ],
+    "slope of the pull-back at 0": slope_of_pull_back,
+    "pull-back of the pull-back at 0": pull_back_of_pull_back,
     "transposed pull-back": lambda f, acts, u: jax.linear_transpose(pull_back(f, acts), u)(u)[0],
 }
 HESSIANS = {
