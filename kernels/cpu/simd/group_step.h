@@ -45,13 +45,15 @@ template <Recursion kRecursion, class V> class GroupStates {
     arena.take(neighbour_unit, pairs), arena.take(skip_unit, pairs);
   }
 
-  // The states before the first step. Only blank `first` is reached. `skips` is 1 for each pair where the skip is
-  // allowed, else 0.
-  void start(int64_t first, const double* skips) {
+  // The states before the first step. Only blank `first` is reached, and its derivative is `change`. `skips` is 1 for
+  // each pair where the skip is allowed, else 0.
+  void start(int64_t first, const double* skips, double change = 0) {
     skip_mask = skips, exponent = exponents_with_margins + kDoubles, fresh = fresh_with_margins + kDoubles;
     for (int64_t i = 0; i < kParts * pairs; ++i) blank[i] = label[i] = 0;
     for (int64_t i = -kDoubles; i < pairs + kDoubles; ++i) exponent[i] = 0;
-    blank[first] = 1, most = 1, steepest = 0, room = kLeast;
+    blank[first] = 1;
+    if constexpr (kParts > 1) blank[pairs + first] = change;
+    most = 1, steepest = 0, room = kLeast;
     set_neighbour_units();
   }
 
@@ -87,9 +89,10 @@ template <Recursion kRecursion, class V> class GroupStates {
   // at frame f of them, before and after its emission.
   //
   // A vector of slots stays in registers for all frames. A frame waits for the one before: for 16 cycles, in which a
-  // core could do two frames' work. With kSkewed, frame f of a vector is taken together with frame f + 1 of the vector
-  // before it, because these two do not wait for each other. It takes more registers.
-  template <int kCount, bool kSkewed, class Visit> CTC_INLINE void step(Window window, Ratios y, Visit visit) {
+  // core could do two frames' work. So the frames are taken in chunks of kChunk: a chunk of a vector is taken together
+  // with the next chunk of the vector before it, frame by frame in turns, because these two do not wait for each other.
+  // Small chunks take more registers.
+  template <int kCount, int kChunk, class Visit> CTC_INLINE void step(Window window, Ratios y, Visit visit) {
     Pair<V> at[kCount];   // of the vector that is next at each frame
     V last[kCount] = {};  // the labels of the vector that was taken before it
     Doubles largest = splat<Doubles>(most);
@@ -114,18 +117,20 @@ template <Recursion kRecursion, class V> class GroupStates {
         largest = max_of(max_of(value_of(after.blank), value_of(after.label)), largest);
       }
     };
-    if (kSkewed && n >= kCount * kDoubles) {
+    // Chunks `first` to `last`, each of the vector behind that of the next one. Slot k is that of chunk 0.
+    const auto take_chunks = [&](int64_t k, int first, int last) __attribute__((always_inline)) {
 #pragma GCC unroll 4
-      for (int k = 0; k < kCount - 1; ++k)
+      for (int f = 0; f < kChunk; ++f)
 #pragma GCC unroll 4
-        for (int f = k; f >= 0; --f) take(f, (k - f) * kDoubles);
-      for (int64_t k = (kCount - 1) * kDoubles; k < n; k += kDoubles)
+        for (int c = last; c >= first; --c) take(c * kChunk + f, k - c * kDoubles);
+    };
+    constexpr int kLast = kCount / kChunk - 1;
+    if (n > kLast * kDoubles) {
 #pragma GCC unroll 4
-        for (int f = kCount - 1; f >= 0; --f) take(f, k - f * kDoubles);
+      for (int k = 0; k < kLast; ++k) take_chunks(k * kDoubles, 0, k);
+      for (int64_t k = kLast * kDoubles; k < n; k += kDoubles) take_chunks(k, 0, kLast);
 #pragma GCC unroll 4
-      for (int k = 0; k < kCount - 1; ++k)
-#pragma GCC unroll 4
-        for (int f = kCount - 1; f > k; --f) take(f, n + (k - f) * kDoubles);
+      for (int k = 0; k < kLast; ++k) take_chunks(n + k * kDoubles, k + 1, kLast);
     } else {
       for (int64_t k = 0; k < n; k += kDoubles)
 #pragma GCC unroll 4

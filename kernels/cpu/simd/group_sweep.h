@@ -68,14 +68,15 @@ template <class Source> class GroupLattice {
     return true;
   }
 
-  // Gives the products alpha * beta of each group of frames to `to`, in order (eq. 8), or their derivatives (eq. 13).
+  // Gives the products alpha * beta of each group of frames to `to`, in order (eq. 8), or their derivatives less that
+  // of the total (eq. 13). Alpha therefore starts with a derivative of minus the total's: it is carried to all states.
   // Returns false if numbers do not fit. `to` must define:
   //   start(t, window)                   the slots that follow are those of `window`, at frames from t on
   //   adder(frame)                       a function of (i, products): products of the labels in a vector of slots from
   //                                      i on, at kTogether frames from `frame` of the group on
   //   finish(t, count, of_blank, total)  of the blanks at each of `count` frames, and of all states of any frame
   template <class To> bool sweep_alpha(To& to) {
-    alpha.start(0, skip);
+    alpha.start(0, skip, -mean);
     Band band;
     int64_t wait = kNarrowEvery, next = wait;
     for (int64_t k = 0; k < blocks(); ++k) {
@@ -176,13 +177,14 @@ template <class Source> class GroupLattice {
 
   // Takes kCount frames, from t back.
   template <int kCount> void step_beta(int64_t t, Window window, bool store) {
-    constexpr bool kSkewed = !kChanges;  // with derivatives there are not registers enough
+    // With derivatives, 16 registers are not enough for smaller chunks.
+    constexpr int kChunk = kChanges && CTC_VECTOR_BYTES < 64 ? (kCount + 1) / 2 : 1;
     Ratios y = source.ratios(t);
     y.frame = -y.frame;
     if (store)
-      beta.template step<kCount, kSkewed>(window, y, stored.template keeper<kCount>(t, window));
+      beta.template step<kCount, kChunk>(window, y, stored.template keeper<kCount>(t, window));
     else
-      beta.template step<kCount, kSkewed>(window, y, [](int, int64_t, const auto&, const auto&) {});
+      beta.template step<kCount, kChunk>(window, y, [](int, int64_t, const auto&, const auto&) {});
   }
 
   // 2^(exponent of alpha's unit + that of beta's - that of the total), of each slot's blank and label. It is 0 below
@@ -200,26 +202,23 @@ template <class Source> class GroupLattice {
     largest_unit = max_of_lanes(largest);
   }
 
-  // What is given of a product: itself, or its derivative less that of the total. A product is rounded to a multiple of
-  // 2^-112, because floats below 2^-126 would make every operation slow. A derivative is taken for 0 if its product is
-  // too small to count.
-  CTC_INLINE Doubles given(Doubles product) const { return (product + 0x1p-60) - 0x1p-60; }
-  CTC_INLINE Doubles given(Number<Doubles> product) const {
-    const Doubles change = product.change - product.value * mean;
-    return product.value < splat<Doubles>(kLittle) ? Doubles{} : change;
-  }
+  // What is given of a product: itself, or its derivative. It is rounded to a multiple of 2^-113, because floats below
+  // 2^-126 would make every operation slow.
+  static CTC_INLINE Doubles given(Doubles product) { return (product + 0x1p-60) - 0x1p-60; }
+  static CTC_INLINE Doubles given(Number<Doubles> product) { return given(product.change); }
 
   // Takes kTogether frames of alpha, from t + f on, and multiplies alpha before the emission with beta after it. The
   // blanks of a frame have what its labels leave of the total. With kBlanks their products are computed too, for `sum`.
-  // Frames are not skewed, because products are given for all of them at once.
   template <bool kBlanks, class To> CTC_INLINE void multiply(int64_t t, int f, int64_t count, Window window, To& to) {
+    constexpr int kHalf = kTogether / 2;
     const double *const of_beta = stored.labels_at(t + f) + 1, *const blanks = stored.blanks_at(t + f);
     const int64_t size = stored.labels_size(), pitch = stored.pitch();
     const double *const blank_unit = this->blank_unit, *const label_unit = this->label_unit;
     const auto add = to.adder(f);
     Doubles all[kTogether] = {}, products[kTogether];  // sums of what is given, and what is given
+    Doubles first_half[kHalf];                         // of the next vector, while this one's second half is taken
     Doubles values[kTogether] = {}, after[kTogether];  // sums of all products, and beta's blanks in their units
-    alpha.template step<kTogether, false>(
+    alpha.template step<kTogether, kBlanks ? kTogether : kHalf>(
         window, source.ratios(t + f), [&](int k, int64_t i, const Pair<V>& before, const Pair<V>&) {
           const Doubles unit = load<Doubles>(label_unit + i);
           if (kBlanks && k == 0) {
@@ -229,10 +228,13 @@ template <class Source> class GroupLattice {
           }
           V label;
           load_number(of_beta + k * size + i, pitch, label);
-          const V product = before.label * unit * label;
+          // Where all products fit, the unit comes last, because a derivative then takes one multiplication by it.
+          const V product = kBlanks ? before.label * unit * label : before.label * label * unit;
           if (kBlanks) values[k] += value_of(before.blank) * after[k] + value_of(product);
-          products[k] = given(product);
-          all[k] += products[k];
+          const Doubles now = given(product);
+          all[k] += now;
+          if (k < kHalf) first_half[k] = now;
+          if (k >= kHalf) products[k - kHalf] = first_half[k - kHalf], products[k] = now;
           if (k == kTogether - 1) add(i, products);
         });
     for (int k = 0; k < kTogether; ++k) {
