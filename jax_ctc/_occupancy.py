@@ -9,7 +9,6 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from . import _arguments, _operands, _primitives, _shapes
-from ._loss import ctc
 from ._shapes import Integers
 
 
@@ -34,62 +33,52 @@ def ctc_occupancy(
 
     Returns:
       An array of the shape of `acts`; float64 for float64 acts, else float32. The occupancies of a
-      frame in use add up to 1. They are exactly 0 at and after the length, and in a sequence that
-      has no alignment or an invalid label or length. They are NaN in the frames in use of a
-      sequence whose cost is NaN because of its acts. The function can be differentiated any number
+      frame in use add up to 1. They are exactly 0 at and after the length, at classes that are
+      neither the blank nor a label, and in a sequence that has no alignment or an invalid label or
+      length. They are NaN in the frames in use of a sequence whose cost is NaN because of its acts,
+      with softmax=False at the blank and the labels. The function can be differentiated any number
       of times; the first derivative, forward or reverse, runs the compiled kernels.
 
     Raises: as `ctc`.
     """
-    if not _shapes.switch("softmax", softmax):
-        options = {"blank": blank, "time_major": time_major, "softmax": False}
-        acts = _shapes.floats("acts", acts, labels)
-        # As different from device to device as labels and lengths are, in a shard_map. Otherwise
-        # the gradient of acts would be a sum over devices.
-        acts = _arguments.prepare(
-            acts, labels, lengths, label_lengths, blank=blank, time_major=time_major
-        ).acts
-        acts = acts.astype(_operands.cost_dtype(acts.dtype))
-        cost, pull_back = jax.vjp(lambda x: ctc(x, labels, lengths, label_lengths, **options), acts)
-        return -pull_back(jnp.ones_like(cost))[0]
+    softmax = _shapes.switch("softmax", softmax)
     a = _arguments.prepare(acts, labels, lengths, label_lengths, blank=blank, time_major=time_major)
-    return _occupancy(a.acts, a.labels, a.lengths, time_axis=a.time_axis, blank=a.blank)
-
-
-@functools.partial(jax.jit, inline=True, static_argnames=("time_axis", "blank"))
-def _occupancy(acts: Array, labels: Array, lengths: Array, *, time_axis: int, blank: int) -> Array:
-    """An eager call is one program too, because of this jit. So jax.debug_infs sees no cost of
-    +inf."""
-    exact = _operands.rounded(acts).astype(_operands.cost_dtype(acts.dtype))
-    parameters = {"time_axis": time_axis, "blank": blank, "threads": 0, "softmax": True}
-    cost, *residuals = _primitives.forward_p.bind(exact, labels, lengths, **parameters)
-    gradient = _primitives.cotangent_p.bind(
-        exact, labels, lengths, *residuals, jnp.ones_like(cost), **parameters
+    return _occupancy(
+        a.acts, a.labels, a.lengths, time_axis=a.time_axis, blank=a.blank, softmax=softmax
     )
-    frame = jax.lax.broadcasted_iota(jnp.int32, exact.shape, time_axis)
-
-    def per_frame(x: Array) -> Array:  # (batch) as (batch with T, V)
-        return jnp.expand_dims(x, (time_axis, x.ndim + 1))
-
-    # The gradient is softmax minus occupancy. Without an alignment both it and the occupancy are 0.
-    none = (frame >= per_frame(lengths)) | per_frame(jnp.isposinf(cost))
-    undefined = per_frame(jnp.isnan(cost))
-    none = none | (undefined & ~jnp.isnan(gradient))
-    # Where there is no softmax the gradient is NaN, and so is its derivative, but for a cotangent
-    # of 0.
-    softmax = jax.nn.softmax(jnp.where(none | undefined, 0, exact), axis=-1)
-    return jnp.where(none, 0, _at_least_0(softmax - gradient))
 
 
-@jax.custom_jvp
-def _at_least_0(x: Array) -> Array:
-    """Returns x without the small negative numbers that rounding leaves of 0. The derivative is
-    that of x, without a condition on x: XLA computes x again in each fusion that needs it, rounded
-    in another way, and then the terms of a derivative would disagree about the sign of x."""
-    # Not jnp.maximum: XLA's maximum over a large array may lose a NaN.
-    return jnp.where(x < 0, 0, x)
+@functools.partial(jax.jit, inline=True, static_argnames=("time_axis", "blank", "softmax"))
+def _occupancy(
+    acts: Array, labels: Array, lengths: Array, *, time_axis: int, blank: int, softmax: bool
+) -> Array:
+    """The softmax divides all paths through a frame by the same number, so occupancies are those of
+    log-scores: minus the gradient of their cost (eq. 9 without the softmax), to which rows add
+    nothing beyond the labels. An eager call is one program too, because of this jit. So
+    jax.debug_infs sees no cost of +inf."""
+    scores = _operands.rounded(acts).astype(_operands.cost_dtype(acts.dtype))
+    parameters = {"time_axis": time_axis, "blank": blank, "threads": 0, "softmax": False}
+    cost, *residuals = _primitives.forward_p.bind(scores, labels, lengths, **parameters)
+    undefined = _undefined(scores, labels, lengths, time_axis, blank) if softmax else None
+    factor = -jnp.ones_like(cost)
+    if undefined is not None:
+        # If there is a path, the derivative is NaN too, but for a cotangent of 0.
+        factor = jnp.where(undefined.any(time_axis), jnp.nan, factor)
+    occupancy = _primitives.cotangent_p.bind(
+        scores, labels, lengths, *residuals, factor, **parameters
+    )
+    if undefined is None:
+        return occupancy
+    # Also at the classes that are not read.
+    return occupancy + jnp.where(undefined, jnp.nan, jnp.zeros_like(cost, shape=()))[..., None]
 
 
-@_at_least_0.defjvp
-def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    return _at_least_0(*primals), tangents[0]
+def _undefined(scores: Array, labels: Array, lengths: Array, time_axis: int, blank: int) -> Array:
+    """Returns whether a frame is in use in a valid sequence of which a row has no softmax."""
+    T, V = scores.shape[time_axis], scores.shape[-1]
+    valid = ((labels < V) & (labels != blank)).all(-1) & (lengths >= 0) & (lengths <= T)
+    used = _operands.used(scores.shape[:-1], jnp.where(valid, lengths, 0), time_axis)
+    scores = jax.lax.stop_gradient(scores)
+    # XLA's maximum may lose a NaN.
+    no_softmax = jnp.isnan(scores).any(-1) | ~jnp.isfinite(scores.max(-1))
+    return used & (used & no_softmax).any(time_axis, keepdims=True)

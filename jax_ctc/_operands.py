@@ -34,6 +34,12 @@ def rounded(acts: Array) -> Array:
     return jax.lax.optimization_barrier(acts) if acts.dtype.itemsize <= 2 else acts
 
 
+def used(shape: tuple[int, ...], lengths: Array, time_axis: int) -> Array:
+    """Returns which frames are in use, of the shape (batch with T)."""
+    frame = jax.lax.broadcasted_iota(jnp.int32, shape, time_axis)
+    return frame < jnp.expand_dims(lengths, time_axis)
+
+
 def in_loop(x: Array, i: Array) -> tuple[Array, Array]:
     """Returns an array and the index of a loop step that reads a part of it. XLA on a CPU does not
     slice bfloat16: it would convert the whole array before the loop. The barrier keeps the

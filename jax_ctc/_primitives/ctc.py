@@ -13,9 +13,9 @@ gradient and product have the shape of acts. Cotangents are one number per seque
 Undifferentiated code runs `loss`. The JVP of `loss` binds `forward` and `tangent`. `tangent` and
 `cotangent` are each other's transposes, so forward mode gives reverse mode. The JVP of both binds
 `hvp`. `hvp` is its own transpose, because a Hessian is symmetric. Transposes bind `masked_hvp`. It
-differs from `hvp` where all of a direction is 0 in a sequence: the product is 0 there, also where
-the Hessian is NaN. It is a primitive, because it is linear, and a condition on the direction has no
-derivative.
+differs from `hvp` where a direction is 0 at all frames in use of a sequence: the product is 0
+there, also where the Hessian is NaN. It is a primitive, because it is linear, and a condition on
+the direction has no derivative.
 
 `rows` and `columns` are the residuals that `forward` keeps for the derivatives (docs/kernels.md).
 They depend on `acts`, but their tangents are defined as zero. The JVP rule of each consumer
@@ -36,8 +36,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.interpreters import ad
 
-from .. import _mesh, _reference
-from .._operands import rounded
+from .. import _mesh, _operands, _reference
 from . import few_classes
 from .family import RESIDUALS, define, is_zero, primitives, sum_or_zero, zero_like
 from .zero_product import multiply
@@ -130,7 +129,7 @@ def _hypotheses(op, args, dims, *, time_axis, blank, threads, softmax):
 
 def _unit_gradient(acts, labels, lengths, rows, columns, **params):
     """Returns the gradient of each cost in the dtype of costs, the factor of a linear function."""
-    exact = rounded(acts).astype(rows.dtype)
+    exact = _operands.rounded(acts).astype(rows.dtype)
     ones = _ones(rows, lengths)
     return cotangent_p.bind(exact, labels, lengths, rows, columns, ones, **params)
 
@@ -226,7 +225,9 @@ def _cotangent_transpose(ct, *operands, **params):
 
 def _masked_hvp(*operands, **params):
     *point, cotangents, direction = operands
-    given = (direction != 0).any((params["time_axis"], direction.ndim - 1))
+    time_axis = params["time_axis"]
+    used = _operands.used(direction.shape[:-1], point[_LENGTHS], time_axis)
+    given = ((direction != 0).any(-1) & used).any(time_axis)
     return hvp_p.bind(*point, jnp.where(given, cotangents, 0), direction, **params)
 
 

@@ -27,7 +27,7 @@ from functools import reduce
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.interpreters import ad
 
@@ -45,9 +45,7 @@ _ACTS, _SYMBOLS, _LENGTHS, _TOP, _LINEAR = 0, 1, 2, 3, 4  # positions of operand
 
 def _used(acts: Array, lengths: Array, time_axis: int) -> Array:
     """Returns (batch with T, 1): whether a frame is in use."""
-    shape = (*acts.shape[:-1], 1)
-    frame = lax.broadcasted_iota(jnp.int32, shape, time_axis)
-    return frame < jnp.expand_dims(lengths, (time_axis, lengths.ndim + 1))
+    return _operands.used(acts.shape[:-1], lengths, time_axis)[..., None]
 
 
 def _classes(acts: Array, symbols: Array, time_axis: int) -> Array:

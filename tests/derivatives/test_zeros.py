@@ -119,6 +119,30 @@ def test_a_masked_sequence_has_no_derivative_in_any_mode(V, L, name, mode):
     assert found[:, GOOD].any()
 
 
+@SIZES
+@pytest.mark.parametrize("softmax", [True, False])
+def test_a_cotangent_behind_the_length_does_not_count_as_one(V, L, softmax):
+    """Gradients are 0 there. So a masked sequence stays masked if only those are not."""
+    acts, labels, lengths = problem(V, L, "float32")
+    acts = acts.at[1, :, 0].set(jnp.nan)
+    lengths = jnp.maximum(lengths - 2, 0)
+    behind = jnp.arange(T, dtype=lengths.dtype)[:, None] >= lengths[None]
+
+    def gradient(acts, labels, lengths):
+        def cost(acts):
+            return jax_ctc.ctc(acts, labels, lengths, softmax=softmax).sum()
+
+        return jax.grad(cost)(acts)
+
+    @jax.jit
+    def product(acts, labels, lengths, cotangent):
+        return jax.vjp(lambda acts: gradient(acts, labels, lengths), acts)[1](cotangent)[0]
+
+    cotangent = jnp.where(behind[..., None], jnp.ones_like(acts), 0)
+    assert cotangent.any()
+    assert not np.asarray(product(acts, labels, lengths, cotangent)).any()
+
+
 def test_a_masked_sequence_does_not_reach_the_output_layer():
     hidden, labels, lengths = problem(5, 4, "float32")
     hidden = jnp.where(hidden == -jnp.inf, 0, hidden)

@@ -383,7 +383,7 @@ IMPORTS = {
     },
     "_check": {"_linear", "_shapes", "_split_classes", "_values", "_verdict"},
     "_export": {"_primitives.custom_call"},
-    "_occupancy": {"_arguments", "_loss", "_operands", "_primitives", "_shapes"},
+    "_occupancy": {"_arguments", "_operands", "_primitives", "_shapes"},
     "_greedy": {"_arguments", "_operands", "_primitives.zero_product", "_results", "_shapes"},
     "_beam": {"_greedy", "_primitives.beam", "_shapes"},
     "_error_rate": {"_greedy", "_mesh", "_results", "_shapes", "_values"},

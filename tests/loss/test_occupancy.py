@@ -118,6 +118,74 @@ def test_odd_sequences_leave_the_others_alone(case):
     assert np.isnan(odd[: lengths[3], 3]).all()
 
 
+@pytest.mark.parametrize("V", [12, 300])
+def test_small_occupancies_have_as_many_digits(V):
+    T, L = 40, 6
+    rng = np.random.default_rng(0)
+    acts = rng.normal(size=(T, 2, V)).astype(np.float32) * 4
+    labels, lengths = rng.integers(1, V, (2, L)), np.full(2, T)
+    truth = oracle.solve(acts, labels, lengths).occupancy
+    counts = truth > 1e-15
+    assert (truth[counts] < 1e-8).sum() > 20
+    occupancy = np.asarray(occupancies(acts, labels, lengths))
+    np.testing.assert_allclose(occupancy[counts], truth[counts], rtol=1e-5)
+
+
+@both_layouts
+def test_a_sequence_has_the_same_bits_alone_and_in_a_batch(case):
+    acts, labels, lengths, _ = case.arguments()
+    together = np.asarray(occupancies(acts, labels, lengths))
+    assert not np.signbit(together).any()
+    for b in range(len(lengths)):
+        alone = occupancies(acts[:, b : b + 1], labels[b : b + 1], lengths[b : b + 1])
+        assert_same_bits(alone[:, 0], together[:, b])
+
+
+def test_rows_are_neither_copied_nor_normalised_in_memory():
+    T, B, V = 50, 4, 1000
+    acts = jax.ShapeDtypeStruct((T, B, V), np.float32)
+    compiled = occupancies.lower(acts, np.ones((B, 5), int), np.full(B, T)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < acts.size * 4 // 5
+
+
+ROWS_WITHOUT_A_SOFTMAX = {
+    "NaN at a class that no label is": (5, np.nan),
+    "inf at such a class": (5, np.inf),
+    "-inf everywhere": (slice(None), -np.inf),
+}
+
+
+@pytest.mark.parametrize(
+    ("place", "value"), ROWS_WITHOUT_A_SOFTMAX.values(), ids=ROWS_WITHOUT_A_SOFTMAX
+)
+@pytest.mark.parametrize("time_major", [True, False])
+def test_a_row_without_a_softmax_makes_the_frames_in_use_nan(place, value, time_major):
+    T, B, V = 6, 5, 8
+    acts = np.random.default_rng(0).normal(size=(T, B, V)).astype(np.float32)
+    acts[3, :, place] = value
+    labels = np.array([[1, 2], [1, 2], [1, 99], [1, 2], [1, 2]])
+    lengths = np.array([5, 3, 6, 9, 1])  # the row is in use; is not; two are invalid; too short
+
+    @jax.jit
+    def occupancy_and_pull_back(acts, labels, lengths):
+        return jax.vjp(
+            lambda acts: jax_ctc.ctc_occupancy(acts, labels, lengths, time_major=time_major), acts
+        )
+
+    if not time_major:
+        acts = acts.swapaxes(0, 1)
+    occupancy, pull_back = occupancy_and_pull_back(acts, labels, lengths)
+    used = np.zeros_like(acts)
+    of_first = (slice(5), 0) if time_major else (0, slice(5))
+    used[of_first] = 1
+    np.testing.assert_array_equal(np.isnan(occupancy), used.astype(bool))
+    cotangent = np.random.default_rng(1).normal(size=acts.shape).astype(np.float32)
+    # A row of -inf leaves no path, of which all derivatives are 0.
+    assert np.isnan(pull_back(cotangent)[0][of_first]).any() != (value == -np.inf)
+    gradient = np.asarray(pull_back(cotangent * (1 - used))[0])
+    assert np.isfinite(gradient).all()
+
+
 @both_layouts
 def test_one_sequence_needs_no_batch_axis(case):
     acts, labels, lengths, _ = case.arguments()
