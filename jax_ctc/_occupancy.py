@@ -76,8 +76,8 @@ def _occupancy(
 def _undefined(scores: Array, labels: Array, lengths: Array, time_axis: int, blank: int) -> Array:
     """Returns whether a frame is in use in a valid sequence of which a row has no softmax."""
     T, V = scores.shape[time_axis], scores.shape[-1]
-    valid = ((labels < V) & (labels != blank)).all(-1) & (lengths >= 0) & (lengths <= T)
-    used = _operands.used(scores.shape[:-1], jnp.where(valid, lengths, 0), time_axis)
+    invalid = _operands.invalid(labels, lengths, T=T, V=V, blank=blank)
+    used = _operands.used(scores.shape[:-1], jnp.where(invalid, 0, lengths), time_axis)
     scores = jax.lax.stop_gradient(scores)
     # XLA's maximum may lose a NaN.
     no_softmax = jnp.isnan(scores).any(-1) | ~jnp.isfinite(scores.max(-1))

@@ -40,6 +40,11 @@ def used(shape: tuple[int, ...], lengths: Array, time_axis: int) -> Array:
     return frame < jnp.expand_dims(lengths, time_axis)
 
 
+def invalid(labels: Array, lengths: Array, *, T: int, V: int, blank: int) -> Array:
+    """Returns which sequences have a label or a length that is not valid. Padding is negative."""
+    return ((labels >= V) | (labels == blank)).any(-1) | (lengths < 0) | (lengths > T)
+
+
 def in_loop(x: Array, i: Array) -> tuple[Array, Array]:
     """Returns an array and the index of a loop step that reads a part of it. XLA on a CPU does not
     slice bfloat16: it would convert the whole array before the loop. The barrier keeps the

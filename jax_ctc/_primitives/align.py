@@ -102,7 +102,7 @@ def _gradient(acts, labels, lengths, path, score, *, time_axis, blank, softmax, 
         taken = jax.nn.softmax(jnp.where(aligned, acts.astype(dtype), 0), axis=-1)
         gradient = jnp.where(aligned, gradient - taken, 0)
     T = acts.shape[time_axis]
-    invalid = ((labels >= V + star) | (labels == blank)).any(-1) | (lengths < 0) | (lengths > T)
+    invalid = _operands.invalid(labels, lengths, T=T, V=V + star, blank=blank)
     frame = lax.broadcasted_iota(jnp.int32, acts.shape, time_axis)
     undefined = per_frame(jnp.isnan(score) & ~invalid) & (frame < per_frame(lengths))
     if not softmax:

@@ -21,7 +21,7 @@ from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.interpreters import ad
 
-from .. import _mesh
+from .. import _mesh, _operands
 from . import row_sums
 from .family import RESIDUALS, define, is_zero, primitives, zero_like
 from .zero_product import multiply
@@ -252,9 +252,7 @@ def _mean(few_acts: Array, ties: Array, direction: Array) -> Array:
 
 def _over_frames(x: Array, lengths: Array, time_axis: int) -> Array:
     """Returns the sum over the frames in use."""
-    frame = lax.broadcasted_iota(jnp.int32, x.shape, time_axis)
-    used = frame < jnp.expand_dims(lengths, time_axis)
-    return _sum(jnp.where(used, x, 0), time_axis)
+    return _sum(jnp.where(_operands.used(x.shape, lengths, time_axis), x, 0), time_axis)
 
 
 def _scores(sums: Sums, symbols: Array, time_axis: int) -> Array:

@@ -153,8 +153,7 @@ def many_devices(
     if isinstance(V, int) and isinstance(N, int):
         entries = devices * (tile_bytes or limits.tile_bytes) // dtype.itemsize
         columns = _equal_blocks(V, max(entries // N, _LEAST_ROWS))
-    frame = lax.broadcasted_iota(jnp.int32, frames, time_axis)
-    used = frame < jnp.expand_dims(lengths, time_axis)
+    used = _operands.used(frames, lengths, time_axis)
 
     def where_used(x: Array) -> Array:
         mask = jnp.expand_dims(used, tuple(range(used.ndim, x.ndim)))

@@ -72,7 +72,7 @@ def make(
     N, S = labels.shape[0], 2 * L + 1
 
     padding = labels < 0
-    invalid = ((labels >= V + star) | (labels == blank)).any(-1) | (lengths < 0) | (lengths > T)
+    invalid = _operands.invalid(labels, lengths, T=T, V=V + star, blank=blank)
     label_count = jnp.where(invalid, 0, (~padding).sum(-1, dtype=jnp.int32))
     # Padding moves to the end. The order of the labels stays.
     order = jnp.argsort(padding, axis=-1, stable=True)

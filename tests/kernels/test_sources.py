@@ -326,6 +326,7 @@ IMPORTS = {
     },
     "_primitives.few_classes": {
         "_mesh",
+        "_operands",
         "_primitives.family",
         "_primitives.row_sums",
         "_primitives.zero_product",

@@ -9,7 +9,7 @@ import pytest
 import jax_ctc
 from support import oracle
 from support.cases import CASES, WIDTHS, Case, both_layouts, every_edge
-from support.results import TOLERANCE, assert_gradient, assert_same_bits
+from support.results import COMPILED, TOLERANCE, assert_gradient, assert_same_bits
 from support.runs import ALL, sweep
 
 occupancies = jax.jit(jax_ctc.ctc_occupancy, static_argnames=["blank", "time_major"])
@@ -141,6 +141,7 @@ def test_a_sequence_has_the_same_bits_alone_and_in_a_batch(case):
         assert_same_bits(alone[:, 0], together[:, b])
 
 
+@pytest.mark.skipif(not COMPILED, reason="the fallback may hold several arrays as large as acts")
 def test_rows_are_neither_copied_nor_normalised_in_memory():
     T, B, V = 50, 4, 1000
     acts = jax.ShapeDtypeStruct((T, B, V), np.float32)
