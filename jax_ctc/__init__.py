@@ -5,10 +5,7 @@ __version__ = "0.1.0"
 
 from . import compat as compat
 from ._align import Alignment as Alignment
-from ._align import Spans as Spans
 from ._align import ctc_align as ctc_align
-from ._align import label_confidence as label_confidence
-from ._align import label_spans as label_spans
 from ._beam import ctc_beam_search_decode as ctc_beam_search_decode
 from ._check import check as check
 from ._error_rate import LabelErrors as LabelErrors
@@ -20,6 +17,9 @@ from ._kernels import build_info as build_info
 from ._linear import ctc_linear as ctc_linear
 from ._loss import ctc as ctc
 from ._occupancy import ctc_occupancy as ctc_occupancy
+from ._spans import Spans as Spans
+from ._spans import label_confidence as label_confidence
+from ._spans import label_spans as label_spans
 
 __all__ = [
     "Alignment",

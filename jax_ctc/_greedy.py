@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.typing import ArrayLike
 
-from . import _arguments, _operands, _shapes
+from . import _arguments, _mesh, _operands, _shapes
 from ._primitives import zero_product
+from ._primitives.top_class import top_class_p
 from ._results import serialised
 from ._shapes import Integers
 
@@ -36,12 +37,13 @@ def ctc_greedy_decode(
     *,
     blank: int = 0,
     time_major: bool = True,
+    num_threads: int | None = None,
 ) -> Decoded:
     """Returns the labels of the best path: the most probable class at each frame, without repeats
     and blanks.
 
     Args:
-      acts, lengths, blank, time_major: as in `ctc`; lengths=None means all T frames.
+      acts, lengths, blank, time_major, num_threads: as in `ctc`; lengths=None means all T frames.
 
     Returns:
       A `Decoded` tuple, which `ctc` takes as labels and label_lengths:
@@ -64,9 +66,12 @@ def ctc_greedy_decode(
       >>> jax_ctc.ctc_greedy_decode(acts, 4).labels  # 1 1 blank 1
       Array([ 1,  1, -1, -1], dtype=int32)
     """
+    threads = _shapes.threads_of(num_threads)
     a = prepare(acts, lengths, blank=blank, time_major=time_major)
     _operands.batch_spec(jax.typeof(a.acts), a.time_axis)  # raises where types shard T or V
-    return _greedy(a.acts, a.lengths, time_axis=a.time_axis, blank=a.blank)
+    return _greedy(
+        a.acts, a.labels, a.lengths, time_axis=a.time_axis, blank=a.blank, threads=threads
+    )
 
 
 def prepare(
@@ -80,42 +85,47 @@ def prepare(
     return _arguments.prepare(acts, nothing, lengths, None, blank=blank, time_major=time_major)
 
 
-@functools.partial(jax.jit, inline=True, static_argnames=("time_axis", "blank"))
-def _greedy(acts: Array, lengths: Array, *, time_axis: int, blank: int) -> Decoded:
-    T, acts = acts.shape[time_axis], _operands.rounded(acts)
-    path = jnp.moveaxis(lax.argmax(acts, acts.ndim - 1, jnp.int32), time_axis, -1)  # (batch, T)
-    frame = jnp.cumsum(jnp.ones_like(path), axis=-1) - 1  # sharded as path is
-    used = frame < lengths[..., None]
-    score, undefined = _score(acts, path, used, time_axis)
+@functools.partial(jax.jit, inline=True, static_argnames=("time_axis", "blank", "threads"))
+def _greedy(
+    acts: Array, labels: Array, lengths: Array, *, time_axis: int, blank: int, threads: int
+) -> Decoded:
+    T = acts.shape[time_axis]
+    best, top, others = top_class_p.bind(
+        acts, labels, lengths, time_axis=time_axis, blank=blank, threads=threads
+    )
+    score, undefined = _score(top, others, lengths, time_axis)
     wrong = (lengths < 0) | (lengths > T)
     bad = undefined | wrong
-
+    path = jnp.moveaxis(best, time_axis, -1)  # (batch, T)
     before = jnp.concatenate([jnp.full_like(path[..., :1], blank), path[..., :-1]], axis=-1)
+    used = _operands.used(path.shape, lengths, path.ndim - 1)
     kept = used & (path != blank) & (path != before) & ~bad[..., None]
-    # Not a scatter: a sort is split along the batch without communication.
-    place = jnp.where(kept, frame, T)
-    labels = lax.sort((place, jnp.where(kept, path, -1)), num_keys=1)[1]
-    label_lengths = kept.sum(-1, dtype=jnp.int32)
+    types = [jax.typeof(path), jax.typeof(lengths)]
+    labels, label_lengths = _mesh.with_auto_axes(_compacted, types, True)(path, kept)
     return Decoded(labels, label_lengths, jnp.where(wrong, jnp.nan, score))
 
 
-def _score(acts: Array, path: Array, used: Array, time_axis: int) -> tuple[Array, Array]:
+def _compacted(path: Array, kept: Array) -> list[Array]:
+    """Returns the entries of each row that are kept, then -1, and how many they are."""
+
+    def move(path: Array, place: Array) -> Array:
+        return jnp.full_like(path, -1).at[place].set(path, mode="drop")
+
+    for _ in range(path.ndim - 1):  # as batching dimensions, which a partitioner can split
+        move = jax.vmap(move)
+    count = jnp.cumsum(kept, axis=-1, dtype=jnp.int32)
+    T = path.shape[-1]
+    return [move(path, jnp.where(kept, count - 1, T)), kept.sum(-1, dtype=jnp.int32)]
+
+
+def _score(top: Array, others: Array, lengths: Array, time_axis: int) -> tuple[Array, Array]:
     """Returns the log-probability of each path, and which sequences have a row without a softmax.
     Those have a score and a gradient of NaN."""
-    used = jnp.moveaxis(used, -1, time_axis)
-    exact = jnp.where(used[..., None], acts.astype(_operands.cost_dtype(acts.dtype)), 0)
-    taken = jnp.moveaxis(path, -1, time_axis)[..., None]
-    best = jnp.take_along_axis(exact, taken, axis=-1)
-    defined = jnp.isfinite(best)  # it is the first NaN of a row that has one
-    # The best class is left out by its number: exp(x - best) of itself may be less than 1, if XLA
-    # computes x anew, as a product that is rounded in another way.
-    classes = lax.broadcasted_iota(jnp.int32, exact.shape, exact.ndim - 1)
-    others = defined & (classes != taken) & (exact > -jnp.inf)
-    rest = jnp.where(others, jnp.exp(jnp.where(others, exact - best, 0)), 0).sum(-1)
-    defined, best = defined[..., 0], best[..., 0]
+    bad = jnp.isnan(others)
     # Products whose derivative is NaN too, but for a cotangent of 0.
-    nan = zero_product.multiply(best, jnp.full_like(best, jnp.nan))
-    score = jnp.where(used, jnp.where(defined, -jnp.log1p(rest), nan), 0).sum(time_axis)
-    undefined = (used & ~defined).any(time_axis)
+    nan = zero_product.multiply(top, jnp.full_like(top, jnp.nan))
+    frames = jnp.where(bad, nan, -jnp.log1p(jnp.where(bad, 0, others)))
+    score = jnp.where(_operands.used(top.shape, lengths, time_axis), frames, 0).sum(time_axis)
+    undefined = bad.any(time_axis)
     one = jnp.where(undefined, jnp.nan, jnp.ones_like(score))
     return zero_product.multiply(score, one), undefined

@@ -118,7 +118,8 @@ SIGNATURES = {
     "sums_centre": Signature((*_PROBLEM, FRAMES, ACTS), (FRAMES,)),
     "sums_tangent": Signature((*_PROBLEM, FRAMES, ACTS, FRAMES), (FRAMES, SCORES)),
     "sums_cotangent": Signature((*_PROBLEM, FRAMES, FRAMES, SCORES), (ACTS,)),
-    "beam": Signature(_PROBLEM, (PATHS, PATH_LENGTHS, PATH_SCORES)),  # L = 0: there are no labels
+    "top_class": Signature(_PROBLEM, (PATH, FRAMES, FRAMES)),  # L = 0: there are no labels
+    "beam": Signature(_PROBLEM, (PATHS, PATH_LENGTHS, PATH_SCORES)),  # L = 0
 }
 
 

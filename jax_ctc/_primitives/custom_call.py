@@ -29,6 +29,7 @@ TARGETS = {
     "align": "jax_ctc_align_v2",
     "sums": "jax_ctc_sums_v1",
     "sums_cotangent": "jax_ctc_sums_cotangent_v1",
+    "top_class": "jax_ctc_top_class_v1",
     "beam": "jax_ctc_beam_v1",
 }
 # The same for log-scores, softmax=False. Other targets that know of log-scores have an attribute.

@@ -159,6 +159,21 @@ struct SumsCotangentTarget {
   }
 };
 
+// CPU only. There are no labels, L = 0.
+struct TopClassTarget {
+  static constexpr const char* name = "jax_ctc_top_class_v1";
+  template <class Binding> static auto bind(Binding binding) {
+    return std::move(binding)
+        .template Ret<Ints>()     // best
+        .template Ret<Buffer>()   // top
+        .template Ret<Buffer>();  // others
+  }
+  static bool fits(const Batch& p, Ints best, Buffer top, Buffer others) {
+    return p.shape.L == 0 && int64_t(best.element_count()) == p.shape.rows() && is_per_row(p, top, 1) &&
+           is_per_row(p, others, 1);
+  }
+};
+
 // CPU only. There are no labels, L = 0. The results have one entry for each of `top_paths` label sequences.
 struct BeamTarget {
   static constexpr const char* name = "jax_ctc_beam_v1";

@@ -116,7 +116,7 @@ void run_cotangent(const Problem& p, Residuals residuals, const F* cotangents, v
     return;
   advise_huge_pages(gradient, s.rows() * s.V * element_size(p.dtype));
   const std::vector<char> valid = valid_sequences(p);
-  for_each_row(p, executor, [&](RowIndex row) {
+  for_each_row(p, row_work(p.shape), executor, [&](RowIndex row) {
     const F cotangent = valid[row.sequence] ? cotangents[row.sequence] : F(0);
     write_gradient_row<F>(p, residuals, row, cotangent, at(gradient, row.row * s.V, p.dtype));
   });

@@ -37,6 +37,14 @@ void sums(const Problem& problem, Sums out, Executor& executor);
 void sums_cotangent(const Problem& problem, const void* top, const void* ct_tail, const void* ct_scores, void* out,
                     Executor& executor);
 
+// The most probable class of each frame. The problem has no labels, L = 0. `others` is the sum of exp(acts - top) over
+// all classes but the best. A row without a softmax gets (-1, -inf, NaN), and a frame that is not in use (-1, 0, 0).
+struct TopClasses {
+  int32_t* best;       // (N, T, B)
+  void *top, *others;  // (N, T, B)
+};
+void top_class(const Problem& problem, TopClasses out, Executor& executor);
+
 // The best path of each sequence.
 void align(const Problem& problem, AlignOptions options, Alignment out, Executor& executor);
 

@@ -132,7 +132,13 @@ ffi::Error sums_cotangent_handler(ffi::ThreadPool pool, CTC_OPERANDS, Buffer top
   });
 }
 
-using IntsResult = ffi::Result<Ints>;
+ffi::Error top_class_handler(ffi::ThreadPool pool, CTC_OPERANDS, IntsResult best, Result top, Result others,
+                             CTC_ATTRIBUTES) {
+  CTC_DECODE(true);
+  if (!TopClassTarget::fits(p, *best, *top, *others)) return mismatch(TopClassTarget::name);
+  return guarded([&] { top_class(p, {best->typed_data(), top->untyped_data(), others->untyped_data()}, executor); });
+}
+
 ffi::Error beam_handler(ffi::ThreadPool pool, CTC_OPERANDS, IntsResult found, IntsResult label_lengths, Result scores,
                         CTC_ATTRIBUTES, int64_t beam_width, int64_t top_paths, int64_t classes_per_frame,
                         bool softmax) {
@@ -165,6 +171,7 @@ XLA_FFI_DEFINE_HANDLER(kAlign, align_handler, AlignTarget::with_options(binding<
 XLA_FFI_DEFINE_HANDLER(kAlignV1, align_handler_v1, binding<AlignTargetV1>().Attr<bool>("softmax"));
 XLA_FFI_DEFINE_HANDLER(kSums, sums_handler, binding<SumsTarget>());
 XLA_FFI_DEFINE_HANDLER(kSumsCotangent, sums_cotangent_handler, binding<SumsCotangentTarget>());
+XLA_FFI_DEFINE_HANDLER(kTopClass, top_class_handler, binding<TopClassTarget>());
 XLA_FFI_DEFINE_HANDLER(kBeam, beam_handler, BeamTarget::with_options(binding<BeamTarget>()));
 
 }  // namespace
@@ -183,6 +190,7 @@ std::vector<std::pair<const char*, Handler*>> handlers() {
           {AlignTarget::name, kAlign},
           {SumsTarget::name, kSums},
           {SumsCotangentTarget::name, kSumsCotangent},
+          {TopClassTarget::name, kTopClass},
           {BeamTarget::name, kBeam},
           {AlignTargetV1::name, kAlignV1}};
 }

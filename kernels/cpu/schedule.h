@@ -49,27 +49,33 @@ template <class Run> void for_each_sequence(const Problem& p, double passes, Exe
 // A row of acts. Its frame and its sequence are counted from row to row, because to divide for them takes as long as to
 // scale a short row.
 struct RowIndex {
-  int64_t row, frame, sequence;
+  int64_t row, frame, sequence, column;
+  RowIndex(const Shape& s, int64_t row)
+      : row(row), frame(s.frame_of_row(row)), sequence(s.sequence_of_row(row)), column(sequence % s.B) {}
+  void advance(const Shape& s) {
+    ++row, ++sequence;
+    if (++column < s.B) return;
+    column = 0, sequence -= s.B;
+    if (++frame == s.T) frame = 0, sequence += s.B;
+  }
 };
 
-// Calls run(RowIndex) for every row. A thread takes blocks of rows, in memory order, of about 2 MB of acts each,
-// because that is one huge page, or of less, so that each thread has two.
-template <class Run> void for_each_row(const Problem& p, Executor& executor, Run run) {
+// Calls run(first, end) for blocks of rows, in memory order. `nanoseconds` is the work, roughly. A block has about 2 MB
+// of acts, because that is one huge page, or less, so that each thread has two.
+template <class Run> void for_each_block(const Problem& p, double nanoseconds, Executor& executor, Run run) {
   const Shape& s = p.shape;
   const int64_t row_bytes = std::max<int64_t>(1, s.V * element_size(p.dtype));
   const int64_t share = s.rows() / (2 * std::max<int64_t>(1, executor.threads()));
   const int64_t block = std::max<int64_t>(1, std::min((int64_t(1) << 21) / row_bytes, share));
   const int64_t blocks = (s.rows() + block - 1) / block;
-  parallel_for(executor, threads_for(p, row_work(s)), blocks, [&](int64_t k) {
-    RowIndex at = {k * block, s.frame_of_row(k * block), s.sequence_of_row(k * block)};
-    int64_t column = at.sequence % s.B;
-    for (const int64_t end = std::min(s.rows(), at.row + block); at.row < end; ++at.row) {
-      run(at);
-      ++at.sequence;
-      if (++column < s.B) continue;
-      column = 0, at.sequence -= s.B;
-      if (++at.frame == s.T) at.frame = 0, at.sequence += s.B;
-    }
+  parallel_for(executor, threads_for(p, nanoseconds), blocks,
+               [&](int64_t k) { run(RowIndex(s, k * block), std::min(s.rows(), (k + 1) * block)); });
+}
+
+// Calls run(row) for every row.
+template <class Run> void for_each_row(const Problem& p, double nanoseconds, Executor& executor, Run run) {
+  for_each_block(p, nanoseconds, executor, [&](RowIndex at, int64_t end) {
+    for (; at.row < end; at.advance(p.shape)) run(at);
   });
 }
 

@@ -16,11 +16,14 @@ template <class F> Slice<F> slice_at(const Problem& p, RowIndex row) {
   return {p.dtype, at(p.acts, row.row * s.V, p.dtype), s.V, p.labels + row.sequence * s.L, s.L, &thread_scratch()};
 }
 
+// The sums of a short row take some 50 ns.
+double work(const Shape& s) { return row_work(s) + 50 * double(s.rows()); }
+
 bool in_use(const Problem& p, RowIndex row) { return row.frame < p.lengths[row.sequence]; }
 
 template <class F> void run_sums(const Problem& p, Sums out, Executor& executor) {
   const Shape& s = p.shape;
-  for_each_row(p, executor, [&](RowIndex index) {
+  for_each_row(p, work(s), executor, [&](RowIndex index) {
     const int64_t row = index.row;
     F *top = row_of<F>(out.top, row, 1), *ties = row_of<F>(out.ties, row, 1), *tail = row_of<F>(out.tail, row, 1);
     F* scores = row_of<F>(out.scores, row, s.L);
@@ -38,7 +41,7 @@ template <class F> void run_sums_cotangent(const Problem& p, const F* top, const
                                            void* out, Executor& executor) {
   const Shape& s = p.shape;
   advise_huge_pages(out, s.rows() * s.V * element_size(p.dtype));
-  for_each_row(p, executor, [&](RowIndex index) {
+  for_each_row(p, work(s), executor, [&](RowIndex index) {
     const int64_t row = index.row;
     void* to = at(out, row * s.V, p.dtype);
     if (in_use(p, index))

@@ -85,6 +85,22 @@ template <class F> void sums_and_back(Problem p) {
   sums_cotangent(p, pointer(top), pointer(tail), pointer(scores), pointer(out), threads);
 }
 
+// The most probable class of each frame: -1 at and after the length, and where there is no softmax.
+template <class F> void top_classes(Problem p, RandomProblem<F>& random) {
+  p.shape.L = 0;
+  const int64_t rows = p.shape.rows();
+  Array<int32_t> best(rows);
+  Array<F> top(rows), others(rows);
+  Threads threads;
+  top_class(p, {pointer(best), pointer(top), pointer(others)}, threads);
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t sequence = p.shape.sequence_of_row(row), c = best.data[row];
+    const bool used = p.shape.frame_of_row(row) < p.lengths[sequence], found = others.data[row] == others.data[row];
+    if (used && found ? c < 0 || c >= p.shape.V || !(others.data[row] >= 0) : c != -1 || used == found)
+      random.fail(sequence, "the most probable class", double(c), double(others.data[row]));
+  }
+}
+
 // The labels of acts, by prefix beam search: classes but the blank, -1 after the last.
 template <class F> void beams(Problem p, RandomProblem<F>& random, bool memory) {
   p.shape.L = 0;
@@ -226,6 +242,7 @@ template <class F> void one(Dtype dtype, bool memory) {
   if (!(others[0] == results) || !(others[1] == results))
     random.fail(0, "other bits with states kept for so many frames at once", double(tested::block_length), 0);
   sums_and_back<F>(p);
+  top_classes<F>(p, random);
   beams<F>(p, random, memory);
   if (memory) without_memory(p, random, results);
   forge(p, random, results);

@@ -164,7 +164,9 @@ def test_a_copy_with_the_kernels_of_another_python_says_so(tmp_path, file, said)
 
 def test_a_module_may_be_run_again():
     """As notebooks do after an edit. JAX registers the name of a result once."""
-    again = "for name in ('_align', '_greedy', '_error_rate'): reload(getattr(jax_ctc, name))"
+    again = (
+        "for name in ('_align', '_spans', '_greedy', '_error_rate'): reload(getattr(jax_ctc, name))"
+    )
     said = python(f"import jax_ctc; from importlib import reload\n{again}\nprint('done')")
     assert said.stdout == "done\n", said.stderr
 

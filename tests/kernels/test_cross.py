@@ -23,7 +23,7 @@ QEMU = {  # by architecture
     for name in ("aarch64", "x86_64")
 }
 SETS = ("baseline", "avx2", "avx512")
-OF_BATCHES = ("ctc", "align", "slice_sums", "beam", "parallel", "dispatch", "ffi")
+OF_BATCHES = ("ctc", "align", "slice_sums", "top_class", "beam", "parallel", "dispatch", "ffi")
 PARTS = [KERNELS / "cpu" / f"{name}.cpp" for name in OF_BATCHES]
 PARTS += [KERNELS / "cpu" / "simd" / f"{name}.cpp" for name in SETS]
 

@@ -49,6 +49,7 @@ def honest(op, V, L, T=T, B=B):
         "align": (args, [path, path, batch]),
         "sums": (args, [frames, frames, frames, scores]),
         "sums_cotangent": ([*args, frames, frames, scores], [acts]),
+        "top_class": ([acts, labels[:, :0], lengths], [path, frames, frames]),
     }[op]
 
 
@@ -90,8 +91,9 @@ def of_other_dtypes(x):
 # (op, position, axis or dtype): what may be another number, because nothing else depends on it.
 FREE = {
     ("loss", ACTS, 0), ("loss", ACTS, 2), ("loss", LABELS, 1), ("sums", ACTS, 2),
+    ("top_class", ACTS, 2), ("top_class", LABELS, 0),  # which are empty
     ("align", ACTS, 2), ("align", LABELS, 1),
-    *((op, ACTS, "float16") for op in ("loss", "forward", "align", "sums")),
+    *((op, ACTS, "float16") for op in ("loss", "forward", "align", "sums", "top_class")),
 }  # fmt: skip
 FREE_DENSE = {
     *((op, LABELS, 1) for op in ("forward", "tangent", "cotangent", "hvp")),

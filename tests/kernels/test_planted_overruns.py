@@ -129,6 +129,11 @@ PLANTED = {
         "i < n + BUG; i += N) store(sums",
     ),
     "means of a direction": ("directed_emissions.h", "    mean[t] = F(", "    mean[t + BUG] = F("),
+    "the most probable classes": (
+        "top_class.h",
+        "to[k] = top_class(int32_t(",
+        "to[k + BUG] = top_class(int32_t(",
+    ),
     "checkpoints of an alignment": (
         "align.h",
         "i < pairs; ++i) to[i] = blank[i]",

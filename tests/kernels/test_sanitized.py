@@ -42,7 +42,7 @@ def compile_to(output, *arguments):
 
 
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
-OF_BATCHES = ("ctc", "align", "slice_sums", "beam", "parallel", "dispatch")
+OF_BATCHES = ("ctc", "align", "slice_sums", "top_class", "beam", "parallel", "dispatch")
 PARTS = [KERNELS / "cpu" / f"{name}.cpp" for name in OF_BATCHES]
 PARTS += [KERNELS / "cpu" / "simd" / f"{name}.cpp" for name in INSTRUCTION_SETS]
 PROBLEMS = ROOT / "tests" / "kernels" / "sanitized.cpp"

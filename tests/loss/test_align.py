@@ -489,6 +489,43 @@ def test_confidence_is_the_mean_over_the_frames_of_each_label(time_major, softma
     np.testing.assert_allclose(of_one, found[0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16])
+def test_a_gradient_of_confidences_in_halves_loses_no_more_than_their_rounding(dtype):
+    acts, labels, lengths = random_batch(40, 4, 7, 8)
+    acts = jnp.asarray(4 * acts, dtype)  # the class of the path is nearly certain in many frames
+    alignment = align(acts, labels, lengths)
+
+    path, index = np.asarray(alignment.path), np.asarray(alignment.label_index)
+    frames = index[..., None] == np.arange(8)
+    weights = (frames / np.maximum(frames.sum(0), 1)).sum(-1)
+
+    def exact(x):
+        scores = jnp.take_along_axis(jax.nn.log_softmax(x), path[..., None], -1)[..., 0]
+        return (scores * weights).sum()
+
+    def found(x):
+        return jnp.nansum(jax_ctc.label_confidence(x, alignment, 8))
+
+    right = jax.grad(exact)(acts.astype(jnp.float64))
+    gradient = jax.grad(found)(acts)
+    assert gradient.dtype == dtype
+    eps = float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(gradient.astype(float), right, rtol=1.5 * eps, atol=1e-7)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
+def test_a_row_without_a_softmax_has_no_confidence(value):
+    acts, labels, lengths = random_batch(40, 4, 7, 8)
+    alignment = align(acts, labels, lengths)
+    index = np.asarray(alignment.label_index)
+    expected = np.array(jax_ctc.label_confidence(acts, alignment, 8))
+    frame = np.flatnonzero(index[:, 1] == 2)[0]
+    acts[frame, 1, 3 if np.isnan(value) else slice(None)] = value
+    found = np.asarray(jax_ctc.label_confidence(acts, alignment, 8))
+    expected[1, 2] = np.nan
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_a_confidence_of_another_alignment_raises():
     alignment = align(*random_batch(9, 2, 4, 3))
     with pytest.raises(ValueError, match=r"`alignment`: expected a path of shape \(8, 2\)"):

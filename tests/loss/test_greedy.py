@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jax_ctc
 from support.oracle import log_softmax
-from support.runs import sweep
+from support.runs import mesh_in_use, sweep
 
 T, B, V = 12, 8, 5
 
@@ -161,10 +161,42 @@ def test_a_sharded_batch_stays_where_it_is(time_major):
     assert_read(jax.jit(mapped)(*shards), acts, lengths)
 
 
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+def test_an_explicit_mesh_types_the_results(time_major):
+    acts, lengths = problem()
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    spec = P(None, "data") if time_major else P("data")
+    given = acts if time_major else acts.swapaxes(0, 1)
+
+    def decode(acts, lengths):
+        return jax_ctc.ctc_greedy_decode(acts, lengths, time_major=time_major)
+
+    with mesh_in_use(mesh):
+        shards = [
+            jax.device_put(x, NamedSharding(mesh, s))
+            for x, s in ((given, spec), (lengths, P("data")))
+        ]
+        for run in (decode, jax.jit(decode)):
+            decoded = run(*shards)
+            for x in decoded:
+                assert jax.typeof(x).sharding.spec == P("data", *[None] * (x.ndim - 1))
+            assert_read(jax.tree.map(np.asarray, decoded), acts, lengths)
+
+
+def test_threads_are_limited_and_checked():
+    acts, lengths = problem()
+    one = jax_ctc.ctc_greedy_decode(acts, lengths, num_threads=1)
+    for x, y in zip(one, jax_ctc.ctc_greedy_decode(acts, lengths), strict=True):
+        np.testing.assert_array_equal(x, y)
+    with pytest.raises(ValueError, match="`num_threads`"):
+        jax_ctc.ctc_greedy_decode(acts, lengths, num_threads=0)
+
+
 def test_every_size_may_be_a_symbol():
     sizes = export.symbolic_shape("t, b, v")
     arguments = [jax.ShapeDtypeStruct(sizes, "float32"), jax.ShapeDtypeStruct(sizes[1:2], "int32")]
-    program = export.export(jax.jit(jax_ctc.ctc_greedy_decode))(*arguments)
+    checks = jax_ctc.export_checks()
+    program = export.export(jax.jit(jax_ctc.ctc_greedy_decode), disabled_checks=checks)(*arguments)
     acts, lengths = problem()
     assert_read(jax_ctc._greedy.Decoded(*program.call(acts, lengths)), acts, lengths)
 

@@ -107,6 +107,21 @@ struct LogitRow {
   Scratch* scratch;
 };
 
+// Up to kMost rows of V classes, at least one, for greedy decoding.
+struct RowGroup {
+  static constexpr int64_t kMost = 4;
+  Dtype dtype;
+  int64_t V;
+  int64_t count;
+  const void* acts[kMost];
+};
+
+template <class F> struct TopClass {
+  int32_t best;  // the first class whose logit is `top`
+  F top;         // the largest logit
+  F others;      // the sum of exp(logit - top) over the other classes
+};
+
 template <class F> struct ClassScore {
   F score;  // the logit
   int32_t label;
@@ -161,6 +176,9 @@ template <class F> struct Kernels {
   void (*sums)(const Slice<F>&, const void* next, F* top, F* ties, F* tail, F* scores);
   // out = ct_tail * exp(acts - top), plus ct_scores at the symbols.
   void (*sums_cotangent)(const Slice<F>&, F top, F ct_tail, const F* ct_scores, void* out);
+
+  // The most probable class of each row, or (-1, -inf, NaN) if it has no softmax. `next` as for sums.
+  void (*top_classes)(const RowGroup&, const void* next, TopClass<F>* found);
 
   // The normaliser of a row, and classes but the blank: at least the `n` most probable, those of probability 0 left
   // out, in the order of classes. `best` has room for V. `next` as for sums.

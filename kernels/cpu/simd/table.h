@@ -8,13 +8,15 @@
 #include "gradient.h"
 #include "hvp.h"
 #include "slice_sums.h"
+#include "top_class.h"
 
 namespace jax_ctc {
 namespace {
 
-template <class F> constexpr Kernels<F> kKernels = {
-    sequence_cost<F>, sequence_hvp<F>,    sequence_alignment<F>, gradient_row<F>,       tangent_row<F>,
-    slice_sums<F>,    slice_cotangent<F>, best_classes<F>,       dense_gradient_row<F>, dense_tangent_row<F>};
+template <class F> constexpr Kernels<F> kKernels = {sequence_cost<F>,      sequence_hvp<F>,     sequence_alignment<F>,
+                                                    gradient_row<F>,       tangent_row<F>,      slice_sums<F>,
+                                                    slice_cotangent<F>,    top_classes<F>,      best_classes<F>,
+                                                    dense_gradient_row<F>, dense_tangent_row<F>};
 
 }  // namespace
 }  // namespace jax_ctc
