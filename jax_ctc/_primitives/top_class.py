@@ -11,8 +11,6 @@ frame without a softmax has (-1, -inf, NaN), a frame that is not in use (-1, 0, 
 The tangents are those of the logit of `best` and of the sum, as long as `best` stays the best.
 """
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
@@ -26,18 +24,36 @@ from .zero_product import multiply
 _ACTS, _LENGTHS = 0, 2  # positions of operands
 
 
-def _pure(sums: Callable) -> Callable:
-    def top_class(acts, labels, lengths, **params):
-        top, ties, tail, _ = sums(acts, labels, lengths, **params)
-        # XLA may compute acts anew, and round them in another way than for `top`. Then there may be
-        # no ties, and the best class counts in `tail`.
-        defined = ties + tail > 0
-        others = jnp.where(defined, jnp.maximum(ties - 1 + tail, 0), 0)
-        undefined = _operands.used(top.shape, lengths, params["time_axis"]) & ~defined
-        best = lax.argmax(acts, acts.ndim - 1, jnp.int32)
-        return [jnp.where(defined, best, -1), top, jnp.where(undefined, jnp.nan, others)]
+def pure_top_class(acts, labels, lengths, **params):
+    top, ties, tail, _ = row_sums.pure_sums(acts, labels, lengths, **params)
+    # XLA may compute acts anew, and round them in another way than for `top`. Then there may be no
+    # ties, and the best class counts in `tail`.
+    defined = ties + tail > 0
+    others = jnp.where(defined, jnp.maximum(ties - 1 + tail, 0), 0)
+    undefined = _operands.used(top.shape, lengths, params["time_axis"]) & ~defined
+    best = lax.argmax(acts, acts.ndim - 1, jnp.int32)
+    return [jnp.where(defined, best, -1), top, jnp.where(undefined, jnp.nan, others)]
 
-    return top_class
+
+def _in_two_passes(acts, labels, lengths, *, time_axis, **_):
+    """XLA on a CPU would store the terms of the sum; on a GPU it does not."""
+    del labels
+    used = _operands.used(acts.shape[:-1], lengths, time_axis)
+    x = jnp.where(used[..., None], acts, 0).astype(_operands.cost_dtype(acts.dtype))
+    best = lax.argmax(x, x.ndim - 1, jnp.int32)[..., None]
+    top = jnp.take_along_axis(x, best, axis=-1)
+    defined = jnp.isfinite(top)  # it is the first NaN of a row that has one
+    # The best class is left out by its number: exp(x - top) of itself may be less than 1, if XLA
+    # computes x anew.
+    others = lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1) != best
+    others &= defined & used[..., None]
+    rest = jnp.where(others, jnp.exp(jnp.where(others, x - top, 0)), 0).sum(-1)
+    best, top, defined = best[..., 0], top[..., 0], defined[..., 0]
+    return [
+        jnp.where(used & defined, best, -1),
+        jnp.where(defined, top, -jnp.inf),
+        jnp.where(defined, rest, jnp.nan),
+    ]
 
 
 def _batch_shared_acts(op, args, dims, **params):
@@ -67,7 +83,6 @@ def _jvp(primals, tangents, **params):
     return out, [zero_like(best), d_top, d_sum - multiply(1 + others, d_top - centre)]
 
 
-pure_top_class = _pure(row_sums.pure_sums)
 top_class_p = define("top_class", pure_top_class, _batch_shared_acts)
 ad.primitive_jvps[top_class_p] = _jvp
-custom_call.register_pure(top_class_p, _pure(row_sums.pure_sums_at_once), platform="cuda")
+custom_call.register_pure(top_class_p, _in_two_passes, platform="cuda")

@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 
 import jax_ctc
-from jax_ctc._primitives.top_class import pure_top_class, top_class_p
+from jax_ctc._primitives.top_class import _in_two_passes, pure_top_class, top_class_p
 from support.results import COMPILED, assert_same_bits
 from support.runs import sweep
 
 PARAMETERS = {"time_axis": 0, "blank": 0, "threads": 0}
-FOUND_BY = pytest.mark.parametrize(
-    "bind", [top_class_p.bind, pure_top_class], ids=["primitive", "pure JAX"]
-)
+BINDS = {
+    "primitive": top_class_p.bind,
+    "pure JAX": pure_top_class,
+    "pure JAX on a GPU": _in_two_passes,
+}
+FOUND_BY = pytest.mark.parametrize("bind", BINDS.values(), ids=BINDS)
 FEW = [1, 3, 4, 5, 15, 16, 17, 31, 33, 64, 65, 127, 128]  # four rows at once
 MANY = [129, 200, 255, 512, 1023, 1024, 1025, 2047, 2500, 5000]  # in pieces of up to 1024 classes
 T, B = 7, 5
@@ -98,7 +101,7 @@ def test_a_row_without_a_softmax_has_none(bind, V, value):
     np.testing.assert_allclose(others[~bad], right[2][~bad], rtol=1e-6)
 
 
-@FOUND_BY
+@pytest.mark.parametrize("bind", [top_class_p.bind, pure_top_class], ids=[*BINDS][:2])
 @pytest.mark.parametrize("V", sweep([5, 40, 128, 300], [40, 300]))
 @pytest.mark.parametrize("time_axis", [0, 1])
 def test_a_row_has_the_same_bits_in_every_place(bind, V, time_axis):
