@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a release says of itself: one version, one address, links that work on PyPI's page."""
 
+import importlib.metadata
 import importlib.util
 import re
 import tomllib
 
 import pytest
 
+from support.documents import left_out
 from support.runs import ROOT
 
 PROJECT = ROOT / "pyproject.toml"
@@ -57,7 +59,23 @@ def test_every_file_that_the_readme_links_is_there_and_has_an_absolute_link(prov
         kind, version, path = link.split("/", 2)
         if kind in ("raw", "blob"):
             assert version in (f"v{project()['version']}", "main")
-            assert (ROOT / path.split("#")[0]).exists(), link
+            file = ROOT / path.split("#")[0]
+            assert file.exists() or left_out(file), link
+
+
+def test_licenses_of_what_is_compiled_in_come_with_a_wheel():
+    files = importlib.metadata.files("pybind11") or []
+    (license_file,) = (file for file in files if file.match("*.dist-info/licenses/LICENSE"))
+    (notice,) = set(project()["license-files"]) - {"LICENSE"}
+    terms, _, _ = license_file.read_text().partition("Please also refer to")
+    assert " ".join(terms.split()) in " ".join((ROOT / notice).read_text().split())
+
+
+def test_an_sdist_has_nothing_under_another_license():
+    """The picture of speech is made from recordings under CC-BY-SA-3.0."""
+    build = tomllib.loads(PROJECT.read_text())["tool"]["scikit-build"]
+    assert "docs/speech.png" in build["sdist"]["exclude"]
+    assert "(docs/speech.png)" in (ROOT / "README.md").read_text()
 
 
 def test_the_citation_has_the_version_and_the_address_of_the_project():

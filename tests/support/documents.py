@@ -5,6 +5,7 @@ import contextlib
 import doctest
 import io
 import re
+import tomllib
 
 import jax
 import pytest
@@ -28,6 +29,14 @@ def documents():
     """The names of all documents, relative to the repository."""
     pages = (ROOT / "docs").rglob("*.md")
     return [*ROOTS, *sorted(page.relative_to(ROOT).as_posix() for page in pages)]
+
+
+def left_out(path):
+    """Whether this is an sdist, and a file of the repository is not in it."""
+    if not (ROOT / "PKG-INFO").is_file():
+        return False
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["scikit-build"]
+    return path.resolve().relative_to(ROOT).as_posix() in build["sdist"]["exclude"]
 
 
 def blocks(document):
