@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds the compiled kernels and registers their handlers with XLA, or says why it cannot."""
 
+import contextlib
 import importlib
 import importlib.util
+import json
 import os
 import re
 import sys
@@ -21,8 +23,6 @@ from . import __version__, _gpus
 
 _SETTING = os.environ.get("JAX_CTC_KERNELS", "")
 _DISABLED = _SETTING.lower() == "none"
-# pip would take the wheel that it made and cached before.
-_REINSTALL = "pip install --force-reinstall --no-deps --no-cache-dir jax_ctc"
 _WAY_OUT = "JAX_CTC_KERNELS=none in the environment makes jax_ctc run in pure JAX instead."
 _notes: list[str] = []
 if _SETTING and not _DISABLED:
@@ -77,6 +77,19 @@ def _installed_without_kernels() -> bool:
     return installed.version == __version__ and "Root-Is-Purelib: true" in wheel
 
 
+def _reinstall() -> str:
+    """Returns the command that installs jax_ctc again from where it came: a package index, or the
+    folder, the archive or the repository that pip noted (PEP 610)."""
+    source = "jax_ctc"
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        if noted := metadata.distribution("jax_ctc").read_text("direct_url.json"):
+            origin = json.loads(noted)
+            vcs = origin.get("vcs_info", {}).get("vcs")
+            source = f"{vcs}+{origin['url']}" if vcs else origin["url"]
+    # pip would take the wheel that it made and cached before.
+    return f"pip install --force-reinstall --no-deps --no-cache-dir {source}"
+
+
 def _missing(name: str) -> str:
     """Says why a module of compiled kernels is not beside this file, and what to do."""
     here = Path(__file__).parent
@@ -88,7 +101,7 @@ def _missing(name: str) -> str:
     why = f"{here} lacks {name}{EXTENSION_SUFFIXES[0]}"
     if others := ", ".join(sorted(path.name for path in here.glob(f"{name}.*"))):
         why += f" ({others} is for another Python)"
-    return f"{why}. Reinstall jax_ctc for this Python: `{_REINSTALL}`."
+    return f"{why}. Reinstall jax_ctc for this Python: `{_reinstall()}`."
 
 
 def _load(name: str) -> ModuleType:
@@ -104,7 +117,7 @@ def _load(name: str) -> ModuleType:
     except ImportError as error:
         raise ImportError(
             f"the compiled kernels of jax_ctc could not be loaded ({error}). Reinstall it for this "
-            f"Python and machine: `{_REINSTALL}`. {_WAY_OUT}"
+            f"Python and machine: `{_reinstall()}`. {_WAY_OUT}"
         ) from error
     built, runtime = module.ffi_api_version, _runtime_ffi_version()
     if runtime is not None and built > runtime:
@@ -129,7 +142,7 @@ def _load_cpu() -> ModuleType | None:
         _notes.append(
             "jax_ctc was installed without compiled kernels (JAX_CTC_CPU=OFF), and pure JAX runs "
             "everywhere. For kernels, install it without that: "
-            f"`{_REINSTALL}`."
+            f"`{_reinstall()}`."
         )
     else:
         return _load("_cpu")

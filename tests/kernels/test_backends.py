@@ -162,6 +162,31 @@ def test_a_copy_with_the_kernels_of_another_python_says_so(tmp_path, file, said)
     assert "source tree" not in failed.stderr
 
 
+ORIGINS = {
+    "an index": (None, "jax_ctc"),
+    "a folder": ('{"url": "file:///a/b%20c", "dir_info": {}}', "file:///a/b%20c"),
+    "a repository": (
+        '{"url": "https://host/x.git", "vcs_info": {"vcs": "git", "commit_id": "1"}}',
+        "git+https://host/x.git",
+    ),
+}
+
+
+@pytest.mark.parametrize(("noted", "source"), ORIGINS.values(), ids=ORIGINS)
+def test_advice_to_install_again_names_where_it_came_from(tmp_path, noted, source):
+    compiled = shutil.ignore_patterns("_cpu.*", "_cuda.*", "__pycache__")
+    shutil.copytree(Path(jax_ctc.__file__).parent, tmp_path / "jax_ctc", ignore=compiled)
+    info = tmp_path / f"jax_ctc-{jax_ctc.__version__}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: jax_ctc\nVersion: {jax_ctc.__version__}\n"
+    )
+    if noted:
+        (info / "direct_url.json").write_text(noted)
+    failed = python("import jax_ctc", PYTHONPATH=str(tmp_path))
+    assert f"`pip install --force-reinstall --no-deps --no-cache-dir {source}`" in failed.stderr
+
+
 def test_a_module_may_be_run_again():
     """As notebooks do after an edit. JAX registers the name of a result once."""
     again = (
