@@ -117,7 +117,7 @@ def _without(labels: Array, name: str, lengths: Integers | None) -> Array:
 @functools.partial(jax.jit, inline=True)
 def _errors(decoded: Array, labels: Array) -> LabelErrors:
     count = (labels >= 0).sum(-1, dtype=jnp.int32)
-    # The distance is symmetric, and the loop goes along the first argument.
+    # The distance is symmetric, and the vectors are as long as the first argument.
     N, L = decoded.shape[-1], labels.shape[-1]
     shorter = isinstance(N, int) and isinstance(L, int) and N < L
     distance = _distance(decoded, labels) if shorter else _distance(labels, decoded)
@@ -125,29 +125,42 @@ def _errors(decoded: Array, labels: Array) -> LabelErrors:
     return LabelErrors(rate, distance, count)
 
 
+_FAR = 1 << 30  # more than any distance
+
+
+def _surrounded(labels: Array, before: int, after: int) -> Array:
+    """Returns labels with padding before and after them."""
+    widths = [(0, 0, 0)] * (labels.ndim - 1) + [(before, after, 0)]
+    return lax.pad(labels, jnp.asarray(-1, labels.dtype), widths)
+
+
 def _distance(rows: Array, columns: Array) -> Array:
-    """Goes through the table of Levenshtein distances between prefixes, a row for each label of
-    `rows`.
+    """Returns the edit distance. Both are (batch, size) with negative padding anywhere.
 
-    An entry is the least of three: from above, from above left, and from the left, plus the cost of
-    that step. A step from the left costs 1, so the running minimum of (entry - column) solves a
-    whole row at once.
+    Entry (i, j) of the table is the distance of the first i entries of `rows` and the first j of
+    `columns`. It is the least of (i - 1, j) + 1, (i, j - 1) + 1, and (i - 1, j - 1), plus 1 if the
+    two entries differ. No entry of a diagonal i + j = d depends on another one, so each step
+    computes a diagonal, as a vector over i. What is padding is left out at no cost: then both rules
+    hold, also for the third way.
     """
-    columns, rows = _mesh.vary_alike(columns, rows)
-    padded = (columns < 0).astype(jnp.int32)
-    columns = lax.sort((padded, columns), num_keys=1, is_stable=True)[1]  # padding comes last
-    used = (columns >= 0).sum(-1, dtype=jnp.int32)[..., None]
-    column = jnp.arange(columns.shape[-1] + 1, dtype=jnp.int32)
-    column = column.reshape(*[1] * (columns.ndim - 1), -1)
+    rows, columns = _mesh.vary_alike(jnp.maximum(rows, -1), jnp.maximum(columns, -1))
+    N, L = rows.shape[-1], columns.shape[-1]
+    rows = _surrounded(rows, 1, 0)
+    taken = (rows >= 0).astype(jnp.int32)
+    # The columns j = d - i for all i, from a slice: entry k is that of column L + N - k.
+    columns = _surrounded(jnp.flip(columns, -1), N, N + 1)
 
-    def step(above, label):
-        differ = (columns != label[..., None]).astype(jnp.int32)
-        best = above + 1
-        diagonal = jnp.minimum(best[..., 1:], above[..., :-1] + differ)
-        best = jnp.concatenate([best[..., :1], diagonal], axis=-1)
-        row = lax.cummin(best - column, axis=best.ndim - 1) + column
-        return jnp.where((label >= 0)[..., None], row, above), None
+    def above(diagonal: Array) -> Array:
+        return jnp.concatenate([jnp.full_like(diagonal[..., :1], _FAR), diagonal[..., :-1]], -1)
 
-    first = jnp.zeros_like(used) + column
-    table = lax.scan(step, first, jnp.moveaxis(rows, -1, 0))[0]
-    return jnp.where(column == used, table, 0).sum(-1, dtype=jnp.int32)
+    def step(diagonals, d):
+        last, before = diagonals
+        column = lax.dynamic_slice_in_dim(columns, L + N - d, N + 1, axis=-1)
+        differ = (rows != column).astype(jnp.int32)
+        beside = jnp.minimum(above(last) + taken, last + (column >= 0).astype(jnp.int32))
+        return (jnp.minimum(beside, above(before) + differ), last), None
+
+    far = jnp.full_like(rows, _FAR)
+    first = far.at[..., 0].set(0)
+    steps = jnp.arange(1, N + L + 1, dtype=jnp.int32)
+    return lax.scan(step, (first, far), steps)[0][0][..., N]

@@ -5,10 +5,11 @@ import jax
 import numpy as np
 import pytest
 from jax import export
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jax_ctc
+from support.runs import mesh_in_use
 
 
 def levenshtein(a, b):
@@ -90,6 +91,24 @@ def test_a_sharded_batch_stays_where_it_is():
     )
     for found in (compiled(*shards), jax.jit(mapped)(*shards)):
         np.testing.assert_array_equal(found.distance, expected.distance)
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+def test_an_explicit_mesh_types_the_results():
+    rng = np.random.default_rng(0)
+    pair = padded(rng, (8, 3, 7)), padded(rng, (8, 5))
+    expected = jax_ctc.label_error_rate(*pair)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    with mesh_in_use(mesh):
+        shards = [jax.device_put(x, NamedSharding(mesh, P("data"))) for x in pair]
+        runs = [jax_ctc.label_error_rate, jax.jit(jax_ctc.label_error_rate)]
+        if jax.__version_info__ >= (0, 8):  # the vmap of 0.7 takes the second axis for the first
+            runs.append(jax.vmap(jax_ctc.label_error_rate, (1, None), 1))
+        for run in runs:
+            for x, y in zip(run(*shards), expected, strict=True):
+                spec = jax.typeof(x).sharding.spec
+                assert spec == P("data", *[None] * (x.ndim - 1))
+                np.testing.assert_array_equal(x, y if x.shape == y.shape else y[:, None])
 
 
 def test_sizes_may_be_symbols():
