@@ -98,7 +98,7 @@ def _forward_variables(
         (blank, label), (of_blank, of_label, stays) = before, x
         label_before = jnp.concatenate([none, label[:-1]])[: label.shape[0]]
         skipped = jnp.where(may_skip, label_before, -jnp.inf)
-        into_label = _log_sum(_log_sum(label, blank[:-1]), skipped) + of_label
+        into_label = _log_sum(label, blank[:-1], skipped) + of_label
         into_blank = jnp.concatenate([blank[:1], _log_sum(blank[1:], label)]) + of_blank
         after = jnp.where(stays, blank, into_blank), jnp.where(stays, label, into_label)
         return after, after
@@ -113,10 +113,13 @@ def _forward_variables(
     return blank, label
 
 
-def _log_sum(a: Array, b: Array) -> Array:
-    """log(exp(a) + exp(b)), whose derivative is 0, not NaN, where both are -inf."""
-    some = ~((a == -jnp.inf) & (b == -jnp.inf))  # a NaN is some
-    return jnp.where(some, jnp.logaddexp(jnp.where(some, a, 0), jnp.where(some, b, 0)), -jnp.inf)
+def _log_sum(*logs: Array) -> Array:
+    """log(sum of exp), whose derivative is 0, not NaN, where all are -inf."""
+    most = lax.stop_gradient(functools.reduce(jnp.maximum, logs))
+    none = most == -jnp.inf  # a NaN is some
+    most = jnp.where(none, 0, most)
+    total = sum(jnp.exp(x - most) for x in logs)
+    return jnp.where(none, -jnp.inf, most + jnp.log(jnp.where(none, 1, total)))
 
 
 def _is_padding(name: str, x: ArrayLike) -> Array:
