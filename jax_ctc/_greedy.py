@@ -100,7 +100,7 @@ def _greedy(
     before = jnp.concatenate([jnp.full_like(path[..., :1], blank), path[..., :-1]], axis=-1)
     used = _operands.used(path.shape, lengths, path.ndim - 1)
     kept = used & (path != blank) & (path != before) & ~bad[..., None]
-    types = [jax.typeof(path), jax.typeof(lengths)]
+    types = [jax.typeof(kept), jax.typeof(bad)]
     labels, label_lengths = _mesh.with_auto_axes(_compacted, types, True)(path, kept)
     return Decoded(labels, label_lengths, jnp.where(wrong, jnp.nan, score))
 
@@ -125,7 +125,8 @@ def _score(top: Array, others: Array, lengths: Array, time_axis: int) -> tuple[A
     # Products whose derivative is NaN too, but for a cotangent of 0.
     nan = zero_product.multiply(top, jnp.full_like(top, jnp.nan))
     frames = jnp.where(bad, nan, -jnp.log1p(jnp.where(bad, 0, others)))
-    score = jnp.where(_operands.used(top.shape, lengths, time_axis), frames, 0).sum(time_axis)
-    undefined = bad.any(time_axis)
+    used = _operands.used(top.shape, lengths, time_axis)
+    score = jnp.where(used, frames, 0).sum(time_axis)
+    undefined = (used & bad).any(time_axis)
     one = jnp.where(undefined, jnp.nan, jnp.ones_like(score))
     return zero_product.multiply(score, one), undefined

@@ -7,11 +7,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 
-from . import _operands, _shapes
+from . import _mesh, _operands, _shapes
 from ._align import Alignment
-from ._primitives.top_class import top_class_p
+from ._primitives import zero_product
+from ._primitives.top_class import tangents, top_class_p
 from ._results import serialised
 
 
@@ -124,22 +126,48 @@ def label_confidence(
 def _path_scores(acts: Array, path: Array, time_axis: int, softmax: bool) -> Array:
     """Returns the log-probability of the class of each frame, or its score without a softmax. It is
     0 in frames that have no class."""
-    used = path >= 0
-    taken = jnp.take_along_axis(acts, jnp.maximum(path, 0)[..., None], axis=-1)[..., 0]
-    taken = jnp.where(used, taken.astype(_operands.cost_dtype(acts.dtype)), 0)
-    if not softmax:
-        return taken
-    lengths = jnp.where(used, jnp.cumsum(jnp.ones_like(path), time_axis), 0).max(
-        time_axis, initial=0
-    )
-    nothing = jnp.zeros((*lengths.shape, 0), jnp.int32)
-    best, top, others = top_class_p.bind(
-        acts, nothing, lengths, time_axis=time_axis, blank=0, threads=0
-    )
-    # The class of a path is the best one in most frames. Then a gradient in halves is rounded once,
-    # and is not the sum of two that are rounded.
+    frames = [_mesh.sharded_over(path, axis) or None for axis in range(path.ndim)]
+    if any(frames) and not any(_mesh.sharded_over(acts, axis) for axis in range(acts.ndim)):
+        acts = jax.sharding.reshard(acts, PartitionSpec(*frames, None))
+    acts, path = _mesh.vary_alike(acts, path)
+    if not softmax or acts.shape[-1] == 0:
+        return _taken(acts, path).astype(_operands.cost_dtype(acts.dtype))
+    frame = jnp.cumsum(jnp.ones_like(path, dtype=jnp.int32), time_axis)
+    lengths = jnp.where(path >= 0, frame, 0).max(time_axis, initial=0)
+    return _log_probabilities(acts, path, lengths, time_axis)
+
+
+def _taken(x: Array, path: Array) -> Array:
+    taken = jnp.take_along_axis(x, jnp.maximum(path, 0)[..., None], axis=-1)[..., 0]
+    return jnp.where(path >= 0, taken, 0)
+
+
+# With a rule of its own, so that the gradient of halves is added in float32 and rounded once.
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _log_probabilities(acts: Array, path: Array, lengths: Array, time_axis: int) -> Array:
+    operands, parameters = _problem(acts, lengths, time_axis)
+    best, top, others = top_class_p.bind(*operands, **parameters)
+    used, taken = path >= 0, _taken(acts, path).astype(top.dtype)
     relative = jnp.where(path == best, 0, taken - top)
-    return jnp.where(used, relative - jnp.log1p(others), 0)
+    return jnp.where(used, relative - jnp.log1p(jnp.where(used, others, 0)), 0)
+
+
+@_log_probabilities.defjvp
+def _log_probabilities_jvp(time_axis, primals, d_primals):
+    (acts, path, lengths), direction = primals, d_primals[0]
+    operands, parameters = _problem(acts, lengths, time_axis)
+    found = best, _, others = top_class_p.bind(*operands, **parameters)
+    direction = direction.astype(others.dtype)
+    d_top, d_others = tangents(operands, found, direction, **parameters)
+    relative = jnp.where(path == best, 0, _taken(direction, path) - d_top)
+    change = relative - zero_product.multiply(d_others, 1 / (1 + others))
+    return _log_probabilities(*primals, time_axis), jnp.where(path >= 0, change, 0)
+
+
+def _problem(acts: Array, lengths: Array, time_axis: int) -> tuple[list[Array], dict[str, int]]:
+    """Returns the operands and the parameters of `top_class`."""
+    nothing = jnp.zeros_like(lengths, shape=(*lengths.shape, 0))
+    return [acts, nothing, lengths], {"time_axis": time_axis, "blank": 0, "threads": 0}
 
 
 @functools.partial(jax.jit, static_argnames=("L", "time_major", "softmax"))
@@ -153,6 +181,7 @@ def _label_confidence(
             f"{acts.shape}, got {path.shape}. Use jax.vmap for more batch axes."
         )
     _require_layout(alignment, path, time_major)
+    path = path.astype(jnp.int32)
     score = _path_scores(acts, path, 0 if path.ndim == 1 or time_major else 1, softmax)
     places = jnp.where(alignment.label_index < 0, L, alignment.label_index)  # dropped
     if path.ndim == 2 and time_major:

@@ -80,7 +80,7 @@ def _relative(direction: Array, d_top: Tangent, top: Array) -> Array:
     return direction if isinstance(d_top, ad.Zero) else direction - d_top[..., None]
 
 
-def pure_sums(acts, symbols, lengths, *, time_axis, **_):
+def _sums(acts, symbols, lengths, *, time_axis, **_):
     used = _used(acts, lengths, time_axis)
     top, has_nan = problem.largest(acts, used[..., 0])
     undefined = has_nan | (top == jnp.inf)
@@ -93,9 +93,9 @@ def pure_sums(acts, symbols, lengths, *, time_axis, **_):
     ]
 
 
-def pure_sums_at_once(acts, symbols, lengths, *, time_axis, **_):
+def _sums_at_once(acts, symbols, lengths, *, time_axis, **_):
     """Reduces a row in one step. XLA on a CPU would store its terms; on a GPU it does not, and the
-    steps of `pure_sums` would each be a launch."""
+    steps of `_sums` would each be a launch."""
     used = _used(acts, lengths, time_axis)
     x = jnp.where(used, acts, 0).astype(_operands.cost_dtype(acts.dtype))
     top, has_nan = x.max(-1), jnp.isnan(x).any(-1)
@@ -261,9 +261,9 @@ def _cotangent_transpose(ct, *operands, **params):
 
 # ---- registrations -----------------------------------------------------------------------------
 
-sums_p = define("sums", pure_sums, _batch_shared_acts)
+sums_p = define("sums", _sums, _batch_shared_acts)
 ad.primitive_jvps[sums_p] = _sums_jvp
-custom_call.register_pure(sums_p, pure_sums_at_once, platform="cuda")
+custom_call.register_pure(sums_p, _sums_at_once, platform="cuda")
 
 sums_centre_p = define("sums_centre", _sums_centre, _batch_shared_acts)
 ad.primitive_jvps[sums_centre_p] = _centre_jvp

@@ -159,7 +159,7 @@ def test_every_class_counts_once_where_they_are_read_in_groups():
 def test_sums_see_a_nan_beside_nothing_but_minus_infinity(V):
     acts = np.full((6, 3, V), -np.inf, np.float32)
     acts[2, 1, -1] = np.nan
-    sums = jax.jit(partial(row_sums.pure_sums, **parameters()))
+    sums = jax.jit(partial(row_sums._sums, **parameters()))
     top, count, tail, _ = sums(acts, LABELS, LENGTHS)
     assert np.isnan(count).sum() == 1
     assert np.isnan(count[2, 1])

@@ -330,7 +330,6 @@ IMPORTS = {
     "_primitives.top_class": {
         "_mesh",
         "_operands",
-        "_primitives.custom_call",
         "_primitives.family",
         "_primitives.row_sums",
         "_primitives.zero_product",
@@ -382,7 +381,15 @@ IMPORTS = {
     },
     "_split_classes": {"_arguments", "_mesh", "_primitives", "_primitives.few_classes"},
     "_align": {"_arguments", "_primitives.align", "_results", "_shapes"},
-    "_spans": {"_align", "_operands", "_primitives.top_class", "_results", "_shapes"},
+    "_spans": {
+        "_align",
+        "_mesh",
+        "_operands",
+        "_primitives.top_class",
+        "_primitives.zero_product",
+        "_results",
+        "_shapes",
+    },
     "_loss": {"_arguments", "_primitives", "_shapes", "_split_classes"},
     "_linear": {
         "_arguments",

@@ -9,17 +9,14 @@ import numpy as np
 import pytest
 
 import jax_ctc
-from jax_ctc._primitives.top_class import _in_two_passes, pure_top_class, top_class_p
+from jax_ctc._primitives.top_class import _top_class, top_class_p
 from support.results import COMPILED, assert_same_bits
 from support.runs import sweep
 
 PARAMETERS = {"time_axis": 0, "blank": 0, "threads": 0}
-BINDS = {
-    "primitive": top_class_p.bind,
-    "pure JAX": pure_top_class,
-    "pure JAX on a GPU": _in_two_passes,
-}
-FOUND_BY = pytest.mark.parametrize("bind", BINDS.values(), ids=BINDS)
+FOUND_BY = pytest.mark.parametrize(
+    "bind", [top_class_p.bind, _top_class], ids=["primitive", "pure JAX"]
+)
 FEW = [1, 3, 4, 5, 15, 16, 17, 31, 33, 64, 65, 127, 128]  # four rows at once
 MANY = [129, 200, 255, 512, 1023, 1024, 1025, 2047, 2500, 5000]  # in pieces of up to 1024 classes
 T, B = 7, 5
@@ -101,11 +98,12 @@ def test_a_row_without_a_softmax_has_none(bind, V, value):
     np.testing.assert_allclose(others[~bad], right[2][~bad], rtol=1e-6)
 
 
-@pytest.mark.parametrize("bind", [top_class_p.bind, pure_top_class], ids=[*BINDS][:2])
+@pytest.mark.skipif(not COMPILED, reason="XLA adds in an order that may depend on the batch")
 @pytest.mark.parametrize("V", sweep([5, 40, 128, 300], [40, 300]))
 @pytest.mark.parametrize("time_axis", [0, 1])
-def test_a_row_has_the_same_bits_in_every_place(bind, V, time_axis):
+def test_a_row_has_the_same_bits_in_every_place(V, time_axis):
     acts, lengths = problem(V)
+    bind = top_class_p.bind
     together = top_class(
         bind, acts if time_axis == 0 else acts.swapaxes(0, 1), lengths, time_axis=time_axis
     )
@@ -194,11 +192,41 @@ def test_callers_hold_nothing_as_large_as_acts(dtype):
         assert memory.temp_size_in_bytes < T * B * V * np.dtype(dtype).itemsize // 5
 
 
+def test_a_small_sum_keeps_its_digits():
+    """With 1 added to it, it would be 0."""
+    for V, dtype in ((3, np.float32), (3, np.float64), (300, np.float32), (300, np.float64)):
+        acts = np.full((1, V), -np.inf, dtype)
+        acts[0, [0, 1, V - 1]] = 0, 60, -5
+        acts = jnp.asarray(acts)
+        expected = np.exp(-60) + np.exp(-65)
+        score, gradient = jax.value_and_grad(lambda x: jax_ctc.ctc_greedy_decode(x, 1).score)(acts)
+        np.testing.assert_allclose(score, -expected, rtol=1e-6)
+        np.testing.assert_allclose(
+            gradient[0, np.array([0, 1, V - 1])],
+            [-np.exp(-60), expected, -np.exp(-65)],
+            rtol=1e-6,
+        )
+
+
+def test_an_infinite_cotangent_leaves_no_nan():
+    acts = jnp.array([[3.0, 1, -np.inf, 2]])
+    _, back = jax.vjp(lambda x: jax_ctc.ctc_greedy_decode(x, 1).score, acts)
+    assert back(jnp.array(np.inf))[0].tolist() == [[np.inf, -np.inf, 0, -np.inf]]
+
+
 def test_lengths_may_be_mapped_alone():
-    acts, _ = problem(9)
-    acts = acts.at[T - 1, 0].set(0)
+    acts, _ = problem(9)  # with NaN in a frame behind some of the lengths
     many = np.array([[T, 0, 3, 2, 1], [1, T, T, 4, 0]], np.int32)
     mapped = jax.vmap(jax_ctc.ctc_greedy_decode, (None, 0))(acts, many)
     for k, lengths in enumerate(many):
         for x, y in zip(mapped, jax_ctc.ctc_greedy_decode(acts, lengths), strict=True):
             assert_same_bits(x[k], y)
+
+    def gradient(acts, lengths):
+        score = lambda x: jax_ctc.ctc_greedy_decode(x, lengths).score  # noqa: E731
+        return jax.vjp(score, acts)[1](jnp.ones(B, acts.dtype))[0]
+
+    mapped = jax.vmap(gradient, (None, 0))(acts, many)
+    for k, lengths in enumerate(many):
+        np.testing.assert_allclose(mapped[k], gradient(acts, lengths), rtol=1e-6)
+        assert np.isnan(mapped[k]).any() == (lengths[0] == T)

@@ -2,6 +2,7 @@
 """Greedy decoding: the best path, without repeats and blanks."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,12 @@ def assert_read(decoded, acts, lengths, blank=0, rtol=1e-5):
         assert decoded.labels[b].tolist() == labels + [-1] * (len(acts) - len(labels))
         assert decoded.label_lengths[b] == len(labels)
         np.testing.assert_allclose(float(decoded.score[b]), score, rtol=rtol)
+
+
+@partial(jax.jit, static_argnums=2)
+def score_gradient(acts, lengths, time_major=True):
+    decode = partial(jax_ctc.ctc_greedy_decode, time_major=time_major)
+    return jax.grad(lambda x: decode(x, lengths).score.sum())(acts)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +188,29 @@ def test_an_explicit_mesh_types_the_results(time_major):
             for x in decoded:
                 assert jax.typeof(x).sharding.spec == P("data", *[None] * (x.ndim - 1))
             assert_read(jax.tree.map(np.asarray, decoded), acts, lengths)
+        if jax.__version_info__ >= (0, 8):  # JAX 0.7 adds into nothing that types shard
+            found, right = (score_gradient(*x, time_major) for x in (shards, (given, lengths)))
+            np.testing.assert_allclose(found, right, rtol=1e-6)
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+@pytest.mark.skipif(jax.__version_info__ < (0, 8), reason="JAX 0.7 selects from one sharding only")
+@pytest.mark.parametrize("sharded", ["acts", "lengths"])
+def test_an_explicit_mesh_may_shard_one_of_the_two(sharded):
+    acts, lengths = problem()
+    expected = score_gradient(acts, lengths)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    specs = (P(None, "data"), P()) if sharded == "acts" else (P(), P("data"))
+    with mesh_in_use(mesh):
+        shards = [
+            jax.device_put(x, NamedSharding(mesh, s))
+            for x, s in zip((acts, lengths), specs, strict=True)
+        ]
+        decoded = jax_ctc.ctc_greedy_decode(*shards)
+        for x in decoded:
+            assert jax.typeof(x).sharding.spec == P("data", *[None] * (x.ndim - 1))
+        assert_read(jax.tree.map(np.asarray, decoded), acts, lengths)
+        np.testing.assert_allclose(score_gradient(*shards), expected, rtol=1e-6)
 
 
 def test_threads_are_limited_and_checked():

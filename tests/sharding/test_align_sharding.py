@@ -5,6 +5,7 @@ import re
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
@@ -109,6 +110,44 @@ def test_what_labels_have_of_an_alignment_is_typed_too(batch, time_major):
             for x, y in zip(found, expected, strict=True):
                 assert jax.typeof(x).sharding.spec == P("data", None)
                 np.testing.assert_allclose(x, y, rtol=1e-6)
+
+
+@needs_devices
+@pytest.mark.parametrize("softmax", [True, False])
+def test_confidences_on_many_devices_have_the_gradient_of_their_sum(batch, time_major, softmax):
+    """Of the same acts: in shard_map, and with a mesh in explicit mode."""
+    acts, labels, lengths = batch
+    acts = (acts if time_major else acts.swapaxes(0, 1))[:, :1]  # for all label sequences
+    alignments = jax_ctc.ctc_align(np.repeat(acts, len(lengths), 1), labels, lengths)
+
+    def total(acts, alignment):
+        confidence = jax_ctc.label_confidence(acts, alignment, L, softmax=softmax)
+        return jnp.nansum(confidence)
+
+    def of_all(acts, alignments):
+        one = jax.vmap(lambda a: total(acts[:, 0], a), (jax_ctc.Alignment(1, 1, 0),))
+        return one(alignments).sum()
+
+    expected = jax.grad(of_all)(acts, alignments)
+    mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
+    specs = jax_ctc.Alignment(P(None, "data"), P(None, "data"), P("data"))
+    mapped = jax.shard_map(
+        lambda acts, alignments: of_all(acts, alignments)[None],
+        mesh=mesh, in_specs=(P(), specs), out_specs=P("data"),
+    )  # fmt: skip
+    found = jax.jit(jax.grad(lambda x: mapped(x, alignments).sum()))(acts)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+    acts = jnp.asarray(np.repeat(acts, len(lengths), 1))
+    expected = jax.grad(total)(acts, alignments)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    with mesh_in_use(mesh):
+        everywhere = jax.device_put(acts, NamedSharding(mesh, P()))
+        shards = jax.tree.map(
+            lambda x, s: jax.device_put(x, NamedSharding(mesh, s)), alignments, specs
+        )
+        found = jax.grad(total)(everywhere, shards)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("platforms", [("cpu", "cuda"), ("tpu", "default")], ids=" ".join)

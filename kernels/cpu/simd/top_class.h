@@ -38,9 +38,9 @@ template <class F> int32_t first_class(Dtype dtype, const void* row, int64_t V, 
   return -1;
 }
 
-template <class F> TopClass<F> top_class(int32_t best, F top, double sum) {
-  if (!(sum >= 1)) return {-1, -F(__builtin_inf()), F(__builtin_nan(""))};
-  return {best, top, F(sum - 1)};
+template <class F> TopClass<F> top_class(int32_t best, F top, double ties, double tail) {
+  if (!(ties >= 1 && tail >= 0)) return {-1, -F(__builtin_inf()), F(__builtin_nan(""))};
+  return {best, top, F(ties - 1 + tail)};
 }
 
 constexpr int64_t kMostOfTable = 128;  // classes
@@ -56,14 +56,21 @@ template <class F> void few_top_classes(const RowGroup& rows, TopClass<F>* to) {
   for (int k = 0; k < kFrames; ++k)
     of[k] = widened(rows.dtype, rows.acts[min_of<int64_t>(k, rows.count - 1)], rows.V, wide[k]);
   const Vec top = tabulate(of, rows.V, -F(__builtin_inf()), x);
-  Table<F> table = {x, nullptr, nullptr, {}, {}};
-  table.read_logits(top, rows.V);
   // Numbers of classes, negated: the first class has the largest.
-  Mask number = -(number_lanes<Vec>() / kFrames), first = splat<Mask>(Integer<F>(-rows.V));
-  for (int64_t i = 0; i < kFrames * rows.V; i += N, number -= Integer<F>(N / kFrames))
-    first = max_of(load<Vec>(x + i) == top ? number : first, first);
-  first = max_over<kFrames, N>(first);
-  for (int64_t k = 0; k < rows.count; ++k) to[k] = top_class(int32_t(-first[k]), table.shift[k], table.sum[k]);
+  Mask number = -(number_lanes<Vec>() / kFrames), first = splat<Mask>(Integer<F>(-rows.V)), ties = {};
+  Vec tail = {};
+  const int64_t n = kFrames * table_classes(rows.V);
+  for (int64_t i = 0; i < n; i += N, number -= Integer<F>(N / kFrames)) {
+    const Vec v = load<Vec>(x + i);
+    const ExpFactors<Vec> y = exp_factors<F>(v - top);
+    const Mask at_top = v == top;
+    tail += y.p * (at_top ? Vec{} : y.power), ties -= at_top;
+    first = max_of(at_top ? number : first, first);
+  }
+  first = max_over<kFrames, N>(first), ties = sum_over<kFrames, N>(ties);
+  tail = sum_over<kFrames, N>(tail) + (top - top);  // NaN if the largest is infinite
+  for (int64_t k = 0; k < rows.count; ++k)
+    to[k] = top_class(int32_t(-first[k]), top[k], double(ties[k]), double(tail[k]));
 }
 
 template <class F> void top_classes(const RowGroup& rows, const void* next, TopClass<F>* to) {
@@ -71,8 +78,8 @@ template <class F> void top_classes(const RowGroup& rows, const void* next, TopC
     if (rows.V <= kMostOfTable) return few_top_classes(rows, to);
   for (int64_t k = 0; k < rows.count; ++k) {
     const RowSums<F> sums = sum_row<F>(rows.dtype, rows.acts[k], rows.V, k + 1 < rows.count ? rows.acts[k + 1] : next);
-    const double sum = sums.ties > 0 ? sums.ties + sums.tail : 0;
-    to[k] = top_class(sum > 0 ? first_class(rows.dtype, rows.acts[k], rows.V, sums.top) : -1, sums.top, sum);
+    const int32_t best = sums.ties > 0 ? first_class(rows.dtype, rows.acts[k], rows.V, sums.top) : -1;
+    to[k] = top_class(best, sums.top, sums.ties, sums.tail);
   }
 }
 
