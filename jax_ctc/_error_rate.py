@@ -140,8 +140,8 @@ def _distance(rows: Array, columns: Array) -> Array:
     Entry (i, j) of the table is the distance of the first i entries of `rows` and the first j of
     `columns`. It is the least of (i - 1, j) + 1, (i, j - 1) + 1, and (i - 1, j - 1), plus 1 if the
     two entries differ. No entry of a diagonal i + j = d depends on another one, so each step
-    computes a diagonal, as a vector over i. What is padding is left out at no cost: then both rules
-    hold, also for the third way.
+    computes a diagonal, as a vector over i. Padding is left out at no cost, and a label replaces it
+    at the cost of the label alone, which is 1: the two differ.
     """
     rows, columns = _mesh.vary_alike(jnp.maximum(rows, -1), jnp.maximum(columns, -1))
     N, L = rows.shape[-1], columns.shape[-1]
