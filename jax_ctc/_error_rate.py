@@ -160,7 +160,7 @@ def _distance(rows: Array, columns: Array) -> Array:
         beside = jnp.minimum(above(last) + taken, last + (column >= 0).astype(jnp.int32))
         return (jnp.minimum(beside, above(before) + differ), last), None
 
-    far = jnp.full_like(rows, _FAR)
+    far = jnp.full_like(rows, _FAR) + jnp.zeros_like(columns[..., :1])  # sharded as both
     first = far.at[..., 0].set(0)
     steps = jnp.arange(1, N + L + 1, dtype=jnp.int32)
-    return lax.scan(step, (first, far), steps)[0][0][..., N]
+    return lax.scan(step, (first, far), steps)[0][0][..., -1]

@@ -79,13 +79,18 @@ def _installed_without_kernels() -> bool:
 
 def _reinstall() -> str:
     """Returns the command that installs jax_ctc again from where it came: a package index, or the
-    folder, the archive or the repository that pip noted (PEP 610)."""
-    source = "jax_ctc"
+    folder, the archive or the repository that pip noted (PEP 610). A wheel would be the same
+    again."""
+    source, noted = "jax_ctc", None
     with contextlib.suppress(metadata.PackageNotFoundError):
-        if noted := metadata.distribution("jax_ctc").read_text("direct_url.json"):
-            origin = json.loads(noted)
-            vcs = origin.get("vcs_info", {}).get("vcs")
-            source = f"{vcs}+{origin['url']}" if vcs else origin["url"]
+        noted = metadata.distribution("jax_ctc").read_text("direct_url.json")
+    origin = json.loads(noted) if noted else {"url": ".whl"}
+    if not origin["url"].endswith(".whl"):
+        source, vcs = origin["url"], origin.get("vcs_info")
+        if vcs:
+            source = f"{vcs['vcs']}+{source}@{vcs['commit_id']}"
+        if "subdirectory" in origin:
+            source += f"#subdirectory={origin['subdirectory']}"
     # pip would take the wheel that it made and cached before.
     return f"pip install --force-reinstall --no-deps --no-cache-dir {source}"
 

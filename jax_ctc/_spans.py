@@ -160,7 +160,8 @@ def _log_probabilities_jvp(time_axis, primals, d_primals):
     direction = direction.astype(others.dtype)
     d_top, d_others = tangents(operands, found, direction, **parameters)
     relative = jnp.where(path == best, 0, _taken(direction, path) - d_top)
-    change = relative - zero_product.multiply(d_others, 1 / (1 + others))
+    total = 1 + jnp.where(jnp.isnan(others), 0, others)  # d_others is NaN there, if it counts
+    change = relative - zero_product.multiply(d_others, 1 / total)
     return _log_probabilities(*primals, time_axis), jnp.where(path >= 0, change, 0)
 
 

@@ -167,8 +167,14 @@ ORIGINS = {
     "a folder": ('{"url": "file:///a/b%20c", "dir_info": {}}', "file:///a/b%20c"),
     "a repository": (
         '{"url": "https://host/x.git", "vcs_info": {"vcs": "git", "commit_id": "1"}}',
-        "git+https://host/x.git",
+        "git+https://host/x.git@1",
     ),
+    "a folder of a repository": (
+        '{"url": "https://host/x.git", "vcs_info": {"vcs": "git", "commit_id": "1"}, '
+        '"subdirectory": "py"}',
+        "git+https://host/x.git@1#subdirectory=py",
+    ),
+    "a wheel": ('{"url": "file:///a/x.whl", "archive_info": {}}', "jax_ctc"),
 }
 
 

@@ -549,10 +549,31 @@ def test_a_frame_of_no_class_may_hold_anything():
     def gradient(acts):
         return jax.grad(lambda x: jnp.nansum(jax_ctc.label_confidence(x, alignment, 3)))(acts)
 
-    right = gradient(acts)
+    right, clean = gradient(acts), acts.copy()
     acts[4], acts[lengths.min() :, lengths.argmin()] = np.nan, np.inf
+    curvature = jax.grad(lambda x: (gradient(x) ** 2).sum())  # in reverse over reverse mode
+    curved = curvature(clean)
     np.testing.assert_array_equal(gradient(acts), right)
+    np.testing.assert_array_equal(curvature(acts), curved)
     assert not np.asarray(right)[4].any()
+
+
+def test_alignments_of_the_same_acts_do_not_see_the_frames_of_each_other():
+    acts = np.random.default_rng(0).normal(size=(3, 3)).astype("f")
+    acts[2] = np.nan
+    paths = jnp.array([[1, 1, -1], [1, 2, 2]], jnp.int32)
+    index = jnp.array([[0, 0, -1], [0, 1, 1]], jnp.int32)
+
+    def first(acts, path, index):  # of the label without a NaN
+        return jax_ctc.label_confidence(acts, jax_ctc.Alignment(path, index, jnp.zeros(())), 2)[0]
+
+    def total(acts):
+        return jax.vmap(first, (None, 0, 0))(acts, paths, index).sum()
+
+    for f in (total, lambda x: (jax.grad(total)(x) ** 2).sum()):
+        found = jax.grad(f)(acts)
+        assert not np.asarray(found)[2].any()
+        np.testing.assert_allclose(found[:2], jax.grad(f)(np.nan_to_num(acts))[:2], rtol=1e-6)
 
 
 def test_no_classes_have_no_confidence():

@@ -111,12 +111,32 @@ def test_an_explicit_mesh_types_the_results():
                 np.testing.assert_array_equal(x, y if x.shape == y.shape else y[:, None])
 
 
-def test_sizes_may_be_symbols():
-    b, n = export.symbolic_shape("b, n")
-    types = [jax.ShapeDtypeStruct(s, "int32") for s in ((b, n), (b, 6))]
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+@pytest.mark.skipif(jax.__version_info__ < (0, 8), reason="JAX 0.7 selects from one sharding only")
+@pytest.mark.parametrize("sizes", [(7, 5), (5, 7)], ids=str)
+@pytest.mark.parametrize("specs", [(P("data"), P()), (P(), P("data"))], ids=str)
+def test_an_explicit_mesh_may_shard_one_of_the_two(sizes, specs):
+    rng = np.random.default_rng(0)
+    pair = [padded(rng, (8, size)) for size in sizes]
+    expected = jax_ctc.label_error_rate(*pair)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    with mesh_in_use(mesh):
+        shards = [
+            jax.device_put(x, NamedSharding(mesh, spec))
+            for x, spec in zip(pair, specs, strict=True)
+        ]
+        found = jax.jit(jax_ctc.label_error_rate)(*shards)
+        np.testing.assert_array_equal(found.distance, expected.distance)
+
+
+@pytest.mark.parametrize("sizes", [("n", 6), ("n", "l"), (9, "l"), (3, "l")], ids=str)
+def test_sizes_may_be_symbols(sizes):
+    b, *_ = symbols = export.symbolic_shape("b, n, l")
+    named = dict(zip("nl", symbols[1:], strict=True))
+    types = [jax.ShapeDtypeStruct((b, named.get(size, size)), "int32") for size in sizes]
     program = export.export(jax.jit(jax_ctc.label_error_rate))(*types)
     rng = np.random.default_rng(0)
-    pair = padded(rng, (4, 9)), padded(rng, (4, 6))
+    pair = padded(rng, (4, sizes[0] if sizes[0] != "n" else 9)), padded(rng, (4, 6))
     expected = jax_ctc.label_error_rate(*pair)
     for x, y in zip(program.call(*(x.astype(np.int32) for x in pair)), expected, strict=True):
         np.testing.assert_array_equal(x, y)
