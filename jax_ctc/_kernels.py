@@ -13,7 +13,7 @@ from importlib import metadata
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import ModuleType
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import jax
 import jaxlib.version
@@ -84,7 +84,7 @@ def _reinstall() -> str:
     source, noted = "jax_ctc", None
     with contextlib.suppress(metadata.PackageNotFoundError):
         noted = metadata.distribution("jax_ctc").read_text("direct_url.json")
-    origin = json.loads(noted) if noted else {"url": ".whl"}
+    origin: dict[str, Any] = json.loads(noted) if noted else {"url": ".whl"}
     if not origin["url"].endswith(".whl"):
         source, vcs = origin["url"], origin.get("vcs_info")
         if vcs:
