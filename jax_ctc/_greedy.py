@@ -111,11 +111,10 @@ def _compacted(path: Array, kept: Array) -> list[Array]:
     def move(path: Array, place: Array) -> Array:
         return jnp.full_like(path, -1).at[place].set(path, mode="drop")
 
-    for _ in range(path.ndim - 1):  # as batching dimensions, which a partitioner can split
-        move = jax.vmap(move)
     count = jnp.cumsum(kept, axis=-1, dtype=jnp.int32)
     T = path.shape[-1]
-    return [move(path, jnp.where(kept, count - 1, T)), kept.sum(-1, dtype=jnp.int32)]
+    moved = _operands.along_last_axis(move, path.ndim - 1)(path, jnp.where(kept, count - 1, T))
+    return [moved, kept.sum(-1, dtype=jnp.int32)]
 
 
 def _score(top: Array, others: Array, lengths: Array, time_axis: int) -> tuple[Array, Array]:

@@ -8,7 +8,7 @@ is kept, so no array is transposed.
 A size may be symbolic (jax.export). It then computes like an int, but some comparisons raise.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -38,6 +38,14 @@ def used(shape: tuple[int, ...], lengths: Array, time_axis: int) -> Array:
     """Returns which frames are in use, of the shape (batch with T)."""
     frame = jax.lax.broadcasted_iota(jnp.int32, shape, time_axis)
     return frame < jnp.expand_dims(lengths, time_axis)
+
+
+def along_last_axis(f: Callable[..., Array], axes: int) -> Callable[..., Array]:
+    """Returns f, which takes arrays without batch, for arrays with so many axes before. They become
+    batching dimensions, which a partitioner can split."""
+    for _ in range(axes):
+        f = jax.vmap(f)
+    return f
 
 
 def invalid(labels: Array, lengths: Array, *, T: int, V: int, blank: int) -> Array:

@@ -137,8 +137,7 @@ def _sums_cotangent(acts, symbols, lengths, top, ct_tail, ct_scores, *, time_axi
     def add(row: Array, classes: Array, x: Array) -> Array:
         return row.at[classes].add(x, mode="drop")
 
-    for _ in range(acts.ndim - 1):  # as batching dimensions, which a partitioner can split
-        add = jax.vmap(add)
+    add = _operands.along_last_axis(add, acts.ndim - 1)
     return add(dense, classes, ct_scores).astype(acts.dtype)
 
 

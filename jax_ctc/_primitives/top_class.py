@@ -12,7 +12,6 @@ The tangents are those of the logit of `best` and of the sum, as long as `best` 
 Callers may not read frames at and after the length.
 """
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
@@ -77,8 +76,7 @@ def _with_best(x: Array, best: Array, value: Array) -> Array:
     def put(row: Array, best: Array, value: Array) -> Array:
         return row.at[best].set(value, mode="drop")
 
-    for _ in range(best.ndim):  # as batching dimensions, which a partitioner can split
-        put = jax.vmap(put)
+    put = _operands.along_last_axis(put, best.ndim)
     return put(x, jnp.where(best < 0, x.shape[-1], best), value)
 
 
