@@ -136,7 +136,10 @@ def _sweep(
     def frame(states: _States, inputs: tuple[_Emissions, Array]) -> tuple[_States, Tree]:
         emission, in_use = inputs
         before = _advance(states, may_skip)
-        after = [scaled.times(*x) for x in zip(before, emission, strict=True)]
+        after = (
+            scaled.times(before[0], emission.blank),
+            scaled.times(before[1], emission.labels),
+        )
         unreached, labels = _part(states.labels, None, 1), _part(states.labels, 1, None)
         blanks, labels = (
             scaled.where(in_use[..., None], *x)
@@ -145,7 +148,7 @@ def _sweep(
         # The last step, because what is joined here is slow to compute on a CPU.
         pairs = zip(unreached, labels, strict=True)
         labels = Scaled(*(jnp.concatenate(x, axis=-1) for x in pairs))
-        return _States(blanks, labels), keep(before, tuple(after))
+        return _States(blanks, labels), keep(before, after)
 
     def group(states: _States, inputs: tuple[_Emissions, Array]) -> tuple[_States, Tree]:
         states, kept = lax.scan(frame, states, inputs)
