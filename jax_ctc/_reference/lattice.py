@@ -6,7 +6,6 @@ fixed order, because XLA would choose another order, and so other bits, for anot
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -16,32 +15,14 @@ from jax import Array, lax
 from . import problem, scaled
 from .problem import Problem
 from .scaled import Scaled
+from .sweep import UNFOLDED, Emissions, Pair, States, flipped, nothing, sweep, unfolded
 
 # If T * N * S is at most this, a sweep keeps all states. Otherwise it keeps the states between
 # blocks of frames, and computes the states of a block again when they are needed.
 _KEPT = 1 << 24
-# Mantissas are brought back to [1, 2) after so many frames. A frame multiplies them by 0.7 to 4.3,
-# so they stay between 2^-4 and 2^18, and no term of a sum is lost: pow2 reaches down to 2^-126.
-_UNFOLDED = 8
 
 Index = Array | int
 Tree = TypeVar("Tree")
-
-
-class _States(NamedTuple):
-    """States of a frame, (..., 1 + L) of each kind. `labels` has the label before each blank, and
-    first a state that is never reached, so that each blank has one."""
-
-    blanks: Scaled
-    labels: Scaled
-
-
-class _Emissions(NamedTuple):
-    blank: Scaled  # (..., 1)
-    labels: Scaled  # (..., L)
-
-
-_Pair = tuple[Scaled, Scaled]  # of blanks (..., 1 + L) and labels (..., L)
 
 
 class _Blocks(NamedTuple):
@@ -72,23 +53,18 @@ def _blocks(p: Problem) -> _Blocks:
     sizes = (T, N, S)
     if not all(isinstance(n, int) for n in sizes) or math.prod(sizes) <= _KEPT:
         return _Blocks(1, T, T)
-    size = min(T, (math.isqrt(T - 1) // _UNFOLDED + 1) * _UNFOLDED)
+    size = min(T, (math.isqrt(T - 1) // UNFOLDED + 1) * UNFOLDED)
     return _Blocks(-(-T // size), size, T)
 
 
-def _unfolded(frames: int) -> int:
-    """Returns after how many frames mantissas are brought back; 1 if the sizes are symbolic."""
-    return min(frames, _UNFOLDED) or 1 if isinstance(frames, int) else 1
-
-
-def _of_block(p: Problem, blocks: _Blocks, i: Index) -> tuple[_Emissions, Array]:
+def _of_block(p: Problem, blocks: _Blocks, i: Index) -> tuple[Emissions, Array]:
     """Returns emissions (frames, N, ...) and frames in use (frames, N). Frames that are not in use
-    are added at the end, so that `_unfolded` divides their number."""
+    are added at the end, so that `unfolded` divides their number."""
     start = blocks.start(i)
     used, shift = (
         lax.dynamic_slice_in_dim(x, start, blocks.size) for x in (p.used, p.normaliser.shift)
     )
-    size = _unfolded(blocks.size)
+    size = unfolded(blocks.size)
     more = 0 if size == 1 else -blocks.size % size
 
     def padded(x: Array) -> Array:
@@ -101,82 +77,15 @@ def _of_block(p: Problem, blocks: _Blocks, i: Index) -> tuple[_Emissions, Array]
         scaled.split_exp(x, jnp.broadcast_to(shift, x.shape))
         for x in (logits[..., :1], logits[..., 1:])
     )
-    return _Emissions(of_blank, of_labels), padded(used & blocks.is_first_time(i))
+    return Emissions(of_blank, of_labels), padded(used & blocks.is_first_time(i))
 
 
-# ---- sweeps ------------------------------------------------------------------------------------
-
-
-def _part(x: Scaled, begin: int | None, end: int | None) -> Scaled:
-    return Scaled(x.m[..., begin:end], x.e[..., begin:end])
-
-
-def _advance(states: _States, may_skip: Array) -> _Pair:
-    """Sums over the predecessors of each blank, (..., 1 + L), and of each label, (..., L): itself,
-    one before, two before (eq. 4)."""
-    blanks, labels = states
-    before = _part(labels, None, -1)
-    skipped = scaled.where(may_skip, before, scaled.none_like(before.m))
-    return (
-        scaled.total(blanks, labels),
-        scaled.total(_part(labels, 1, None), _part(blanks, None, -1), skipped),
-    )
-
-
-def _sweep(
-    start: _States,
-    emissions: _Emissions,
-    used: Array,
-    may_skip: Array,
-    keep: Callable[[_Pair, _Pair], Tree],
-) -> tuple[_States, Tree]:
-    """Runs the recursion over frames. Returns the last states, and for each frame the result of
-    `keep` for its states before and after the emission."""
-
-    def frame(states: _States, inputs: tuple[_Emissions, Array]) -> tuple[_States, Tree]:
-        emission, in_use = inputs
-        before = _advance(states, may_skip)
-        after = (
-            scaled.times(before[0], emission.blank),
-            scaled.times(before[1], emission.labels),
-        )
-        unreached, labels = _part(states.labels, None, 1), _part(states.labels, 1, None)
-        blanks, labels = (
-            scaled.where(in_use[..., None], *x)
-            for x in zip(after, (states.blanks, labels), strict=True)
-        )
-        # The last step, because what is joined here is slow to compute on a CPU.
-        pairs = zip(unreached, labels, strict=True)
-        labels = Scaled(*(jnp.concatenate(x, axis=-1) for x in pairs))
-        return _States(blanks, labels), keep(before, after)
-
-    def group(states: _States, inputs: tuple[_Emissions, Array]) -> tuple[_States, Tree]:
-        states, kept = lax.scan(frame, states, inputs)
-        return _States(*map(scaled.fold, states)), kept
-
-    frames = used.shape[0]
-    size = _unfolded(frames)
-    groups = jax.tree.map(
-        lambda x: x.reshape(frames // size, size, *x.shape[1:]), (emissions, used)
-    )
-    end, kept = lax.scan(group, start, groups)
-    return end, jax.tree.map(lambda x: x.reshape(frames, *x.shape[2:]), kept)
-
-
-def _nothing(before: _Pair, after: _Pair) -> None:
-    del before, after
-
-
-def _start(p: Problem, index: Array) -> _States:
+def _start(p: Problem, index: Array) -> States:
     """Returns states of which the blank at `index` (N,) is 1 and no other is reached."""
     # Made from an operand, so that inside shard_map it varies over the same mesh axes.
     none = scaled.none_like(jnp.zeros_like(p.normaliser.shift, shape=p.lattice_classes.shape))
     here = jnp.arange(none.m.shape[1], dtype=jnp.int32)[None] == index[:, None]
-    return _States(Scaled(none.m, jnp.where(here, 0, none.e)), none)
-
-
-def _flipped(x: Tree, *axes: int) -> Tree:
-    return jax.tree.map(lambda y: jnp.flip(y, axes), x)
+    return States(Scaled(none.m, jnp.where(here, 0, none.e)), none)
 
 
 def _skip_ahead(p: Problem) -> Array:
@@ -197,7 +106,7 @@ def cost(p: Problem) -> Array:
     blocks = _blocks(p)
 
     def block(alpha, i):
-        return _sweep(alpha, *_of_block(p, blocks, i), p.label_may_skip, _nothing)
+        return sweep(alpha, *_of_block(p, blocks, i), p.label_may_skip, nothing)
 
     first = _start(p, jnp.zeros_like(p.label_count))
     if blocks.number == 1:
@@ -218,21 +127,21 @@ def cost_and_columns(p: Problem, dense: bool) -> tuple[Array, Array, Array]:
 
     def back(beta, i):
         emissions, used = _of_block(p, blocks, i)
-        emissions = _flipped(emissions, 0, -1)
-        return _sweep(beta, emissions, jnp.flip(used, 0), skip_ahead, _nothing)[0], beta
+        emissions = flipped(emissions, 0, -1)
+        return sweep(beta, emissions, jnp.flip(used, 0), skip_ahead, nothing)[0], beta
 
     # Beta is the same sweep over reversed frames and states, so one sweep does both.
     def block(alpha, inputs):
         i, beta = inputs
         emissions, used = _of_block(p, blocks, i)
-        ends, (before, after) = _sweep(
+        ends, (before, after) = sweep(
             _both(alpha, beta, 0),
-            _both(emissions, _flipped(emissions, 0, -1), 1),
+            _both(emissions, flipped(emissions, 0, -1), 1),
             _both(used, jnp.flip(used, 0), 1),
             skips,
             lambda before, after: (_of(0, before), _of(1, after)),
         )
-        columns = _occupancies(p, before, _flipped(after, 0, -1))[: blocks.size]
+        columns = _occupancies(p, before, flipped(after, 0, -1))[: blocks.size]
         if dense:
             columns = by_class(p, columns)
         return _of(0, ends), columns
@@ -252,7 +161,7 @@ def _of(direction: int, x: Tree) -> Tree:
     return jax.tree.map(lambda y: y[direction], x)
 
 
-def _occupancies(p: Problem, before: _Pair, after: _Pair) -> Array:
+def _occupancies(p: Problem, before: Pair, after: Pair) -> Array:
     """Returns occupancies (frames, N, 1 + L): alpha before times beta after each emission, divided
     by their sum (eq. 8)."""
     exponents = [a.e + b.e for a, b in zip(before, after, strict=True)]
@@ -283,7 +192,7 @@ def by_class(p: Problem, columns: Array) -> Array:
     return jax.vmap(one, (0, 1), 1)(p.classes, columns)
 
 
-def _cost(p: Problem, end: _States) -> tuple[Array, Array]:
+def _cost(p: Problem, end: States) -> tuple[Array, Array]:
     """Returns costs (N,) from alpha after the last frame, and whether there is an alignment."""
     z = scaled.fold(scaled.total(*(x.at(p.label_count) for x in end)))  # eq. 6
 
