@@ -305,8 +305,7 @@ IMPORTS = {
     "_verdict": {"_mesh", "_values"},
     "_reference.problem": {"_operands"},
     "_reference.scaled": set(),
-    "_reference.sweep": {"_reference.scaled"},
-    "_reference.lattice": {"_reference.problem", "_reference.scaled", "_reference.sweep"},
+    "_reference.lattice": {"_reference.problem", "_reference.scaled"},
     "_reference.batch": {"_operands"},
     "_reference.align": {"_reference.batch", "_reference.problem"},
     "_reference.ctc": {
