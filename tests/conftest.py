@@ -6,22 +6,16 @@ import tempfile
 
 import hypothesis
 import jax
-import jaxlib.version
 import pytest
 
 pytest.register_assert_rewrite("support.results")
 
 import jax_ctc._primitives.ctc as primitives  # noqa: E402
-from support.runs import ALL, FOLDER  # noqa: E402
+from support.runs import ALL, FOLDER, without_optimisation  # noqa: E402
 
-# Most of a quick run is XLA's compilation. Without LLVM's optimisation, and with the old emitters
-# of fusions (before jaxlib 0.11), tests of JAX take half the time. Kernels and HLO are the same.
-# `make test-all` runs every test on optimised programs.
+# Most of a quick run is XLA's compilation. `make test-all` runs every test on optimised programs.
 if not ALL:
-    flags = [os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0"]
-    if jaxlib.version.__version_info__ < (0, 11):
-        flags.append("--xla_cpu_use_fusion_emitters=false")
-    os.environ["XLA_FLAGS"] = " ".join(flags)
+    os.environ["XLA_FLAGS"] = without_optimisation()
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 8)

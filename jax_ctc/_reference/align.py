@@ -73,9 +73,9 @@ def _stars(p: Problem) -> _Star:
 def _logits(p: Problem, t: Array, stars: _Star | None) -> Array:
     """Returns the logit of each state at frame t, (N, S)."""
     if stars is None:
-        return problem.logits(p, t, 1)[0]
+        return problem.logits(p, p.states, t, 1)[0]
     is_star = p.states == p.acts.shape[-1]
-    x = problem.logits(p._replace(states=jnp.where(is_star, p.blank, p.states)), t, 1)[0]
+    x = problem.logits(p, jnp.where(is_star, p.blank, p.states), t, 1)[0]
     return jnp.where(is_star, stars.logit[t][:, None], x)
 
 

@@ -6,7 +6,6 @@ fixed order, because XLA would choose another order, and so other bits, for anot
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -16,6 +15,7 @@ from jax import Array, lax
 from . import problem, scaled
 from .problem import Problem
 from .scaled import Scaled
+from .sweep import UNFOLDED, Emissions, Pair, States, flipped, nothing, sweep, unfolded
 
 # If T * N * S is at most this, a sweep keeps all states. Otherwise it keeps the states between
 # blocks of frames, and computes the states of a block again when they are needed.
@@ -53,78 +53,44 @@ def _blocks(p: Problem) -> _Blocks:
     sizes = (T, N, S)
     if not all(isinstance(n, int) for n in sizes) or math.prod(sizes) <= _KEPT:
         return _Blocks(1, T, T)
-    size = math.isqrt(T - 1) + 1
+    size = min(T, (math.isqrt(T - 1) // UNFOLDED + 1) * UNFOLDED)
     return _Blocks(-(-T // size), size, T)
 
 
-def _of_block(p: Problem, blocks: _Blocks, i: Index) -> tuple[Scaled, Array]:
-    """Returns emissions (size, N, S) and frames in use (size, N)."""
+def _of_block(p: Problem, blocks: _Blocks, i: Index) -> tuple[Emissions, Array]:
+    """Returns emissions (frames, N, ...) and frames in use (frames, N). Frames that are not in use
+    are added at the end, so that `unfolded` divides their number."""
     start = blocks.start(i)
     used, shift = (
         lax.dynamic_slice_in_dim(x, start, blocks.size) for x in (p.used, p.normaliser.shift)
     )
-    logits = problem.logits(p, start, blocks.size)
-    emissions = scaled.split_exp(logits, jnp.broadcast_to(shift[..., None], logits.shape))
-    return emissions, used & blocks.is_first_time(i)
+    size = unfolded(blocks.size)
+    more = 0 if size == 1 else -blocks.size % size
+
+    def padded(x: Array) -> Array:
+        return jnp.pad(x, [(0, more), *[(0, 0)] * (x.ndim - 1)]) if more else x
+
+    # The barrier keeps the gather out of the loop of exp, which could not be vectorised with it.
+    logits = problem.logits(p, p.lattice_classes, start, blocks.size)
+    logits, shift = lax.optimization_barrier((padded(logits), padded(shift)[..., None]))
+    of_blank, of_labels = (
+        scaled.split_exp(x, jnp.broadcast_to(shift, x.shape))
+        for x in (logits[..., :1], logits[..., 1:])
+    )
+    return Emissions(of_blank, of_labels), padded(used & blocks.is_first_time(i))
 
 
-# ---- sweeps ------------------------------------------------------------------------------------
-
-
-def _advance(states: Scaled, may_skip: Array) -> Scaled:
-    """Sums over the predecessors of each state: itself, one before, two before (eq. 4)."""
-    none = scaled.none_like(states.m)
-
-    def shifted(by: int) -> Scaled:
-        moved = (
-            jnp.concatenate([n[..., :by], x[..., :-by]], axis=-1)
-            for n, x in zip(none, states, strict=True)
-        )
-        return Scaled(*moved)
-
-    if states.m.shape[-1] == 1:  # no labels
-        return states
-    return scaled.add(states, shifted(1), scaled.where(may_skip, shifted(2), none))
-
-
-def _sweep(
-    start: Scaled,
-    emissions: Scaled,
-    used: Array,
-    may_skip: Array,
-    keep: Callable[[Scaled, Scaled], Tree],
-) -> tuple[Scaled, Tree]:
-    """Runs the recursion over frames. Returns the last states, and for each frame the result of
-    `keep` for its states before and after the emission."""
-
-    def frame(states, inputs):
-        emission, in_use = inputs
-        before = _advance(states, may_skip)
-        after = scaled.times(before, emission)
-        return scaled.where(in_use[..., None], after, states), keep(before, after)
-
-    return lax.scan(frame, start, (emissions, used))
-
-
-def _nothing(before: Scaled, after: Scaled) -> None:
-    del before, after
-
-
-def _start(p: Problem, index: Array) -> Scaled:
-    """Returns states of which the one at `index` (N,) is 1 and no other is reached."""
+def _start(p: Problem, index: Array) -> States:
+    """Returns states of which the blank at `index` (N,) is 1 and no other is reached."""
     # Made from an operand, so that inside shard_map it varies over the same mesh axes.
-    none = scaled.none_like(jnp.zeros_like(p.normaliser.shift, shape=p.states.shape))
-    here = jnp.arange(p.states.shape[1], dtype=jnp.int32)[None] == index[:, None]
-    return Scaled(none.m, jnp.where(here, 0, none.e))
-
-
-def _flipped(x: Scaled, *axes: int) -> Scaled:
-    return Scaled(*(jnp.flip(y, axes) for y in x))
+    none = scaled.none_like(jnp.zeros_like(p.normaliser.shift, shape=p.lattice_classes.shape))
+    here = jnp.arange(none.m.shape[1], dtype=jnp.int32)[None] == index[:, None]
+    return States(Scaled(none.m, jnp.where(here, 0, none.e)), none)
 
 
 def _skip_ahead(p: Problem) -> Array:
     """Returns `may_skip` for beta, whose states are in reverse order."""
-    return jnp.flip(jnp.pad(p.may_skip, ((0, 0), (0, 2)))[:, 2:], -1)
+    return jnp.flip(jnp.pad(p.label_may_skip, ((0, 0), (0, 1)))[:, 1:], -1)
 
 
 def _both(alpha: Tree, beta: Tree, axis: int) -> Tree:
@@ -140,9 +106,9 @@ def cost(p: Problem) -> Array:
     blocks = _blocks(p)
 
     def block(alpha, i):
-        return _sweep(alpha, *_of_block(p, blocks, i), p.may_skip, _nothing)
+        return sweep(alpha, *_of_block(p, blocks, i), p.label_may_skip, nothing)
 
-    first = _start(p, jnp.zeros_like(p.last))
+    first = _start(p, jnp.zeros_like(p.label_count))
     if blocks.number == 1:
         return _cost(p, block(first, 0)[0])[0]
     return _cost(p, lax.scan(block, first, jnp.arange(blocks.number, dtype=jnp.int32))[0])[0]
@@ -155,29 +121,30 @@ def cost_and_columns(p: Problem, dense: bool) -> tuple[Array, Array, Array]:
     `dense`. They have no meaning in a sequence without an alignment."""
     blocks = _blocks(p)
     skip_ahead = _skip_ahead(p)
-    skips = _both(p.may_skip, skip_ahead, 0)
-    first, last = _start(p, jnp.zeros_like(p.last)), _flipped(_start(p, p.last), -1)
+    skips = _both(p.label_may_skip, skip_ahead, 0)
+    first = _start(p, jnp.zeros_like(p.label_count))
+    last = _start(p, p.labels.shape[-1] - p.label_count)
 
     def back(beta, i):
         emissions, used = _of_block(p, blocks, i)
-        emissions = _flipped(emissions, 0, -1)
-        return _sweep(beta, emissions, jnp.flip(used, 0), skip_ahead, _nothing)[0], beta
+        emissions = flipped(emissions, 0, -1)
+        return sweep(beta, emissions, jnp.flip(used, 0), skip_ahead, nothing)[0], beta
 
     # Beta is the same sweep over reversed frames and states, so one sweep does both.
     def block(alpha, inputs):
         i, beta = inputs
         emissions, used = _of_block(p, blocks, i)
-        ends, pairs = _sweep(
+        ends, (before, after) = sweep(
             _both(alpha, beta, 0),
-            _both(emissions, _flipped(emissions, 0, -1), 1),
+            _both(emissions, flipped(emissions, 0, -1), 1),
             _both(used, jnp.flip(used, 0), 1),
             skips,
-            lambda before, after: [Scaled(x.m[d], x.e[d]) for d, x in enumerate((before, after))],
+            lambda before, after: (_of(0, before), _of(1, after)),
         )
-        columns = _occupancies(p, pairs[0], _flipped(pairs[1], 0, -1))
+        columns = _occupancies(p, before, flipped(after, 0, -1))[: blocks.size]
         if dense:
             columns = by_class(p, columns)
-        return Scaled(ends.m[0], ends.e[0]), columns
+        return _of(0, ends), columns
 
     if blocks.number == 1:
         end, columns = block(first, (0, last))
@@ -190,12 +157,21 @@ def cost_and_columns(p: Problem, dense: bool) -> tuple[Array, Array, Array]:
     return costs, columns, possible
 
 
-def _occupancies(p: Problem, before: Scaled, after: Scaled) -> Array:
+def _of(direction: int, x: Tree) -> Tree:
+    return jax.tree.map(lambda y: y[direction], x)
+
+
+def _occupancies(p: Problem, before: Pair, after: Pair) -> Array:
     """Returns occupancies (frames, N, 1 + L): alpha before times beta after each emission, divided
     by their sum (eq. 8)."""
-    e = before.e + after.e
-    gamma = before.m * after.m * scaled.pow2(e - e.max(-1, keepdims=True), p.dtype)
-    blanks, labels = gamma[..., ::2], gamma[..., 1::2]
+    exponents = [a.e + b.e for a, b in zip(before, after, strict=True)]
+    most = exponents[0].max(-1, keepdims=True)
+    if p.labels.shape[-1]:
+        most = jnp.maximum(most, exponents[1].max(-1, keepdims=True))
+    blanks, labels = (
+        a.m * b.m * scaled.pow2(e - most, p.dtype)
+        for a, b, e in zip(before, after, exponents, strict=True)
+    )
     blank = problem.sum_in_order(blanks)
     total = blank + problem.sum_in_order(labels)
     labels = jax.vmap(lambda x, i: x.at[:, i].get(mode="promise_in_bounds"), (1, 0), 1)(
@@ -216,23 +192,15 @@ def by_class(p: Problem, columns: Array) -> Array:
     return jax.vmap(one, (0, 1), 1)(p.classes, columns)
 
 
-def _cost(p: Problem, end: Scaled) -> tuple[Array, Array]:
+def _cost(p: Problem, end: States) -> tuple[Array, Array]:
     """Returns costs (N,) from alpha after the last frame, and whether there is an alignment."""
-    last = end.at(p.last)
-    before = end.at(jnp.maximum(p.last - 1, 0))
-    z = scaled.add(last, scaled.where(p.last > 0, before, scaled.none_like(last.m)))  # eq. 6
+    z = scaled.fold(scaled.total(*(x.at(p.label_count) for x in end)))  # eq. 6
 
     def add(total, x):
         return scaled.add_exactly(total, x), None
 
     nothing = jnp.zeros_like(z.m)
-    T = p.used.shape[0]
-    total, _ = lax.scan(
-        add,
-        (nothing, nothing),
-        p.normaliser.log_total,
-        unroll=max(min(T, 32), 1) if isinstance(T, int) else 1,
-    )
+    total, _ = lax.scan(add, (nothing, nothing), p.normaliser.log_total)
     for x in scaled.log_terms(z):  # eq. 7
         total = scaled.add_exactly(total, -x)
     costs = total[0] + total[1]

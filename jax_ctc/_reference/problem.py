@@ -51,6 +51,21 @@ class Problem(NamedTuple):
         """(N, 1 + L): the blank and the labels, one for each column of the compact layout."""
         return _with_blank(self.labels, self.blank)
 
+    @property
+    def lattice_classes(self) -> Array:
+        """(N, 1 + L): the blank and the labels with padding at the end, which the states have."""
+        return _with_blank(self.states[:, 1::2], self.blank)
+
+    @property
+    def label_may_skip(self) -> Array:
+        """(N, L): whether a path may enter a label from the label before."""
+        return self.may_skip[:, 1::2]
+
+    @property
+    def label_count(self) -> Array:
+        """(N,)"""
+        return self.last // 2
+
 
 def make(
     acts: Array,
@@ -218,11 +233,11 @@ def swapped(x: Array, time_axis: int) -> Array:
     return x if time_axis == 0 else jnp.swapaxes(x, 0, 1)
 
 
-def logits(p: Problem, start: Array | int, count: int) -> Array:
-    """Returns the logits (count, N, S) of each state's class in `count` frames from `start` on, 0
-    in unused frames. No other logit is read."""
+def logits(p: Problem, classes: Array, start: Array | int, count: int) -> Array:
+    """Returns the logits (count, N, K) of classes (N, K) in `count` frames from `start` on, 0 in
+    unused frames. No other logit is read."""
     acts, start = _operands.in_loop(p.acts, jnp.asarray(start))
-    x = _entries(acts, p.states, start, count, p.time_axis)
+    x = _entries(acts, classes, start, count, p.time_axis)
     used = lax.dynamic_slice_in_dim(p.used, start, count)
     return jnp.where(used[..., None], x, 0).astype(p.dtype)
 

@@ -40,20 +40,25 @@ def pow2(d: Array, dtype: np.dtype) -> Array:
     return lax.bitcast_convert_type((jnp.maximum(d, -bias) + bias) << mantissa, dtype)
 
 
-def add(*terms: Scaled) -> Scaled:
+# XLA computes m and e in loops of their own. So a sum and a product leave the exponent of m out of
+# e, and `fold` moves it there now and then: otherwise the loop of e would compute all of m too.
+
+
+def total(*terms: Scaled) -> Scaled:
+    """Returns the sum. Its mantissa is at most that of all terms together."""
     e = terms[0].e
     for term in terms[1:]:
         e = jnp.maximum(e, term.e)
     m = sum(term.m * pow2(term.e - e, term.m.dtype) for term in terms)
-    return fold(Scaled(jnp.asarray(m), e))
+    return Scaled(jnp.asarray(m), e)
 
 
 def times(a: Scaled, b: Scaled) -> Scaled:
-    return Scaled(a.m * b.m, jnp.maximum(a.e + b.e, NONE))
+    return Scaled(a.m * b.m, a.e + b.e)
 
 
 def fold(x: Scaled) -> Scaled:
-    """Returns the same value with its mantissa in [1, 2)."""
+    """Returns the same value with its mantissa in [1, 2). No exponent is below NONE."""
     integer, mantissa, bias = _layout(x.m.dtype)
     pattern = lax.bitcast_convert_type(lax.stop_gradient(x.m), integer)
     exponent = (pattern >> mantissa) - bias

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import jax_ctc
-from support.runs import ALL, ROOT, only_all
+from support.runs import ALL, ROOT, only_all, without_optimisation
 
 TESTS, PROJECT = ROOT / "tests", ROOT / "pyproject.toml"
 # Files, and which of their tests.
@@ -28,6 +28,10 @@ PURE = [
         "derivatives/test_cotangents", "derivatives/test_few_classes",
     )
 ]  # fmt: skip
+# Where XLA's optimisation may change what is tested. The others compile in half the time without.
+OPTIMISED = {
+    f"loss/test_{name}.py" for name in ("known_values", "dtypes", "precision", "determinism")
+}
 if not ALL:  # test_pure_jax.py asks more of pure JAX, without another process
     PURE = [("derivatives/test_zeros.py", "V5 and float32")]
 # In `make test` an instruction set solves random problems of these seeds and cases: compact with
@@ -85,14 +89,16 @@ def test_every_instruction_set_solves_random_problems(name):
 @only_all
 @pytest.mark.parametrize("name", OTHER_SETS)
 def test_every_instruction_set_keeps_the_contract(name):
-    keeps_the_contract(name, *KERNELS, JAX_CTC_ISA=name)
+    # The programs around the kernels are those of the other tests.
+    keeps_the_contract(name, *KERNELS, JAX_CTC_ISA=name, XLA_FLAGS=without_optimisation())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("file", "some"), PURE, ids=[file for file, _ in PURE])
 def test_pure_jax_keeps_the_contract(file, some):
     """A process for each file, so that two run at the same time."""
-    keeps_the_contract(None, file, some, JAX_CTC_KERNELS="none")
+    flags = {} if file in OPTIMISED else {"XLA_FLAGS": without_optimisation()}
+    keeps_the_contract(None, file, some, JAX_CTC_KERNELS="none", **flags)
 
 
 def test_an_unknown_instruction_set_is_noted_and_another_runs():

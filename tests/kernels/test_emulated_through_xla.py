@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from support import emulated
-from support.runs import sweep
+from support.runs import sweep, without_optimisation
 
 pytestmark = emulated.NEEDED
 
@@ -44,7 +44,8 @@ def test_the_suite_passes_through_everything_but_the_device(part):
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
          "-p", "support.emulated_backend", *files.split(), "-m", "not slow", "-k", some],
-        env={**os.environ, "PYTHONPATH": paths, "EMULATED_HANDLERS": str(emulated.handlers())},
+        env={**os.environ, "PYTHONPATH": paths, "EMULATED_HANDLERS": str(emulated.handlers()),
+             "XLA_FLAGS": without_optimisation()},
         cwd=tests, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

@@ -305,7 +305,8 @@ IMPORTS = {
     "_verdict": {"_mesh", "_values"},
     "_reference.problem": {"_operands"},
     "_reference.scaled": set(),
-    "_reference.lattice": {"_reference.problem", "_reference.scaled"},
+    "_reference.sweep": {"_reference.scaled"},
+    "_reference.lattice": {"_reference.problem", "_reference.scaled", "_reference.sweep"},
     "_reference.batch": {"_operands"},
     "_reference.align": {"_reference.batch", "_reference.problem"},
     "_reference.ctc": {

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import jax
+import jaxlib.version
 import pytest
 
 try:
@@ -25,6 +26,15 @@ def sweep(everything, few):
         return everything if ALL else {name: everything[name] for name in few}
     assert all(x in everything for x in few)
     return everything if ALL else few
+
+
+def without_optimisation():
+    """XLA_FLAGS without LLVM's optimisation, and with the old emitters of fusions (before jaxlib
+    0.11): tests of JAX take half the time. Kernels and HLO are the same."""
+    flags = [os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0"]
+    if jaxlib.version.__version_info__ < (0, 11):
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    return " ".join(flags)
 
 
 def run(*command, cwd=None, **environment):
