@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from . import problem, scaled
+from . import emission, problem, scaled
 from .problem import Problem
 from .scaled import Scaled
 from .sweep import UNFOLDED, Emissions, Pair, States, flipped, nothing, sweep, unfolded
@@ -73,9 +73,9 @@ def _of_block(p: Problem, blocks: _Blocks, i: Index) -> tuple[Emissions, Array]:
     # The barrier keeps the gather out of the loop of exp, which could not be vectorised with it.
     logits = problem.logits(p, p.lattice_classes, start, blocks.size)
     logits, shift = lax.optimization_barrier((padded(logits), padded(shift)[..., None]))
+    turns = emission.turns(start + jnp.arange(logits.shape[0], dtype=jnp.int32))[:, None, None]
     of_blank, of_labels = (
-        scaled.split_exp(x, jnp.broadcast_to(shift, x.shape))
-        for x in (logits[..., :1], logits[..., 1:])
+        emission.emission(x, shift, turns) for x in (logits[..., :1], logits[..., 1:])
     )
     return Emissions(of_blank, of_labels), padded(used & blocks.is_first_time(i))
 

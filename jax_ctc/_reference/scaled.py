@@ -14,9 +14,8 @@ from jax import Array, lax
 NONE = -(1 << 28)  # exponent of a state that was not reached
 DEAD = -(1 << 26)  # exponent of an emission of probability 0
 NO_PATH = DEAD + (1 << 22)  # a total with a smaller exponent contains a dead emission
-FURTHEST = -4.2e7  # a logit this far from the largest of its row, in nats, counts as -inf
 # ln 2 in three parts. The product of one of the first two with an integer below 2^18 is exact.
-_LN2 = (0.6875, float.fromhex("0x1.7p-8"), float.fromhex("0x1.0bfbe8e7bcd5ep-15"))
+LN2 = (0.6875, float.fromhex("0x1.7p-8"), float.fromhex("0x1.0bfbe8e7bcd5ep-15"))
 
 
 class Scaled(NamedTuple):
@@ -68,7 +67,7 @@ def fold(x: Scaled) -> Scaled:
 def log_terms(x: Scaled) -> list[Array]:
     """Returns numbers whose exact sum is the log of x."""
     e = x.e.astype(x.m.dtype)
-    return [*(e * part for part in _LN2), jnp.log(x.m)]
+    return [*(e * part for part in LN2), jnp.log(x.m)]
 
 
 def add_exactly(total: tuple[Array, Array], x: Array) -> tuple[Array, Array]:
@@ -86,17 +85,3 @@ def where(mask: Array, a: Scaled, b: Scaled) -> Scaled:
 def none_like(x: Array) -> Scaled:
     integer, _, _ = _layout(x.dtype)
     return Scaled(jnp.ones_like(x), jnp.full_like(x, NONE, dtype=integer))
-
-
-def split_exp(x: Array, shift: Array) -> Scaled:
-    """Returns exp(x - shift) for x <= shift."""
-    integer, _, _ = _layout(x.dtype)
-    d = x - shift
-    back = d - x
-    rest = lax.stop_gradient((x - (d - back)) + (-shift - back))  # the rounding error of d
-    alive = d > FURTHEST
-    d, rest = jnp.where(alive, d, 0), jnp.where(alive, rest, 0)
-    q = lax.stop_gradient(jnp.round(d * np.log2(np.e).item()))
-    high, middle, low = _LN2
-    p = jnp.exp(((d - q * high) - q * middle) - q * low + rest)
-    return Scaled(jnp.where(alive, p, 1), jnp.where(alive, q.astype(integer), DEAD))

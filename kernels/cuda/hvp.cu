@@ -116,13 +116,14 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
   const RowPair<A> row(a, r);
   const DirectedRow<F> directed = directed_row<A, G>(a, r, sequence, row);
   const Workspace<Dual<F>> ws = a.workspace(sequence);
+  const int32_t turn = in.turn_of_row(r, t);
   const bool alive = directed.scale > 0;  // else the residuals say that there is no gradient, or that it is NaN
   for (int64_t c = thread_of_group<G>(); c <= s.L; c += G) {
     const int32_t label = in.class_of(sequence, c);
     Dual<F> emitted = {1, 0, 0};
     if (label >= 0) {
       // No logit is above the largest of its row, whatever the residuals: exponents stay below 0.
-      const Scaled<F> y = alive ? emission(min_of(directed.shift, row.logit(label)), directed.shift)
+      const Scaled<F> y = alive ? emission(min_of(directed.shift, row.logit(label)), directed.shift, turn)
                                 : Scaled<F>{F(1), Integer<F>(kDead)};
       emitted = {y.m, y.e, y.e == kDead ? F(0) : y.m * change_in_frame(row.direction(label), directed.centre)};
     }

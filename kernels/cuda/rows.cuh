@@ -78,6 +78,15 @@ template <class A> struct Rows {
     const int32_t label = c == 0 ? blank : labels[sequence * shape.L + c - 1];
     return label < shape.V ? max_of(label, -1) : -1;
   }
+
+  // The turn by which emissions of row r, of frame t, are rounded (turns.h): that of the frame where frames may be
+  // alike, or each second one, and the nearest float elsewhere. The blank says so. One pair of equal blanks does not,
+  // because that is common among halves.
+  CTC_DEVICE int32_t turn_of_row(int64_t r, int64_t t) const {
+    if (sizeof(Computed<A>) == sizeof(double) || t < 3) return kNearest;
+    const auto blank_at = [&](int64_t back) { return widen(acts[(r - back * shape.B) * shape.V + blank]); };
+    return blank_at(0) == blank_at(2) && blank_at(1) == blank_at(3) ? turn_of(t) : kNearest;
+  }
 };
 
 // An element of the gradient or of a Hessian-vector product times the cotangent of its sequence. Exactly 0 stays
@@ -286,16 +295,17 @@ template <int G, class A> CTC_DEVICE Computed<A> reference_of_scores(const Rows<
   return scores.tail != scores.tail ? scores.tail : scores.top > kLowest<F> ? scores.top : F(0);
 }
 
-// exp(x - shift) as a value of the lattice, for x <= shift.
-template <class F> CTC_DEVICE Scaled<F> emission(F x, F shift) {
-  if (x > F(-kNear<F>) && is_near<F>(shift)) return near_emission<F>(x, reduce<F>(shift));
-  return any_emission(x, shift);
+// exp(x - shift) as a value of the lattice, for x <= shift. `turn` is that of the row.
+template <class F> CTC_DEVICE Scaled<F> emission(F x, F shift, int32_t turn) {
+  if (turn == kNearest && x > F(-kNear<F>) && is_near<F>(shift)) return near_emission<F>(x, reduce<F>(shift));
+  return any_emission(x, shift, turn);
 }
 
 // The same of several: without a branch for each.
-template <int n, class F> CTC_DEVICE void emissions(const F (&x)[n], F shift, Scaled<F> (&out)[n]) {
+template <int n, class F> CTC_DEVICE void emissions(const F (&x)[n], F shift, int32_t turn, Scaled<F> (&out)[n]) {
   bool near = is_near<F>(shift);
   const Reduced<F> reduced = reduce<F>(near ? shift : F(0));
+  near &= turn == kNearest;
 #pragma unroll
   for (int i = 0; i < n; ++i) {
     out[i] = near_emission<F>(max_of(x[i], F(-kNear<F>)), reduced);  // farther, or NaN: a q that no int holds
@@ -303,7 +313,7 @@ template <int n, class F> CTC_DEVICE void emissions(const F (&x)[n], F shift, Sc
   }
   if (near) return;
 #pragma unroll
-  for (int i = 0; i < n; ++i) out[i] = emission(x[i], shift);
+  for (int i = 0; i < n; ++i) out[i] = emission(x[i], shift, turn);
 }
 
 }  // namespace cuda

@@ -105,6 +105,10 @@ template <class F> struct Table {
   }
   // `most`, [class][frame], is +inf at the classes that are read, and -inf at all others, whatever rows hold there.
   void read_scores(int64_t V, const F* most) { split_classes<false>(kFrames * table_classes(V), only_read(V, most)); }
+  // After these, for frames that are alike: the emissions again, rounded by turns. t is the first frame.
+  template <bool kSoftmax> void round_by_turns(int64_t V, int64_t t) {
+    for (int k = 0; k < kFrames; ++k) split_any<kSoftmax>(kFrames * table_classes(V), k, turn_of(t + k));
+  }
 
   // Ratios to the blank's emission in the place of p. q is not written.
   RatioBase<F> read_ratios(Vec top, int64_t V, int32_t blank) {
@@ -148,6 +152,12 @@ template <class F> struct Table {
     for (int64_t i = 0; i < kFrames * table_classes(V); i += N) store(p + i, base.ratio(load<Vec>(x + i)));
     set_normalisers<false>(top, Vec{}, Mask{});
     return base;
+  }
+  RatioBase<F> read_steady_ratios_of_scores(int64_t V, const F* most, int32_t blank, Quad<int64_t> turns) {
+    const Vec top = only_read(V, most);
+    steady_ratios(x, kFrames * table_classes(V), load_quad(x + kFrames * int64_t(blank)), turns, p);
+    set_normalisers<false>(top, Vec{}, Mask{});
+    return ratio_base(blank, top);
   }
   CTC_INLINE RatioBase<F> ratio_base(int32_t blank, Vec top) const {
     return {tiled<F>(load_quad(x + kFrames * int64_t(blank))), top};
@@ -198,10 +208,10 @@ template <class F> struct Table {
   }
 
   // Does the same again for one frame, of which some logits are not near.
-  template <bool kSoftmax> void split_any(int64_t n, int k) {
+  template <bool kSoftmax> void split_any(int64_t n, int k, int32_t turn = kNearest) {
     double sum_of_all = 0;
     for (int64_t i = k; i < n; i += kFrames) {
-      split_any_emissions(x + i, 1, shift[k], p + i, q + i);
+      split_any_emissions(x + i, 1, shift[k], p + i, q + i, turn);
       // A row with a NaN may have entries above its shift.
       if (kSoftmax) sum_of_all += x[i] == x[i] ? double(p[i]) * pow2_any<double>(q[i]) : __builtin_nan("");
     }

@@ -62,8 +62,8 @@ template <class V> class EmissionSource : public SequenceRows<typename Parts<V>:
       Rows::read_entries(t, 0, in.L);
       if (first && !in.softmax && !keep(t, reference_of_scores(raw, pairs + N), product)) return false;
       if (!first) stay_below(shift[t]);
-      const Emissions<Value> at = emissions(t);
-      split_emissions(raw, pairs + N, shift[t], at.mantissas(), at.exponents());
+      const int64_t group = t / kFrames * kFrames;
+      split_row(raw, shift[t], is_steady(group, min_of(group + kFrames, in.length)), t, emissions(t));
     }
     return true;
   }
@@ -92,28 +92,44 @@ template <class V> class EmissionSource : public SequenceRows<typename Parts<V>:
     Emissions<Value> at[kFrames];
     const Lanes<F> top = Rows::tabulate_group(begin, end);
     for (int k = 0; k < kFrames; ++k) at[k] = emissions(begin), at[k].parts += k * frame_size();
+    const bool steady = is_steady(begin, end);
     if (Rows::by_label)
       table.read_logits(top, in.V);
     else if (in.softmax)
       table.read(top, in.V);
     else
       table.read_scores(in.V, most);
+    if (steady && !Rows::by_label)
+      in.softmax ? table.template round_by_turns<true>(in.V, begin) : table.template round_by_turns<false>(in.V, begin);
     for (int64_t t = end - 1; product != nullptr && t >= begin; --t)
       if (!keep(t, {table.shift[t - begin], table.sum[t - begin]}, product)) return false;
     if (Rows::by_label)
-      split_labels(at);
+      split_labels(at, steady, begin);
     else
       gather(table, places, pairs, in.blank, at);
     return true;
   }
 
-  void split_labels(const Emissions<Value> (&at)[kFrames]) {
+  // Emissions of floats are rounded by turns in frames that are alike.
+  bool is_steady(int64_t begin, int64_t end) const {
+    return sizeof(F) == sizeof(float) && Rows::is_steady_group(begin, end);
+  }
+
+  // The emissions of a frame from the logits of its labels and of its blank.
+  void split_row(const F* x, F shift, bool steady, int64_t t, const Emissions<Value>& at) {
+    if (steady)
+      split_any_emissions(x, pairs + N, shift, at.mantissas(), at.exponents(), turn_of(t));
+    else
+      split_emissions(x, pairs + N, shift, at.mantissas(), at.exponents());
+  }
+
+  void split_labels(const Emissions<Value> (&at)[kFrames], bool steady, int64_t begin) {
     const int64_t n = pairs + N;
     gather(table.x, places, {0, pairs}, {raw, raw + n, raw + 2 * n, raw + 3 * n});
     for (int k = 0; k < kFrames; ++k) {
       F* const x = raw + k * n;
       store(x + pairs, splat<Lanes<F>>(table.x[kFrames * int64_t(in.blank) + k]));
-      split_emissions(x, n, table.shift[k], at[k].mantissas(), at[k].exponents());
+      split_row(x, table.shift[k], steady, begin + k, at[k]);
     }
   }
 

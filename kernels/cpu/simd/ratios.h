@@ -133,7 +133,9 @@ class RatioSource : public SequenceRows<float> {
     };
     if (is_steady_group(begin, end)) {
       const Quad<int64_t> turns = {turn_of(begin), turn_of(begin + 1), turn_of(begin + 2), turn_of(begin + 3)};
-      const RatioBase<F> base = table.read_steady_ratios(tabulate_group(begin, end), in.V, in.blank, turns);
+      const Vec top = tabulate_group(begin, end);
+      const RatioBase<F> base = in.softmax ? table.read_steady_ratios(top, in.V, in.blank, turns)
+                                           : table.read_steady_ratios_of_scores(in.V, most, in.blank, turns);
       least = gather_least(table.p, places, labels_of(begin, end), to);
       return of_top(base);
     }
@@ -187,13 +189,7 @@ class RatioSource : public SequenceRows<float> {
     return true;
   }
 
-  // Whether the frames of a group may be alike, or each second one: the blank says so. One pair of equal blanks does
-  // not, because that is common among halves.
-  bool is_steady_group(int64_t begin, int64_t end) const {
-    const auto blank_at = [&](int64_t k) { return entry<F>(in.dtype, acts_at(begin + k), in.blank); };
-    return in.softmax && end - begin == kFrames && blank_at(0) == blank_at(2) && blank_at(1) == blank_at(3);
-  }
-  // The same for frames that are alike.
+  // make_ratios for frames that are alike.
   void make_steady_ratios(int64_t t, Window labels, F* to, Vec& least) const {
     const Quad<F> base = Quad<F>{} + raw[pairs];
     const Quad<int64_t> turns = Quad<int64_t>{} + turn_of(t);

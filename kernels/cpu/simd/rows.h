@@ -61,10 +61,12 @@ template <class F> CTC_FN Scaled<Lanes<F>> split_emission(Lanes<F> x, const RowS
   return {y.m, near ? y.e : splat<Integer<Vec>>(kDead)};
 }
 
-// Computes again the emissions of n logits of which some are not near. This is very rare.
-template <class F> void split_any_emissions(const F* x, int64_t n, F shift, F* p, Integer<F>* q) {
+// Computes again the emissions of n logits of which some are not near, or those of a frame that is like others, rounded
+// by its turn (turns.h). Both are rare.
+template <class F>
+void split_any_emissions(const F* x, int64_t n, F shift, F* p, Integer<F>* q, int32_t turn = kNearest) {
   for (int64_t i = 0; i < n; ++i) {
-    const Scaled<F> y = any_emission(x[i], shift);
+    const Scaled<F> y = any_emission(x[i], shift, turn);
     p[i] = y.m, q[i] = y.e;
   }
 }

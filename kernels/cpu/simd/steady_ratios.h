@@ -1,25 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Ratios of frames that are alike, for which the rounding of a ratio is not left to chance.
-//
-// A ratio is rounded to a float. In frames that differ these errors cancel for the most part. In frames that are alike
-// they would be the same, and alignments with many more frames of a label would have as many times the error. So here
-// ratios are computed in double, and rounded by turns to the float above and below: over any run of frames the errors
-// add up to a few roundings.
+// Ratios of frames that are alike, rounded by turns (turns.h).
 #pragma once
 
 #include "ratio_base.h"
 
 namespace jax_ctc {
 namespace {
-
-constexpr int kDropped = Layout<double>::mantissa - Layout<float>::mantissa;  // bits that a float does not have
-
-// What is added to a ratio of frame t before these bits are dropped: multiples of the golden ratio, of which any few
-// that follow each other are spread evenly over [0, 2^kDropped).
-inline int64_t turn_of(int64_t t) {
-  const double turns = double(t) * 0.61803398874989484820;
-  return int64_t((turns - double(int64_t(turns))) * double(int64_t(1) << kDropped));
-}
 
 // p = exp(x - base), of n numbers laid out [class][frame]. n is a multiple of the lanes of a float.
 inline void steady_ratios(const float* x, int64_t n, Quad<float> base, Quad<int64_t> turns, float* p) {
