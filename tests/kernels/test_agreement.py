@@ -3,13 +3,14 @@
 
 import re
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_sources import COMPILER, KERNELS, needs_compiler
 
 from jax_ctc import _kernels, _operands
 from jax_ctc._primitives import custom_call
-from jax_ctc._reference import scaled
+from jax_ctc._reference import emission, scaled
 from jax_ctc._reference.align import _LEAST_REFERENCE
 from jax_ctc._shapes import _MOST_STEPS
 from support.runs import run
@@ -40,6 +41,9 @@ int main() {
   std::printf("furthest %a\\n", kFurthest);
   std::printf("least_reference %a\\n", kLeastReference);
   std::printf("ln2 %a %a %a\\n", Ln2<double>::high, Ln2<double>::middle, Ln2<double>::low);
+  std::printf("turns");
+  for (int t : {0, 1, 2, 1000, 123456789}) std::printf(" %d", turn_of(t));
+  std::printf("\\n");
   std::printf("float %d %d\\n", Layout<float>::mantissa, Layout<float>::bias);
   std::printf("double %d %d\\n", Layout<double>::mantissa, Layout<double>::bias);
   for (int V : {1, 2, 3, 7})
@@ -70,9 +74,12 @@ def test_numbers_without_a_range_are_the_same_in_python_and_cpp(said):
     assert said["dead"] == [scaled.DEAD]
     assert said["no_path"] == [scaled.NO_PATH]
     assert said["most_steps"] == [_MOST_STEPS]
-    assert said["furthest"] == [-scaled.FURTHEST]
+    assert said["furthest"] == [-emission.FURTHEST]
     assert said["least_reference"] == [_LEAST_REFERENCE]
-    assert said["ln2"] == list(scaled._LN2)
+    assert said["ln2"] == list(scaled.LN2)
+    frames = jnp.array([0, 1, 2, 1000, 123456789], jnp.int32)
+    turns = (np.asarray(emission.turns(frames)) + 0.5) * 2**24  # of 29 bits, which C++ has
+    assert [turn >> 5 for turn in said["turns"]] == list(turns)
     assert said["float"] == list(scaled._layout(np.dtype(np.float32))[1:])
     assert said["double"] == list(scaled._layout(np.dtype(np.float64))[1:])
 
