@@ -52,8 +52,8 @@ PLANTED = {
     ),
     "states of groups": (
         "stored_beta.h",
-        "to = labels_of(t), *const",
-        "to = labels_of(t + BUG), *const",
+        "store_number(to - f * size + window.end, pitch, V{});",
+        "for (int k = 0; k <= BUG; ++k) store_number(to - f * size + window.end + k, pitch, V{});",
     ),
     "blanks of groups": (
         "stored_beta.h",
