@@ -193,3 +193,6 @@ def test_log_scores_that_a_label_leads_by_much_in_most_frames():
     truth = oracle.solve(acts.astype(float), labels, np.array([frames]))
     norm = np.log(np.exp(acts.astype(float)).sum(-1)).sum()
     np.testing.assert_allclose(cost, truth.cost - norm, atol=1e-5)
+    # The ratio of the largest logit to the blank has the rounding that the label's has.
+    as_logits = jax_ctc.ctc(acts, labels, np.array([frames]))
+    np.testing.assert_allclose(as_logits, truth.cost, atol=1e-5)

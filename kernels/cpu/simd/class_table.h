@@ -134,7 +134,7 @@ template <class F> struct Table {
   }
   // The same for frames that are alike.
   RatioBase<F> read_steady_ratios(Vec top, int64_t V, int32_t blank, Quad<int64_t> turns) {
-    const RatioBase<F> base = ratio_base(blank, top);
+    const RatioBase<F> base = steady_base(blank, top, turns);
     steady_ratios(x, kFrames * table_classes(V), load_quad(x + kFrames * int64_t(blank)), turns, p);
     Vec tail = {};
     Mask others = {};
@@ -157,10 +157,16 @@ template <class F> struct Table {
     const Vec top = only_read(V, most);
     steady_ratios(x, kFrames * table_classes(V), load_quad(x + kFrames * int64_t(blank)), turns, p);
     set_normalisers<false>(top, Vec{}, Mask{});
-    return ratio_base(blank, top);
+    return steady_base(blank, top, turns);
   }
   CTC_INLINE RatioBase<F> ratio_base(int32_t blank, Vec top) const {
     return {tiled<F>(load_quad(x + kFrames * int64_t(blank))), top};
+  }
+
+  RatioBase<F> steady_base(int32_t blank, Vec top, Quad<int64_t> turns) const {
+    RatioBase<F> base = ratio_base(blank, top);
+    if (base.fits) base.of_top = steady_ratio(top, load_quad(x + kFrames * int64_t(blank)), turns);
+    return base;
   }
 
   // Of log-scores see reference_of_scores. A NaN has become +inf. A NaN among logits has made `tail` NaN.

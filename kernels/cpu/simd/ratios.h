@@ -175,7 +175,9 @@ class RatioSource : public SequenceRows<float> {
       read_entries(t, entries.begin, min_of(entries.end, in.L));
       for (int64_t i = max_of(in.L, entries.begin); i < entries.end; ++i) raw[i] = raw[pairs];
       if (first && !in.softmax) n = reference_of_scores(raw, pairs + N);
-      const RatioBase<F> base(load<Vec>(raw + pairs), splat<Vec>(n.shift));
+      RatioBase<F> base(load<Vec>(raw + pairs), splat<Vec>(n.shift));
+      if (base.fits && steady)
+        base.of_top = steady_ratio(splat<Vec>(n.shift), Quad<F>{} + raw[pairs], Quad<int64_t>{} + turn_of(t));
       if (!base.fits || (first && !keep(t, n, base, product))) return false;
       most_ratio = max_of(most_ratio, base.of_top);
       if (steady)

@@ -22,6 +22,14 @@ inline void steady_ratios(const float* x, int64_t n, Quad<float> base, Quad<int6
     store_narrowed(p + i, bits<DoubleLanes>(sum & splat<Z>(-(int64_t(1) << kDropped))));
   }
 }
+// The same of a vector. The ratio of the largest logit (RatioBase::of_top) is one: in the cost of a sure model it
+// cancels the ratio of a label, so it must have the same rounding.
+inline FloatLanes steady_ratio(FloatLanes x, Quad<float> base, Quad<int64_t> turns) {
+  float from[kLanes<float>], to[kLanes<float>];
+  store(from, x);
+  steady_ratios(from, kLanes<float>, base, turns, to);
+  return load<FloatLanes>(to);
+}
 
 }  // namespace
 }  // namespace jax_ctc
