@@ -26,7 +26,7 @@ def turns(frames: Array) -> Array:
     return (multiple >> 8).astype(jnp.float32) * np.float32(2.0**-24) - np.float32(0.5)
 
 
-def emission(x: Array, shift: Array, turn: Array) -> Scaled:
+def of(x: Array, shift: Array, turn: Array) -> Scaled:
     """Returns exp(x - shift) for x <= shift. `turn` is that of the frame."""
     d = x - shift
     back = d - x

@@ -19,6 +19,12 @@ constexpr int kDropped = Layout<double>::mantissa - Layout<float>::mantissa;  //
 CTC_FN int32_t turn_of(int64_t t) { return int32_t(uint32_t(t) * 0x9e3779b9u >> (32 - kDropped)); }
 constexpr int32_t kNearest = int32_t(1) << (kDropped - 1);  // rounds to the nearest float
 
+// Whether four frames that follow each other may be alike, or each second one, by the logits of the blank in them. One
+// pair of equal logits does not say so, because that is common among halves.
+template <class LogitAt> CTC_FN bool may_be_alike(LogitAt blank) {
+  return blank(0) == blank(2) && blank(1) == blank(3);
+}
+
 // x > 0, as an F.
 template <class F> CTC_FN F rounded(double x, int32_t turn) {
   if (sizeof(F) == sizeof(double)) return F(x);

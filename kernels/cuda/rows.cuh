@@ -79,13 +79,12 @@ template <class A> struct Rows {
     return label < shape.V ? max_of(label, -1) : -1;
   }
 
-  // The turn by which emissions of row r, of frame t, are rounded (turns.h): that of the frame where frames may be
-  // alike, or each second one, and the nearest float elsewhere. The blank says so. One pair of equal blanks does not,
-  // because that is common among halves.
+  // The turn by which emissions of row r, of frame t, are rounded (turns.h): that of the frame where this one and those
+  // before it may be alike, and the nearest float elsewhere.
   CTC_DEVICE int32_t turn_of_row(int64_t r, int64_t t) const {
     if (sizeof(Computed<A>) == sizeof(double) || t < 3) return kNearest;
     const auto blank_at = [&](int64_t back) { return widen(acts[(r - back * shape.B) * shape.V + blank]); };
-    return blank_at(0) == blank_at(2) && blank_at(1) == blank_at(3) ? turn_of(t) : kNearest;
+    return may_be_alike(blank_at) ? turn_of(t) : kNearest;
   }
 };
 

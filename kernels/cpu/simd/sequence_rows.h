@@ -102,11 +102,10 @@ template <class F> class SequenceRows {
     for (int k = 0; k < kFrames; ++k, at += frame_step) rows[k] = reinterpret_cast<const F*>(at);
   }
 
-  // Whether the frames of a group may be alike, or each second one: the blank says so. One pair of equal blanks does
-  // not, because that is common among halves.
+  // Whether the frames of a group may be alike (turns.h).
   bool is_steady_group(int64_t begin, int64_t end) const {
     const auto blank_at = [&](int64_t k) { return entry<F>(in.dtype, acts_at(begin + k), in.blank); };
-    return end - begin == kFrames && blank_at(0) == blank_at(2) && blank_at(1) == blank_at(3);
+    return end - begin == kFrames && may_be_alike(blank_at);
   }
 
   // Prefetches the group that is read after the one that begins at `begin`.
