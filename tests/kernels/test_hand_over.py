@@ -6,7 +6,8 @@ The steps of `Sweep::strip` and of `Feed` are read from the source and carried o
 that take turns in every possible way: those of one block, strip after strip, or those of a block
 for each strip; fed by warps of their own, or by themselves. A memory cell holds whose value it is.
 Each warp says what it must find. Stores and asynchronous copies become visible at once, or as late
-as what orders them allows.
+as what orders them allows. Of turns that differ only in the order of steps that touch no common
+cell, one is taken: all others come to the same states.
 """
 
 import functools
@@ -232,11 +233,75 @@ class Machine:
         return [*steps, *reads]  # of the tile's later frames
 
     def start(self):
+        self.reach = [self.reaches(warp) for warp in range(len(self.programs))]
         warps = tuple((0, (), (), 0) for _ in self.programs)  # step, stores, copies, groups due
         return warps, frozenset(), ()  # memory: (cell, value); who has arrived
 
     def finished(self, state):
         return all(step == len(p) for (step, *_), p in zip(state[0], self.programs, strict=True))
+
+    def cells_of(self, step):
+        """Those that a step reads, and those that it writes."""
+        what, *arguments = step
+        if what == "read":
+            return {arguments[0]}, set()
+        if what == "store":
+            return set(), {arguments[0]}
+        if what == "receive":
+            return {("global", arguments[2])}, {arguments[0]}
+        if what == "pass on":
+            return {arguments[0]}, {("global", arguments[2])}
+        if what == "fetch":
+            here, _, j, slot = arguments
+            return {("global", j)}, {("label", *here, slot), ("edge", *here, slot)}
+        return set(), set()
+
+    def reaches(self, warp):
+        """Of each step of a warp: the cells that the warp may read and write from there to where
+        it has to meet all warps of its block, or to its end, which matters to other blocks."""
+        of_block = self.blocks.count(self.blocks[warp])
+        near = far = (frozenset(), frozenset())
+        found = [(near, far)]
+        for step in reversed(self.programs[warp]):
+            if step[0] == "meet" and step[2] >= of_block:
+                near = (frozenset(), frozenset())
+            cells = self.cells_of(step)
+            near, far = (tuple(a | b for a, b in zip(to, cells, strict=True)) for to in (near, far))
+            found.append((near, far))
+        return found[::-1]
+
+    def may_touch(self, state, warp, block):
+        """What a warp may read and write before it meets a warp of `block`."""
+        step, stores, copies, _ = state[0][warp]
+        reads, writes = self.reach[warp][step][block != self.blocks[warp]]
+        return reads | sources_of(copies), writes | places_of(copies) | places_of(stores)
+
+    def commutes(self, state, warp):
+        """Whether no other warp can do anything before it meets this one that touches what this
+        one's next step does: then it makes no difference who is first."""
+        step, _, copies, _ = state[0][warp]
+        if step == len(self.programs[warp]) or warp in state[2]:
+            return False
+        reads, writes = self.cells_of(self.programs[warp][step])
+        if self.programs[warp][step][0] == "meet":  # copies may land, stores may become visible
+            reads, writes = reads | sources_of(copies), writes | places_of(copies)
+            writes = writes.union(*(places_of(state[0][w][1]) for w in (warp, *state[2])))
+        for other in range(len(self.programs)):
+            if other != warp:
+                their_reads, their_writes = self.may_touch(state, other, self.blocks[warp])
+                if writes & their_reads or writes & their_writes or reads & their_writes:
+                    return False
+        return True
+
+    def following(self, state):
+        """The states after one step of one warp: of each, unless that of one alone is enough."""
+        for warp in range(len(self.programs)):
+            if self.commutes(state, warp):
+                after = self.after(state, warp)
+                if after is not None:
+                    return [after]
+        every = (self.after(state, warp) for warp in range(len(self.programs)))
+        return [after for after in every if after is not None]
 
     def after(self, state, warp):
         """The state after the warp's next step, and those that no other warp sees, or None if it
@@ -331,6 +396,15 @@ def contents(cells):
     return dict(cells)
 
 
+def places_of(copies):
+    """Of copies or stores that are not visible yet."""
+    return {copy[0] for copy in copies if copy != "end of a group"}
+
+
+def sources_of(copies):
+    return {copy[1] for copy in copies if copy != "end of a group" and copy[1] is not None}
+
+
 def land(copies, memory, stores):
     """What is left of the warp's own stores: a copy overwrites what it stored there before."""
     for to, source, copied in copies:
@@ -347,8 +421,7 @@ def explore(source, active=(3, 3), tiles=4, together=False, fed=True):
         seen, waiting = {machine.start()}, [machine.start()]
         while waiting:
             state = waiting.pop()
-            following = [machine.after(state, w) for w in range(len(machine.programs))]
-            following = [x for x in following if x is not None]
+            following = machine.following(state)
             if not following and not machine.finished(state):
                 raise Wrong("no warp can go on")
             new = [x for x in dict.fromkeys(following) if x not in seen]
@@ -362,24 +435,21 @@ def explore(source, active=(3, 3), tiles=4, together=False, fed=True):
 SHAPES = list(
     itertools.product(
         [(3, 3), (3, 2), (3, 1), (2, 2), (2, 1), (1, 1), (1,), (3,)],
-        [1, 2, 4],
+        [1, 2, 3, 4, 7],
         [True, False],
     )
 )
-LARGE = [shape for shape in SHAPES if shape[0][0] == 3 and shape[1:] == (4, True)]
 
 
-@pytest.mark.parametrize(
-    ("active", "tiles", "fed"),
-    sweep(SHAPES, [shape for shape in SHAPES if shape not in LARGE]),
-    ids=str,
-)
+@pytest.mark.parametrize(("active", "tiles", "fed"), SHAPES, ids=str)
 def test_every_warp_finds_what_it_must_in_all_interleavings(active, tiles, fed):
     assert explore(source(), active, tiles, fed=fed) > 20
 
 
-@pytest.mark.parametrize("tiles", sweep([1, 2, 3], [2]))
-@pytest.mark.parametrize("active", [(2, 2), (2, 1), (1, 1, 1), (1, 2), (1, 1, 1, 1)], ids=str)
+@pytest.mark.parametrize("tiles", sweep([1, 2, 3], [1, 2]))
+@pytest.mark.parametrize(
+    "active", [(2, 2), (2, 1), (1, 1, 1), (1, 2), (1, 1, 1, 1), (3, 2), (2, 2, 2)], ids=str
+)
 def test_strips_that_sweep_together_hand_over_in_all_interleavings(active, tiles):
     assert explore(source(), active, tiles, together=True) > 20
 
@@ -447,7 +517,7 @@ BUGS = {  # how the source is changed; of whom; what is found
         "take_turns(active - 1 - warp);",
         "take_turns(0);",
         (FED, ALONE),
-        "no warp can go on",
+        "no warp can go on|in .'(label|edge)'",
     ),
     "who feeds stops early": (
         "return tiles() + active - 1;",
