@@ -43,7 +43,7 @@ speech: $(HERE) $(VENV)/.demo-tools
 	$(BIN)/python examples/speech.py --output speech.png $(SPEECH_ARGS)
 
 test: $(TESTED) $(VENV)/.test-tools
-	JAX_CUDA_PLUGIN="$(abspath $(VENV)/cuda-plugin)" PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pytest -n auto $(TEST_ARGS)
+	JAX_CUDA_PLUGIN="$(abspath $(VENV)/cuda-plugin)" PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pytest -n auto --dist worksteal $(TEST_ARGS)
 
 # With the long variants of tests.
 test-all: export JAX_CTC_TEST_ALL = 1

@@ -11,11 +11,11 @@ import pytest
 pytest.register_assert_rewrite("support.results")
 
 import jax_ctc._primitives.ctc as primitives  # noqa: E402
-from support.runs import ALL, FOLDER, without_optimisation  # noqa: E402
+from support.runs import FOLDER, without_most, without_optimisation  # noqa: E402
 
-# Most of a quick run is XLA's compilation. `make test-all` runs every test on optimised programs.
-if not ALL:
-    os.environ["XLA_FLAGS"] = without_optimisation()
+# Most of a run is XLA's compilation. test_backends.py runs on optimised programs what those may
+# change.
+os.environ["XLA_FLAGS"] = without_optimisation()
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 8)
@@ -36,6 +36,12 @@ def pytest_configure(config):
         folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         os.environ[FOLDER] = folder.name
         config.add_cleanup(folder.cleanup)
+
+
+@pytest.hookimpl(trylast=True)  # of what -k and -m leave
+def pytest_collection_modifyitems(config, items):
+    items[:], left_out = without_most(items)
+    config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture

@@ -208,6 +208,15 @@ def tool(name):
     return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), str(wheels)]))
 
 
+def compiled_file(file, folder):
+    """Its machine code for sm_90, and what ptxas said."""
+    cubin = Path(folder) / f"{file}.cubin"
+    command = [tool("nvcc"), "-std=c++17", "--expt-relaxed-constexpr", "-arch=sm_90", "-cubin"]
+    cuda = ROOT / "kernels" / "cuda"
+    command += ["-I", cuda / "nvidia", "-Xptxas", "-v", cuda / f"{file}.cu", "-o", cubin]
+    return cubin, subprocess.run(command, capture_output=True, text=True, check=True).stderr
+
+
 def compiled(folder):
     """For each kernel its (registers, spilled bytes), and instructions a frame; by its key."""
     files = {
@@ -221,11 +230,7 @@ def compiled(folder):
     }  # fmt: skip
     resources, instructions = {}, {}
     for file, kernels in files.items():
-        cubin = Path(folder) / f"{file}.cubin"
-        command = [tool("nvcc"), "-std=c++17", "--expt-relaxed-constexpr", "-arch=sm_90", "-cubin"]
-        cuda = ROOT / "kernels" / "cuda"
-        command += ["-I", cuda / "nvidia", "-Xptxas", "-v", cuda / f"{file}.cu", "-o", cubin]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        cubin, said = compiled_file(file, folder)
         parts = re.split(r"Compiling entry function '(\w+)'", said)[1:]
         for key, name in kernels:
             (text,) = (

@@ -15,6 +15,7 @@ import jax_ctc
 from support import oracle
 from support.programs import assert_solved
 from support.results import TOLERANCE
+from support.runs import sampled
 
 T, L = 900, 200
 NATS = 12.0
@@ -89,12 +90,14 @@ def batch(V, dtype=np.float32):
 
 
 @pytest.mark.parametrize("V", [24, 300])  # through a table, and row by row
+@sampled(1)
 def test_gradients(V):
     assert_solved(*batch(V))
 
 
 @pytest.mark.parametrize("V", [24, 300])
 @pytest.mark.parametrize("scale", [1, 1e-12, 1e15])
+@sampled(2)
 def test_hessian_vector_products(V, scale):
     acts, labels, lengths = batch(V)
     direction = (scale * np.random.default_rng(3).normal(size=acts.shape)).astype(np.float32)

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 import jax_ctc
 from support import oracle
 from support.results import TOLERANCE
+from support.runs import sampled
 
 T, L = 7, 4
 ORDINARY, SHORT, TOO_SHORT, BAD, IMPOSSIBLE, NO_FRAMES, NOT_A_NUMBER = range(7)
@@ -91,6 +92,7 @@ def assert_close(actual, expected, scale=1):
 
 @every_way
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 0, 1])
+@sampled(8)
 def test_a_gradient_of_zero_is_zero_times_anything(way, value):
     acts, truth, *_ = problem(WAYS[way])
     gradient = pulled_back(way)(acts, np.full(len(LENGTHS), value, np.float32))
@@ -151,6 +153,7 @@ def test_the_jacobian_of_a_square_is_that_of_a_loop(way):
 
 
 @every_way
+@sampled(2)
 def test_directions_are_not_looked_at_where_there_is_no_gradient(way):
     acts, truth, direction, _ = problem(WAYS[way])
     f = costs_of(way)
@@ -169,6 +172,7 @@ def test_directions_are_not_looked_at_where_there_is_no_gradient(way):
 
 
 @every_way
+@sampled(2)
 def test_products_with_the_hessian_are_zero_where_the_gradient_is(way):
     acts, _, direction, expected = problem(WAYS[way])
     f = costs_of(way)

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 import jax_ctc
 from support import oracle
 from support.results import TOLERANCE, assert_costs, assert_gradient, assert_same_bits
-from support.runs import sweep
+from support.runs import sampled, sweep
 
 T, B, V, L, K = 6, 3, 24, 3, 2
 
@@ -59,6 +59,7 @@ def programs(f, time_major, zero_infinity):
     ("zero_infinity", "time_major"),
     sweep(list(itertools.product([False, True], repeat=2)), [(False, True), (True, False)]),
 )
+@sampled(2)
 def test_a_frame_without_a_class_of_the_sequence_costs_infinity(f, zero_infinity, time_major):
     acts = np.zeros((T, B, V), np.float32)
     acts[1, 0, [0, 1, 3]] = -np.inf
@@ -127,6 +128,7 @@ def test_any_batch_costs_what_the_oracle_says(f, batch):
 
 @every_way
 @pytest.mark.parametrize("dtype", sweep(["float32", "bfloat16", "float16"], ["float32"]))
+@sampled(1)
 def test_products_keep_the_digits_of_a_direction_with_an_offset(f, dtype):
     rng = np.random.default_rng(0)
     acts = jnp.asarray(2 * rng.normal(size=(30, B, V)), dtype)
@@ -153,6 +155,7 @@ def test_products_keep_the_digits_of_a_direction_with_an_offset(f, dtype):
 
 
 @every_way
+@sampled(1)
 def test_the_cost_has_the_bits_that_it_has_with_a_derivative(f):
     @jax.jit
     def alone(acts, labels, lengths):

@@ -10,6 +10,7 @@ import jax_ctc
 from support import oracle
 from support.cases import COMPACT, both_layouts, every_case
 from support.results import COMPILED, assert_gradient, assert_same_bits
+from support.runs import sampled
 
 
 def pull_back(cotangent, acts, *rest, **options):
@@ -20,6 +21,7 @@ def pull_back(cotangent, acts, *rest, **options):
 
 @every_case
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@sampled(32)
 def test_gradient_is_softmax_less_occupancy(case, dtype):
     acts, *rest = case.arguments(dtype)
     gradient = pull_back(np.ones(acts.shape[1]), acts, *rest, blank=case.blank)
@@ -29,6 +31,7 @@ def test_gradient_is_softmax_less_occupancy(case, dtype):
 
 
 @every_case
+@sampled(16)
 def test_each_sequence_is_scaled_by_its_own_cotangent(case, time_major):
     acts, *rest = case.arguments()
     cotangent = np.linspace(-3, 2, acts.shape[1])

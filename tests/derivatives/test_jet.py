@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jax_ctc
-from support.runs import sweep
+from support.runs import sampled, sweep
 
 jet = pytest.importorskip("jax.experimental.jet").jet
 
@@ -46,6 +46,7 @@ FUNCTIONS = {
         [("dense", 3), ("gradient, compact", 2), ("hypotheses", 2), ("alignment", 2)],
     ),
 )
+@sampled(2)
 def test_series_are_those_of_nested_jvps(name, order):
     f, B, V = FUNCTIONS[name]
     rng = np.random.default_rng(V)

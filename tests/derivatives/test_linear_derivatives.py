@@ -11,7 +11,7 @@ from jax.experimental import jet
 
 import jax_ctc
 from support.layers import ARRAYS, assert_close, of_logits, of_tiles, problem
-from support.runs import only_all, sweep
+from support.runs import only_all, sampled, sweep
 
 # XLA of JAX 0.7.0 aborts at D = 3. Formulas are compared in float64, because float32 knows the
 # derivatives of sin(cost), of a cost of 20 nats, to 1e-5.
@@ -96,6 +96,7 @@ FEW = [
 
 
 @pytest.mark.parametrize("name", sweep(DERIVATIVES, FEW))
+@sampled(2)
 def test_derivatives_are_those_of_stored_logits(name):
     derivative = DERIVATIVES[name]
     actual, expected = (
@@ -153,6 +154,7 @@ AXES = {
 @pytest.mark.parametrize(
     "axes", sweep(AXES, ["labels and lengths", "hidden", "all"]).items(), ids=str
 )
+@sampled(2)
 def test_vmap_is_a_loop(axes):
     axes = axes[1]
     scale = np.array([1, 0.5, 2])
@@ -169,6 +171,7 @@ def test_vmap_is_a_loop(axes):
 
 
 @pytest.mark.parametrize("kernels", sweep([1, K], [1]))
+@only_all
 def test_an_invalid_length_of_one_index_leaves_the_others_alone(kernels):
     """vmap reads the frames in use for any index."""
     lengths = np.array([[9, 7, 6, 9], [10, 3, 11, -1], [2, 6, -1, 10]], np.int32)
@@ -201,6 +204,7 @@ def test_vmap_in_vmap():
 
 
 @pytest.mark.parametrize("number", [2, 3])
+@sampled(1)
 def test_many_batch_axes_of_hidden(number):
     """Of logits each is a batch axis. A layer has names for the axes of a product."""
     kernel, bias = LAYER.arrays[1:]

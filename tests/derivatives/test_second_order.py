@@ -14,7 +14,7 @@ from support import jnp_reference, oracle
 from support.cases import COMPACT, DENSE, both_layouts, every_edge
 from support.programs import direction_like, scalar
 from support.results import TOLERANCE
-from support.runs import sweep
+from support.runs import sampled, sweep
 
 
 @partial(jax.jit, static_argnames=["blank", "time_major"])
@@ -130,6 +130,7 @@ def assert_agrees(composition, case, simplest):
 
 @both_layouts
 @pytest.mark.parametrize("composition", PRODUCTS.values(), ids=PRODUCTS.keys())
+@sampled(4)
 def test_every_way_to_a_product_agrees_with_the_scan(case, composition):
     assert_agrees(composition, case, PRODUCTS["forward over reverse"])
 
@@ -147,6 +148,7 @@ def in_layouts(compositions, dense, compact):
     ["hessian", "jacrev of jacrev"],
     ["jacrev of jacfwd"],
 )
+@sampled(2)
 def test_every_way_to_a_hessian_agrees_with_the_scan(case, name):
     assert_agrees(HESSIANS[name], case, HESSIANS["hessian"])
 
@@ -156,11 +158,13 @@ def test_every_way_to_a_hessian_agrees_with_the_scan(case, name):
     ["products with several vectors", "products in a scan"],
     ["forward over forward", "products at several points"],
 )
+@sampled(2)
 def test_what_is_made_of_products_agrees_with_the_scan(case, name):
     assert_agrees(OTHERS[name], case, OTHERS[name])
 
 
 @every_edge
+@sampled(8)
 def test_a_product_is_the_slope_of_the_gradient(case):
     acts, labels, lengths, label_lengths = case.arguments(np.float64)
     direction = direction_like(acts)
@@ -204,6 +208,7 @@ def test_products_of_impossible_classes_are_zero_and_finite(case):
 @pytest.mark.parametrize(("T", "L", "V"), [(400, 60, 32), (400, 60, 100), (2000, 100, 20)])
 @pytest.mark.parametrize("spread", [1, 20])
 @pytest.mark.parametrize("offset", [0, 1000])
+@sampled(4)
 def test_float32_products_keep_five_digits(T, L, V, spread, offset):
     """Measured by the largest product, or by the direction less its mean over each frame."""
     rng = np.random.default_rng(0)

@@ -14,7 +14,7 @@ import jax_ctc
 from support import jnp_reference
 from support.cases import COMPACT, DENSE, both_layouts
 from support.programs import direction_like, scalar
-from support.runs import sweep
+from support.runs import sampled, sweep
 
 
 def assert_trees_agree(actual, expected, tolerance=1e-9):
@@ -173,6 +173,7 @@ def transformed_scan(name, case):
 @pytest.mark.parametrize(
     ("case", "name"), list(in_a_layout()), ids=lambda x: getattr(x, "name", str(x))
 )
+@sampled(2)
 def test_transformed_ctc_agrees_with_the_transformed_scan(case, name):
     expected = transformed_scan(SIMPLEST.get(name, name), case.name)
     assert_trees_agree(transformed(name, jax_ctc.ctc, case), expected)

@@ -13,7 +13,7 @@ from jax import lax
 import jax_ctc
 from support import jnp_reference
 from support.cases import COMPACT, DENSE, both_layouts
-from support.runs import sweep
+from support.runs import sampled, sweep
 
 K = 2
 OF_ACTS, OF_LABELS, OF_LENGTHS = [None, 0, 1, 2, 3], [None, 0, 2], [None, 0, 1]
@@ -72,6 +72,7 @@ def test_vmap_is_a_loop(case, axes):
 
 @both_layouts
 @pytest.mark.parametrize("axes", AXES, ids=str)
+@sampled(8)
 def test_vmap_of_grad_is_a_loop(case, axes):
     arguments = copies(case)
     gradients = jax.jit(jax.vmap(jax.grad(weighted(jax_ctc.ctc)), axes))(*along(axes, arguments))
@@ -196,6 +197,7 @@ EACH_NESTING = list(product([DENSE, COMPACT], NESTINGS))
     sweep(EACH_NESTING, EACH_NESTING[::2]),  # an odd number of them: each in one layout
     ids=lambda x: getattr(x, "name", str(x)),
 )
+@sampled(2)
 def test_nested_maps_agree_with_those_of_a_scan(case, name):
     nesting = NESTINGS[name]
     acts, labels, lengths = copies(case)

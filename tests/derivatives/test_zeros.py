@@ -12,6 +12,7 @@ import pytest
 import jax_ctc
 from support.oracle import cost_and_gradient
 from support.results import assert_gradient
+from support.runs import sampled
 
 T, B = 6, 8
 # Few classes for the labels there are (dense residuals), many (compact), and enough for a table.
@@ -100,6 +101,7 @@ CHOSEN = [*itertools.product(["ctc", "log-scores", "greedy"], MODES), ("occupanc
 
 @SIZES
 @pytest.mark.parametrize(("name", "mode"), CHOSEN)
+@sampled(4)
 def test_a_masked_sequence_has_no_derivative_in_any_mode(V, L, name, mode):
     """Its mask is a zero cotangent, which reaches the second derivative as a direction."""
     f, (acts, labels, lengths) = MASKED[name], problem(V, L, "float32")

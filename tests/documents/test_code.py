@@ -14,7 +14,7 @@ import pytest
 
 import jax_ctc
 from support.documents import Checker, blocks, documents, run_block, settings_of_a_user
-from support.runs import ALL, ROOT, only_all
+from support.runs import ALL, ROOT, only_all, sampled
 
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="not in a source tree")
 
@@ -63,6 +63,7 @@ def test_readme():
 
 
 @pytest.mark.parametrize("page", ["docs/guide.md", "docs/decoding.md"])
+@sampled(1)
 def test_pages(page):
     names = problem() if page == "docs/decoding.md" else {}
     for code in blocks(page):

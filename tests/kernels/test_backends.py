@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import jax_ctc
-from support.runs import ALL, ROOT, only_all, without_optimisation
+from support.runs import OPTIMISED, ROOT, only_all, sampled
 
 TESTS, PROJECT = ROOT / "tests", ROOT / "pyproject.toml"
 # Files, and which of their tests.
@@ -21,19 +21,20 @@ KERNELS = (
     "",
 )
 PURE = [
-    (f"{file}.py", "")
+    (f"{file}.py", "float32" if file.endswith("zeros") else "")
     for file in (
         "loss/test_known_values", "loss/test_edges", "loss/test_dtypes", "loss/test_precision",
         "loss/test_determinism", "loss/test_greedy", "derivatives/test_zeros",
         "derivatives/test_cotangents", "derivatives/test_few_classes",
     )
 ]  # fmt: skip
-# Where XLA's optimisation may change what is tested. The others compile in half the time without.
-OPTIMISED = {
-    f"loss/test_{name}.py" for name in ("known_values", "dtypes", "precision", "determinism")
-}
-if not ALL:  # test_pure_jax.py asks more of pure JAX, without another process
-    PURE = [("derivatives/test_zeros.py", "V5 and float32")]
+# Where XLA's optimisation may change what is tested.
+MAY_CHANGE = {f"loss/test_{name}.py" for name in ("known_values", "precision", "determinism")}
+OF_KERNELS = [
+    *sorted(MAY_CHANGE),
+    *(f"loss/test_{name}.py" for name in ("value", "dtypes", "linear")),
+    *(f"derivatives/test_{name}.py" for name in ("gradient", "second_order")),
+]
 # In `make test` an instruction set solves random problems of these seeds and cases: compact with
 # 9 labels of 17 classes, dense with 18 labels of 9, and one label of 2 in float64.
 SEEDS = {34: range(40, 48), 12: [*range(40, 48), *range(80, 84)]}
@@ -65,6 +66,8 @@ OTHER_SETS = [name for name in INFO["cpu_available"] if name != INFO["cpu"]]
 
 
 def keeps_the_contract(name, files, some, **environment):
+    """The tests as `make test` has them."""
+    environment["JAX_CTC_TEST_ALL"] = ""
     said = python("import jax_ctc; print(jax_ctc.build_info()['cpu'])", **environment)
     assert said.stdout.strip() == str(name), said.stderr
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files.split()]
@@ -89,15 +92,22 @@ def test_every_instruction_set_solves_random_problems(name):
 @only_all
 @pytest.mark.parametrize("name", OTHER_SETS)
 def test_every_instruction_set_keeps_the_contract(name):
-    # The programs around the kernels are those of the other tests.
-    keeps_the_contract(name, *KERNELS, JAX_CTC_ISA=name, XLA_FLAGS=without_optimisation())
+    keeps_the_contract(name, *KERNELS, JAX_CTC_ISA=name)
 
 
+@only_all
+@pytest.mark.parametrize("file", OF_KERNELS)
+def test_optimised_programs_keep_the_contract(file):
+    keeps_the_contract(INFO["cpu"], file, "", XLA_FLAGS=OPTIMISED)
+
+
+@only_all
 @pytest.mark.slow
 @pytest.mark.parametrize(("file", "some"), PURE, ids=[file for file, _ in PURE])
 def test_pure_jax_keeps_the_contract(file, some):
-    """A process for each file, so that two run at the same time."""
-    flags = {} if file in OPTIMISED else {"XLA_FLAGS": without_optimisation()}
+    """A process for each file, so that two run at the same time. In `make test` test_pure_jax.py
+    asks enough, without another process."""
+    flags = {"XLA_FLAGS": OPTIMISED} if file in MAY_CHANGE else {}
     keeps_the_contract(None, file, some, JAX_CTC_KERNELS="none", **flags)
 
 
@@ -160,6 +170,7 @@ import jax_ctc
         ("__init__.py", "lacks _cpu."),
     ],
 )
+@sampled(1)
 def test_a_copy_with_the_kernels_of_another_python_says_so(tmp_path, file, said):
     source = Path(jax_ctc.__file__).parent
     compiled = shutil.ignore_patterns("_cpu.*", "_cuda.*", "__pycache__")
@@ -189,6 +200,7 @@ ORIGINS = {
 
 
 @pytest.mark.parametrize(("noted", "source"), ORIGINS.values(), ids=ORIGINS)
+@sampled(2)
 def test_advice_to_install_again_names_where_it_came_from(tmp_path, noted, source):
     compiled = shutil.ignore_patterns("_cpu.*", "_cuda.*", "__pycache__")
     shutil.copytree(Path(jax_ctc.__file__).parent, tmp_path / "jax_ctc", ignore=compiled)

@@ -55,7 +55,7 @@ pytestmark = pytest.mark.skipif(not CUDA.is_dir(), reason="not in a source tree"
 needs_nvcc = pytest.mark.skipif(not NVCC, reason="no nvcc: no toolkit and no nvidia-cuda-nvcc")
 
 
-each_file = pytest.mark.parametrize("file", sweep(FILES, ["lattice", "occupancy", "align"]))
+each_file = pytest.mark.parametrize("file", sweep(FILES, ["occupancy"]))
 each_architecture = pytest.mark.parametrize("architecture", sweep(ARCHITECTURES, [90]))
 
 
@@ -131,6 +131,7 @@ def instructions(text):
 @needs_nvcc
 @pytest.mark.skipif(not DISASSEMBLER, reason="no nvdisasm (PyPI: nvidia-cuda-nvdisasm)")
 @each_architecture
+@only_all
 def test_a_frame_of_the_lattice_is_few_instructions_and_no_exp_or_log(architecture):
     binary = compiled("lattice", architecture) / "lattice.cubin"
     kernels = texts(run(DISASSEMBLER, "-c", binary).stdout)
@@ -157,6 +158,7 @@ def test_a_frame_of_the_lattice_is_few_instructions_and_no_exp_or_log(architectu
 @needs_nvcc
 @pytest.mark.skipif(not DISASSEMBLER, reason="no nvdisasm (PyPI: nvidia-cuda-nvdisasm)")
 @each_architecture
+@only_all
 def test_a_frame_of_an_alignment_is_few_instructions(architecture):
     """The frames of a tile, of floats: two shuffles each."""
     binary = compiled("align", architecture) / "align.cubin"

@@ -23,12 +23,13 @@ from support.emulated_problems import (
     wrong_problems,
 )
 from support.results import assert_costs, assert_same_bits
-from support.runs import sweep
+from support.runs import sampled, sweep
 
 pytestmark = emulated.NEEDED
 
 
 @every_case
+@sampled(32)
 def test_every_case_against_the_oracle(kernels, case, dtype):
     problem = arguments(case, dtype)
     for seed in ORDERS:
@@ -82,6 +83,7 @@ STRIPS = list(itertools.product([65, 127, 128, 200], [FEW_WARPS, 60 << 10]))
 @pytest.mark.parametrize(
     ("L", "shared"), sweep(STRIPS, [(65, FEW_WARPS), (128, 60 << 10), (200, FEW_WARPS)])
 )
+@sampled(2)
 def test_strips_give_the_same_bits(kernels, L, shared):
     problem = arguments(next(iter(around_a_vector(L))))
     whole = kernels.solve(*problem)

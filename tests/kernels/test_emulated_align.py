@@ -235,6 +235,7 @@ def steep():
     return acts, labels, lengths
 
 
+@only_all
 def test_what_one_thread_stores_is_ordered_before_another_reads_it(kernels):
     """In blocks of 32 frames, between which the states are stored; the same bits as in one."""
     buffering = emulated.kernels_that_buffer_stores()

@@ -6,7 +6,7 @@ import pytest
 
 from support import emulated, oracle
 from support.alike import ALIKE, alike
-from support.runs import sweep
+from support.runs import sampled, sweep
 
 pytestmark = emulated.NEEDED
 
@@ -18,6 +18,7 @@ each_problem = pytest.mark.parametrize(
 @each_problem
 @pytest.mark.parametrize("time_axis", [0, 1])
 @pytest.mark.parametrize("last", [-3, 100], ids=["near", "far"])
+@sampled(2)
 def test_gradients(kernels, T, V, differences, time_axis, last):
     acts, labels, _ = alike(T, V, differences, last)
     two = np.repeat(acts, 2, axis=1), np.repeat(labels, 2, axis=0), np.array([T, T - 1], np.int32)
@@ -27,6 +28,7 @@ def test_gradients(kernels, T, V, differences, time_axis, last):
 
 
 @pytest.mark.parametrize(("T", "V", "differences"), [ALIKE[1], ALIKE[3]], ids=str)
+@sampled(1)
 def test_products(kernels, T, V, differences):
     """Along the label's logits, which is where errors would add up."""
     problem = alike(T, V, differences)

@@ -10,7 +10,7 @@ from test_sanitized import ADDRESSES, address_objects, compile_to
 
 from support import emulated
 from support.emulated_problems import check, check_product, directions_like, wrong_problems
-from support.runs import ALL, only_all
+from support.runs import only_all
 
 pytestmark = emulated.NEEDED
 
@@ -19,16 +19,14 @@ pytestmark = emulated.NEEDED
 @pytest.mark.slow
 def test_no_input_makes_a_kernel_leave_its_arrays(tmp_path):
     program = tmp_path / "sanitized"
-    sanitizers = ["-fsanitize=address", *(["-fsanitize=undefined"] if ALL else [])]
-    # In `make test` it takes longer to optimise the program than to run it.
-    flags = [*emulated.FLAGS, "-fno-trapping-math", "-O1" if ALL else "-O0", "-g1", *sanitizers]
+    flags = [*emulated.FLAGS, "-fno-trapping-math", "-O1", "-g1", "-fsanitize=address,undefined"]
     compile_to(
         tmp_path / "o", *flags, "-fno-sanitize-recover=all", f"-I{emulated.EMULATOR}",
         "-c", emulated.SOURCES / "sanitized_cuda.cpp",
     )  # fmt: skip
     # The CPU kernels are what is compared with: test_sanitized.py is for their own faults.
     compile_to(program, *ADDRESSES, tmp_path / "o", *address_objects().values())
-    rounds = 40 if ALL else 3
+    rounds = 15
     result = subprocess.run([program, str(rounds)], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr[-4000:]
     assert result.stdout == f"{rounds} rounds\n"

@@ -7,7 +7,7 @@ import pytest
 from support import emulated
 from support.emulated_problems import FEW_WARPS, check, check_product, directions_like
 from support.results import assert_same_bits
-from support.runs import sweep
+from support.runs import sampled, sweep
 
 pytestmark = emulated.NEEDED
 WINDOW = 56  # pairs that a warp has products of, of kernels/cuda/chunk.cuh
@@ -15,6 +15,7 @@ WINDOW = 56  # pairs that a warp has products of, of kernels/cuda/chunk.cuh
 
 @pytest.mark.parametrize("V", [3, 9], ids=["dense", "compact"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@sampled(2)
 def test_any_number_of_frames_is_cut_into_chunks(kernels, V, dtype):
     """One of which begins at the middle: the first and the last may be short, or the only one."""
     T = 35
@@ -47,6 +48,7 @@ SIZES = [(L, V, dtype) for L in (110, 200) for V in (20, 400) for dtype in (np.f
 @pytest.mark.parametrize(
     ("L", "V", "dtype"), sweep(SIZES, [(200, 20, np.float32), (110, 400, np.float64)]), ids=str
 )
+@sampled(1)
 def test_products_that_shared_memory_does_not_hold_wait_elsewhere(kernels, L, V, dtype):
     rng = np.random.default_rng(L)
     T = L + 30

@@ -8,7 +8,7 @@ import pytest
 
 from support import emulated
 from support.results import assert_same_bits
-from support.runs import sweep
+from support.runs import sampled, sweep
 
 pytestmark = emulated.NEEDED
 T, BLANK = 9, 3
@@ -109,6 +109,7 @@ def test_no_direction_reaches_what_has_no_gradient(kernels, V, dtype):
 
 
 @sizes_and_dtypes
+@sampled(2)
 def test_a_product_of_zero_stays_zero_whatever_it_is_multiplied_with(kernels, V, dtype):
     args = problem(V, dtype)
     answer = kernels.solve(*args, blank=BLANK)

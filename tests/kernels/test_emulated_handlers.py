@@ -14,7 +14,7 @@ import pytest
 from jax_ctc._primitives import custom_call
 from support import emulated, handlers
 from support.handlers import ATTRIBUTES
-from support.runs import sweep
+from support.runs import sampled, sweep
 
 pytestmark = [pytest.mark.slow, *emulated.NEEDED]
 
@@ -84,6 +84,7 @@ def wrong(x):
     ),
     ids=str,
 )
+@sampled(2)
 def test_an_array_that_does_not_fit_is_an_error(library, op, size):
     operands, results = honest(library, op, *size)
     assert np.isfinite(call(op, operands, results)[0]).all()

@@ -6,11 +6,13 @@ import pytest
 
 from support import emulated
 from support.emulated_problems import check, check_product, directions_like
+from support.runs import sampled
 
 pytestmark = emulated.NEEDED
 
 
 @pytest.mark.parametrize("distance", [1, 2, 7, 8, 9, 16, 17, 30])
+@sampled(4)
 def test_equal_labels_are_found_at_any_distance(kernels, distance):
     L = 31
     rng = np.random.default_rng(distance)

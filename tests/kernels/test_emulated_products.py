@@ -17,12 +17,13 @@ from support.emulated_problems import (
     wrong_problems,
 )
 from support.results import assert_same_bits
-from support.runs import sweep
+from support.runs import sampled, sweep
 
 pytestmark = emulated.NEEDED
 
 
 @every_case
+@sampled(8)
 def test_products_of_every_case_against_the_oracle(kernels, case, dtype):
     problem = arguments(case, dtype)
     directions = directions_like(problem[0])

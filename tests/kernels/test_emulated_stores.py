@@ -57,6 +57,7 @@ def assert_same_results(kernels, expected, name, dtype=np.float32, seed=1, **opt
 
 @pytest.mark.parametrize("dtype", sweep([np.float32, np.float64], [np.float32]))
 @pytest.mark.parametrize("name", [name for name in SHAPES if name != "strips"])
+@only_all
 def test_what_one_thread_stores_is_ordered_before_another_reads_it(name, dtype):
     kernels = emulated.kernels_that_buffer_stores()
     for seed in sweep((1, 2), (1,)):
@@ -70,6 +71,7 @@ def test_what_one_thread_stores_is_ordered_before_another_reads_it(name, dtype):
         [("strips", np.float32)],
     ),
 )
+@only_all
 def test_strips_pass_their_edges_on_in_order(name, dtype):
     kernels = emulated.kernels_that_buffer_stores()
     options = options_for("strips", np.dtype(dtype).itemsize)

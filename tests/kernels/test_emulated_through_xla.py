@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from support import emulated
-from support.runs import sweep, without_optimisation
+from support.runs import only_all
 
 pytestmark = emulated.NEEDED
 
@@ -24,18 +24,12 @@ THROUGH_XLA = {
     "second order": ("derivatives/test_second_order.py", "slope or zero or reverse"),
     "alignment": ("loss/test_align.py sharding/test_align_sharding.py", "not slow"),
     "log-scores": ("loss/test_log_scores.py", "not numbers_of_no_use and not gathers_nothing"),
-    "a few of each": (
-        "loss/test_edges.py derivatives/test_transforms.py sharding/test_sharding.py "
-        "derivatives/test_second_order.py loss/test_log_scores.py loss/test_align.py",
-        "orders and compact or of_all_paths and 6 or "
-        "compact and (over_a_mesh and (cost or batch and not GSPMD) or shard_map_runs and time "
-        "or gradient_zero and (float32 or jit and time) or zero_cotangent and time or vjp)",
-    ),
 }
 
 
+@only_all
 @pytest.mark.slow
-@pytest.mark.parametrize("part", sweep(THROUGH_XLA, ["a few of each"]))
+@pytest.mark.parametrize("part", THROUGH_XLA)
 def test_the_suite_passes_through_everything_but_the_device(part):
     """The CUDA lowering, XLA's handlers with their scratch and aliases, the kernels."""
     files, some = THROUGH_XLA[part]
@@ -45,7 +39,7 @@ def test_the_suite_passes_through_everything_but_the_device(part):
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
          "-p", "support.emulated_backend", *files.split(), "-m", "not slow", "-k", some],
         env={**os.environ, "PYTHONPATH": paths, "EMULATED_HANDLERS": str(emulated.handlers()),
-             "XLA_FLAGS": without_optimisation()},
+             "JAX_CTC_TEST_ALL": ""},
         cwd=tests, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

@@ -20,7 +20,7 @@ from jax import export
 
 import jax_ctc
 from support import gpu_program
-from support.runs import made_once, run
+from support.runs import made_once, run, sampled
 
 T, B, L = gpu_program.T, gpu_program.B, gpu_program.L
 PLUGIN = os.environ.get("JAX_CUDA_PLUGIN", "")
@@ -250,6 +250,7 @@ def test_scratch_memory_of_an_alignment_is_known_for_symbolic_sizes(is_double):
 
 @with_kernels
 @pytest.mark.parametrize("platforms", [("cuda",), ("cpu", "cuda"), ("cpu", "cuda", "tpu")])
+@sampled(2)
 def test_export_for_cuda(platforms):
     pytest.importorskip("flatbuffers")
     checks = [

@@ -11,7 +11,7 @@ import pytest
 
 import jax_ctc
 from jax_ctc import _gpus
-from support.runs import run
+from support.runs import run, sampled
 
 BUILT = "80-real,90-real,100-real,120"
 H100, B300, THOR = ("NVIDIA H100", (9, 0)), ("NVIDIA B300", (10, 3)), ("NVIDIA Thor", (11, 0))
@@ -116,6 +116,7 @@ def told(gpus):
 @pytest.mark.slow
 @pytest.mark.skipif(FORCED, reason="this run has no kernels")
 @pytest.mark.parametrize("gpus", [[], [H100, B300], [H100, T4]], ids=["no", "covered", "not all"])
+@sampled(2)
 def test_programs_for_gpus_call_kernels_only_if_all_gpus_have_them(gpus):
     answer = told(gpus)
     covered = T4 not in gpus

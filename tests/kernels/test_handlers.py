@@ -16,7 +16,7 @@ from jax_ctc._primitives.custom_call import OF_SCORES, RETIRED, TARGETS
 from support import handlers
 from support.handlers import ATTRIBUTES
 from support.results import assert_same_bits
-from support.runs import run, sweep
+from support.runs import run, sampled, sweep
 
 pytestmark = pytest.mark.skipif(
     not jax_ctc.build_info()["cpu"], reason="the CPU runs pure JAX here"
@@ -134,6 +134,7 @@ def test_log_scores_keep_no_rows(size):
         [(COMPACT, longer), (COMPACT, of_other_dtypes)],
     ),
 )
+@sampled(2)
 def test_a_wrong_shape_or_dtype_is_refused(op, size, change):
     free = FREE | (FREE_DENSE if size == DENSE else {("forward", ACTS, 2)})
     for k, what, operands, results in each_with_one_changed(op, size, change):
@@ -142,6 +143,7 @@ def test_a_wrong_shape_or_dtype_is_refused(op, size, change):
 
 @pytest.mark.slow
 @OPS
+@sampled(4)
 def test_a_wrong_rank_or_count_is_refused(op):
     operands, results = honest(op, *COMPACT)
     acts, labels, *rest = operands
@@ -156,6 +158,7 @@ def test_a_wrong_rank_or_count_is_refused(op):
 
 @pytest.mark.slow
 @OPS
+@sampled(2)
 def test_a_wrong_attribute_is_refused(op):
     operands, results = honest(op, *COMPACT)
     for wrong in (

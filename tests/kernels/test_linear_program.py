@@ -13,7 +13,7 @@ import jax_ctc
 from jax_ctc._primitives import tiles
 from jax_ctc._primitives.tile_function import Function, Per
 from support.results import COMPILED
-from support.runs import only_all, sweep
+from support.runs import only_all, sampled, sweep
 
 needs_kernels = pytest.mark.skipif(not COMPILED, reason="memory is that of the CPU's kernels")
 T, B, L, D = 100, 16, 20, 64
@@ -67,6 +67,7 @@ def temporaries(f, V, K=None, dtype=jnp.float32):
 
 @needs_kernels
 @pytest.mark.parametrize(("f", "tiles"), [(loss, 1), (gradient, 2), (product, 5)])
+@sampled(2)
 def test_memory_is_a_few_tiles_and_what_the_lattice_keeps(f, tiles):
     """A quarter of a tile here is the kernel's columns. L + 2 numbers a frame are those of the few
     classes: 3 arrays of them for the loss, 4 for the gradient."""
@@ -83,6 +84,7 @@ def test_memory_does_not_grow_with_v(f):
 
 @needs_kernels
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@sampled(1)
 def test_a_kernel_of_halves_is_never_a_kernel_of_floats(dtype):
     """Only its gradient is summed in floats."""
     more = {
@@ -94,6 +96,7 @@ def test_a_kernel_of_halves_is_never_a_kernel_of_floats(dtype):
 
 
 @needs_kernels
+@only_all
 def test_label_sequences_share_the_tile():
     """Each takes the memory of its scores and its lattice."""
     more = temporaries(many, 20_000, 8) - temporaries(many, 20_000, 2)
@@ -115,6 +118,7 @@ def test_each_pass_multiplies_once_and_the_gradient_twice_more():
 
 @pytest.mark.parametrize("f", [loss, gradient, product])
 @pytest.mark.parametrize("by", ["argument", "jax_default_matmul_precision"])
+@sampled(2)
 def test_every_product_has_the_precision_that_is_asked_for(f, by, monkeypatch):
     """Else some would be TF32 on an NVIDIA GPU."""
     asked = "high" if by == "argument" else None

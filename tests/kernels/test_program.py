@@ -10,6 +10,7 @@ from jax.interpreters import ad
 
 import jax_ctc
 from jax_ctc._primitives.family import primitives as family
+from support.runs import sampled
 
 WITH_KERNELS = bool(jax_ctc.build_info()["cpu"])
 needs_kernels = pytest.mark.skipif(not WITH_KERNELS, reason="the CPU runs pure JAX here")
@@ -94,6 +95,7 @@ def test_remat_by_the_name_of_the_residuals_runs_the_forward_kernel_once():
         "mapped in the middle",
     ],
 )
+@sampled(16)
 def test_the_optimised_program_copies_and_transposes_nothing(
     size, time_major, dtype, transformation
 ):
@@ -172,6 +174,7 @@ def test_a_program_for_cuda_calls_its_kernels(size):
 
 @pytest.mark.parametrize("platform", ["rocm", "tpu"])
 @SIZES
+@sampled(2)
 def test_other_platforms_get_a_program_without_custom_calls(platform, size):
     args = problem(size)
     for function in (total(), jax.value_and_grad(total()), jax.hessian(total())):

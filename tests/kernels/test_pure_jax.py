@@ -15,7 +15,7 @@ from jax_ctc._reference import lattice
 from support import oracle
 from support.cases import COMPACT, DENSE, Case, both_layouts, every_edge
 from support.results import assert_costs, assert_gradient, assert_same_bits
-from support.runs import sweep
+from support.runs import sampled, sweep
 
 LABELS, LENGTHS = np.array([[1, 2]] * 3, np.int32), np.array([6, 4, 6], np.int32)
 
@@ -62,6 +62,7 @@ def test_the_loss_takes_no_memory_that_grows_with_classes(dtype, time_major):
         [((20, 3, 7, 10), True), ((9, 13, 3000, 4), False)],
     ),
 )
+@sampled(1)
 def test_a_batch_has_the_bits_of_batches_of_one(T_B_V_L, time_major):
     T, B, V, L = T_B_V_L
     rng = np.random.default_rng(V)
@@ -134,6 +135,7 @@ def test_a_long_sequence_fits_into_memory():
 
 @pytest.mark.parametrize("V", [3, 3000])
 @pytest.mark.parametrize("place", [0, 1, -1])
+@sampled(2)
 def test_a_nan_is_seen_in_arrays_of_any_size(V, place):
     acts = np.zeros((6, 3, V), np.float32)
     acts[2, 1, place] = np.nan
@@ -184,6 +186,7 @@ def everything(acts, labels, lengths, cotangents, direction, blank=0):
 
 @every_edge
 @pytest.mark.parametrize("L", [6, 11], ids=["compact", "dense"])
+@sampled(8)
 def test_every_edge_is_what_the_oracle_says(case, L):
     acts, labels, lengths = case.in_one_shape(V=12, L=L)
     direction = np.random.default_rng(1).normal(size=acts.shape).astype(np.float32)
@@ -200,6 +203,7 @@ def test_every_edge_is_what_the_oracle_says(case, L):
 
 @both_layouts
 @pytest.mark.parametrize("factor", [np.inf, -np.inf, np.nan])
+@sampled(1)
 def test_what_has_no_gradient_has_none_whatever_it_is_multiplied_with(case, factor):
     """Sequence 0 is too short, 1 has a bad label, 2 is in order; all have padded frames."""
     acts, labels = case.acts(), case.labels.copy()
@@ -221,6 +225,7 @@ def test_what_has_no_gradient_has_none_whatever_it_is_multiplied_with(case, fact
 
 
 @pytest.mark.parametrize("case", [DENSE, COMPACT], ids=["dense", "compact"])
+@sampled(1)
 def test_a_zero_cotangent_is_a_zero_and_a_nan_stays(case):
     acts = case.acts()
     acts[1, :2] = np.nan

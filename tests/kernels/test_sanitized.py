@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CPU kernels under the address, undefined-behaviour and thread sanitizers.
-
-`JAX_CTC_TEST_ALL=1` adds the long variants: more problems, and races in the kernels themselves.
-"""
+"""The CPU kernels under the address, undefined-behaviour and thread sanitizers."""
 
 import os
 import shutil
@@ -11,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import jax_ctc
-from support.runs import ALL, ROOT, made_once, only_all, run, sweep
+from support.runs import ALL, ROOT, made_once, only_all, run
 
 KERNELS = ROOT / "kernels"
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
@@ -24,7 +21,7 @@ FEWER = [f"-fsanitize=address,{UNDEFINED}", "-fno-sanitize-recover=all"]
 if COMPILER and os.path.basename(COMPILER) == "g++":
     # Calls of checks compile in two thirds of the time.
     FEWER += ["--param", "asan-instrumentation-with-call-threshold=0"]
-ADDRESSES = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"] if ALL else FEWER
+ADDRESSES = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 RACES = ["-fsanitize=thread"]
 SETS = jax_ctc.build_info()["cpu_available"]
 ONE_SET = SETS[min(1, len(SETS) - 1)]  # tables need 8 floats
@@ -50,9 +47,9 @@ PARTS += [KERNELS / "cpu" / f"{name}.cpp" for name in OF_BATCHES]
 PROBLEMS = ROOT / "tests" / "kernels" / "sanitized.cpp"
 
 
-def objects(folder, sanitizers, sets=SETS):
-    """Of all parts; instruction sets that are not among `sets` without sanitizers."""
-    plain = set(INSTRUCTION_SETS) - set(sets)
+def objects(folder, sanitizers):
+    """Of all parts; instruction sets that are not here without sanitizers."""
+    plain = set(INSTRUCTION_SETS) - set(SETS)
 
     def flags(part):
         return ["-O0"] if part.stem in plain else sanitizers
@@ -67,12 +64,11 @@ def objects(folder, sanitizers, sets=SETS):
 
 
 def address_objects():
-    """Objects under ADDRESSES, by name: in `make test` of one instruction set. Made once in a run.
-    Instruction sets that are not sanitized are there too."""
+    """Objects under ADDRESSES, by name. Made once in a run."""
 
     def make(folder):
         folder.mkdir(exist_ok=True)
-        objects(folder, ADDRESSES, sweep(SETS, [ONE_SET]))
+        objects(folder, ADDRESSES)
 
     folder = made_once("sanitized-objects", make)
     return {part.stem: folder / f"{part.stem}.o" for part in PARTS}
@@ -93,12 +89,12 @@ def assert_rounds(program, rounds, isa):
 
 
 @pytest.mark.slow
+@only_all
 def test_no_input_makes_a_kernel_leave_its_arrays(tmp_path):
     """Nor forged residuals, nor a failed allocation; several threads and callers, all blocks."""
-    sets = sweep(SETS, [ONE_SET])
     program = problems(tmp_path, ADDRESSES, address_objects())
-    for isa in sets:
-        assert_rounds(program, 1500 if ALL else 40, isa)
+    for isa in SETS:
+        assert_rounds(program, 500, isa)
 
 
 @pytest.mark.slow
@@ -106,7 +102,7 @@ def test_no_input_makes_a_kernel_leave_its_arrays(tmp_path):
 def test_threads_and_callers_share_nothing_unguarded(tmp_path):
     program = problems(tmp_path, RACES, objects(tmp_path, RACES))
     for isa in SETS:
-        assert_rounds(program, 300, isa)
+        assert_rounds(program, 150, isa)
 
 
 @pytest.mark.slow

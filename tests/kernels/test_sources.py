@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from support.runs import ROOT, run
+from support.runs import ROOT, only_all, run
 
 KERNELS = ROOT / "kernels"
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
@@ -21,6 +21,7 @@ needs_compiler = pytest.mark.skipif(not COMPILER, reason="no C++ compiler")
 
 @needs_compiler
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@only_all
 def test_no_instruction_set_leaks_into_functions_that_others_may_call(isa, tmp_path):
     """The linker may pick any weak symbol for everybody: one made for AVX-512 would be fatal."""
     built = run(

@@ -11,7 +11,7 @@ import pytest
 import jax_ctc
 from jax_ctc._primitives.top_class import _top_class, top_class_p
 from support.results import COMPILED, assert_same_bits
-from support.runs import sweep
+from support.runs import only_all, sampled, sweep
 
 PARAMETERS = {"time_axis": 0, "blank": 0, "threads": 0}
 FOUND_BY = pytest.mark.parametrize(
@@ -54,6 +54,7 @@ def expected(acts, lengths):
 @FOUND_BY
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, jnp.bfloat16, np.float16])
 @pytest.mark.parametrize("V", sweep(FEW + MANY, [1, 33, 1025]))
+@sampled(8)
 def test_it_is_the_first_of_the_largest_logits(bind, dtype, V):
     acts, lengths = problem(V, dtype)
     best, top, others = top_class(bind, acts, lengths)
@@ -65,6 +66,7 @@ def test_it_is_the_first_of_the_largest_logits(bind, dtype, V):
 
 @FOUND_BY
 @pytest.mark.parametrize("V", sweep(FEW + MANY, [1, 33, 129]))
+@sampled(2)
 def test_of_equal_logits_it_is_the_first_wherever_they_stand(bind, V):
     for place in sorted({0, 1, V // 3, V // 2, V - 2, V - 1} & set(range(V))):
         acts = np.zeros((3, 1, V), "f")
@@ -124,6 +126,7 @@ def found_of_best(bind, acts, lengths):
 
 
 @pytest.mark.parametrize("V", [5, 300])
+@only_all
 def test_derivatives_of_every_order_are_those_of_the_log_probability(V):
     rng = np.random.default_rng(1)
     acts, u = (jnp.asarray(rng.normal(scale=2, size=(T, B, V))) for _ in range(2))
@@ -160,6 +163,7 @@ def test_of_a_large_direction_what_differs_keeps_its_digits():
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16])
+@sampled(1)
 def test_a_gradient_of_halves_is_rounded_once(dtype):
     rng = np.random.default_rng(3)
     acts = jnp.asarray(rng.normal(size=(T, B, 9)), dtype).at[..., 4].set(9)  # nearly certain
@@ -174,6 +178,7 @@ def test_a_gradient_of_halves_is_rounded_once(dtype):
 
 @pytest.mark.skipif(not COMPILED, reason="the fallback may hold an array as large as acts")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, jnp.bfloat16])
+@sampled(2)
 def test_callers_hold_nothing_as_large_as_acts(dtype):
     T, B, V, L = 50, 4, 1000, 5
     acts = jax.ShapeDtypeStruct((T, B, V), dtype)
@@ -192,6 +197,7 @@ def test_callers_hold_nothing_as_large_as_acts(dtype):
         assert memory.temp_size_in_bytes < T * B * V * np.dtype(dtype).itemsize // 5
 
 
+@only_all
 def test_a_small_sum_keeps_its_digits():
     """With 1 added to it, it would be 0."""
     for V, dtype in ((3, np.float32), (3, np.float64), (300, np.float32), (300, np.float64)):
@@ -214,6 +220,7 @@ def test_an_infinite_cotangent_leaves_no_nan():
     assert back(jnp.array(np.inf))[0].tolist() == [[np.inf, -np.inf, 0, -np.inf]]
 
 
+@only_all
 def test_lengths_may_be_mapped_alone():
     acts, _ = problem(9)  # with NaN in a frame behind some of the lengths
     many = np.array([[T, 0, 3, 2, 1], [1, T, T, 4, 0]], np.int32)

@@ -14,7 +14,7 @@ import jax_ctc
 from support import alignments, oracle
 from support.cases import Case, every_edge
 from support.results import TOLERANCE, assert_gradient, assert_same_bits
-from support.runs import sweep
+from support.runs import sampled, sweep
 
 align = jax.jit(
     jax_ctc.ctc_align, static_argnames=["blank", "time_major", "softmax", "star", "num_threads"]
@@ -298,6 +298,7 @@ def expected_gradient(acts, lengths, path):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@sampled(1)
 def test_the_gradient_of_the_score_is_the_path_less_the_softmax(dtype):
     acts, labels, lengths = random_batch(20, 3, 6, 5, dtype=dtype)
     total = lambda acts: align(acts, labels, lengths).score.sum()  # noqa: E731
@@ -463,6 +464,7 @@ def test_confidence_keeps_its_digits_on_long_spans():
 
 
 @pytest.mark.parametrize("softmax", [True, False])
+@sampled(2)
 def test_confidence_is_the_mean_over_the_frames_of_each_label(time_major, softmax):
     acts, labels, lengths = random_batch(40, 4, 7, 8)
     labels[2, 1] = 7  # a star
@@ -490,6 +492,7 @@ def test_confidence_is_the_mean_over_the_frames_of_each_label(time_major, softma
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16])
+@sampled(1)
 def test_a_gradient_of_confidences_in_halves_loses_no_more_than_their_rounding(dtype):
     acts, labels, lengths = random_batch(40, 4, 7, 8)
     acts = jnp.asarray(4 * acts, dtype)  # the class of the path is nearly certain in many frames
@@ -598,6 +601,7 @@ def test_a_confidence_of_another_alignment_raises():
         [(True, None, (None, 1, 0)), (False, None, (None, 0, None)), (True, 40, (None, 1, 0))],
     ),
 )  # fmt: skip
+@sampled(2)
 def test_hypotheses_of_the_same_acts_are_a_loop_without_copies(softmax, star, axes):
     K, T, B, V, L = 3, 20, 2, 40, 5
     rng = np.random.default_rng(1)

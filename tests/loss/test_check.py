@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import jax_ctc
 from jax_ctc import _verdict
-from support.runs import mesh_in_use
+from support.runs import mesh_in_use, sampled
 
 T, B, V, L = 6, 4, 5, 4
 ACTS = np.random.default_rng(0).normal(size=(B, T, V)).astype(np.float32)
@@ -60,6 +60,7 @@ BATCHED = {
 
 
 @pytest.mark.parametrize("f", BATCHED.values(), ids=BATCHED.keys())
+@sampled(2)
 def test_the_sequence_is_named(f):
     assert BLANK in reported(f, ACTS, PADDED, LENGTHS)
     assert reported(f, ACTS, GOOD, LENGTHS) is None

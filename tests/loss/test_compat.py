@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from jax_ctc import compat
 from support import oracle
-from support.runs import mesh_in_use
+from support.runs import mesh_in_use, only_all
 
 T, B, V, L = 9, 4, 6, 3
 RNG = np.random.default_rng(3)
@@ -85,6 +85,7 @@ needs_devices = pytest.mark.skipif(jax.device_count() < 2, reason="needs two dev
 
 
 @needs_devices
+@only_all
 def test_forward_variables_of_a_sharded_batch():
     expected, results = by_optax(forward_variables), (P("data"), *[P(None, "data")] * 2)
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
@@ -101,6 +102,7 @@ def test_forward_variables_of_a_sharded_batch():
         np.testing.assert_allclose(x, y, rtol=1e-6)
 
 
+@only_all
 def test_the_gradient_of_the_last_forward_variable_is_minus_that_of_the_cost():
     full = COUNTS == L
 

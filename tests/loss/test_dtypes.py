@@ -10,6 +10,7 @@ import jax_ctc
 from support import oracle
 from support.cases import COMPACT, DENSE, both_layouts
 from support.results import TOLERANCE, assert_costs, assert_same_bits
+from support.runs import sampled
 
 FLOATS = [jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16]
 HALVES = [jnp.bfloat16, jnp.float16]
@@ -200,6 +201,7 @@ DERIVATIVES = {
 @pytest.mark.parametrize("derivative", DERIVATIVES.values(), ids=DERIVATIVES)
 @pytest.mark.parametrize("V", [100, 600])
 @halves
+@sampled(2)
 def test_halves_that_the_program_computes_are_rounded_first(derivative, V, dtype):
     """XLA keeps more digits between two operations of its own; kernels see what is rounded."""
     rng = np.random.default_rng(0)

@@ -15,6 +15,7 @@ import pytest
 import jax_ctc
 from support import oracle
 from support.results import assert_costs, assert_gradient, assert_same_bits
+from support.runs import sampled
 
 T, B, L, ODD = 9, 4, 4, 1
 ONES = np.ones(B, np.float32)
@@ -170,6 +171,7 @@ def setting(request, V, time_major):
 
 
 @named(INFEASIBLE)
+@sampled(32)
 def test_without_an_alignment_the_cost_is_infinite_and_the_gradient_zero(setting, odd):
     assert setting.truth(odd)[0] == np.inf
     cost, gradient = setting.run(odd)

@@ -9,7 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jax_ctc
-from support.runs import mesh_in_use
+from support.runs import mesh_in_use, sampled
 
 
 def levenshtein(a, b):
@@ -130,6 +130,7 @@ def test_an_explicit_mesh_may_shard_one_of_the_two(sizes, specs):
 
 
 @pytest.mark.parametrize("sizes", [("n", 6), ("n", "l"), (9, "l"), (3, "l")], ids=str)
+@sampled(2)
 def test_sizes_may_be_symbols(sizes):
     b, *_ = symbols = export.symbolic_shape("b, n, l")
     named = dict(zip("nl", symbols[1:], strict=True))

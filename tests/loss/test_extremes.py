@@ -12,7 +12,7 @@ import jax_ctc
 from support import oracle
 from support.programs import assert_solved, cost_and_gradient
 from support.results import COMPILED, assert_costs, assert_gradient
-from support.runs import sweep
+from support.runs import only_all, sampled, sweep
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -20,6 +20,7 @@ from support.runs import sweep
 @pytest.mark.parametrize("L", [0, 1, 3])
 @pytest.mark.parametrize("B", [0, 2])
 @pytest.mark.parametrize("T", [0, 4])
+@sampled(8)
 def test_every_axis_may_be_empty(T, B, L, V, dtype):
     acts = np.random.default_rng(0).normal(size=(T, B, V)).astype(dtype)
     labels = np.full((B, L), min(1, V - 1) or -1)
@@ -70,6 +71,7 @@ def test_all_logits_of_a_frame_may_be_of_any_size(most, V):
 
 @pytest.mark.parametrize("V", [3, 40])
 @pytest.mark.parametrize("nats", [600, 3_900, 20_000, 90_000])
+@sampled(2)
 def test_ten_thousand_frames_may_cost_forty_million_nats(V, nats):
     acts = np.random.default_rng(0).normal(size=(10_000, 1, V)).astype(np.float32)
     acts[:, 0, -1] += nats
@@ -103,6 +105,7 @@ def free_memory():
     not hasattr(os, "sysconf") or free_memory() < 8, reason="needs 8 GiB of free memory"
 )
 @pytest.mark.parametrize("time_major", sweep([True, False], [True]))
+@only_all
 def test_acts_may_have_more_than_two_to_the_31_elements(time_major):
     """The last frame of the last sequence lies beyond any 32-bit offset."""
     T, B, V = (64, 33, 2**20) if time_major else (33, 64, 2**20)

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 import jax_ctc
 from support.oracle import log_softmax
-from support.runs import mesh_in_use, sweep
+from support.runs import mesh_in_use, sampled, sweep
 
 T, B, V = 12, 8, 5
 
@@ -147,6 +147,7 @@ def test_labels_and_their_cost_fit_into_ctc():
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+@sampled(1)
 def test_a_sharded_batch_stays_where_it_is(time_major):
     acts, lengths = problem()
     mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
@@ -169,6 +170,7 @@ def test_a_sharded_batch_stays_where_it_is(time_major):
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+@sampled(1)
 def test_an_explicit_mesh_types_the_results(time_major):
     acts, lengths = problem()
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
@@ -255,6 +257,7 @@ SCALES = {
 @pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
 @pytest.mark.parametrize("decode", [jax_ctc.ctc_greedy_decode, jax_ctc.ctc_beam_search_decode])
 @pytest.mark.parametrize("shape", [(64, 2, 29), (30, 1, 5), (1, 64, 29)], ids=str)
+@sampled(8)
 def test_acts_may_end_in_a_product(scale, decode, shape):
     """XLA computes it anew where it is needed, and may round it in another way."""
     x = 20 * np.random.default_rng(0).normal(size=shape).astype(np.float32)

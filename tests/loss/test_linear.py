@@ -14,7 +14,7 @@ import jax_ctc
 from support import layers
 from support.layers import assert_close, exact, of_tiles, problem, solve
 from support.results import COMPILED, assert_costs, assert_same_bits
-from support.runs import sweep
+from support.runs import sampled, sweep
 
 LAYER = problem()
 
@@ -34,6 +34,7 @@ def with_tiles_of(tile_bytes):
 
 
 @pytest.mark.parametrize("tile_bytes", sweep([1, 1024, 5000, 1 << 20], [1, 1 << 20]))
+@sampled(1)
 def test_costs_and_gradients_are_those_of_the_oracle_whatever_the_tiles(tile_bytes):
     weights = np.array([1, 0.5, -2, 3], np.float32)
     cost, gradients = solve(with_tiles_of(tile_bytes), LAYER, weights)
@@ -43,6 +44,7 @@ def test_costs_and_gradients_are_those_of_the_oracle_whatever_the_tiles(tile_byt
 
 
 @pytest.mark.parametrize("V", sweep(list(range(1, 40)), [1, 2, 5, 33]))
+@sampled(2)
 def test_any_number_of_classes(V):
     """Dense and compact residuals of the few classes, and blocks of V that overlap."""
     layer = problem(T=9, B=3, V=V, L=3)
@@ -61,6 +63,7 @@ def test_a_layer_without_a_bias():
 @pytest.mark.parametrize(
     ("T", "B", "L"), [(0, 4, 0), (0, 4, 2), (12, 0, 2), (12, 4, 0), (1, 1, 1)], ids=str
 )
+@sampled(2)
 def test_sizes_of_zero_and_one(T, B, L):
     layer = problem()
     layer = replace(
@@ -185,6 +188,7 @@ def test_double_precision():
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@sampled(1)
 def test_halves_are_multiplied_exactly_and_rounded_once(dtype):
     layer = problem(T=60, V=50, D=32)
     hidden, kernel, bias = (jnp.asarray(x, dtype) for x in layer.arrays)

@@ -15,6 +15,7 @@ import jax_ctc
 from support import oracle
 from support.programs import assert_solved, cost_and_gradient
 from support.results import COMPILED, DEVICE, assert_costs, assert_gradient, assert_same_bits
+from support.runs import sampled
 
 B, L = 3, 6
 CLASSES = [5, 6, 7, 8, 15, 16, 17, 18, 19, 31, 33, 48, 49, 100, 255, 256, 257, 300]  # dense to 7
@@ -30,6 +31,7 @@ def batch(T, V, dtype=np.float32, scale=3):
 
 @pytest.mark.parametrize("V", CLASSES)
 @pytest.mark.parametrize("T", [13, 14, 15, 16, 17])
+@sampled(8)
 def test_any_number_of_frames_and_classes_agrees_with_the_oracle(T, V):
     assert_solved(*batch(T, V))
 
@@ -50,6 +52,7 @@ def batch_of_all_classes(V, T=47, dtype=np.float32):
 
 @pytest.mark.parametrize("V", [15, 16, 17, 18, 23, 24, 25, 31, 32, 33, 34, 47, 48, 49, 63, 64, 65])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+@sampled(8)
 def test_every_class_of_few_is_a_label_somewhere(V, dtype):
     assert_solved(*batch_of_all_classes(V, dtype=dtype))
 
@@ -133,12 +136,14 @@ PIECES = [1023, 1024, 1025, 1040, 1100, 2048, 2049, 3100, 5000, 66_000]
 
 @pytest.mark.parametrize("V", PIECES)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+@sampled(8)
 def test_rows_in_pieces_agree_with_the_oracle(V, dtype):
     assert_solved(*batch(6, V, dtype))
 
 
 @pytest.mark.parametrize("V", PIECES)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@sampled(4)
 def test_pieces_of_halves_have_the_bits_of_the_same_floats(V, dtype):
     acts, labels, lengths = batch(6, V)
     half = jnp.asarray(acts, dtype)

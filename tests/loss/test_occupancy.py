@@ -10,7 +10,7 @@ import jax_ctc
 from support import oracle
 from support.cases import CASES, WIDTHS, Case, both_layouts, every_edge
 from support.results import COMPILED, TOLERANCE, assert_gradient, assert_same_bits
-from support.runs import ALL, sweep
+from support.runs import ALL, sampled, sweep
 
 occupancies = jax.jit(jax_ctc.ctc_occupancy, static_argnames=["blank", "time_major"])
 
@@ -27,6 +27,7 @@ def test_every_edge_is_the_oracle_s(case, L):
     "case", [case for case in CASES if ALL or case in WIDTHS], ids=lambda case: case.name
 )
 @pytest.mark.parametrize("dtype", sweep([np.float32, np.float64], [np.float32]))
+@sampled(8)
 def test_occupancy_is_the_oracle_s(case, dtype):
     acts, *rest = case.arguments(dtype)
     occupancy = occupancies(acts, *rest, blank=case.blank)
@@ -77,6 +78,7 @@ WEIGHTS = {
 @pytest.mark.parametrize("weigh", WEIGHTS.values(), ids=WEIGHTS)
 @pytest.mark.parametrize("shape", [(5, 1, 4, 1), (5, 4, 8, 2), (30, 4, 28, 8)], ids=str)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@sampled(4)
 def test_a_compiled_derivative_is_the_oracle_s(weigh, shape, dtype):
     """XLA computes occupancies anew in each fusion, and not with the same bits."""
     T, B, V, L = shape

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from support import oracle
+from support.runs import sampled
 
 ROWS = [[], [1], [2, 1], [1, 1], [2, 2, 1], [1, 2, 1], [1, 1, 1]]
 
@@ -86,6 +87,7 @@ def test_the_hessian_is_symmetric_and_blind_to_shifts_of_a_frame():
     np.finfo(np.longdouble).eps > 1e-18, reason="this platform has no float wider than float64"
 )
 @pytest.mark.parametrize("spread", [1, 20, 1000])
+@sampled(2)
 def test_float64_agrees_with_wider_floats(spread):
     rng = np.random.default_rng(0)
     logits = spread * rng.normal(size=(2000, 1, 40))

@@ -15,7 +15,7 @@ from support import oracle
 from support.alike import ALIKE, alike
 from support.programs import assert_solved
 from support.results import COMPILED
-from support.runs import sweep
+from support.runs import sampled, sweep
 
 pytestmark = pytest.mark.slow
 
@@ -166,6 +166,7 @@ def batch(name, dtype):
 
 
 @pytest.mark.parametrize("name", FAITHFUL)
+@sampled(4)
 def test_float32_keeps_its_promise(name):
     assert np.isfinite(assert_solved(*batch(name, np.float32)).cost).all()
 

@@ -12,7 +12,7 @@ from jax import lax
 
 import jax_ctc
 from support import oracle
-from support.runs import ROOT
+from support.runs import ROOT, sampled
 
 PAGE = ROOT / "docs" / "recipes.md"
 
@@ -85,6 +85,7 @@ RECIPES = (
 
 
 @pytest.mark.parametrize("name", RECIPES)
+@sampled(2)
 def test_padded_frames_have_no_influence_on_a_compiled_gradient(page, name):
     def recipe(acts):
         return costs_by(page, name, acts).sum()
@@ -104,6 +105,7 @@ def test_padded_frames_have_no_influence_on_a_compiled_gradient(page, name):
 
 
 @pytest.mark.parametrize("name", RECIPES[1:])
+@sampled(2)
 def test_a_sequence_that_is_left_out_has_no_gradient_whatever_it_holds(page, name):
     bad = jnp.asarray(ACTS).at[1, 0, 2].set(jnp.nan).at[2, 1, 0].set(jnp.inf)
 

@@ -10,10 +10,12 @@ import jax_ctc
 from support import oracle
 from support.cases import COMPACT, DENSE, both_layouts, every_case
 from support.results import assert_costs, assert_same_bits
+from support.runs import sampled
 
 
 @every_case
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@sampled(16)
 def test_cost_is_the_sum_over_all_alignments(case, dtype):
     acts, *rest = case.arguments(dtype)
     cost = jax_ctc.ctc(acts, *rest, blank=case.blank)
@@ -23,6 +25,7 @@ def test_cost_is_the_sum_over_all_alignments(case, dtype):
 
 
 @every_case
+@sampled(8)
 def test_the_batch_axis_may_come_first(case):
     acts, *rest = case.arguments()
     cost = jax_ctc.ctc(acts.swapaxes(0, 1), *rest, blank=case.blank, time_major=False)

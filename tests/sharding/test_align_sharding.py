@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 import jax_ctc
 from support import alignments
 from support.results import assert_gradient, assert_same_bits
-from support.runs import mesh_in_use
+from support.runs import mesh_in_use, sampled
 
 needs_devices = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 T, B, V, L = 12, 8, 6, 4
@@ -90,6 +90,7 @@ def test_an_explicit_mesh_types_the_results(batch, time_major):
 
 
 @needs_devices
+@sampled(1)
 def test_what_labels_have_of_an_alignment_is_typed_too(batch, time_major):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
 
@@ -114,6 +115,7 @@ def test_what_labels_have_of_an_alignment_is_typed_too(batch, time_major):
 
 @needs_devices
 @pytest.mark.parametrize("softmax", [True, False])
+@sampled(2)
 def test_confidences_on_many_devices_have_the_gradient_of_their_sum(batch, time_major, softmax):
     """Of the same acts: in shard_map, and with a mesh in explicit mode."""
     acts, labels, lengths = batch

@@ -16,7 +16,7 @@ import jax_ctc
 from support import oracle
 from support.cases import COMPACT, DENSE, both_layouts
 from support.results import assert_costs, assert_gradient, assert_same_bits
-from support.runs import run, sweep
+from support.runs import only_all, run, sampled, sweep
 
 pytest.importorskip("flatbuffers", reason="serialisation of exported programs needs flatbuffers")
 
@@ -39,6 +39,7 @@ def test_an_exported_loss_can_be_called_and_differentiated(case):
     assert_gradient(actual, gradient)
 
 
+@sampled(1)
 def test_an_exported_gradient_and_product_are_those_of_the_program(time_major):
     acts, labels, lengths, _ = COMPACT.arguments()
     acts = acts if time_major else acts.swapaxes(0, 1)
@@ -122,6 +123,7 @@ def dense_and_compact():
     ),
     ids=str,
 )
+@sampled(1)
 def test_every_size_may_be_a_symbol(names, platforms):
     here = export.default_export_platform()
     platforms = [here if name == "default" else name for name in platforms]
@@ -167,6 +169,7 @@ print(np.asarray(cost).tobytes().hex())
 
 
 @pytest.mark.slow
+@only_all
 def test_a_second_process_finds_the_program_in_the_compilation_cache(tmp_path):
     source = """
 import jax, jax_ctc, numpy as np

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 import jax_ctc
 from support.layers import ARRAYS, assert_close, exact, problem
 from support.results import assert_costs
-from support.runs import mesh_in_use, only_all, sweep
+from support.runs import mesh_in_use, only_all, sampled, sweep
 from support.sharded_classes import mesh_of, needs_devices
 
 T, B, V, L, D = 10, 8, 88, 3, 7
@@ -97,6 +97,7 @@ WAYS = {"jit": AxisType.Auto, "shard_map": AxisType.Auto, "explicit": AxisType.E
         [("jit", "batch"), ("explicit", "both")],
     ),
 )
+@sampled(1)
 def test_costs_and_derivatives_are_those_of_one_device(way, specs):
     mesh = mesh_of(2, 4, WAYS[way])
     with mesh_in_use(mesh):
@@ -118,6 +119,7 @@ def test_costs_and_derivatives_are_those_of_one_device(way, specs):
         [("shard_map", "batch"), ("jit", "both")],
     ),
 )
+@sampled(1)
 def test_gradients_of_halves_are_rounded_once(way, specs):
     """They are sums over devices, in float32 until then. So a rounding goes the other way than on
     one device only where float32 is just between two bfloat16."""

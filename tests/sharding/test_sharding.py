@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 import jax_ctc
 from support.results import TOLERANCE
-from support.runs import mesh_in_use, only_all, sweep
+from support.runs import mesh_in_use, only_all, sampled, sweep
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 
@@ -68,6 +68,7 @@ def shard(batch, mesh, time_major):
 
 
 @every_function
+@sampled(8)
 def test_jit_over_a_mesh_gathers_nothing(function, batch, mesh, time_major):
     arguments, shards, _ = shard(batch, mesh, time_major)
     function = jax.jit(partial(function, time_major=time_major))
@@ -86,6 +87,7 @@ def test_results_lie_where_the_sequences_lie(batch, mesh, time_major):
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
+@sampled(2)
 def test_shard_map_runs_each_part_by_itself(batch, mesh, time_major, check_vma):
     arguments, shards, specs = shard(batch, mesh, time_major)
 
@@ -145,6 +147,7 @@ def in_pairs(function):
 
 @pytest.mark.parametrize("partitioner", sweep(["Shardy", "GSPMD"], ["Shardy"]))
 @every_function
+@sampled(8)
 def test_vmap_over_a_mesh_gathers_nothing(function, batch, mesh, time_major, partitioner):
     arguments, _, specs = shard(batch, mesh, time_major)
     pairs = [np.stack([x, x[:, ::-1] if x.ndim > 1 else x]) for x in arguments]
@@ -186,6 +189,7 @@ def typed():
 
 @pytest.mark.parametrize("axis", ["k", None], ids=["sharded", "replicated"])
 @pytest.mark.parametrize("V", sweep([12, 40], [40]))
+@sampled(1)
 def test_hypotheses_have_the_sharding_that_types_say(typed, axis, V):
     """Label sequences on one acts, mapped over an axis that is sharded or not."""
     rng = np.random.default_rng(0)

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 import jax_ctc
 from support import oracle
 from support.results import COMPILED, assert_costs, assert_gradient
-from support.runs import mesh_in_use, sweep
+from support.runs import mesh_in_use, only_all, sampled, sweep
 from support.sharded_classes import (
     B,
     L,
@@ -102,6 +102,7 @@ def sharded(way, mesh_shape, V, time_major=True, **sizes):
     ),
     ids=str,
 )
+@sampled(2)
 def test_costs_and_derivatives_are_those_of_one_device(way, mesh_shape, time_major):
     f, acts, direction, mesh = sharded(way, mesh_shape, 24, time_major)
     with mesh_in_use(mesh):
@@ -175,6 +176,7 @@ def test_acts_are_not_kept_a_second_time_for_the_gradient():
 
 
 @pytest.mark.parametrize("way", sweep(["shard_map", "jit"], ["shard_map"]))
+@only_all
 def test_hypotheses_read_a_slice_once(way):
     """vmap over labels: costs of each, and no copy of the slice for any."""
     V, K = 1 << 14, 6
@@ -207,6 +209,7 @@ SPECS = [P(None, "data", "model"), P(None, None, "model"), P(None, "data")]
 
 
 @pytest.mark.parametrize("spec", sweep(SPECS, SPECS[1:]))
+@sampled(1)
 def test_types_of_a_mesh_with_more_axes(spec):
     """Labels may lie elsewhere, and V may not be sharded yet."""
     mesh = Mesh(

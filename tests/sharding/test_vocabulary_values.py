@@ -14,7 +14,7 @@ import jax_ctc
 from support import oracle
 from support.cases import Case, every_edge
 from support.results import TOLERANCE, assert_costs, assert_gradient
-from support.runs import sweep
+from support.runs import sampled, sweep
 from support.sharded_classes import (
     T,
     by_shard_map,
@@ -54,6 +54,7 @@ def test_what_is_not_a_number_stays_with_its_sequence(value, place):
 
 
 @pytest.mark.parametrize(("spread", "offset"), [(1, 0), (20, 0), (3, 1000), (3, -1000)])
+@sampled(2)
 def test_large_logits_and_long_sequences_keep_their_digits(spread, offset):
     sizes = {"T": 1000, "B": 8, "spread": spread, "offset": offset}
     arguments, _, *expected = problem(40, **sizes)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What runs and what is made in a run: how many cases, other programs, files made once, meshes."""
 
+import collections
 import os
 import subprocess
 from pathlib import Path
@@ -19,6 +20,27 @@ ALL = os.environ.get("JAX_CTC_TEST_ALL", "") not in ("", "0")
 only_all = pytest.mark.skipif(not ALL, reason="JAX_CTC_TEST_ALL=1 runs it: it takes long")
 
 
+def sampled(count):
+    """Marks a test of which `make test` runs so many cases, spread evenly over all of them, and
+    `make test-all` all. It is for tests that would take more than about a second."""
+    return pytest.mark.sampled(count)
+
+
+def without_most(items):
+    """What is left of a collection in `make test`, and what is not."""
+    cases = collections.defaultdict(list)
+    for item in items:
+        mark = item.get_closest_marker("sampled")
+        if mark and not ALL:
+            cases[item.path, item.originalname, *mark.args].append(item)
+    left_out = set()
+    for (*_, count), of_test in cases.items():
+        steps = max(count - 1, 1)  # from the first case to the last
+        chosen = {k * (len(of_test) - 1) // steps for k in range(count)}
+        left_out |= {item for i, item in enumerate(of_test) if i not in chosen}
+    return [item for item in items if item not in left_out], list(left_out)
+
+
 def sweep(everything, few):
     """Parameters of a test: all of them in `make test-all`, a few that differ in what matters in
     `make test`. `few` are some of the parameters, or names of some where `everything` is a dict."""
@@ -28,13 +50,19 @@ def sweep(everything, few):
     return everything if ALL else few
 
 
+LEVEL = "--xla_backend_optimization_level="
+OPTIMISED = f"{LEVEL}3"  # of programs of users
+
+
 def without_optimisation():
     """XLA_FLAGS without LLVM's optimisation, and with the old emitters of fusions (before jaxlib
-    0.11): tests of JAX take half the time. Kernels and HLO are the same."""
-    flags = [os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0"]
-    if jaxlib.version.__version_info__ < (0, 11):
-        flags.append("--xla_cpu_use_fusion_emitters=false")
-    return " ".join(flags)
+    0.11): tests of JAX take half the time. Kernels and HLO are the same. As they are, if they name
+    a level."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if LEVEL in flags:
+        return flags
+    emitters = " --xla_cpu_use_fusion_emitters=false"
+    return f"{flags} {LEVEL}0{emitters if jaxlib.version.__version_info__ < (0, 11) else ''}"
 
 
 def run(*command, cwd=None, **environment):
