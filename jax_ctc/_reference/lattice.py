@@ -74,9 +74,7 @@ def _of_block(p: Problem, blocks: _Blocks, i: Index) -> tuple[Emissions, Array]:
     logits = problem.logits(p, p.lattice_classes, start, blocks.size)
     logits, shift = lax.optimization_barrier((padded(logits), padded(shift)[..., None]))
     turns = emission.turns(start + jnp.arange(logits.shape[0], dtype=jnp.int32))[:, None, None]
-    of_blank, of_labels = (
-        emission.of(x, shift, turns) for x in (logits[..., :1], logits[..., 1:])
-    )
+    of_blank, of_labels = (emission.of(x, shift, turns) for x in (logits[..., :1], logits[..., 1:]))
     return Emissions(of_blank, of_labels), padded(used & blocks.is_first_time(i))
 
 
