@@ -6,7 +6,7 @@ fixed order, because XLA would choose another order, and so other bits, for anot
 """
 
 import math
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +15,13 @@ from jax import Array, lax
 from . import emission, problem, scaled
 from .problem import Problem
 from .scaled import Scaled
-from .sweep import UNFOLDED, Emissions, Pair, States, flipped, nothing, sweep, unfolded
+from .sweep import UNFOLDED, Emissions, Frames, Recursion, States, meet, padding, sweep
 
-# If T * N * S is at most this, a sweep keeps all states. Otherwise it keeps the states between
-# blocks of frames, and computes the states of a block again when they are needed.
+# If T * N * S is at most this, each recursion keeps its states of half of the frames. Otherwise
+# beta keeps the states between blocks of frames, and those of a block are computed again.
 _KEPT = 1 << 24
 
 Index = Array | int
-Tree = TypeVar("Tree")
 
 
 class _Blocks(NamedTuple):
@@ -57,18 +56,17 @@ def _blocks(p: Problem) -> _Blocks:
     return _Blocks(-(-T // size), size, T)
 
 
-def _of_block(p: Problem, blocks: _Blocks, i: Index) -> tuple[Emissions, Array]:
+def _of_block(p: Problem, blocks: _Blocks, i: Index, parts: int = 1) -> Frames:
     """Returns emissions (frames, N, ...) and frames in use (frames, N). Frames that are not in use
-    are added at the end, so that `unfolded` divides their number."""
+    are added at the end for `parts` parts of whole groups."""
     start = blocks.start(i)
     used, shift = (
         lax.dynamic_slice_in_dim(x, start, blocks.size) for x in (p.used, p.normaliser.shift)
     )
-    size = unfolded(blocks.size)
-    more = 0 if size == 1 else -blocks.size % size
+    more = padding(blocks.size, parts)
 
     def padded(x: Array) -> Array:
-        return jnp.pad(x, [(0, more), *[(0, 0)] * (x.ndim - 1)]) if more else x
+        return jnp.pad(x, [(0, more), *[(0, 0)] * (x.ndim - 1)])
 
     # The barrier keeps the gather out of the loop of exp, which could not be vectorised with it.
     logits = problem.logits(p, p.lattice_classes, start, blocks.size)
@@ -86,14 +84,14 @@ def _start(p: Problem, index: Array) -> States:
     return States(Scaled(none.m, jnp.where(here, 0, none.e)), none)
 
 
-def _skip_ahead(p: Problem) -> Array:
-    """Returns `may_skip` for beta, whose states are in reverse order."""
-    return jnp.flip(jnp.pad(p.label_may_skip, ((0, 0), (0, 1)))[:, 1:], -1)
+def _alpha(p: Problem) -> tuple[Recursion, States]:
+    """Returns the recursion and where it starts."""
+    return Recursion(p.label_may_skip, True), _start(p, jnp.zeros_like(p.label_count))
 
 
-def _both(alpha: Tree, beta: Tree, axis: int) -> Tree:
-    """Puts alpha and beta side by side on an axis of their own, because N may be sharded."""
-    return jax.tree.map(lambda a, b: jnp.stack([a, b], axis), alpha, beta)
+def _beta(p: Problem) -> tuple[Recursion, States]:
+    may_skip = jnp.pad(p.label_may_skip, ((0, 0), (0, 1)))[:, 1:]
+    return Recursion(may_skip, False), _start(p, p.label_count)
 
 
 # ---- costs, occupancies -----------------------------------------------------------------------
@@ -102,13 +100,13 @@ def _both(alpha: Tree, beta: Tree, axis: int) -> Tree:
 def cost(p: Problem) -> Array:
     """Returns the costs (N,)."""
     blocks = _blocks(p)
-
-    def block(alpha, i):
-        return sweep(alpha, *_of_block(p, blocks, i), p.label_may_skip, nothing)
-
-    first = _start(p, jnp.zeros_like(p.label_count))
+    alpha, first = _alpha(p)
     if blocks.number == 1:
-        return _cost(p, block(first, 0)[0])[0]
+        return _cost(p, sweep(alpha, first, _of_block(p, blocks, 0)))[0]
+
+    def block(states, i):
+        return sweep(alpha, states, _of_block(p, blocks, i)), None
+
     return _cost(p, lax.scan(block, first, jnp.arange(blocks.number, dtype=jnp.int32))[0])[0]
 
 
@@ -118,31 +116,16 @@ def cost_and_columns(p: Problem, dense: bool) -> tuple[Array, Array, Array]:
     The C occupancies are those of the blank and of each label position, or those of each class if
     `dense`. They have no meaning in a sequence without an alignment."""
     blocks = _blocks(p)
-    skip_ahead = _skip_ahead(p)
-    skips = _both(p.label_may_skip, skip_ahead, 0)
-    first = _start(p, jnp.zeros_like(p.label_count))
-    last = _start(p, p.labels.shape[-1] - p.label_count)
+    (alpha, first), (beta, last) = _alpha(p), _beta(p)
 
-    def back(beta, i):
-        emissions, used = _of_block(p, blocks, i)
-        emissions = flipped(emissions, 0, -1)
-        return sweep(beta, emissions, jnp.flip(used, 0), skip_ahead, nothing)[0], beta
+    def back(states, i):
+        return sweep(beta, states, _of_block(p, blocks, i)), states
 
-    # Beta is the same sweep over reversed frames and states, so one sweep does both.
-    def block(alpha, inputs):
-        i, beta = inputs
-        emissions, used = _of_block(p, blocks, i)
-        ends, (before, after) = sweep(
-            _both(alpha, beta, 0),
-            _both(emissions, flipped(emissions, 0, -1), 1),
-            _both(used, jnp.flip(used, 0), 1),
-            skips,
-            lambda before, after: (_of(0, before), _of(1, after)),
-        )
-        columns = _occupancies(p, before, flipped(after, 0, -1))[: blocks.size]
-        if dense:
-            columns = by_class(p, columns)
-        return _of(0, ends), columns
+    def block(states, inputs):
+        i, after = inputs
+        end, products = meet(alpha, beta, (states, after), _of_block(p, blocks, i, parts=2))
+        columns = _occupancies(p, *(x[: blocks.size] for x in products))
+        return end, by_class(p, columns) if dense else columns
 
     if blocks.number == 1:
         end, columns = block(first, (0, last))
@@ -155,21 +138,9 @@ def cost_and_columns(p: Problem, dense: bool) -> tuple[Array, Array, Array]:
     return costs, columns, possible
 
 
-def _of(direction: int, x: Tree) -> Tree:
-    return jax.tree.map(lambda y: y[direction], x)
-
-
-def _occupancies(p: Problem, before: Pair, after: Pair) -> Array:
+def _occupancies(p: Problem, blanks: Array, labels: Array) -> Array:
     """Returns occupancies (frames, N, 1 + L): alpha before times beta after each emission, divided
     by their sum (eq. 8)."""
-    exponents = [a.e + b.e for a, b in zip(before, after, strict=True)]
-    most = exponents[0].max(-1, keepdims=True)
-    if p.labels.shape[-1]:
-        most = jnp.maximum(most, exponents[1].max(-1, keepdims=True))
-    blanks, labels = (
-        a.m * b.m * scaled.pow2(e - most, p.dtype)
-        for a, b, e in zip(before, after, exponents, strict=True)
-    )
     blank = problem.sum_in_order(blanks)
     total = blank + problem.sum_in_order(labels)
     labels = jax.vmap(lambda x, i: x.at[:, i].get(mode="promise_in_bounds"), (1, 0), 1)(
