@@ -58,10 +58,8 @@ class Recursion(NamedTuple):
         return _part(x, None, -1) if self.forward else _part(x, 1, None)
 
     def with_unreached(self, unreached: Scaled, labels: Scaled) -> Scaled:
-        pairs = zip(unreached, labels, strict=True)
-        if not self.forward:
-            pairs = zip(labels, unreached, strict=True)
-        return Scaled(*(jnp.concatenate(x, axis=-1) for x in pairs))
+        both = (unreached, labels) if self.forward else (labels, unreached)
+        return Scaled(*(jnp.concatenate(x, axis=-1) for x in zip(*both, strict=True)))
 
 
 def padding(frames: int, parts: int) -> int:
