@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Forced alignment: which frame says which label."""
 
+from __future__ import annotations
+
 import functools
 from typing import NamedTuple
 
@@ -8,7 +10,7 @@ import jax
 from jax import Array
 from jax.typing import ArrayLike
 
-from . import _arguments, _shapes
+from . import _arguments, _static
 from ._primitives import align as primitive
 from ._results import serialised
 from ._shapes import Integers
@@ -76,9 +78,9 @@ def ctc_align(
       no labels
         the path is the blank at every frame in use
 
-    A star absorbs speech that the transcript lacks, at either end or in between. It is a label like
-    any other but in what it says: at each of its frames, of which it has at least one, it is the
-    class that has the largest logit of all but the blank, of equal ones the first. That class is in
+    A star absorbs speech that the transcript lacks, at either end or in between. It is placed like
+    any label, and has at least one frame. In each of its frames it stands for the class with the
+    largest logit, without the blank. Of equal logits the lowest class counts. That class is in
     `path`, its log-probability is in `score`, and `label_index` has the position of the star. As
     between two equal labels, a blank is needed between two stars, and none between a star and
     another label. With V = 1 the star has no class, so there is no alignment. A star with another
@@ -88,16 +90,16 @@ def ctc_align(
 
     Log-probabilities are added up in float64, also where ``jax_enable_x64`` is off, in an order
     that depends on nothing. So every instruction set, CUDA, pure JAX and any number of threads
-    return the same path. Two paths that are equally good differ by rule. Read from the last frame
-    to the first, the path ends in the last label rather than in the blank after it. Where it may
-    have come from several states, it stayed in its state rather than advanced from the state
+    return the same path. A rule chooses between paths that are equally good. Read from the last
+    frame to the first, the path ends in the last label rather than in the blank after it. Where it
+    may have come from several states, it stayed in its state rather than advanced from the state
     before, and advanced rather than skipped a blank.
 
     `score` can be differentiated. Its derivative with respect to `acts` is the one-hot path minus
     the softmax in the frames of the path; with ``softmax=False`` it is the one-hot path. It is
-    exactly 0 in all other frames and in a sequence without an alignment. If a row in use has a NaN,
-    a +inf, or only -inf, so that the score is NaN, it is NaN in the frames in use. `path` and
-    `label_index` have no derivative.
+    exactly 0 in all other frames and in a sequence without an alignment. Where the score is NaN,
+    because a row in use has a NaN, a +inf, or only -inf, the derivative is NaN in the frames in
+    use. `path` and `label_index` have no derivative.
 
     Memory beside the result is O(sqrt(T) * L) for each thread of a CPU, and O(T * B * L) bytes in
     pure JAX, which runs where there is no kernel. On CUDA a sequence takes half a byte for each
@@ -114,8 +116,8 @@ def ctc_align(
       >>> jnp.exp(jax_ctc.label_confidence(acts, alignment, 2)).round(2)
       Array([0.8, 0.8], dtype=float32)
     """
-    threads = _shapes.threads_of(num_threads)
-    softmax = _shapes.switch("softmax", softmax)
+    threads = _static.threads_of(num_threads)
+    softmax = _static.switch("softmax", softmax)
     a = _arguments.prepare(
         acts, labels, lengths, label_lengths, blank=blank, time_major=time_major, star=star
     )

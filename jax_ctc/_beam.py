@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Labels from acts: the most probable prefixes."""
 
+from __future__ import annotations
+
 import functools
 
 import jax
@@ -8,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from . import _shapes
+from . import _static
 from ._greedy import Decoded, prepare
 from ._primitives import beam
 from ._shapes import Integers
@@ -77,9 +79,9 @@ def ctc_beam_search_decode(
     Jurafsky and Ng, "First-pass large vocabulary continuous speech recognition using bi-directional
     recurrent DNNs", 2014.
     """
-    threads = _shapes.threads_of(num_threads)
-    width = _shapes.at_least_one("beam_width", beam_width)
-    paths = _shapes.at_least_one("top_paths", top_paths)
+    threads = _static.threads_of(num_threads)
+    width = _static.at_least_one("beam_width", beam_width)
+    paths = _static.at_least_one("top_paths", top_paths)
     if paths > width:
         raise ValueError(
             f"`top_paths`: expected at most beam_width = {width}, because the beam holds no more "
@@ -87,7 +89,7 @@ def ctc_beam_search_decode(
         )
     classes = 0
     if classes_per_frame is not None:
-        classes = _shapes.at_least_one("classes_per_frame", classes_per_frame)
+        classes = _static.at_least_one("classes_per_frame", classes_per_frame)
     a = prepare(acts, lengths, blank=blank, time_major=time_major)
     return _decode(
         a.acts,
@@ -99,7 +101,7 @@ def ctc_beam_search_decode(
         beam_width=width,
         top_paths=paths,
         classes_per_frame=classes,
-        softmax=_shapes.switch("softmax", softmax),
+        softmax=_static.switch("softmax", softmax),
     )
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Errors for invalid labels and lengths inside jit, by checkify."""
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
@@ -28,7 +30,8 @@ def check(
     place of `acts`, and `kernel`; for `ctc_align` with a star, `star`. Wrong shapes and dtypes
     raise as they do there, and so do invalid values that are known.
 
-    Under `vmap` the index in the error counts all mapped axes, outermost first. `scan` and
+    Under `vmap` the index in the error counts all mapped axes, outermost first. Inside `shard_map`
+    it is the index within the shard of the device. `scan` and
     `lax.map` run one step at a time, so there it is the index within a step. To have the sequence
     named, check all steps before the loop, or under `vmap`.
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How far label sequences are from each other."""
 
+from __future__ import annotations
+
 import functools
 from typing import NamedTuple
 
@@ -48,11 +50,12 @@ def label_error_rate(
     Args:
       decoded: a `Decoded`, or its labels: (B, N), (N,), or with more axes before N, such as
         (B, top_paths, N) of `ctc_beam_search_decode`. Any integer dtype. Negative entries are
-        padding and are ignored at any position. Labels above 2**31 - 1 count as equal.
+        padding and are ignored at any position. 0 is a label like any other. Labels above
+        2**31 - 1 count as equal.
       labels: (B, L) or (L,), the true labels, padded likewise. The axes before L are the first of
         those before N. The labels of a sequence are compared with all of its decoded paths.
-      decoded_lengths: (B,) or the like, optional. Entries of `decoded` at and after this position
-        are padding too. Its axes are the first of those before N.
+      decoded_lengths: optional; (B,) or (B, K) if `decoded` is (B, K, N). Entries of `decoded` at
+        and after this position are padding too.
       label_lengths: the same for `labels`.
 
     Returns:
@@ -84,31 +87,41 @@ def label_error_rate(
     for name, x in (("decoded", decoded), ("labels", labels)):
         if x.ndim == 0:
             raise ValueError(f"`{name}`: expected labels along the last axis, got a scalar.")
+    _require_first("labels", labels.shape[:-1], "decoded", decoded.shape, ("L",))
+    decoded = _without(decoded, "decoded", "decoded_lengths", decoded_lengths)
+    labels = _without(labels, "labels", "label_lengths", label_lengths)
     batch = decoded.shape[:-1]
-    _require_first("labels", labels.shape[:-1], batch, decoded.shape)
-    decoded = _without(decoded, "decoded_lengths", decoded_lengths)
-    labels = _without(labels, "label_lengths", label_lengths)
     ones = [1] * (len(batch) - labels.ndim + 1)
     labels = labels.reshape(*labels.shape[:-1], *ones, labels.shape[-1])
     return _errors(decoded, jnp.broadcast_to(labels, (*batch, labels.shape[-1])))
 
 
 def _require_first(
-    name: str, found: tuple[int, ...], batch: tuple[int, ...], whole: tuple[int, ...]
+    name: str, found: tuple[int, ...], of: str, whole: tuple[int, ...], last: tuple[str, ...] = ()
 ) -> None:
-    if found != batch[: len(found)]:
-        raise ValueError(
-            f"`{name}`: expected the axes {batch} before the last, or the first of them, because "
-            f"it goes with an array of shape {whole}, got {found}."
-        )
+    """Raises ValueError if the axes `found` of argument `name` are not the first of those before
+    the last of argument `of`. `last` is the letter of one more axis."""
+    batch = whole[:-1]
+    if found == batch[: len(found)]:
+        return
+
+    def written(axes: tuple[int, ...]) -> str:
+        sizes = [*map(str, axes), *last]
+        return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
+
+    expected = " or ".join(written(batch[:n]) for n in range(len(batch), -1, -1))
+    raise ValueError(
+        f"`{name}`: expected shape {expected}, because `{of}` has shape {whole}, got "
+        f"{written(found)}."
+    )
 
 
-def _without(labels: Array, name: str, lengths: Integers | None) -> Array:
-    """Returns labels with -1 at and after the length."""
+def _without(labels: Array, of: str, name: str, lengths: Integers | None) -> Array:
+    """Returns labels with -1 at and after the length. The two arguments are `of` and `name`."""
     if lengths is None:
         return labels
     count = jnp.asarray(_values.saturated(_shapes.integers(name, lengths)))
-    _require_first(name, count.shape, labels.shape[:-1], labels.shape)
+    _require_first(name, count.shape, of, labels.shape)
     count = count.reshape(*count.shape, *[1] * (labels.ndim - count.ndim))
     position = lax.broadcasted_iota(jnp.int32, labels.shape, labels.ndim - 1)
     return jnp.where(position < count, labels, -1)

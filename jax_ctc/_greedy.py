@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Labels from acts: the best path."""
 
+from __future__ import annotations
+
 import functools
 from typing import NamedTuple
 
@@ -9,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from . import _arguments, _mesh, _operands, _shapes
+from . import _arguments, _mesh, _operands, _shapes, _static
 from ._primitives import zero_product
 from ._primitives.top_class import top_class_p
 from ._results import serialised
@@ -66,7 +68,7 @@ def ctc_greedy_decode(
       >>> jax_ctc.ctc_greedy_decode(acts, 4).labels  # 1 1 blank 1
       Array([ 1,  1, -1, -1], dtype=int32)
     """
-    threads = _shapes.threads_of(num_threads)
+    threads = _static.threads_of(num_threads)
     a = prepare(acts, lengths, blank=blank, time_major=time_major)
     _operands.batch_spec(jax.typeof(a.acts), a.time_axis)  # raises where types shard T or V
     return _greedy(
@@ -79,7 +81,7 @@ def prepare(
 ) -> _arguments.Arguments:
     """Checks the arguments of a function without labels. The operands have labels (batch, 0)."""
     acts = _shapes.floats("acts", acts)
-    time_major = _shapes.switch("time_major", time_major)
+    time_major = _static.switch("time_major", time_major)
     batch = (acts.shape[1 if time_major else 0],) if acts.ndim == 3 else ()
     nothing = jnp.zeros((*batch, 0), jnp.int32)
     return _arguments.prepare(acts, nothing, lengths, None, blank=blank, time_major=time_major)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loss of an output layer, whose logits are never stored."""
 
+from __future__ import annotations
+
 import functools
 import sys
 
@@ -10,7 +12,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from . import _arguments, _mesh, _shapes, _split_classes
+from . import _arguments, _mesh, _shapes, _split_classes, _static
 from ._loss import with_zeros
 from ._primitives import few_classes, linear_sums
 from ._primitives.tile_function import cost_dtype
@@ -67,12 +69,12 @@ def ctc_linear(
       float32.
 
     Raises: as `ctc`; also ValueError if hidden, kernel and bias disagree on D or V, and TypeError
-    if a type shards D.
+    if D is sharded in explicit mode.
 
     Products are summed in float32, or in float64 for float64. Their factors are bfloat16 if both
     hidden and kernel are, and float32 (float64) otherwise. Logits and sums are not rounded to a
-    half. The gradient of an argument that is a half is rounded once; of bfloat16 layers, the
-    gradient of each logit is rounded before it is multiplied.
+    half. Gradients of bfloat16 and float16 arguments are rounded once. If hidden and kernel are
+    both bfloat16, the gradient of each logit is rounded too, before it is multiplied.
 
     The edges are those of `ctc`. A NaN in `hidden` reaches the cost of its own sequence alone.
     Frames at and after the length have no influence and a gradient of exactly 0, whatever they
@@ -84,10 +86,10 @@ def ctc_linear(
       >>> jax_ctc.ctc_linear(hidden, kernel, jnp.array([[1, 2]]), jnp.array([4]))
       Array([1.686399], dtype=float32)
     """
-    threads = _shapes.threads_of(num_threads)
-    zero_infinity = _shapes.switch("zero_infinity", zero_infinity)
+    threads = _static.threads_of(num_threads)
+    zero_infinity = _static.switch("zero_infinity", zero_infinity)
     if tile_bytes is not None:
-        tile_bytes = _shapes.at_least_one("tile_bytes", tile_bytes, "None or ", sys.maxsize)
+        tile_bytes = _static.at_least_one("tile_bytes", tile_bytes, "None or ", sys.maxsize)
     _check_precision(precision)
     hidden = _shapes.floats("hidden", hidden, labels)
     kernel = _shapes.floats("kernel", kernel, labels)

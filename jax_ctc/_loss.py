@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public loss."""
 
+from __future__ import annotations
+
 import functools
 
 import jax
@@ -8,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from . import _arguments, _primitives, _shapes, _split_classes
+from . import _arguments, _primitives, _shapes, _split_classes, _static
 from ._shapes import Integers
 
 
@@ -28,10 +30,10 @@ def ctc(
     """Returns the negative log-probability of each label sequence, summed over all its alignments.
 
     Padding in `labels` is negative. A label equal to `blank` (by default 0) is invalid, so padding
-    with 0 is an error. Write ``labels = jnp.where(padding, -1, labels)``. Under ``jit`` an invalid
-    label cannot raise: the cost of its sequence is NaN and the gradient 0, and training goes on
-    with the other sequences. ``JAX_DEBUG_NANS=True`` in the environment or `jax_ctc.check` then
-    names the label.
+    with 0 is an error. Write ``labels = jnp.where(labels == 0, -1, labels.astype(int))``. Under
+    ``jit`` an invalid label cannot raise: the cost of its sequence is NaN and the gradient 0, and
+    training goes on with the other sequences. `jax_ctc.check` then names the label, or, in a plain
+    jitted function, ``JAX_DEBUG_NANS=True`` in the environment.
 
     Time comes first, (T, B, V). Pass ``time_major=False`` for (B, T, V), the layout of optax and
     Flax. If B == T, a wrong layout raises no error.
@@ -41,7 +43,8 @@ def ctc(
         (B, T, V) with ``time_major=False``, (T, V) for one sequence. float32, float64, bfloat16 or
         float16.
       labels: (B, L) classes, or (L,); any integer dtype. Negative entries are padding. They are
-        ignored at any position.
+        ignored at any position. Unsigned integers have no negative numbers: convert them before
+        they are padded, or give `label_lengths`.
       lengths: (B,) or (), the number of frames in use, 0 to T; any integer dtype. None means all T
         frames. Later frames are never read.
       label_lengths: (B,) or (), optional. Entries of `labels` at and after this position are
@@ -75,7 +78,8 @@ def ctc(
       ValueError: ranks or sizes disagree; `blank` is not a class; `vocab_axis` is not an axis of
         the mesh in use, or does not divide V; a label or a length is out of range and its value is
         known. The message then names the sequence, the position and the value. Values are known
-        outside ``jit``, and in a jitted function that closes over them.
+        outside ``jit``, ``vmap``, ``scan`` and ``checkpoint``, and inside these if they are NumPy
+        arrays or come from outside.
 
     If nothing can be raised, each sequence on its own behaves as follows:
       no alignment fits (fewer frames than labels and repeats, or logits of -inf)
@@ -106,9 +110,9 @@ def ctc(
     Reference: Graves, Fernández, Gomez and Schmidhuber, "Connectionist temporal classification:
     labelling unsegmented sequence data with recurrent neural networks", ICML 2006.
     """
-    threads = _shapes.threads_of(num_threads)
-    zero_infinity = _shapes.switch("zero_infinity", zero_infinity)
-    softmax = _shapes.switch("softmax", softmax)
+    threads = _static.threads_of(num_threads)
+    zero_infinity = _static.switch("zero_infinity", zero_infinity)
+    softmax = _static.switch("softmax", softmax)
     acts = _shapes.floats("acts", acts, labels)
     vocab_axes = _split_classes.axes_of(acts, vocab_axis)
     a = _arguments.prepare(

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The occupancies: at which frames each class is, given the labels."""
 
+from __future__ import annotations
+
 import functools
 
 import jax
@@ -8,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from . import _arguments, _operands, _primitives, _shapes
+from . import _arguments, _operands, _primitives, _static
 from ._shapes import Integers
 
 
@@ -41,7 +43,7 @@ def ctc_occupancy(
 
     Raises: as `ctc`.
     """
-    softmax = _shapes.switch("softmax", softmax)
+    softmax = _static.switch("softmax", softmax)
     a = _arguments.prepare(acts, labels, lengths, label_lengths, blank=blank, time_major=time_major)
     return _occupancy(
         a.acts, a.labels, a.lengths, time_axis=a.time_axis, blank=a.blank, softmax=softmax

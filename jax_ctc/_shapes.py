@@ -1,24 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of the caller's arguments at trace time: shapes, dtypes and static arguments.
+"""Checks of the caller's arrays at trace time: shapes, dtypes, and classes that depend on them.
 
 Every error names the argument, the expected value, the value given, and a remedy.
 """
 
 import operator
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.core import Tracer
 from jax.typing import ArrayLike
+
+from . import _static
+from ._static import INT32
 
 AnyArray = Array | np.ndarray
 Integers = ArrayLike | Sequence[int] | Sequence[Sequence[int]]
 _FLOATS = (jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16)
-INT32 = np.iinfo(np.int32)
 OF_ACTS = "(T, B, V), (B, T, V) with time_major=False, or (T, V) for one sequence"
 _MOST_STEPS = INT32.max - 1024  # kernels count frames and labels in an int32, and a little further
 
@@ -72,7 +73,7 @@ def checked(
             f"`{name}`: expected shape {OF_ACTS.replace('V', last)}, got shape {acts.shape}. Use "
             "jax.vmap for more batch axes."
         )
-    time_major = switch("time_major", time_major)
+    time_major = _static.switch("time_major", time_major)
     batched = acts.ndim == 3
     time_axis = int(batched and not time_major)
     batch = (acts.shape[1 - time_axis],) if batched else ()
@@ -84,7 +85,10 @@ def checked(
 
     def fits(name: str, shape: tuple[int, ...], wanted: tuple[int, ...] | str) -> None:
         if shape != wanted:
-            raise ValueError(f"`{name}`: expected shape {wanted} {from_acts}, got shape {shape}.")
+            way_out = _other_layout(shape, acts.shape, time_axis, last) if batched else ""
+            raise ValueError(
+                f"`{name}`: expected shape {wanted} {from_acts}, got shape {shape}.{way_out}"
+            )
 
     if kernel is not None and are_floats(labels):
         raise TypeError(
@@ -112,6 +116,14 @@ def checked(
     return Given(acts, labels, lengths, label_lengths, time_axis, blank, T, V, L, kernel, has_star)
 
 
+def _other_layout(found: tuple[int, ...], acts: tuple[int, ...], time_axis: int, last: str) -> str:
+    """Returns the way out if labels or lengths have as many rows as acts have frames."""
+    if not found or found[0] != acts[time_axis]:
+        return ""
+    order, time_major = ("(T, B, {})", True) if time_axis else ("(B, T, {})", False)
+    return f" If it is {order.format(last)}, pass time_major={time_major}."
+
+
 # ---- arrays ------------------------------------------------------------------------------------
 
 
@@ -123,6 +135,12 @@ _FLOATING = {  # arguments of floats: what they are, and their shape
 }
 
 
+_OF_A_LAYER = (
+    "Give the arrays of a layer: of flax.nnx layer.kernel[...] and bias=layer.bias[...], of Linen "
+    'params["kernel"] and params["bias"], of equinox layer.weight.T and layer.bias.'
+)
+
+
 def floats(name: str, x: ArrayLike, labels: Integers | None = None) -> Array:
     """Returns x as a JAX array of floats. `labels` are looked at if x is not one, because the two
     may be swapped."""
@@ -131,8 +149,9 @@ def floats(name: str, x: ArrayLike, labels: Integers | None = None) -> Array:
         try:
             x = jnp.asarray(x)
         except (TypeError, ValueError) as error:
+            way_out = _OF_A_LAYER if name == "kernel" else str(error)
             raise type(error)(
-                f"`{name}`: expected an array of floats {shape}, got {kind(x)}. {error}"
+                f"`{name}`: expected an array of floats {shape}, got {_static.kind(x)}. {way_out}"
             ) from error
     if x.dtype in _FLOATS:
         return x
@@ -160,7 +179,7 @@ def integers(name: str, x: Integers) -> AnyArray:
         array = _array(x)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"`{name}`: expected one array of integers, got {kind(x)} that makes none. "
+            f"`{name}`: expected one array of integers, got {_static.kind(x)} that makes none. "
             f"{_ADVICE[name]['objects']}"
         ) from error
     if np.ma.is_masked(x):
@@ -178,17 +197,28 @@ def integers(name: str, x: Integers) -> AnyArray:
     elif jnp.issubdtype(array.dtype, np.character):
         came, way_out = f"strings ({came})", advice["strings"]
     elif array.dtype == object:
-        came, way_out = kind(x), advice["objects"]
+        came, way_out = _objects(x, np.asarray(array)), advice["objects"]
+    elif name == "labels" and array.ndim == 3:
+        way_out = "Give classes: of one-hot labels labels.argmax(-1)."
     else:
         way_out = advice["floats"]
     raise TypeError(f"`{name}`: expected integers, got {came}. {way_out}")
+
+
+def _objects(x: Integers, array: np.ndarray) -> str:
+    """Returns what x is, and what it holds that is no integer."""
+    others = (y for y in array.flat if not isinstance(y, int | np.integer))
+    other = next(others, None)
+    if array.ndim == 0:
+        return _static.kind(x)
+    return f"{_static.kind(x)} that holds {'None' if other is None else _static.kind(other)}"
 
 
 _CONVERT = "Convert it first, for instance with {}.astype('int32')."
 _COUNT = {
     "objects": "Give one integer for each sequence.",
     "strings": "Give one integer for each sequence.",
-    "mask": "Count what a mask marks: mask.sum(-1).",
+    "mask": "Count what a mask marks: mask.sum(-1) of (B, L).",
 }
 _ADVICE = {
     "labels": {
@@ -205,9 +235,16 @@ _ADVICE = {
     },
     "decoded_lengths": _COUNT | {"floats": _CONVERT.format("decoded_lengths")},
     "lengths": _COUNT
-    | {"floats": "It counts frames: turn ratios into frames by jnp.round(ratio * T).astype(int)."},
+    | {
+        "mask": "Count what a mask marks: mask.sum(-1) of (B, T), mask.sum(0) of (T, B).",
+        "floats": "It counts frames. Convert counts by lengths.astype('int32'), ratios of T by "
+        "jnp.round(ratio * T).astype(int).",
+    },
     "label_lengths": _COUNT
-    | {"floats": "It counts labels: turn ratios into labels by jnp.round(ratio * L).astype(int)."},
+    | {
+        "floats": "It counts labels. Convert counts by label_lengths.astype('int32'), ratios of L "
+        "by jnp.round(ratio * L).astype(int).",
+    },
 }
 
 
@@ -226,74 +263,18 @@ def _array(x: Integers) -> AnyArray:
     return array
 
 
-def kind(x: object) -> str:
-    name = type(x).__name__
-    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
-
-
 def _all_frames(T: int, batch: tuple[int, ...]) -> AnyArray:
     if all(isinstance(size, int) for size in (T, *batch)):
         return np.full(batch, T, np.int32)
     return jnp.broadcast_to(jnp.asarray(T, jnp.int32), batch)  # symbolic (jax.export)
 
 
-# ---- static arguments --------------------------------------------------------------------------
-
-
-def _static(name: str, value: object, wanted: str) -> None:
-    if isinstance(value, Tracer):
-        raise TypeError(
-            f"`{name}`: expected {wanted}, got a traced value. It must be known when the program "
-            f"is traced: name it in static_argnames of jax.jit."
-        )
-
-
-def switch(name: str, value: bool) -> bool:
-    _static(name, value, "a Python bool")
-    if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"`{name}`: expected a Python bool, got {value!r}.")
-    return bool(value)
-
-
-def threads_of(num_threads: int | None) -> int:
-    """Returns the parameter `threads` of the primitives, where 0 means no limit."""
-    return 0 if num_threads is None else at_least_one("num_threads", num_threads, "None or ")
-
-
-def at_least_one(name: str, value: int, otherwise: str = "", most: int = INT32.max) -> int:
-    """Returns a static count as an int, `most` for a larger one. `otherwise` is what else it may
-    be."""
-    _static(name, value, f"{otherwise}a Python int")
-    try:
-        count = operator.index(value)
-    except TypeError as error:
-        raise TypeError(f"`{name}`: expected {otherwise}a Python int, got {value!r}.") from error
-    if count < 1:
-        raise ValueError(f"`{name}`: expected {otherwise}at least 1, got {count}.")
-    return min(count, most)
-
-
-def static_int(name: str, value: int) -> int:
-    _static(name, value, "a Python int")
-    try:
-        return operator.index(value)
-    except TypeError as error:
-        raise TypeError(f"`{name}`: expected a Python int, got {kind(value)}.") from error
-
-
-def size(name: str, value: int) -> int:
-    """Returns the size of an axis, which may be a symbol (jax.export)."""
-    if jax.export.is_symbolic_dim(value):
-        return cast(int, value)
-    count = static_int(name, value)
-    if count < 0:
-        raise ValueError(f"`{name}`: expected at least 0, got {count}.")
-    return count
+# ---- classes ---------------------------------------------------------------------------------
 
 
 def _class_in(V: int, blank: int, from_acts: str) -> int:
     """Returns `blank` as a class in [0, V)."""
-    blank = static_int("blank", blank)
+    blank = _static.static_int("blank", blank)
     if blank < 0 and not isinstance(V, int):
         raise ValueError(
             f"`blank`: expected a class counted from 0, because V is symbolic ({V}), got {blank}."
@@ -311,11 +292,13 @@ def _is_star(V: int, star: int | None, from_acts: str) -> bool:
         return False
     if not isinstance(V, int):
         raise ValueError(f"`star`: expected None, because V is the symbolic size {V}, {from_acts}.")
-    _static("star", star, "None or a Python int")
+    _static.known("star", star, "None or a Python int")
     try:
         label = operator.index(star)
     except TypeError as error:
-        raise TypeError(f"`star`: expected None or a Python int, got {kind(star)}.") from error
+        raise TypeError(
+            f"`star`: expected None or a Python int, got {_static.kind(star)}."
+        ) from error
     if label != V or isinstance(star, bool):
         raise ValueError(
             f"`star`: expected None or V = {V}, one past the classes, {from_acts}, got {star}."

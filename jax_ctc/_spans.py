@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an alignment says of each label: its frames, and how sure the model is of it."""
 
+from __future__ import annotations
+
 import functools
 from typing import NamedTuple
 
@@ -10,7 +12,7 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 
-from . import _mesh, _operands, _shapes
+from . import _mesh, _operands, _shapes, _static
 from ._align import Alignment
 from ._primitives import zero_product
 from ._primitives.top_class import tangents, top_class_p
@@ -40,18 +42,18 @@ def label_spans(alignment: Alignment, L: int, *, time_major: bool = True) -> Spa
 
     Returns:
       `Spans` with start and end, (B, L) or (L,) int32. Label i of a sequence has the frames
-      start[i] <= t < end[i], which are never none. Both are -1 at padding, and in a sequence that
-      has no alignment.
+      start[i] <= t < end[i], at least one. Both are -1 at padding, and in a sequence that has no
+      alignment.
 
     Raises: TypeError and ValueError if an argument is not of that kind or shape.
     """
-    L, time_major = _shapes.size("L", L), _shapes.switch("time_major", time_major)
+    L, time_major = _static.size("L", L), _static.switch("time_major", time_major)
     return _label_spans(_an_alignment(alignment), L, time_major)
 
 
 def _an_alignment(x: Alignment) -> Alignment:
     if not isinstance(x, Alignment):
-        raise TypeError(f"`alignment`: expected what ctc_align returned, got {_shapes.kind(x)}.")
+        raise TypeError(f"`alignment`: expected what ctc_align returned, got {_static.kind(x)}.")
     return x
 
 
@@ -112,8 +114,8 @@ def label_confidence(
     Raises: TypeError if `acts` are no floats, ValueError if the shape of the path is not theirs;
       and as `label_spans`.
     """
-    L, time_major = _shapes.size("L", L), _shapes.switch("time_major", time_major)
-    softmax = _shapes.switch("softmax", softmax)
+    L, time_major = _static.size("L", L), _static.switch("time_major", time_major)
+    softmax = _static.switch("softmax", softmax)
     if isinstance(acts, Alignment):
         raise TypeError(
             "`acts`: expected floats (T, B, V), got an Alignment: are the two swapped? The order "

@@ -32,6 +32,7 @@ def verdicts(
     if lengths is not None:
         x = xp.asarray(saturated(lengths))
         what = f"is outside [0, {T}]: {given.of_frames} T = {T} frames"
+        what += ". If the model divides time, divide lengths too."
         yield Verdict("lengths", lengths, (x < 0) | (x > T), what)
     count = None
     if label_lengths is not None:
@@ -45,10 +46,13 @@ def verdicts(
             position = np.arange(L, dtype=np.int32).reshape((1,) * count.ndim + (L,))
             real = real & (position < count[..., None])
         what = f"is not a class of {given.of_classes} with V = {V}" + ", nor the star" * given.star
+        if jnp.issubdtype(labels.dtype, jnp.unsignedinteger):
+            what += f". {labels.dtype} has no -1 for padding: use labels.astype('int32') first."
         yield Verdict("labels", labels, real & (x >= V + given.star), what)
         what = (
-            "is the blank, which is no label. Padding is negative: jnp.where(padding, -1, labels), "
-            "or give label_lengths."
+            "is the blank, which is no label. Padding is negative: "
+            f"jnp.where(labels == {given.blank}, -1, labels.astype(int)), or give label_lengths. "
+            "If it is a label, another class must be the blank."
         )
         yield Verdict("labels", labels, real & (x == given.blank), what)
 

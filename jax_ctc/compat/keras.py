@@ -7,13 +7,15 @@ after its length. A sequence without an alignment costs +inf and has a gradient 
 JAX it costs about 1e5. Frames after the length have no influence, even if they are NaN.
 """
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from .. import _loss, _shapes, _values
+from .. import _loss, _shapes, _static, _values
 from .._shapes import Integers
 from ._names import names
 
@@ -24,6 +26,7 @@ _THEIRS = {
     "lengths": "output_length",
     "label_lengths": "target_length",
     "blank": "mask_index",
+    "L": "S",
 }
 
 
@@ -50,8 +53,8 @@ def ctc_loss(
         output = _shapes.floats("acts", output, target)
         target, frames, counts = map(_whole, (target, output_length, target_length))
         labels = jnp.asarray(_values.saturated(_shapes.integers("labels", target)))
-        blank = _shapes.static_int("blank", mask_index)
-        if abs(blank) <= _shapes.INT32.max:  # else `ctc` says what is wrong
+        blank = _static.static_int("blank", mask_index)
+        if abs(blank) <= _static.INT32.max:  # else `ctc` says what is wrong
             padding = blank if blank >= 0 else blank + output.shape[-1]
             labels = jnp.where(labels == padding, -1, labels)
         return _loss.ctc(output, labels, frames, counts, blank=blank, time_major=False)

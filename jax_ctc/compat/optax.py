@@ -10,6 +10,8 @@ middle that does not count makes no sense for most models. `log_epsilon` has no 
 0 is -inf. Costs of float32 logits are float32 under `jax_enable_x64` too, where optax has float64.
 """
 
+from __future__ import annotations
+
 import functools
 
 import jax
@@ -18,7 +20,7 @@ from jax import Array, lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from .. import _loss, _mesh, _shapes, _values
+from .. import _loss, _mesh, _shapes, _static, _values
 from .._shapes import Integers
 from ._names import names
 
@@ -128,7 +130,7 @@ def _is_padding(name: str, x: ArrayLike) -> Array:
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"`{name}`: expected an array, 1 for padding and 0 for what is in use, got "
-            f"{_shapes.kind(x)}. The order is {_CALL}."
+            f"{_static.kind(x)}. The order is {_CALL}."
         ) from error
 
 
@@ -155,6 +157,6 @@ def _labels_and_lengths(
     if not isinstance(in_the_middle, Tracer) and in_the_middle.any():
         raise ValueError(
             "`logit_paddings`: expected padding at the end of each sequence, got a frame in use "
-            f"after padding in sequence {int(in_the_middle.argmax())}."
+            f"after padding in sequence {int(in_the_middle.argmax())}. 1 is padding, 0 is in use."
         )
     return jnp.where(which, -1, labels), jnp.where(in_the_middle, -1, lengths)

@@ -7,6 +7,8 @@ blank; padding is negative. A sequence too short for its labels costs +inf; in T
 Frames after the length have a gradient of 0; in Theano they had whatever an earlier call wrote.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import jax

@@ -8,6 +8,8 @@ without an alignment has a gradient of 0, whether `zero_infinity` is set or not;
 NaN. bfloat16, float16, forward mode and second derivatives work; in PyTorch they do not.
 """
 
+from __future__ import annotations
+
 import contextlib
 import re
 from collections.abc import Iterator
@@ -19,7 +21,7 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from .. import _loss, _shapes, _values
+from .. import _loss, _shapes, _static, _values
 from .._shapes import Integers
 from ._names import names
 
@@ -29,6 +31,7 @@ _THEIRS = {
     "labels": "targets",
     "lengths": "input_lengths",
     "label_lengths": "target_lengths",
+    "L": "S",
 }
 
 
@@ -129,4 +132,4 @@ def _padded(targets: Array, counts: _shapes.AnyArray) -> Array:
     used = jnp.clip(jnp.asarray(counts), 0, targets.shape[0] + 1)  # the sum stays an int32
     starts = jnp.cumsum(used, dtype=jnp.int32) - used
     positions = starts[:, None] + jnp.arange(size, dtype=jnp.int32)[None]
-    return targets.at[positions].get(mode="fill", fill_value=_shapes.INT32.max)
+    return targets.at[positions].get(mode="fill", fill_value=_static.INT32.max)

@@ -415,7 +415,11 @@ OPTIONS = {
     "a negative L": ({"L": -1}, ValueError, r"`L`: expected at least 0, got -1\.$"),
     "a fraction": ({"L": 1.0}, TypeError, r"`L`: expected a Python int, got a float\.$"),
     "no L": ({"L": None}, TypeError, r"`L`: expected a Python int, got a NoneType\.$"),
-    "an array": ({"L": np.arange(3)}, TypeError, r"`L`: expected a Python int, got a ndarray\.$"),
+    "an array": (
+        {"L": np.arange(3)},
+        TypeError,
+        r"`L`: expected a Python int, got a ndarray\. Give .* x\.shape\[-1\]\.$",
+    ),
     "no layout": ({"time_major": None}, TypeError, "`time_major`: expected a Python bool"),
     "a tuple": ({"alignment": (1, 2, 3)}, TypeError, "`alignment`: expected what ctc_align"),
 }

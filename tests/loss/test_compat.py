@@ -361,12 +361,16 @@ def by_keras(output=LOGITS, lengths=LENGTHS, blank=0):
         (
             lambda: compat.theano.ctc(LOG_PROBS, LABELS, LENGTHS),
             "labels[1, 1] = 0 is the blank, which is no label. Padding is negative: "
-            "jnp.where(padding, -1, labels).",
+            "jnp.where(labels == 0, -1, labels.astype(int)). If it is a label, another class must",
         ),
         (lambda: by_keras(output=None), "`output`: expected an array of floats"),
         (lambda: by_keras(blank=2**40), "`mask_index`: expected a class in [-V, V) with V = 6"),
         (lambda: by_keras(blank=-(2**40)), "`mask_index`: expected a class in [-V, V) with V = 6"),
         (lambda: by_keras(lengths=LENGTHS + 9), "output_length[0] = 18 is outside"),
+        (
+            lambda: compat.keras.ctc_loss(LABELS[0], LOGITS, COUNTS, LENGTHS),
+            "`target`: expected shape (4, S) because `output` has shape",
+        ),
         (lambda: jax.jit(lambda k: by_keras(blank=k))(0), "`mask_index`: expected a Python int"),
         (lambda: compat.theano.ctc(None, LABELS, LENGTHS), "`activations`: expected an array"),
         (lambda: OP(None, LABELS, LENGTHS), "`activations`: expected an array"),

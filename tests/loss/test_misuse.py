@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calls as users of other libraries make them: the error says which argument, and the way out."""
 
+import pydoc
 import re
 
 import jax
@@ -32,6 +33,16 @@ MISUSES = {
     "an array of lists": (
         {"labels": np.array([[1, 2], [1]], dtype=object)}, TypeError, "ndarray", "padded with -1",
     ),
+    "a list with None": (
+        {"labels": [[1, 2, None]] * B}, TypeError, "a list that holds None", "padded with -1",
+    ),
+    "an array of objects": (
+        {"labels": np.array([[1, 2, "c"]] * B, dtype=object)},
+        TypeError, "a ndarray that holds a str", "padded with -1",
+    ),
+    "one-hot labels": (
+        {"labels": np.eye(V)[GOOD["labels"]]}, TypeError, "float64", "labels.argmax(-1)",
+    ),
     "no labels": ({"labels": None}, TypeError, "NoneType", "one array (B, L)"),
     "a mask for labels": (
         {"labels": np.ones((B, L), bool)}, TypeError, "bool", "jnp.where(mask, labels, -1)",
@@ -39,6 +50,12 @@ MISUSES = {
     "float labels": ({"labels": np.ones((B, L))}, TypeError, "float64", "labels.astype('int32')"),
     "relative lengths": (
         {"lengths": RATIO}, TypeError, "float64", "jnp.round(ratio * T).astype(int)",
+    ),
+    "float lengths": (
+        {"lengths": np.ceil(RATIO * T)}, TypeError, "float64", "lengths.astype('int32')",
+    ),
+    "a mask of frames and sequences": (
+        {"lengths": np.ones((T, B), bool)}, TypeError, "bool", "mask.sum(0) of (T, B)",
     ),
     "relative label lengths": (
         {"label_lengths": RATIO}, TypeError, "float64", "jnp.round(ratio * L).astype(int)",
@@ -206,6 +223,41 @@ def test_a_batch_in_the_other_order_is_told_how_its_acts_were_read():
         jax_ctc.ctc(acts, GOOD["labels"], GOOD["lengths"])
     with pytest.raises(ValueError, match=re.escape("as (B, T, V) with time_major=False")):
         jax_ctc.ctc(**GOOD, time_major=False)
+
+
+@every_function
+def test_a_batch_in_the_other_order_is_told_the_way_out(function):
+    acts = GOOD["acts"].swapaxes(0, 1)
+    with pytest.raises(ValueError, match=r"If it is \(B, T, V\), pass time_major=False\.$"):
+        function(acts, GOOD["labels"], GOOD["lengths"])
+    with pytest.raises(ValueError, match=r"If it is \(T, B, V\), pass time_major=True\.$"):
+        function(**GOOD, time_major=False)
+    with pytest.raises(ValueError, match=r"got shape \(3, 3\)\.$"):  # no layout makes 3 rows fit
+        function(acts, np.ones((3, 3), int), GOOD["lengths"])
+
+
+@every_function
+def test_labels_that_cannot_be_negative_are_told_so(function):
+    labels = np.array([[1, 2, -1], [1, 2, 3]]).astype(np.uint8)
+    with pytest.raises(ValueError, match=r"^labels\[0, 2\] = 255 .* V = 5\. uint8 has no -1"):
+        function(GOOD["acts"], labels, GOOD["lengths"])
+    padded = np.where(labels == 255, -1, labels.astype(int))
+    function(GOOD["acts"], padded, GOOD["lengths"])
+
+
+@pytest.mark.parametrize(
+    "layer", [{"kernel": KERNEL, "bias": BIAS}, object()], ids=["parameters", "a layer"]
+)
+def test_a_layer_in_the_place_of_its_kernel_is_told_what_to_give(layer):
+    said = r"^`kernel`: .* Give the arrays of a layer: .*layer.bias"
+    with pytest.raises((TypeError, ValueError), match=said):
+        jax_ctc.ctc_linear(HIDDEN, layer, LABELS, LENGTHS)
+
+
+@pytest.mark.parametrize("name", [n for n in jax_ctc.__all__ if callable(getattr(jax_ctc, n))])
+def test_help_shows_annotations_by_their_names(name):
+    signature = pydoc.plain(pydoc.render_doc(getattr(jax_ctc, name)))
+    assert "Union[" not in signature
 
 
 def test_a_last_class_of_unknown_number_raises():

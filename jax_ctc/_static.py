@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of arguments that must be known when a program is traced: switches, counts, sizes."""
+
+import operator
+from typing import cast
+
+import jax
+import numpy as np
+from jax.core import Tracer
+
+INT32 = np.iinfo(np.int32)
+
+
+def kind(x: object) -> str:
+    if isinstance(x, jax.Array):
+        return "a JAX array"
+    name = type(x).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
+def known(name: str, value: object, wanted: str) -> None:
+    if isinstance(value, Tracer):
+        raise TypeError(
+            f"`{name}`: expected {wanted}, got a traced value. It must be known when the program "
+            f"is traced: name it in static_argnames of jax.jit."
+        )
+
+
+def switch(name: str, value: bool) -> bool:
+    known(name, value, "a Python bool")
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"`{name}`: expected a Python bool, got {value!r}.")
+    return bool(value)
+
+
+def threads_of(num_threads: int | None) -> int:
+    """Returns the parameter `threads` of the primitives, where 0 means no limit."""
+    return 0 if num_threads is None else at_least_one("num_threads", num_threads, "None or ")
+
+
+def at_least_one(name: str, value: int, otherwise: str = "", most: int = INT32.max) -> int:
+    """Returns a static count as an int, `most` for a larger one. `otherwise` is what else it may
+    be."""
+    known(name, value, f"{otherwise}a Python int")
+    try:
+        count = operator.index(value)
+    except TypeError as error:
+        raise TypeError(f"`{name}`: expected {otherwise}a Python int, got {value!r}.") from error
+    if count < 1:
+        raise ValueError(f"`{name}`: expected {otherwise}at least 1, got {count}.")
+    return min(count, most)
+
+
+def static_int(name: str, value: int) -> int:
+    known(name, value, "a Python int")
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise TypeError(f"`{name}`: expected a Python int, got {kind(value)}.") from error
+
+
+def size(name: str, value: int) -> int:
+    """Returns the size of an axis, which may be a symbol (jax.export)."""
+    if jax.export.is_symbolic_dim(value):
+        return cast(int, value)
+    if isinstance(value, jax.Array | np.ndarray) and value.ndim:
+        known(name, value, "a Python int")
+        raise TypeError(
+            f"`{name}`: expected a Python int, got {kind(value)}. Give the size of its last axis, "
+            "x.shape[-1]."
+        )
+    count = static_int(name, value)
+    if count < 0:
+        raise ValueError(f"`{name}`: expected at least 0, got {count}.")
+    return count
