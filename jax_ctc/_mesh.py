@@ -58,7 +58,7 @@ def with_auto_axes(f: Callable, results: Sequence[ShapedArray], several: bool) -
     axes = explicit_axes(results[0].sharding.mesh)
     if not axes:
         return f
-    specs = [aval.sharding.spec for aval in results]
+    specs = [aval.sharding for aval in results]
     return jax.sharding.auto_axes(f, axes=axes, out_sharding=specs if several else specs[0])
 
 

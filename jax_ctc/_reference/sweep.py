@@ -150,23 +150,23 @@ def meet(
         b, before_b = _frame(beta, states[1], frames[1])
         return (a, b), (before_a, before_b)
 
-    # XLA would compute states a second time where they are kept, if they were not those of the step
-    # before.
-    met, kept = _scan(lambda x, frames: (frame_of_each(x, frames)[0], x), starts, (front, back))
+    def keep(states: Both, frames: tuple[Frames, Frames]) -> tuple[Both, Both]:
+        # Without the barrier XLA would compute states a second time where they are kept.
+        states = lax.optimization_barrier(frame_of_each(states, frames)[0])
+        return states, jax.tree.map(jnp.ravel, states)
+
+    met, kept = _scan(keep, starts, (front, back))
     unit = _largest_exponent(alpha, met[0], _advance(beta, met[1]))
 
-    def part(carry: tuple[Both, Both], inputs: tuple[tuple[Frames, Frames], Both]):
-        states, (a, b) = carry  # those that come, and those that were there
-        frames, kept = inputs
+    def part(states: Both, inputs: tuple[tuple[Frames, Frames], Both]):
+        frames, kept = inputs  # states after these frames, of those that were there
+        a, b = jax.tree.map(lambda x, like: x.reshape(like.shape), kept, states)
         states, (before_a, before_b) = frame_of_each(states, frames)
         there_a, there_b = (a.blanks, alpha.own(a.labels)), (b.blanks, beta.own(b.labels))
-        return (states, kept), (
-            _product(there_a, before_b, unit),
-            _product(before_a, there_b, unit),
-        )
+        return states, (_product(there_a, before_b, unit), _product(before_a, there_b, unit))
 
-    ends, products = _scan(part, (met, met), ((back, front), kept), reverse=True)
-    (end, _), (of_front, of_back) = ends[0], products
+    ends, products = _scan(part, met, ((back, front), kept), reverse=True)
+    (end, _), (of_front, of_back) = ends, products
     pairs = zip(of_front, of_back, strict=True)
     blanks, labels = (jnp.concatenate([x, jnp.flip(y, 0)]) for x, y in pairs)
     return end, (blanks, labels)

@@ -261,3 +261,22 @@ def test_greedy_decoding_names_the_axis_that_a_type_must_not_shard(spec):
         acts = jax.device_put(np.zeros((4, 2, 6), "f"), NamedSharding(mesh, spec))
         with pytest.raises(TypeError, match=r"`acts`: expected its (time|class) axis"):
             jax_ctc.ctc_greedy_decode(acts, None)
+
+
+def test_types_that_shard_are_enough_for_a_platform_without_kernels(batch):
+    """Without `jax.set_mesh`, as arrays of jax.make_mesh come."""
+    mesh = Mesh(np.array(jax.devices()[:8]), ("data",), axis_types=(AxisType.Explicit,))
+    places = P(None, "data"), P("data"), P("data")
+    arrays = [
+        jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip(batch, places, strict=True)
+    ]
+    decoders = {
+        "alignment": jax_ctc.ctc_align,
+        "occupancy": jax_ctc.ctc_occupancy,
+        "best path": lambda acts, _, lengths: jax_ctc.ctc_greedy_decode(acts, lengths),
+    }
+    for function in (FUNCTIONS | decoders).values():
+        traced = jax.jit(function).trace(*arrays)
+        text = traced.lower(lowering_platforms=("tpu",)).as_text()
+        assert "jax_ctc" not in text
+        assert "all_gather" not in text
