@@ -11,9 +11,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from . import _arguments, _static
+from ._arrays import Integers
 from ._primitives import align as primitive
 from ._results import serialised
-from ._shapes import Integers
 
 
 @serialised

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from . import _mesh, _shapes, _values
-from ._shapes import Integers
+from . import _arrays, _mesh, _shapes, _values
+from ._arrays import Integers
 
 
 class Arguments(NamedTuple):
@@ -62,7 +62,7 @@ def prepare(
 
 
 def _normalised(given: _shapes.Given) -> Arguments:
-    def array(x: _shapes.AnyArray) -> Array:
+    def array(x: _arrays.AnyArray) -> Array:
         return jnp.asarray(_values.saturated(x))
 
     acts, labels, lengths = given.acts, array(given.labels), array(given.lengths)

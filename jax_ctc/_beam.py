@@ -11,9 +11,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from . import _static
+from ._arrays import Integers
 from ._greedy import Decoded, prepare
 from ._primitives import beam
-from ._shapes import Integers
 
 
 def ctc_beam_search_decode(

@@ -6,8 +6,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from . import _linear, _shapes, _split_classes, _values, _verdict
-from ._shapes import Integers
+from . import _arrays, _linear, _shapes, _split_classes, _values, _verdict
+from ._arrays import Integers
 
 
 def check(
@@ -43,11 +43,11 @@ def check(
       >>> error.throw()  # JaxRuntimeError: labels[1, 3] = 0 is the blank, ...
     """
     if kernel is None:
-        acts = _shapes.floats("acts", acts, labels)
+        acts = _arrays.floats("acts", acts, labels)
         names = _split_classes.axes_of(acts, vocab_axis)
     else:
-        acts = _shapes.floats("hidden", acts, labels)
-        kernel = _shapes.floats("kernel", kernel, labels)
+        acts = _arrays.floats("hidden", acts, labels)
+        kernel = _arrays.floats("kernel", kernel, labels)
         _linear.check_layer(acts, kernel, None)
         names = _split_classes.axes_of(kernel, vocab_axis, "kernel")
     given = _shapes.checked(

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from . import _mesh, _shapes, _values
+from . import _arrays, _mesh, _values
+from ._arrays import Integers
 from ._greedy import Decoded
 from ._results import serialised
-from ._shapes import Integers
 
 
 @serialised
@@ -82,8 +82,8 @@ def label_error_rate(
         )
     if isinstance(decoded, Decoded):
         decoded = decoded.labels  # padded with -1
-    decoded = jnp.asarray(_values.saturated(_shapes.integers("decoded", decoded)))
-    labels = jnp.asarray(_values.saturated(_shapes.integers("labels", labels)))
+    decoded = jnp.asarray(_values.saturated(_arrays.integers("decoded", decoded)))
+    labels = jnp.asarray(_values.saturated(_arrays.integers("labels", labels)))
     for name, x in (("decoded", decoded), ("labels", labels)):
         if x.ndim == 0:
             raise ValueError(f"`{name}`: expected labels along the last axis, got a scalar.")
@@ -120,7 +120,7 @@ def _without(labels: Array, of: str, name: str, lengths: Integers | None) -> Arr
     """Returns labels with -1 at and after the length. The two arguments are `of` and `name`."""
     if lengths is None:
         return labels
-    count = jnp.asarray(_values.saturated(_shapes.integers(name, lengths)))
+    count = jnp.asarray(_values.saturated(_arrays.integers(name, lengths)))
     _require_first(name, count.shape, of, labels.shape)
     count = count.reshape(*count.shape, *[1] * (labels.ndim - count.ndim))
     position = lax.broadcasted_iota(jnp.int32, labels.shape, labels.ndim - 1)

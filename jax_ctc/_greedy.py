@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from . import _arguments, _mesh, _operands, _shapes, _static
+from . import _arguments, _arrays, _mesh, _operands, _static
+from ._arrays import Integers
 from ._primitives import zero_product
 from ._primitives.top_class import top_class_p
 from ._results import serialised
-from ._shapes import Integers
 
 
 @serialised
@@ -80,7 +80,7 @@ def prepare(
     acts: ArrayLike, lengths: Integers | None, *, blank: int, time_major: bool
 ) -> _arguments.Arguments:
     """Checks the arguments of a function without labels. The operands have labels (batch, 0)."""
-    acts = _shapes.floats("acts", acts)
+    acts = _arrays.floats("acts", acts)
     time_major = _static.switch("time_major", time_major)
     batch = (acts.shape[1 if time_major else 0],) if acts.ndim == 3 else ()
     nothing = jnp.zeros((*batch, 0), jnp.int32)

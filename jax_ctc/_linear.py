@@ -12,11 +12,11 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from . import _arguments, _mesh, _shapes, _split_classes, _static
+from . import _arguments, _arrays, _mesh, _split_classes, _static
+from ._arrays import Integers
 from ._loss import with_zeros
 from ._primitives import few_classes, linear_sums
 from ._primitives.tile_function import cost_dtype
-from ._shapes import Integers
 
 
 def ctc_linear(
@@ -91,9 +91,9 @@ def ctc_linear(
     if tile_bytes is not None:
         tile_bytes = _static.at_least_one("tile_bytes", tile_bytes, "None or ", sys.maxsize)
     _check_precision(precision)
-    hidden = _shapes.floats("hidden", hidden, labels)
-    kernel = _shapes.floats("kernel", kernel, labels)
-    bias = None if bias is None else _shapes.floats("bias", bias)
+    hidden = _arrays.floats("hidden", hidden, labels)
+    kernel = _arrays.floats("kernel", kernel, labels)
+    bias = None if bias is None else _arrays.floats("bias", bias)
     check_layer(hidden, kernel, bias)
     vocab_axes = _split_classes.axes_of(kernel, vocab_axis, "kernel")
     a = _arguments.prepare(

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from . import _arguments, _primitives, _shapes, _split_classes, _static
-from ._shapes import Integers
+from . import _arguments, _arrays, _primitives, _split_classes, _static
+from ._arrays import Integers
 
 
 def ctc(
@@ -113,7 +113,7 @@ def ctc(
     threads = _static.threads_of(num_threads)
     zero_infinity = _static.switch("zero_infinity", zero_infinity)
     softmax = _static.switch("softmax", softmax)
-    acts = _shapes.floats("acts", acts, labels)
+    acts = _arrays.floats("acts", acts, labels)
     vocab_axes = _split_classes.axes_of(acts, vocab_axis)
     a = _arguments.prepare(
         acts,

@@ -11,7 +11,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from . import _arguments, _operands, _primitives, _static
-from ._shapes import Integers
+from ._arrays import Integers
 
 
 def ctc_occupancy(

@@ -12,7 +12,7 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 
-from . import _mesh, _operands, _shapes, _static
+from . import _arrays, _mesh, _operands, _static
 from ._align import Alignment
 from ._primitives import zero_product
 from ._primitives.top_class import tangents, top_class_p
@@ -121,7 +121,7 @@ def label_confidence(
             "`acts`: expected floats (T, B, V), got an Alignment: are the two swapped? The order "
             "is label_confidence(acts, alignment, L)."
         )
-    acts, alignment = _shapes.floats("acts", acts), _an_alignment(alignment)
+    acts, alignment = _arrays.floats("acts", acts), _an_alignment(alignment)
     return _label_confidence(acts, alignment, L, time_major, softmax)
 
 

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from ._shapes import INT32, AnyArray, Given
+from ._arrays import AnyArray
+from ._shapes import Given
+from ._static import INT32
 
 
 class Verdict(NamedTuple):

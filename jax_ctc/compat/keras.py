@@ -15,8 +15,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from .. import _loss, _shapes, _static, _values
-from .._shapes import Integers
+from .. import _arrays, _loss, _static, _values
+from .._arrays import Integers
 from ._names import names
 
 _CALL = "ctc_loss(target, output, ...)"
@@ -50,9 +50,9 @@ def ctc_loss(
       (B,) costs. `jax_ctc.ctc` says which inputs raise, and which costs are NaN or inf.
     """
     with names(_CALL, "(B, T, C)", **_THEIRS):
-        output = _shapes.floats("acts", output, target)
+        output = _arrays.floats("acts", output, target)
         target, frames, counts = map(_whole, (target, output_length, target_length))
-        labels = jnp.asarray(_values.saturated(_shapes.integers("labels", target)))
+        labels = jnp.asarray(_values.saturated(_arrays.integers("labels", target)))
         blank = _static.static_int("blank", mask_index)
         if abs(blank) <= _static.INT32.max:  # else `ctc` says what is wrong
             padding = blank if blank >= 0 else blank + output.shape[-1]

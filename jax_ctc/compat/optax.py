@@ -20,8 +20,8 @@ from jax import Array, lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from .. import _loss, _mesh, _shapes, _static, _values
-from .._shapes import Integers
+from .. import _arrays, _loss, _mesh, _static, _values
+from .._arrays import Integers
 from ._names import names
 
 _CALL = "ctc_loss(logits, logit_paddings, labels, label_paddings)"
@@ -51,7 +51,7 @@ def ctc_loss(
     """
     del log_epsilon
     with names(_CALL, "(B, T, K)", **_THEIRS):
-        logits = _shapes.floats("acts", logits, labels)
+        logits = _arrays.floats("acts", logits, labels)
         labels, lengths = _labels_and_lengths(logits, logit_paddings, labels, label_paddings)
         return _loss.ctc(logits, labels, lengths, blank=blank_id, time_major=False)
 
@@ -76,7 +76,7 @@ def ctc_loss_with_forward_probs(
       of them is -inf its gradient is 0.
     """
     cost = ctc_loss(logits, logit_paddings, labels, label_paddings, blank_id, log_epsilon)
-    classes = jnp.maximum(jnp.asarray(_values.saturated(_shapes.integers("labels", labels))), 0)
+    classes = jnp.maximum(jnp.asarray(_values.saturated(_arrays.integers("labels", labels))), 0)
     given = _mesh.vary_alike(
         jnp.asarray(logits).astype(cost.dtype), jnp.asarray(logit_paddings) > 0, classes
     )
@@ -143,9 +143,9 @@ def _labels_and_lengths(
         raise ValueError(f"`logits`: expected shape (B, T, K), got shape {shape}.")
     frames = _is_padding("logit_paddings", logit_paddings)
     which = _is_padding("label_paddings", label_paddings)
-    if _shapes.are_floats(labels):
+    if _arrays.are_floats(labels):
         raise TypeError(f"`labels`: expected integers (B, N), got floats. The order is {_CALL}.")
-    labels = jnp.asarray(_values.saturated(_shapes.integers("labels", labels)))
+    labels = jnp.asarray(_values.saturated(_arrays.integers("labels", labels)))
     for name, x, expected in (
         ("logit_paddings", frames, shape[:2]),
         ("label_paddings", which, labels.shape),

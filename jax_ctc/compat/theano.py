@@ -15,8 +15,8 @@ import jax
 from jax import Array
 from jax.typing import ArrayLike
 
-from .. import _kernels, _loss, _shapes
-from .._shapes import Integers
+from .. import _arrays, _kernels, _loss
+from .._arrays import Integers
 from ._names import names
 
 _CALL = "ctc(activations, labels, input_lengths)"
@@ -76,7 +76,7 @@ class ConnectionistTemporalClassification:
         """Returns the (B,) costs of (T, B, V) activations, (B, L) labels and (B,) lengths."""
         num_threads = 1 if self.openmp is False else None
         with names(_CALL, "(T, B, V)", **_THEIRS):
-            activations = _shapes.floats("acts", activations, labels)
+            activations = _arrays.floats("acts", activations, labels)
             if not self.compute_grad:
                 activations = _not_differentiable(activations)
             return _loss.ctc(activations, labels, input_lengths, num_threads=num_threads)

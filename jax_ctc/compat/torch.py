@@ -21,8 +21,8 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from .. import _loss, _shapes, _static, _values
-from .._shapes import Integers
+from .. import _arrays, _loss, _static, _values
+from .._arrays import Integers
 from ._names import names
 
 _CALL = "ctc_loss(log_probs, targets, ...)"
@@ -64,10 +64,10 @@ def ctc_loss(
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f"`reduction`: expected 'none', 'mean' or 'sum', got {reduction!r}.")
     with names(_CALL, "(T, N, C) or (T, C)", **_THEIRS):
-        acts = _shapes.floats("acts", log_probs, targets)
-        counts = _values.saturated(_shapes.integers("label_lengths", target_lengths))
-        labels = _values.saturated(_shapes.integers("labels", targets))
-        lengths = _shapes.integers("lengths", input_lengths)
+        acts = _arrays.floats("acts", log_probs, targets)
+        counts = _values.saturated(_arrays.integers("label_lengths", target_lengths))
+        labels = _values.saturated(_arrays.integers("labels", targets))
+        lengths = _arrays.integers("lengths", input_lengths)
         if acts.ndim == 2:
             labels, lengths, counts = _alone(labels, 1), _alone(lengths, 0), _alone(counts, 0)
         flat = acts.ndim == 3 and labels.ndim == 1
@@ -90,13 +90,13 @@ def ctc_loss(
     return (cost / jnp.maximum(jnp.asarray(counts), 1).astype(cost.dtype)).mean()
 
 
-def _alone(x: _shapes.AnyArray, ndim: int) -> _shapes.AnyArray:
+def _alone(x: _arrays.AnyArray, ndim: int) -> _arrays.AnyArray:
     """Returns x without its batch axis. PyTorch takes one sequence with or without it."""
     return x[0] if x.ndim == ndim + 1 and x.shape[0] == 1 else x
 
 
 @contextlib.contextmanager
-def _places_in_flat_targets(counts: _shapes.AnyArray) -> Iterator[None]:
+def _places_in_flat_targets(counts: _arrays.AnyArray) -> Iterator[None]:
     """An error names a target by its place in the array that the caller has."""
     try:
         yield
@@ -111,7 +111,7 @@ def _places_in_flat_targets(counts: _shapes.AnyArray) -> Iterator[None]:
         raise ValueError(re.sub(r"labels\[(\d+), (\d+)\]", flat, str(error))) from error
 
 
-def _padded(targets: Array, counts: _shapes.AnyArray) -> Array:
+def _padded(targets: Array, counts: _arrays.AnyArray) -> Array:
     """Returns concatenated targets as (N, S). S is the largest count, or the number of all targets
     if counts are not known when the program is traced. Raises ValueError if they are known and do
     not add up; otherwise a target that is missing is an invalid one."""
