@@ -31,9 +31,9 @@ def check(
     raise as they do there, and so do invalid values that are known.
 
     Under `vmap` the index in the error counts all mapped axes, outermost first. Inside `shard_map`
-    it is the index within the shard of the device. `scan` and
-    `lax.map` run one step at a time, so there it is the index within a step. To have the sequence
-    named, check all steps before the loop, or under `vmap`.
+    it is the index within the shard of the device. `scan` and `lax.map` run one step at a time, so
+    there it is the index within a step. To have the sequence named, check all steps before the
+    loop, or under `vmap`.
 
     Example:
       >>> def loss(acts, labels, lengths):

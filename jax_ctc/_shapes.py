@@ -79,11 +79,11 @@ def checked(
     if batched:
         from_acts += f" with time_major={time_major}"
 
-    def fits(name: str, shape: tuple[int, ...], wanted: tuple[int, ...] | str) -> None:
+    def fits(of: str, shape: tuple[int, ...], wanted: tuple[int, ...] | str) -> None:
         if shape != wanted:
-            way_out = _other_layout(shape, acts.shape, time_axis, last) if batched else ""
+            way_out = _other_layout(shape, name, acts.shape, time_axis, last) if batched else ""
             raise ValueError(
-                f"`{name}`: expected shape {wanted} {from_acts}, got shape {shape}.{way_out}"
+                f"`{of}`: expected shape {wanted} {from_acts}, got shape {shape}.{way_out}"
             )
 
     if kernel is not None and _arrays.are_floats(labels):
@@ -112,12 +112,14 @@ def checked(
     return Given(acts, labels, lengths, label_lengths, time_axis, blank, T, V, L, kernel, has_star)
 
 
-def _other_layout(found: tuple[int, ...], acts: tuple[int, ...], time_axis: int, last: str) -> str:
+def _other_layout(
+    found: tuple[int, ...], name: str, acts: tuple[int, ...], time_axis: int, last: str
+) -> str:
     """Returns the way out if labels or lengths have as many rows as acts have frames."""
     if not found or found[0] != acts[time_axis]:
         return ""
-    order, time_major = ("(T, B, {})", True) if time_axis else ("(B, T, {})", False)
-    return f" If it is {order.format(last)}, pass time_major={time_major}."
+    order = f"(T, B, {last})" if time_axis else f"(B, T, {last})"
+    return f" If `{name}` is {order}, pass time_major={bool(time_axis)}."
 
 
 def _all_frames(T: int, batch: tuple[int, ...]) -> AnyArray:

@@ -151,7 +151,8 @@ def meet(
         return (a, b), (before_a, before_b)
 
     def keep(states: Both, frames: tuple[Frames, Frames]) -> tuple[Both, Both]:
-        # Without the barrier XLA would compute states a second time where they are kept.
+        # Without the barrier XLA would compute states a second time where they are kept. It copies
+        # rows with vectors, and the few states of each sequence without.
         states = lax.optimization_barrier(frame_of_each(states, frames)[0])
         return states, jax.tree.map(jnp.ravel, states)
 
@@ -165,8 +166,7 @@ def meet(
         there_a, there_b = (a.blanks, alpha.own(a.labels)), (b.blanks, beta.own(b.labels))
         return states, (_product(there_a, before_b, unit), _product(before_a, there_b, unit))
 
-    ends, products = _scan(part, met, ((back, front), kept), reverse=True)
-    (end, _), (of_front, of_back) = ends, products
+    (end, _), (of_front, of_back) = _scan(part, met, ((back, front), kept), reverse=True)
     pairs = zip(of_front, of_back, strict=True)
     blanks, labels = (jnp.concatenate([x, jnp.flip(y, 0)]) for x, y in pairs)
     return end, (blanks, labels)

@@ -166,6 +166,23 @@ def test_no_front_speaks_of_an_argument_that_it_has_not(front, shape):
 
 
 @pytest.mark.parametrize(
+    ("front", "name", "order"),
+    [
+        ("keras", "output", "(T, B, V)"),
+        ("theano", "activations", "(B, T, V)"),
+        ("torch", "log_probs", "(B, T, V)"),
+    ],
+)
+def test_a_front_says_what_to_do_with_the_other_layout(front, name, order):
+    acts = GOOD["acts"] if order == "(T, B, V)" else GOOD["acts"].swapaxes(0, 1)
+    with pytest.raises(ValueError, match="expected shape") as caught:
+        FRONTS[front](acts)
+    said = str(caught.value)
+    assert "time_major" not in said
+    assert said.endswith(f"If `{name}` is {order}, transpose it.")
+
+
+@pytest.mark.parametrize(
     "kernel", [KERNEL.T, KERNEL[None], KERNEL[0], np.zeros((9, V), "f")], ids=np.shape
 )
 def test_check_says_of_a_kernel_what_ctc_linear_says(kernel):
@@ -228,9 +245,9 @@ def test_a_batch_in_the_other_order_is_told_how_its_acts_were_read():
 @every_function
 def test_a_batch_in_the_other_order_is_told_the_way_out(function):
     acts = GOOD["acts"].swapaxes(0, 1)
-    with pytest.raises(ValueError, match=r"If it is \(B, T, V\), pass time_major=False\.$"):
+    with pytest.raises(ValueError, match=r"If `acts` is \(B, T, V\), pass time_major=False\.$"):
         function(acts, GOOD["labels"], GOOD["lengths"])
-    with pytest.raises(ValueError, match=r"If it is \(T, B, V\), pass time_major=True\.$"):
+    with pytest.raises(ValueError, match=r"If `acts` is \(T, B, V\), pass time_major=True\.$"):
         function(**GOOD, time_major=False)
     with pytest.raises(ValueError, match=r"got shape \(3, 3\)\.$"):  # no layout makes 3 rows fit
         function(acts, np.ones((3, 3), int), GOOD["lengths"])
