@@ -151,9 +151,8 @@ def meet(
         return (a, b), (before_a, before_b)
 
     def keep(states: Both, frames: tuple[Frames, Frames]) -> tuple[Both, Both]:
-        # Without the barrier XLA would compute states a second time where they are kept. It copies
-        # rows with vectors, and the few states of each sequence without.
-        states = lax.optimization_barrier(frame_of_each(states, frames)[0])
+        states = frame_of_each(states, frames)[0]
+        # XLA copies a row with vectors, and the few states of each sequence without.
         return states, jax.tree.map(jnp.ravel, states)
 
     met, kept = _scan(keep, starts, (front, back))
