@@ -97,10 +97,9 @@ def integers(name: str, x: Integers) -> AnyArray:
 
 def _objects(x: Integers, array: np.ndarray) -> str:
     """Returns what x is, and what it holds that is no integer."""
-    others = (y for y in array.flat if not isinstance(y, int | np.integer))
-    other = next(others, None)
     if array.ndim == 0:
         return _static.kind(x)
+    other = next((y for y in array.flat if not isinstance(y, int | np.integer)), None)
     return f"{_static.kind(x)} that holds {'None' if other is None else _static.kind(other)}"
 
 

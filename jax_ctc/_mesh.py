@@ -58,8 +58,8 @@ def with_auto_axes(f: Callable, results: Sequence[ShapedArray], several: bool) -
     axes = explicit_axes(results[0].sharding.mesh)
     if not axes:
         return f
-    specs = [aval.sharding for aval in results]
-    return jax.sharding.auto_axes(f, axes=axes, out_sharding=specs if several else specs[0])
+    shardings = [aval.sharding for aval in results]  # with their mesh, which may not be set
+    return jax.sharding.auto_axes(f, axes=axes, out_sharding=shardings if several else shardings[0])
 
 
 def is_unpartitioned(ctx: mlir.LoweringRuleContext) -> bool:

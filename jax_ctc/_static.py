@@ -51,25 +51,21 @@ def at_least_one(name: str, value: int, otherwise: str = "", most: int = INT32.m
     return min(count, most)
 
 
-def static_int(name: str, value: int) -> int:
+def static_int(name: str, value: int, way_out: str = "") -> int:
     known(name, value, "a Python int")
     try:
         return operator.index(value)
     except TypeError as error:
-        raise TypeError(f"`{name}`: expected a Python int, got {kind(value)}.") from error
+        raise TypeError(f"`{name}`: expected a Python int, got {kind(value)}.{way_out}") from error
 
 
 def size(name: str, value: int) -> int:
     """Returns the size of an axis, which may be a symbol (jax.export)."""
     if jax.export.is_symbolic_dim(value):
         return cast(int, value)
-    if isinstance(value, jax.Array | np.ndarray) and value.ndim:
-        known(name, value, "a Python int")
-        raise TypeError(
-            f"`{name}`: expected a Python int, got {kind(value)}. Give the size of its last axis, "
-            "x.shape[-1]."
-        )
-    count = static_int(name, value)
+    is_array = getattr(value, "ndim", 0) > 0
+    of_array = " Give the size of its last axis, x.shape[-1]." if is_array else ""
+    count = static_int(name, value, of_array)
     if count < 0:
         raise ValueError(f"`{name}`: expected at least 0, got {count}.")
     return count

@@ -10,9 +10,9 @@ from .. import _shapes
 
 @contextlib.contextmanager
 def names(call: str, shape: str, **theirs: str) -> Iterator[None]:
-    """Replaces our names of arguments by theirs in what a TypeError or a ValueError says. `blank`
-    is a word too: there only what stands in backquotes is a name. `call` is the order of theirs,
-    and `shape` the shape of their acts: the order of axes is no argument."""
+    """Replaces our names of arguments and sizes by theirs in what a TypeError or a ValueError says.
+    `blank` is a word too: there only what stands in backquotes is a name. `call` is the order of
+    theirs, and `shape` the shape of their acts: the order of axes is no argument."""
 
     def renamed(text: str) -> str:
         text = text.replace("ctc(acts, labels, ...)", call)
