@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from . import _arrays, _mesh, _operands, _static
@@ -130,7 +130,8 @@ def _path_scores(acts: Array, path: Array, time_axis: int, softmax: bool) -> Arr
     0 in frames that have no class."""
     frames = [_mesh.sharded_over(path, axis) or None for axis in range(path.ndim)]
     if any(frames) and not any(_mesh.sharded_over(acts, axis) for axis in range(acts.ndim)):
-        acts = jax.sharding.reshard(acts, PartitionSpec(*frames, None))
+        mesh = jax.typeof(path).sharding.mesh  # it may not be set
+        acts = jax.sharding.reshard(acts, NamedSharding(mesh, PartitionSpec(*frames, None)))
     acts, path = _mesh.vary_alike(acts, path)
     if not softmax or acts.shape[-1] == 0:
         return _taken(acts, path).astype(_operands.cost_dtype(acts.dtype))
