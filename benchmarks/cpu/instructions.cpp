@@ -41,7 +41,7 @@ extern "C" __attribute__((noinline)) void counted_training(const Problem& p, flo
 extern "C" __attribute__((noinline)) void counted_product(const Problem& p, Residuals kept, const float* cotangents,
                                                           const float* direction, float* out) {
   OneThread executor;
-  hvp(p, kept, cotangents, direction, out, executor);
+  hvp(p, kept, cotangents, direction, false, out, executor);
 }
 
 int main(int, char** arguments) {

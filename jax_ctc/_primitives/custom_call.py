@@ -26,6 +26,7 @@ TARGETS = {
     "tangent": "jax_ctc_tangent_v1",
     "cotangent": "jax_ctc_cotangent_v1",
     "hvp": "jax_ctc_hvp_v1",
+    "masked_hvp": "jax_ctc_masked_hvp_v1",
     "align": "jax_ctc_align_v2",
     "sums": "jax_ctc_sums_v1",
     "sums_cotangent": "jax_ctc_sums_cotangent_v1",
@@ -39,6 +40,7 @@ OF_SCORES = {
     "tangent": "jax_ctc_tangent_of_scores_v1",
     "cotangent": "jax_ctc_cotangent_of_scores_v1",
     "hvp": "jax_ctc_hvp_of_scores_v1",
+    "masked_hvp": "jax_ctc_masked_hvp_of_scores_v1",
 }
 # Targets that only programs exported in the past call.
 RETIRED = ("jax_ctc_align_v1",)
@@ -121,7 +123,7 @@ def _custom_call(
     **params: int,
 ):
     wanted = len(ctx.avals_out)
-    if op == "hvp" and platform == "cpu":
+    if op in ("hvp", "masked_hvp") and platform == "cpu":
         operands = _without_kept_gradient(operands, ctx)
     target = TARGETS[op]
     if op in OF_SCORES and not params.pop("softmax"):

@@ -28,7 +28,7 @@ template <class Binding> auto with_attributes(Binding binding) {
       .template Attr<int64_t>("threads");
 }
 
-// The first five targets take log-scores under another name (Batch::softmax). `rows` is then empty.
+// The first six targets take log-scores under another name (Batch::softmax). `rows` is then empty.
 template <class Target> constexpr const char* name_of(bool softmax) {
   return softmax ? Target::name : Target::of_scores;
 }
@@ -101,6 +101,11 @@ struct HvpTarget {
     return are_residuals(p, rows, columns) && is_per_sequence(p, cotangents) && is_like_acts(p, direction) &&
            is_like_acts(p, out);
   }
+};
+
+// CPU only.
+struct MaskedHvpTarget : HvpTarget {
+  static constexpr const char *name = "jax_ctc_masked_hvp_v1", *of_scores = "jax_ctc_masked_hvp_of_scores_v1";
 };
 
 struct AlignTarget {

@@ -158,13 +158,31 @@ void fill_like_acts(const Problem& p, void* out, int64_t sequence, int64_t begin
   }
 }
 
+template <class Word> bool has_nonzero(const Word* floats, int64_t n) {
+  return std::any_of(floats, floats + n, [](Word bits) { return Word(bits << 1) != 0; });  // without the sign
+}
+
+// Whether a direction, like acts, is not 0 at some frame in use.
+bool is_given(const Problem& p, const void* direction, int64_t sequence, int64_t length) {
+  const Shape& s = p.shape;
+  for (int64_t t = 0; t < length; ++t) {
+    const void* row = at(direction, (first_row(s, sequence) + t * s.B) * s.V, p.dtype);
+    const bool given = element_size(p.dtype) == 2   ? has_nonzero(static_cast<const uint16_t*>(row), s.V)
+                       : element_size(p.dtype) == 4 ? has_nonzero(static_cast<const uint32_t*>(row), s.V)
+                                                    : has_nonzero(static_cast<const uint64_t*>(row), s.V);
+    if (given) return true;
+  }
+  return false;
+}
+
 template <class F> void hvp_of_sequence(const Problem& p, int64_t sequence, Residuals residuals, F cotangent,
-                                        const void* direction, void* out) {
+                                        const void* direction, bool masked, void* out) {
   const Shape& s = p.shape;
   const int64_t first = first_row(s, sequence);
   const int32_t length = p.lengths[sequence];
   thread_local UnpaddedLabels labels;
-  if (cotangent == 0 || !is_valid_length(s, length) || !labels.read(p, p.labels + sequence * s.L))
+  if (cotangent == 0 || !is_valid_length(s, length) || !labels.read(p, p.labels + sequence * s.L) ||
+      (masked && !is_given(p, direction, sequence, length)))
     return fill_like_acts(p, out, sequence, 0, s.T, false);
   const Sequence<F> in = sequence_of<F>(p, sequence, labels);
   // A caller may pass anything in the place of a dense gradient of float32, so that XLA needs no copy of it.
@@ -185,10 +203,10 @@ template <class F> void hvp_of_sequence(const Problem& p, int64_t sequence, Resi
 }
 
 template <class F> void run_hvp(const Problem& p, Residuals residuals, const F* cotangents, const void* direction,
-                                void* out, Executor& executor) {
+                                bool masked, void* out, Executor& executor) {
   advise_huge_pages(out, p.shape.rows() * p.shape.V * element_size(p.dtype));
   for_each_sequence(p, 5, executor,
-                    [&](int64_t i) { hvp_of_sequence<F>(p, i, residuals, cotangents[i], direction, out); });
+                    [&](int64_t i) { hvp_of_sequence<F>(p, i, residuals, cotangents[i], direction, masked, out); });
 }
 
 }  // namespace
@@ -213,11 +231,11 @@ void cotangent(const Problem& p, Residuals residuals, const void* cotangents, vo
   });
 }
 
-void hvp(const Problem& p, Residuals residuals, const void* cotangents, const void* direction, void* out,
+void hvp(const Problem& p, Residuals residuals, const void* cotangents, const void* direction, bool masked, void* out,
          Executor& executor) {
   with_result_type(p.dtype, [&](auto zero) {
     using F = decltype(zero);
-    run_hvp<F>(p, residuals, static_cast<const F*>(cotangents), direction, out, executor);
+    run_hvp<F>(p, residuals, static_cast<const F*>(cotangents), direction, masked, out, executor);
   });
 }
 

@@ -23,9 +23,10 @@ void forward(const Problem& problem, void* cost, Residuals residuals, Executor& 
 void tangent(const Problem& problem, Residuals residuals, const void* direction, void* tangents, Executor& executor);
 void cotangent(const Problem& problem, Residuals residuals, const void* cotangents, void* gradient, Executor& executor);
 
-// Hessian-vector products: out = cotangent * Hessian * direction for each sequence, like acts.
-void hvp(const Problem& problem, Residuals residuals, const void* cotangents, const void* direction, void* out,
-         Executor& executor);
+// Hessian-vector products: out = cotangent * Hessian * direction for each sequence, like acts. If `masked`, a sequence
+// whose direction is 0 at all frames in use has a product of 0, also where its Hessian is NaN.
+void hvp(const Problem& problem, Residuals residuals, const void* cotangents, const void* direction, bool masked,
+         void* out, Executor& executor);
 
 // What the lattice needs of V classes, or of a slice of them. Here `labels` are L symbols: classes of acts, or below 0.
 // Frames that are not in use get (0, 0, 0) and scores of 0.

@@ -5,6 +5,7 @@
 #include <limits>
 #include <new>
 #include <string>
+#include <type_traits>
 
 #include "../common/ffi_targets.h"
 #include "../common/handlers.h"
@@ -77,12 +78,14 @@ template <bool softmax> ffi::Error cotangent_handler(ffi::ThreadPool pool, CTC_O
   });
 }
 
-template <bool softmax> ffi::Error hvp_handler(ffi::ThreadPool pool, CTC_OPERANDS, Buffer rows, Buffer columns,
-                                               Buffer cotangents, Buffer direction, Result out, CTC_ATTRIBUTES) {
+template <class Target, bool softmax> ffi::Error hvp_handler(ffi::ThreadPool pool, CTC_OPERANDS, Buffer rows,
+                                                             Buffer columns, Buffer cotangents, Buffer direction,
+                                                             Result out, CTC_ATTRIBUTES) {
   CTC_DECODE(softmax);
-  if (!HvpTarget::fits(p, rows, columns, cotangents, direction, *out)) return mismatch(name_of<HvpTarget>(softmax));
+  if (!Target::fits(p, rows, columns, cotangents, direction, *out)) return mismatch(name_of<Target>(softmax));
+  constexpr bool kMasked = std::is_same_v<Target, MaskedHvpTarget>;
   return guarded([&] {
-    hvp(p, {rows.untyped_data(), columns.untyped_data()}, cotangents.untyped_data(), direction.untyped_data(),
+    hvp(p, {rows.untyped_data(), columns.untyped_data()}, cotangents.untyped_data(), direction.untyped_data(), kMasked,
         out->untyped_data(), executor);
   });
 }
@@ -165,8 +168,10 @@ XLA_FFI_DEFINE_HANDLER(kTangent, tangent_handler<true>, binding<TangentTarget>()
 XLA_FFI_DEFINE_HANDLER(kTangentOfScores, tangent_handler<false>, binding<TangentTarget>());
 XLA_FFI_DEFINE_HANDLER(kCotangent, cotangent_handler<true>, binding<CotangentTarget>());
 XLA_FFI_DEFINE_HANDLER(kCotangentOfScores, cotangent_handler<false>, binding<CotangentTarget>());
-XLA_FFI_DEFINE_HANDLER(kHvp, hvp_handler<true>, binding<HvpTarget>());
-XLA_FFI_DEFINE_HANDLER(kHvpOfScores, hvp_handler<false>, binding<HvpTarget>());
+XLA_FFI_DEFINE_HANDLER(kHvp, (hvp_handler<HvpTarget, true>), binding<HvpTarget>());
+XLA_FFI_DEFINE_HANDLER(kHvpOfScores, (hvp_handler<HvpTarget, false>), binding<HvpTarget>());
+XLA_FFI_DEFINE_HANDLER(kMaskedHvp, (hvp_handler<MaskedHvpTarget, true>), binding<MaskedHvpTarget>());
+XLA_FFI_DEFINE_HANDLER(kMaskedHvpOfScores, (hvp_handler<MaskedHvpTarget, false>), binding<MaskedHvpTarget>());
 XLA_FFI_DEFINE_HANDLER(kAlign, align_handler, AlignTarget::with_options(binding<AlignTarget>()));
 XLA_FFI_DEFINE_HANDLER(kAlignV1, align_handler_v1, binding<AlignTargetV1>().Attr<bool>("softmax"));
 XLA_FFI_DEFINE_HANDLER(kSums, sums_handler, binding<SumsTarget>());
@@ -187,6 +192,8 @@ std::vector<std::pair<const char*, Handler*>> handlers() {
           {CotangentTarget::of_scores, kCotangentOfScores},
           {HvpTarget::name, kHvp},
           {HvpTarget::of_scores, kHvpOfScores},
+          {MaskedHvpTarget::name, kMaskedHvp},
+          {MaskedHvpTarget::of_scores, kMaskedHvpOfScores},
           {AlignTarget::name, kAlign},
           {SumsTarget::name, kSums},
           {SumsCotangentTarget::name, kSumsCotangent},

@@ -31,7 +31,7 @@ template <class T> T* pointer(const Array<T>& array) { return array.size > 0 ? a
 template <class F> struct Results {
   Array<F> alone, cost, score, tangents, rows, columns;
   Array<int32_t> path, label_index;
-  Array<char> products, gradient;
+  Array<char> products, masked, gradient;
 
   explicit Results(const RandomProblem<F>& random)
       : alone(random.s.sequences()),
@@ -43,8 +43,9 @@ template <class F> struct Results {
         path(random.s.rows()),
         label_index(path.size),
         products(random.s.rows() * random.s.V * sizeof(F)),
+        masked(products.size),
         gradient(products.size) {
-    for (Array<char>* array : {&products, &gradient}) std::memset(array->data.get(), 0, array->size);
+    for (Array<char>* array : {&products, &masked, &gradient}) std::memset(array->data.get(), 0, array->size);
   }
 
   Residuals residuals() const { return {pointer(rows), pointer(columns)}; }
@@ -58,7 +59,8 @@ template <class F> struct Results {
     Threads threads;
     const F* cotangents = pointer(random.cotangents);
     tangent(p, residuals(), random.directions(), pointer(tangents), threads);
-    hvp(p, residuals(), cotangents, random.directions(), pointer(products), threads);
+    hvp(p, residuals(), cotangents, random.directions(), true, pointer(masked), threads);
+    hvp(p, residuals(), cotangents, random.directions(), false, pointer(products), threads);
     cotangent(p, residuals(), cotangents, pointer(gradient), threads);
   }
   bool operator==(const Results& other) const {
@@ -68,7 +70,7 @@ template <class F> struct Results {
     return same(path, other.path) && same(label_index, other.label_index) && same(score, other.score) &&
            same(alone, other.alone) && same(cost, other.cost) && same(tangents, other.tangents) &&
            same(rows, other.rows) && same(columns, other.columns) && same(products, other.products) &&
-           same(gradient, other.gradient);
+           same(masked, other.masked) && same(gradient, other.gradient);
   }
 };
 

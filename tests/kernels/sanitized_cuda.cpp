@@ -275,7 +275,7 @@ template <class F> class Trial {
     const F* const cotangents = random_.cotangents.data.get();
     auto scratch = scratch_for<F>(cuda::Operation::kHvp, batch_);
     cuda::hvp(on_cuda(), residuals(), cotangents, random_.directions(), data(products), data(scratch));
-    hvp(on_cpu(), residuals(), cotangents, random_.directions(), data(cpu_products), executor_);
+    hvp(on_cpu(), residuals(), cotangents, random_.directions(), false, data(cpu_products), executor_);
     alike(products, cpu_products, 5 * largest_, "element of a product, and the CPU kernel's");
   }
 

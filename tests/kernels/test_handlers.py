@@ -27,7 +27,8 @@ COMPACT, DENSE = (9, 2), (3, 6)  # (V, L)
 SIZES = pytest.mark.parametrize("size", [COMPACT, DENSE], ids=["compact", "dense"])
 # "beam" has other attributes: test_beam_kernel.
 OPS = pytest.mark.parametrize("op", [op for op in TARGETS if op != "beam"])
-FROM_RESIDUALS = pytest.mark.parametrize("op", ["tangent", "cotangent", "hvp"])
+OF_RESIDUALS = ("tangent", "cotangent", "hvp", "masked_hvp")
+FROM_RESIDUALS = pytest.mark.parametrize("op", OF_RESIDUALS)
 ACTS, LABELS, LENGTHS, ROWS, COLUMNS = range(5)
 
 
@@ -46,6 +47,7 @@ def honest(op, V, L, T=T, B=B):
         "tangent": ([*args, rows, columns, acts + 1], [batch]),
         "cotangent": ([*args, rows, columns, batch + 1], [acts]),
         "hvp": ([*args, rows, columns, batch, acts + 1], [acts]),
+        "masked_hvp": ([*args, rows, columns, batch, acts + 1], [acts]),
         "align": (args, [path, path, batch]),
         "sums": (args, [frames, frames, frames, scores]),
         "sums_cotangent": ([*args, frames, frames, scores], [acts]),
@@ -96,9 +98,9 @@ FREE = {
     *((op, ACTS, "float16") for op in ("loss", "forward", "align", "sums", "top_class")),
 }  # fmt: skip
 FREE_DENSE = {
-    *((op, LABELS, 1) for op in ("forward", "tangent", "cotangent", "hvp")),
+    *((op, LABELS, 1) for op in ("forward", *OF_RESIDUALS)),
     *(("forward", 4, axis) for axis in (0, 1)),  # rows, which are empty
-    *((op, ROWS, axis) for op in ("tangent", "cotangent", "hvp") for axis in (0, 1)),
+    *((op, ROWS, axis) for op in OF_RESIDUALS for axis in (0, 1)),
 }
 
 
@@ -235,7 +237,36 @@ def test_residuals_cannot_make_a_bad_sequence_have_a_gradient(op, size):
         (out,) = call(op, operands, results)
         sequences = out if op == "tangent" else np.moveaxis(out, 1, 0).reshape(B, -1)
         assert (sequences[1:] == 0).all()
-        assert (sequences[0] != 0).any() or op == "hvp"
+        assert (sequences[0] != 0).any() or op.endswith("hvp")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@SIZES
+def test_a_masked_product_is_zero_where_the_direction_is(size, dtype):
+    """Whatever the cotangent and the rows. Frames after the length do not count; a NaN does."""
+    operands, results = honest("masked_hvp", *size)
+    wide = dtype if dtype == "float64" else "float32"
+    acts, labels, lengths, rows, columns, cotangents, direction = operands
+    labels[:, 1:] = -1
+    acts[1, 1], acts[:, 0, 1] = np.nan, 1.0
+    lengths[1] = T - 1
+    direction[: T - 1, 1] = -0.0
+    cotangents[1] = np.inf
+    of_wide = (x.astype(wide) for x in (rows, columns, cotangents))
+    given = [acts.astype(dtype), labels, lengths, *of_wide, direction.astype(dtype)]
+    given[-1][:, 0, 1:] = 0.0
+    result = [results[0].astype(dtype)]
+
+    def product(op):
+        return handlers.call(TARGETS[op], given, result, ATTRIBUTES)[0]
+
+    plain, masked = product("hvp"), product("masked_hvp")
+    assert_same_bits(np.delete(plain, 1, 1), np.delete(masked, 1, 1))
+    assert masked[:, 0].any()
+    assert np.isnan(plain[1, 1]).all()
+    assert not masked[:, 1].any()
+    given[-1][T - 2, 1, -1] = np.nan
+    assert np.isnan(product("masked_hvp")[1, 1]).all()
 
 
 @FROM_RESIDUALS
