@@ -20,8 +20,27 @@ template <class F> void multiply(const F* from, int64_t n, F factor, F* to) {
 
 // The sum of gradient * u over the entries where gradient is not 0.
 template <class F> double dot_of_nonzero(const F* gradient, int64_t n, const F* u) {
-  double sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += gradient[i] == 0 ? 0 : double(gradient[i]) * double(u[i]);
+  using Vec = DoubleLanes;
+  constexpr int64_t N = kCount<Vec>, kSums = 2;  // an addition to one sum does not wait for one to the other
+  const auto wide = [](const F* from) {
+    if constexpr (sizeof(F) == 4)
+      return load_widened(from);
+    else
+      return load<Vec>(from);
+  };
+  const auto term = [](auto g, auto along) { return g == decltype(g){} ? decltype(g){} : g * along; };
+  Vec sums[kSums] = {};
+  int64_t i = 0;
+  for (; i + kSums * N <= n; i += kSums * N)
+    for (int64_t k = 0; k < kSums; ++k) sums[k] += term(wide(gradient + i + k * N), wide(u + i + k * N));
+  for (; i + N <= n; i += N) sums[0] += term(wide(gradient + i), wide(u + i));
+  if (i < n && n >= N) {  // the last vector reaches back over entries that are in the sum
+    const Vec last = term(wide(gradient + n - N), wide(u + n - N));
+    sums[1] += number_lanes<Vec>() >= N - (n - i) ? last : Vec{};
+    i = n;
+  }
+  double sum = sum_of_lanes(sums[0] + sums[1]);
+  for (; i < n; ++i) sum += term(double(gradient[i]), double(u[i]));
   return sum;
 }
 
