@@ -4,7 +4,6 @@
 Every error names the argument, the expected value, the value given, and a remedy.
 """
 
-import operator
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -151,13 +150,7 @@ def _is_star(V: int, star: int | None, from_acts: str) -> bool:
         return False
     if not isinstance(V, int):
         raise ValueError(f"`star`: expected None, because V is the symbolic size {V}, {from_acts}.")
-    _static.known("star", star, "None or a Python int")
-    try:
-        label = operator.index(star)
-    except TypeError as error:
-        raise TypeError(
-            f"`star`: expected None or a Python int, got {_static.kind(star)}."
-        ) from error
+    label = _static.static_int("star", star, otherwise="None or ")
     if label != V or isinstance(star, bool):
         raise ValueError(
             f"`star`: expected None or V = {V}, one past the classes, {from_acts}, got {star}."

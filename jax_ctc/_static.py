@@ -2,6 +2,7 @@
 """Checks of arguments that must be known when a program is traced: switches, counts, sizes."""
 
 import operator
+from collections.abc import Callable
 from typing import cast
 
 import jax
@@ -41,22 +42,27 @@ def threads_of(num_threads: int | None) -> int:
 def at_least_one(name: str, value: int, otherwise: str = "", most: int = INT32.max) -> int:
     """Returns a static count as an int, `most` for a larger one. `otherwise` is what else it may
     be."""
-    known(name, value, f"{otherwise}a Python int")
-    try:
-        count = operator.index(value)
-    except TypeError as error:
-        raise TypeError(f"`{name}`: expected {otherwise}a Python int, got {value!r}.") from error
+    count = static_int(name, value, otherwise=otherwise, shown=repr)
     if count < 1:
         raise ValueError(f"`{name}`: expected {otherwise}at least 1, got {count}.")
     return min(count, most)
 
 
-def static_int(name: str, value: int, way_out: str = "") -> int:
-    known(name, value, "a Python int")
+def static_int(
+    name: str,
+    value: int,
+    *,
+    otherwise: str = "",
+    way_out: str = "",
+    shown: Callable[[object], str] = kind,
+) -> int:
+    expected = f"{otherwise}a Python int"
+    known(name, value, expected)
     try:
         return operator.index(value)
     except TypeError as error:
-        raise TypeError(f"`{name}`: expected a Python int, got {kind(value)}.{way_out}") from error
+        got = shown(value)
+        raise TypeError(f"`{name}`: expected {expected}, got {got}.{way_out}") from error
 
 
 def size(name: str, value: int) -> int:
@@ -65,7 +71,7 @@ def size(name: str, value: int) -> int:
         return cast(int, value)
     is_array = getattr(value, "ndim", 0) > 0
     of_array = " Give the size of its last axis, x.shape[-1]." if is_array else ""
-    count = static_int(name, value, of_array)
+    count = static_int(name, value, way_out=of_array)
     if count < 0:
         raise ValueError(f"`{name}`: expected at least 0, got {count}.")
     return count
