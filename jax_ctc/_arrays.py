@@ -35,17 +35,21 @@ def floats(name: str, x: ArrayLike, labels: Integers | None = None) -> Array:
     """Returns x as a JAX array of floats. `labels` are looked at if x is not one, because the two
     may be swapped."""
     what, shape = _FLOATING[name]
+    convert = f"Convert it first, for instance with {name}.astype('float32')."
     if not isinstance(x, jax.Array):  # jnp.asarray would copy a tracer
         try:
             x = jnp.asarray(x)
-        except (TypeError, ValueError) as error:
-            way_out = _OF_A_LAYER if name == "kernel" else str(error)
-            raise type(error)(
-                f"`{name}`: expected an array of floats {shape}, got {_static.kind(x)}. {way_out}"
+        except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: of PyTorch
+            dtype = getattr(x, "dtype", None)
+            came = f"{_static.kind(x)} of {dtype}" if dtype is not None else _static.kind(x)
+            way_out = convert if isinstance(x, np.ndarray) else str(error)
+            raise (ValueError if isinstance(error, ValueError) else TypeError)(
+                f"`{name}`: expected an array of floats {shape}, got {came}. "
+                f"{_OF_A_LAYER if name == 'kernel' else way_out}"
             ) from error
     if x.dtype in _FLOATS:
         return x
-    way_out = f"Convert it first, for instance with {name}.astype('float32')."
+    way_out = convert
     if labels is not None and jnp.issubdtype(x.dtype, jnp.integer) and are_floats(labels):
         order = "ctc(acts, " if name == "acts" else "ctc_linear(hidden, kernel, "
         way_out = f"`labels` holds floats: are the two swapped? The order is {order}labels, ...)."
@@ -77,6 +81,8 @@ def integers(name: str, x: Integers) -> AnyArray:
             f"`{name}`: expected an array without a mask, because JAX has none, got a masked one. "
             "Give its padding as negative numbers: x.filled(-1)."
         )
+    if array.dtype == object and all(map(_is_integer, np.asarray(array).flat)):
+        return _of_python(name, np.asarray(array))
     if array.size == 0 and not hasattr(x, "dtype"):  # an empty list: its dtype says nothing
         array = array.astype(np.int32)
     if jnp.issubdtype(array.dtype, jnp.integer):
@@ -95,11 +101,24 @@ def integers(name: str, x: Integers) -> AnyArray:
     raise TypeError(f"`{name}`: expected integers, got {came}. {way_out}")
 
 
+def _is_integer(y: object) -> bool:
+    return isinstance(y, int | np.integer) and not isinstance(y, bool)
+
+
+def _of_python(name: str, array: np.ndarray) -> np.ndarray:
+    """Returns Python's integers, which have any number of bits, as an array of 64."""
+    try:
+        return array.astype(np.int64)
+    except OverflowError as error:
+        largest = max(array.flat, key=abs)
+        raise TypeError(f"`{name}`: expected integers that fit 64 bits, got {largest}.") from error
+
+
 def _objects(x: Integers, array: np.ndarray) -> str:
     """Returns what x is, and what it holds that is no integer."""
     if array.ndim == 0:
         return _static.kind(x)
-    other = next((y for y in array.flat if not isinstance(y, int | np.integer)), None)
+    other = next(y for y in array.flat if not _is_integer(y))
     return f"{_static.kind(x)} that holds {'None' if other is None else _static.kind(other)}"
 
 

@@ -99,7 +99,8 @@ def _greedy(
     wrong = (lengths < 0) | (lengths > T)
     bad = undefined | wrong
     path = jnp.moveaxis(best, time_axis, -1)  # (batch, T)
-    before = jnp.concatenate([jnp.full_like(path[..., :1], blank), path[..., :-1]], axis=-1)
+    # Not a concatenation, which JAX 0.12 cannot batch over a sharded axis if no mesh is set.
+    before = jnp.pad(path, [(0, 0)] * (path.ndim - 1) + [(1, 0)], constant_values=blank)[..., :-1]
     used = _operands.used(path.shape, lengths, path.ndim - 1)
     kept = used & (path != blank) & (path != before) & ~bad[..., None]
     types = [jax.typeof(kept), jax.typeof(bad)]
@@ -123,8 +124,9 @@ def _score(top: Array, others: Array, lengths: Array, time_axis: int) -> tuple[A
     """Returns the log-probability of each path, and which sequences have a row without a softmax.
     Those have a score and a gradient of NaN."""
     bad = jnp.isnan(others)
-    # Products whose derivative is NaN too, but for a cotangent of 0.
-    nan = zero_product.multiply(top, jnp.full_like(top, jnp.nan))
+    # Products whose derivative is NaN too, but for a cotangent of 0. A factor is a residual, which
+    # jax_debug_nans looks at, so it is NaN only where it must be.
+    nan = zero_product.multiply(top, jnp.where(bad, jnp.nan, jnp.zeros_like(top)))
     frames = jnp.where(bad, nan, -jnp.log1p(jnp.where(bad, 0, others)))
     used = _operands.used(top.shape, lengths, time_axis)
     score = jnp.where(used, frames, 0).sum(time_axis)

@@ -80,39 +80,42 @@ def ctc_loss_with_forward_probs(
     given = _mesh.vary_alike(
         jnp.asarray(logits).astype(cost.dtype), jnp.asarray(logit_paddings) > 0, classes
     )
-    one = functools.partial(_forward_variables, blank_id=blank_id)
-    return cost, *jax.vmap(one, out_axes=1)(*given)
+    return cost, *_forward_variables(*given, blank_id=blank_id)
 
 
 def _forward_variables(
     logits: Array, padded: Array, classes: Array, *, blank_id: int
 ) -> tuple[Array, Array]:
-    """Returns those of one sequence: (T, N + 1) of the blanks, (T, N) of the labels."""
-    scores = jax.nn.log_softmax(jnp.where(padded[:, None], 0, logits))
-    of_labels = jnp.take(scores, classes, axis=-1, mode="fill")
-    none = jnp.full_like(scores, -jnp.inf, shape=(1,))
-    may_skip = jnp.concatenate([jnp.zeros((1,), bool), classes[1:] != classes[:-1]])
-    start = jnp.where(jnp.arange(classes.shape[0] + 1) == 0, 0, none)
+    """Returns (T, B, N + 1) of the blanks, (T, B, N) of the labels."""
+    scores = jax.nn.log_softmax(jnp.where(padded[..., None], 0, logits))
+    of_labels = jnp.take_along_axis(scores, classes[:, None], axis=-1)  # NaN for no class
+    of_blank = scores[..., blank_id % logits.shape[-1], None]
+    may_skip = classes != _after(-1, classes)[:, :-1]  # there is no label before the first
+    unreached = jnp.full_like(classes, -jnp.inf, scores.dtype)
 
     def frame(
         before: tuple[Array, Array], x: tuple[Array, Array, Array]
     ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         (blank, label), (of_blank, of_label, stays) = before, x
-        label_before = jnp.concatenate([none, label[:-1]])[: label.shape[0]]
-        skipped = jnp.where(may_skip, label_before, -jnp.inf)
-        into_label = _log_sum(label, blank[:-1], skipped) + of_label
-        into_blank = jnp.concatenate([blank[:1], _log_sum(blank[1:], label)]) + of_blank
+        label_before = _after(-jnp.inf, label)
+        skipped = jnp.where(may_skip, label_before[:, :-1], -jnp.inf)
+        into_label = _log_sum(label, blank[:, :-1], skipped) + of_label
+        into_blank = _log_sum(blank, label_before) + of_blank
         after = jnp.where(stays, blank, into_blank), jnp.where(stays, label, into_label)
         return after, after
 
-    blank_id = blank_id % logits.shape[-1]
-    each = scores[:, blank_id], of_labels, padded
-    start, _ = _mesh.vary_alike(start, scores)
-    _, (blank, label) = lax.scan(frame, (start, start[1:]), each)
-    if blank.shape[0]:
-        last = jnp.concatenate([blank[-1:, :1], _log_sum(blank[-1:, 1:], label[-1:])], axis=1)
-        blank = jnp.concatenate([blank[:-1], last])
+    blank, label, _ = _mesh.vary_alike(_after(0.0, unreached), unreached, scores)
+    each = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (of_blank, of_labels, padded[..., None]))
+    _, (blank, label) = lax.scan(frame, (blank, label), each)
+    if T := blank.shape[0]:
+        last = _log_sum(blank[-1], _after(-jnp.inf, label[-1]))
+        blank = lax.dynamic_update_index_in_dim(blank, last, T - 1, 0)
     return blank, label
+
+
+def _after(first: float, x: Array) -> Array:
+    """Returns x with one entry before those of its last axis."""
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(1, 0)], constant_values=first)
 
 
 def _log_sum(*logs: Array) -> Array:

@@ -197,6 +197,21 @@ def test_debug_nans_names_the_label(debugged):
             jax.jit(f)(ACTS, PADDED)
 
 
+SCORES = {
+    "cost": lambda acts: jax_ctc.ctc(acts, GOOD, LENGTHS, time_major=False),
+    "occupancy": lambda acts: jax_ctc.ctc_occupancy(acts, GOOD, LENGTHS, time_major=False),
+    "alignment": lambda acts: jax_ctc.ctc_align(acts, GOOD, LENGTHS, time_major=False).score,
+    "best path": lambda acts: jax_ctc.ctc_greedy_decode(acts, LENGTHS, time_major=False).score,
+}
+
+
+@pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)
+@pytest.mark.parametrize("debugged", ["jax_debug_nans"], indirect=True)
+def test_residuals_hold_no_nan_where_nothing_is_wrong(score, debugged):
+    """What an eager gradient keeps between its programs is looked at too."""
+    assert np.isfinite(jax.grad(lambda acts: score(acts).sum())(ACTS)).all()
+
+
 @pytest.mark.parametrize("under_jit", [False, True], ids=["eager", "jit"])
 def test_a_cost_made_zero_is_no_error_of_debugging(debugged, under_jit):
     """The first sequence has 2 frames for 4 labels."""

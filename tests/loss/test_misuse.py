@@ -21,6 +21,14 @@ RATIO = np.array([0.9, 1.0])
 FUNCTIONS = [jax_ctc.ctc, jax_ctc.check, jax_ctc.ctc_occupancy, jax_ctc.ctc_align]
 every_function = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
 
+
+class Refuses:
+    """As a tensor of PyTorch that requires a gradient."""
+
+    def __array__(self, dtype=None, copy=None):
+        raise RuntimeError("detach it first")
+
+
 # What was called otherwise than it should be; the error; what it says came; the way out.
 MISUSES = {
     "strings": ({"labels": ["cat", "dog"]}, TypeError, "strings", "its class first"),
@@ -67,6 +75,16 @@ MISUSES = {
     "strings for lengths": ({"lengths": ["6", "5"]}, TypeError, "strings", "one integer for each"),
     "ragged lengths": ({"lengths": [[6], [5, 1]]}, ValueError, "a list", "one integer for each"),
     "integers for acts": ({"acts": np.zeros((T, B, V), int)}, TypeError, "int64", "astype"),
+    "floats of the other byte order": (
+        {"acts": GOOD["acts"].astype(">f4")}, TypeError, ">f4", "acts.astype('float32')",
+    ),
+    "an array that refuses": ({"acts": Refuses()}, TypeError, "a Refuses", "detach it first"),
+    "labels of more than 64 bits": (
+        {"labels": [[1, 2**70]] * B}, TypeError, str(2**70), "that fit 64 bits",
+    ),
+    "a length of more than 64 bits": (
+        {"lengths": [1, -(2**70)]}, TypeError, str(-(2**70)), "that fit 64 bits",
+    ),
     "strings for acts": ({"acts": "logits"}, TypeError, "a str", "an array of floats"),
     "nothing for acts": ({"acts": None}, (TypeError, ValueError), "NoneType", "array of floats"),
     "ragged acts": ({"acts": [[1.0, 2.0], [1.0]]}, ValueError, "a list", "an array of floats"),

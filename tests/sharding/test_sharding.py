@@ -280,3 +280,51 @@ def test_types_that_shard_are_enough_for_a_platform_without_kernels(batch):
         text = traced.lower(lowering_platforms=("tpu",)).as_text()
         assert "jax_ctc" not in text
         assert "all_gather" not in text
+
+
+def gradient_of_one(acts, labels):
+    return jax.grad(jax_ctc.ctc)(acts, labels, None)
+
+
+# Of one sequence. Beside what is mapped they have operands that are not.
+OF_ONE = {
+    "no lengths": lambda acts, labels: jax_ctc.ctc(acts, labels, None),
+    "labels of all": lambda acts, _: jax_ctc.ctc(acts, np.array([1, 2]), 7),
+    "gradient": gradient_of_one,
+    "product": lambda acts, labels: jax.vjp(lambda x: gradient_of_one(x, labels), acts)[1](acts),
+    "alignment": lambda acts, labels: jax_ctc.ctc_align(acts, labels, None),
+    "beam": lambda acts, _: jax_ctc.ctc_beam_search_decode(acts, None, beam_width=3),
+}
+if jax.__version_info__ >= (0, 8):  # before, JAX cannot map a `where` of a number
+    OF_ONE |= {
+        "occupancy": lambda acts, labels: jax_ctc.ctc_occupancy(acts, labels, None),
+        "best path": lambda acts, _: jax_ctc.ctc_greedy_decode(acts, None),
+    }
+
+
+@pytest.mark.parametrize("function", OF_ONE.values(), ids=OF_ONE)
+@pytest.mark.parametrize("batch", [4], indirect=True)
+def test_an_axis_that_types_shard_may_be_mapped_where_no_mesh_is_set(function, batch):
+    """As arrays of jax.make_mesh come."""
+    mesh = Mesh(np.array(jax.devices()[:8]), ("data",), axis_types=(AxisType.Explicit,))
+    acts, labels = batch[0].swapaxes(0, 1), batch[1]
+    sharded = [jax.device_put(x, NamedSharding(mesh, P("data"))) for x in (acts, labels)]
+    mapped = jax.jit(jax.vmap(function))
+    actual = mapped(*sharded)
+    for x in jax.tree.leaves(actual):
+        assert jax.typeof(x).sharding.spec == P("data", *[None] * (x.ndim - 1))
+    assert_close(actual, mapped(acts, labels))
+
+
+def test_forward_variables_have_the_sharding_that_types_say(batch):
+    mesh = Mesh(np.array(jax.devices()[:8]), ("data",), axis_types=(AxisType.Explicit,))
+    acts, labels, lengths = batch
+    frames, places = np.arange(T) >= lengths[:, None], NamedSharding(mesh, P("data"))
+    given = acts.swapaxes(0, 1), frames.astype("f"), labels, (labels < 0).astype("f")
+    evaluate = jax.jit(jax_ctc.compat.optax.ctc_loss_with_forward_probs)
+    actual = evaluate(*jax.device_put(given, places))
+    assert [jax.typeof(x).sharding.spec for x in actual] == [
+        P("data"),
+        *[P(None, "data", None)] * 2,
+    ]
+    assert_close(actual, evaluate(*given))
