@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The operations on a batch: each puts one to three kernels into a stream and returns.
+// The operations on a batch: each puts one to four kernels into a stream and returns.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The CPU kernels on platforms that are not at hand: zig compiles for them, qemu runs ARM's code.
 
-`pip install --group cross` brings zig, and Debian's package qemu-user-static brings qemu.
+`.venv/bin/pip install --group cross` brings zig, and Debian's package qemu-user-static brings qemu.
 """
 
 import importlib.util
@@ -33,7 +33,7 @@ pytestmark = [
     pytest.mark.skipif(not KERNELS.is_dir(), reason="not in a source tree"),
     pytest.mark.skipif(
         importlib.util.find_spec("ziglang") is None,
-        reason="no zig: `pip install --group cross`",
+        reason="no zig: `.venv/bin/pip install --group cross`",
     ),
 ]
 needs_qemu = pytest.mark.skipif(not QEMU["aarch64"], reason="no qemu-aarch64")
