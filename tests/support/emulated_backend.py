@@ -12,12 +12,13 @@ import jax
 from jax.interpreters import mlir
 
 from jax_ctc import _reference
-from jax_ctc._primitives import custom_call, family, row_sums, top_class
+from jax_ctc._primitives import ctc, custom_call, family, row_sums, top_class
 
 library = ctypes.CDLL(os.environ["EMULATED_HANDLERS"])
 library.handler.restype = ctypes.c_void_p
 library.launches.restype = ctypes.c_int64
 PURE = {  # what a GPU has no kernel for
+    "masked_hvp": ctc._masked_hvp,
     "sums": row_sums._sums,
     "sums_cotangent": row_sums._sums_cotangent,
     "top_class": top_class._top_class,
