@@ -2,7 +2,6 @@
 """Mesh axes: which of them shard a value, over which it varies, and whether XLA partitions it."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 from jax import Array, lax
@@ -41,21 +40,17 @@ def vary_alike(*arrays: Array) -> tuple[Array, ...]:
     return tuple(map(cast, arrays))
 
 
-class Mapped(NamedTuple):
-    """The mesh axes over which types shard the mapped axis of a vmap, and their mesh, which may not
-    be set."""
-
-    names: tuple[str, ...]
-    mesh: AbstractMesh
+def mapped_over(args: Sequence[Array], dims: Sequence[int | None]) -> tuple[str, ...]:
+    """Returns the mesh axes over which the types of operands shard the mapped axis of a vmap."""
+    found = [sharded_over(x, d) for x, d in zip(args, dims, strict=True) if d is not None]
+    return max(found, key=len)
 
 
-def mapped_over(args: Sequence[Array], dims: Sequence[int | None]) -> Mapped:
-    found = [
-        Mapped(sharded_over(x, d), jax.typeof(x).sharding.mesh)
-        for x, d in zip(args, dims, strict=True)
-        if d is not None
-    ]
-    return max(found, key=lambda mapped: len(mapped.names))
+def mesh_of(args: Sequence[Array]) -> AbstractMesh:
+    """Returns the mesh of the types of operands of which at least one has a mesh. It may not be
+    set."""
+    meshes = (jax.typeof(x).sharding.mesh for x in args)
+    return next(mesh for mesh in meshes if not mesh.empty)
 
 
 def explicit_axes(mesh: AbstractMesh) -> tuple[str, ...]:

@@ -72,9 +72,7 @@ def _occupancy(
     if undefined is None:
         return occupancy
     # Also at the classes that are not read.
-    return (
-        occupancy + jnp.where(undefined, jnp.nan, jnp.zeros_like(undefined, cost.dtype))[..., None]
-    )
+    return occupancy + jnp.where(undefined, jnp.nan, jnp.zeros_like(cost, shape=()))[..., None]
 
 
 def _undefined(scores: Array, labels: Array, lengths: Array, time_axis: int, blank: int) -> Array:

@@ -32,7 +32,7 @@ def _batch_shared_acts(op, args, dims, *, time_axis, **params):
     """Batches many label sequences (hypotheses) for the same `acts`, without copies of them. Reads
     them once, and then runs on few classes for each label sequence. With a star, which needs all
     classes, it runs once per label sequence. Returns None if the general rule is better."""
-    if dims[_ACTS] is not None or _mesh.mapped_over(args, dims).names:
+    if dims[_ACTS] is not None or _mesh.mapped_over(args, dims):
         return None  # if the mapped axis is sharded, each device copies acts for its own part of it
     acts, labels, lengths = args
     if not few_classes.is_more_than(acts.shape[-1], 2 * (labels.shape[-1] + 2)):

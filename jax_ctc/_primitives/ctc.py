@@ -54,7 +54,7 @@ def _batch_shared_acts(op, args, dims, *, time_axis, **params):
     label sequence. The other ops run once per mapped index, one after the other. Returns None if
     the general rule is better.
     """
-    if dims[_ACTS] is not None or _mesh.mapped_over(args, dims).names:
+    if dims[_ACTS] is not None or _mesh.mapped_over(args, dims):
         return None  # if the mapped axis is sharded, each device copies acts for its own part of it
     mapped = [i for i, d in enumerate(dims) if d is not None]
     if op in _ONCE and mapped == [_LINEAR]:

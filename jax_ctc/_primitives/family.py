@@ -60,20 +60,19 @@ def _batch(op, special, args, dims, **params):
 _MOST_OPERANDS = 64  # of a concatenation
 
 
-def _copies(x: Array, axis: int, size: int, mapped: _mesh.Mapped) -> Array:
-    """Returns `x` as often along a new axis, which is sharded as the mapped axis is. A
-    concatenation of the same array is a broadcast whose transpose is a chain of additions. That of
-    a broadcast is a sum over a leading axis, for which XLA's code for CPUs takes 90 times as long:
-    18 ms for 10 copies of (400, 8, 200). But it rounds a sum of halves once, and it is an
-    all-reduce where the axis is sharded."""
+def _copies(x: Array, axis: int, size: int, names: tuple[str, ...], args: Sequence[Array]) -> Array:
+    """Returns `x`, one of the operands `args`, as often along a new axis, which types shard over
+    the mesh axes `names`. A concatenation of the same array is a broadcast whose transpose is a
+    chain of additions. That of a broadcast is a sum over a leading axis, for which XLA's code for
+    CPUs takes 90 times as long: 18 ms for 10 copies of (400, 8, 200). But it rounds a sum of halves
+    once, and it is an all-reduce where the axis is sharded."""
     x = jnp.expand_dims(x, axis)
-    if mapped.names:
-        spec = [_mesh.sharded_over(x, i) or None for i in range(x.ndim)]
-        spec[axis] = mapped.names
-        sharding = NamedSharding(mapped.mesh, PartitionSpec(*spec))
-        return jnp.broadcast_to(
-            x, (*x.shape[:axis], size, *x.shape[axis + 1 :]), out_sharding=sharding
-        )
+    if names:
+        spec = [*jax.typeof(x).sharding.spec]
+        spec[axis] = names
+        shape = (*x.shape[:axis], size, *x.shape[axis + 1 :])
+        sharding = NamedSharding(_mesh.mesh_of(args), PartitionSpec(*spec))
+        return jnp.broadcast_to(x, shape, out_sharding=sharding)
     if isinstance(size, int) and 0 < size <= _MOST_OPERANDS and x.dtype.itemsize >= 4:
         return jnp.concatenate([x] * size, axis)
     return jnp.broadcast_to(x, (*x.shape[:axis], size, *x.shape[axis + 1 :]))
@@ -82,7 +81,7 @@ def _copies(x: Array, axis: int, size: int, mapped: _mesh.Mapped) -> Array:
 def _batch_acts(op, args, dims, *, time_axis, **params):
     """The new axis stays where acts have it. So acts are moved only if they are mapped over V."""
     signature = _operands.SIGNATURES[op]
-    mapped = _mesh.mapped_over(args, dims)
+    names = _mesh.mapped_over(args, dims)
     size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
     new_axis = dims[0]  # of arrays with T
     if new_axis is None or new_axis > args[0].ndim - 2:
@@ -97,7 +96,7 @@ def _batch_acts(op, args, dims, *, time_axis, **params):
     for x, d, kind in zip(args, dims, signature.operands, strict=True):
         axis = axis_of(kind)
         if d is None:
-            x = _copies(x, axis, size, mapped)
+            x = _copies(x, axis, size, names, args)
         elif d != axis:
             x = jnp.moveaxis(x, d, axis)
         moved.append(x)

@@ -154,7 +154,7 @@ def _batch_shared_acts(op, args, dims, *, time_axis, **params):
     if (
         op == "sums_cotangent"
         or not set(mapped) <= {_SYMBOLS, _LENGTHS}
-        or _mesh.mapped_over(args, dims).names
+        or _mesh.mapped_over(args, dims)
     ):
         return None
     operands = list(args)

@@ -48,7 +48,7 @@ def _top_class(acts, labels, lengths, *, time_axis, **_):
 def _batch_shared_acts(op, args, dims, **params):
     """Batches many lengths for the same `acts`: one pass reads each frame that is in use for any of
     them. Returns None if the general rule is needed."""
-    if dims[:_LENGTHS] != (None,) * _LENGTHS or _mesh.mapped_over(args, dims).names:
+    if dims[:_LENGTHS] != (None,) * _LENGTHS or _mesh.mapped_over(args, dims):
         return None
     lengths = args[_LENGTHS].max(dims[_LENGTHS], initial=0)
     out = top_class_p.bind(*args[:_LENGTHS], lengths, **params)
