@@ -8,6 +8,7 @@
 #include "dispatch.h"
 #include "labels.h"
 #include "memory.h"
+#include "rows_ahead.h"
 #include "schedule.h"
 #include "sequence.h"
 
@@ -34,7 +35,8 @@ struct Symbols {
   }
 };
 
-template <class F> void align_sequence(const Problem& p, int64_t sequence, AlignOptions options, Alignment out) {
+template <class F>
+void align_sequence(const Problem& p, int64_t sequence, KnownRows<F> known, AlignOptions options, Alignment out) {
   constexpr F kNaN = std::numeric_limits<F>::quiet_NaN(), kInfinity = std::numeric_limits<F>::infinity();
   const Shape& s = p.shape;
   const int64_t first = first_row(s, sequence);
@@ -50,7 +52,7 @@ template <class F> void align_sequence(const Problem& p, int64_t sequence, Align
   } else {
     thread_local Symbols symbols;
     symbols.read(labels.values, s.V, p.blank);
-    const Sequence<F> in = sequence_of<F>(p, sequence, labels);
+    const Sequence<F> in = sequence_of<F>(p, sequence, labels, known);
     const SequenceAlignment to = {symbols.values.data(),
                                   int64_t(symbols.values.size()),
                                   symbols.star,
@@ -74,7 +76,9 @@ template <class F> void align_sequence(const Problem& p, int64_t sequence, Align
 
 void align(const Problem& p, AlignOptions options, Alignment out, Executor& executor) {
   with_result_type(p.dtype, [&](auto zero) {
-    for_each_sequence(p, 1, executor, [&](int64_t i) { align_sequence<decltype(zero)>(p, i, options, out); });
+    using F = decltype(zero);
+    const RowsAhead<F> ahead(p, options.softmax, false, executor);
+    for_each_sequence(p, 1, executor, [&](int64_t i) { align_sequence<F>(p, i, ahead.of_sequence(i), options, out); });
   });
 }
 

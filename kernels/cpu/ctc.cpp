@@ -9,6 +9,7 @@
 #include "dispatch.h"
 #include "labels.h"
 #include "memory.h"
+#include "rows_ahead.h"
 #include "schedule.h"
 #include "scores.h"
 #include "sequence.h"
@@ -32,7 +33,8 @@ void fill_residuals(const Batch& p, Residuals residuals, int64_t sequence, int64
   }
 }
 
-template <class F> void run_sequence(const Problem& p, int64_t sequence, F* cost, Residuals residuals) {
+template <class F>
+void run_sequence(const Problem& p, int64_t sequence, KnownRows<F> known, F* cost, Residuals residuals) {
   constexpr F kNaN = std::numeric_limits<F>::quiet_NaN();
   const Shape& s = p.shape;
   const bool training = residuals.columns != nullptr;
@@ -44,7 +46,7 @@ template <class F> void run_sequence(const Problem& p, int64_t sequence, F* cost
     if (training) fill_residuals<F>(p, residuals, sequence, 0, s.T, 0);
     return;
   }
-  const Sequence<F> in = sequence_of<F>(p, sequence, labels);
+  const Sequence<F> in = sequence_of<F>(p, sequence, labels, known);
   SequenceResiduals<F> out;
   if (training) {
     if (!s.dense()) {
@@ -70,8 +72,10 @@ template <class F> void run_sequence(const Problem& p, int64_t sequence, F* cost
 template <class F> void run_forward(const Problem& p, void* cost, Residuals residuals, Executor& executor) {
   if (residuals.columns != nullptr)
     advise_huge_pages(residuals.columns, p.shape.rows() * p.shape.columns() * sizeof(F));
-  for_each_sequence(p, residuals.columns != nullptr ? 3 : 1, executor,
-                    [&](int64_t i) { run_sequence<F>(p, i, static_cast<F*>(cost) + i, residuals); });
+  const RowsAhead<F> ahead(p, p.softmax, true, executor);
+  for_each_sequence(p, residuals.columns != nullptr ? 3 : 1, executor, [&](int64_t i) {
+    run_sequence<F>(p, i, ahead.of_sequence(i), static_cast<F*>(cost) + i, residuals);
+  });
 }
 
 template <class F> Row<F> row_at(const Problem& p, Residuals residuals, int64_t row, int64_t sequence) {
@@ -137,14 +141,17 @@ template <class F>
 void run_tangent(const Problem& p, Residuals residuals, const void* direction, F* tangents, Executor& executor) {
   const Shape& s = p.shape;
   const std::vector<char> valid = valid_sequences(p);
-  parallel_for(executor, threads_for(p, row_work(s)), s.sequences(), [&](int64_t i) {
-    double sum = 0;
-    for (int64_t t = 0; valid[i] && t < p.lengths[i]; ++t) {
-      const int64_t row = s.first_row(i) + t * s.B;
-      sum += tangent_of_row<F>(p, residuals, row, i, at(direction, row * s.V, p.dtype));
-    }
-    tangents[i] = F(sum);
+  std::vector<double> of_row(s.rows());
+  for_each_row(p, row_work(s), executor, [&](RowIndex at_row) {
+    const int64_t row = at_row.row, i = at_row.sequence;
+    if (valid[i] && at_row.frame < p.lengths[i])
+      of_row[row] = tangent_of_row<F>(p, residuals, row, i, at(direction, row * s.V, p.dtype));
   });
+  for (int64_t i = 0; i < s.sequences(); ++i) {
+    double sum = 0;
+    for (int64_t t = 0; valid[i] && t < p.lengths[i]; ++t) sum += of_row[s.first_row(i) + t * s.B];
+    tangents[i] = F(sum);
+  }
 }
 
 // Sets frames [begin, end) of a result like acts to 0 or to NaN.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <functional>
 #include <numeric>
 #include <vector>
 
@@ -46,6 +47,19 @@ template <class Run> void for_each_sequence(const Problem& p, double passes, Exe
   parallel_for(executor, threads_for(p, work), n, [&](int64_t k) { run(order[k]); });
 }
 
+// Whether threads would wait for a fifth of their time or more, if each takes whole sequences, the longest first.
+inline bool sequences_leave_threads_idle(const Problem& p, const Executor& executor) {
+  const int64_t threads = std::min(p.threads, executor.threads());
+  if (p.shape.sequences() >= 4 * threads) return false;
+  std::vector<int64_t> lengths, frames(threads);
+  for (int64_t i = 0; i < p.shape.sequences(); ++i)
+    if (is_valid_length(p.shape, p.lengths[i])) lengths.push_back(p.lengths[i]);
+  std::sort(lengths.begin(), lengths.end(), std::greater<>());
+  for (const int64_t length : lengths) *std::min_element(frames.begin(), frames.end()) += length;
+  const double longest = double(*std::max_element(frames.begin(), frames.end()));
+  return longest * double(threads) > 1.25 * std::accumulate(lengths.begin(), lengths.end(), 0.0);
+}
+
 // A row of acts. Its frame and its sequence are counted from row to row, because to divide for them takes as long as to
 // scale a short row.
 struct RowIndex {
@@ -61,11 +75,12 @@ struct RowIndex {
 };
 
 // Calls run(first, end) for blocks of rows, in memory order. `nanoseconds` is the work, roughly. A block has about 2 MB
-// of acts, because that is one huge page, or less, so that each thread has two.
-template <class Run> void for_each_block(const Problem& p, double nanoseconds, Executor& executor, Run run) {
+// of acts, because that is one huge page, or less, so that each thread has two, or `least`.
+template <class Run>
+void for_each_block(const Problem& p, double nanoseconds, Executor& executor, Run run, int64_t least = 2) {
   const Shape& s = p.shape;
   const int64_t row_bytes = std::max<int64_t>(1, s.V * element_size(p.dtype));
-  const int64_t share = s.rows() / (2 * std::max<int64_t>(1, executor.threads()));
+  const int64_t share = s.rows() / (least * std::max<int64_t>(1, executor.threads()));
   const int64_t block = std::max<int64_t>(1, std::min((int64_t(1) << 21) / row_bytes, share));
   const int64_t blocks = (s.rows() + block - 1) / block;
   parallel_for(executor, threads_for(p, nanoseconds), blocks,
@@ -73,10 +88,12 @@ template <class Run> void for_each_block(const Problem& p, double nanoseconds, E
 }
 
 // Calls run(row) for every row.
-template <class Run> void for_each_row(const Problem& p, double nanoseconds, Executor& executor, Run run) {
-  for_each_block(p, nanoseconds, executor, [&](RowIndex at, int64_t end) {
+template <class Run>
+void for_each_row(const Problem& p, double nanoseconds, Executor& executor, Run run, int64_t least_blocks = 2) {
+  const auto run_block = [&](RowIndex at, int64_t end) {
     for (; at.row < end; at.advance(p.shape)) run(at);
-  });
+  };
+  for_each_block(p, nanoseconds, executor, run_block, least_blocks);
 }
 
 }  // namespace jax_ctc

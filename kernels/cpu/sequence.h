@@ -7,7 +7,8 @@
 
 namespace jax_ctc {
 
-template <class F> Sequence<F> sequence_of(const Problem& p, int64_t sequence, const UnpaddedLabels& labels) {
+template <class F>
+Sequence<F> sequence_of(const Problem& p, int64_t sequence, const UnpaddedLabels& labels, KnownRows<F> known = {}) {
   const Shape& s = p.shape;
   const int64_t L = labels.values.size();
   const int32_t length = p.lengths[sequence];
@@ -21,7 +22,8 @@ template <class F> Sequence<F> sequence_of(const Problem& p, int64_t sequence, c
           p.blank,
           p.softmax,
           frames_needed(labels.values.data(), L) <= length,
-          &thread_scratch()};
+          &thread_scratch(),
+          known};
 }
 
 }  // namespace jax_ctc

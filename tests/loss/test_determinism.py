@@ -4,6 +4,7 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -57,3 +58,47 @@ def test_a_batch_gives_the_bits_of_batches_of_one(batch):
         one = slice(b, b + 1)
         results = evaluate(acts[:, one], labels[one], lengths[one], weights[one], direction[:, one])
         assert_same(results[:2], (costs[one], gradient[:, one]))
+
+
+@pytest.fixture(params=["float32", "bfloat16", "float64"])
+def few_wide(request):
+    """Sequences so few, and rows so wide, that threads share the rows before the lattices. One
+    has labels that leave gaps, one a row without a softmax, one too few frames, one a bad label,
+    one too many frames, one no frames."""
+    T, V, L = 640, 1030, 30
+    rng = np.random.default_rng(1)
+    acts = 3 * rng.normal(size=(T, 6, V))
+    acts[7, 1, 5] = np.nan
+    labels = rng.integers(1, V, (6, L))
+    labels[0, ::3] = -1
+    labels[3, 4] = V + 9
+    acts, labels = jnp.asarray(acts, request.param), jnp.asarray(labels)
+    return acts, labels, jnp.asarray([T - 3, T, L - 1, T, T + 1, 0])
+
+
+def one_thread_gives_the_same(f, acts, labels, lengths):
+    batches = [slice(b, b + 1) for b in range(len(lengths))] + [slice(0, 3)]
+    for batch in batches:
+        rows = acts[:, batch], labels[batch], lengths[batch]
+        expected = jax.jit(partial(f, num_threads=1))(*rows)
+        for num_threads in (2, 5):
+            results = jax.jit(partial(f, num_threads=num_threads))(*rows)
+            assert_same(jax.tree.leaves(results), jax.tree.leaves(expected))
+
+
+def test_threads_that_share_wide_rows_do_not_change_a_bit(few_wide):
+    def cost_and_gradient(acts, labels, lengths, **options):
+        costs, pull = jax.vjp(lambda acts: jax_ctc.ctc(acts, labels, lengths, **options), acts)
+        return costs, pull(jnp.ones_like(costs))[0]
+
+    one_thread_gives_the_same(cost_and_gradient, *few_wide)
+
+
+@pytest.mark.parametrize("star", [False, True], ids=["labels", "star"])
+def test_threads_that_share_wide_rows_do_not_change_an_alignment(few_wide, star):
+    acts, labels, lengths = few_wide
+    V = acts.shape[2]
+    if star:
+        labels = labels.at[:3, 4].set(V)
+    align = partial(jax_ctc.ctc_align, star=V if star else None)
+    one_thread_gives_the_same(align, acts, labels, lengths)

@@ -37,8 +37,7 @@ template <class F> F largest_but(const F* x, int64_t V, int64_t left_out) {
 }
 
 template <class F> class AlignEmissions {
-  static constexpr int64_t kMostClasses = 256;  // of a table, as in sequence_rows.h
-  static constexpr int64_t kAhead = 16;         // frames, to be prefetched
+  static constexpr int64_t kAhead = 16;  // frames, to be prefetched
   static constexpr bool kTables = kLanes<F> >= kFrames;
 
  public:
@@ -182,13 +181,15 @@ template <class F> class AlignEmissions {
   }
   const F* row(int64_t t, int64_t place) const {
     F* const buffer = wide + place * in.V;
-    if (out.softmax || out.star >= 0 || !is_half(in.dtype)) return widened(in.dtype, acts_at(t), in.V, buffer);
+    const bool all = out.star >= 0 || (out.softmax && in.known.normalisers == nullptr);
+    if (all || !is_half(in.dtype)) return widened(in.dtype, acts_at(t), in.V, buffer);
     for (int64_t d = 0; d < out.D; ++d) buffer[out.symbols[d]] = entry<F>(in.dtype, acts_at(t), out.symbols[d]);
     buffer[in.blank] = entry<F>(in.dtype, acts_at(t), in.blank);
     return buffer;
   }
   // Of row t. The row after it is read next.
   Normaliser<F> normalise_row(int64_t t) const {
+    if (in.known.normalisers != nullptr) return in.known.normalisers[t];
     return normalise<F>(in.dtype, acts_at(t), in.V, acts_at(min_of(t + 1, in.length - 1)));
   }
 

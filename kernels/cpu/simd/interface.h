@@ -27,6 +27,25 @@ class Scratch {
   ~Scratch() = default;
 };
 
+// softmax(x)[v] = exp(x[v] - shift) / sum, where shift is the largest entry of the row. So sum >= 1. The entries equal
+// to shift are counted and the others are added. So `sum` keeps its digits when one class has nearly all of the
+// probability.
+template <class F> struct Normaliser {
+  F shift;
+  double sum;
+  // A row has no softmax if it has a NaN or a +inf, or if all entries are -inf.
+  bool defined() const { return sum >= 1; }
+};
+
+// Rows of up to so many classes may be read four at a time. Those of more are read one by one.
+constexpr int64_t kMostClasses = 256;
+
+// What has been read of the rows of one sequence, which have more than kMostClasses. Null if nothing has.
+template <class F> struct KnownRows {
+  const Normaliser<F>* normalisers = nullptr;  // of each frame
+  const F* logits = nullptr;                   // of each frame: those of the labels, then the blank's
+};
+
 // One sequence with valid arguments: 0 <= length <= T, and labels that are in [0, V), are not the blank and have no
 // padding. In an alignment V stands for the star.
 template <class F> struct Sequence {
@@ -41,6 +60,7 @@ template <class F> struct Sequence {
   bool softmax;   // acts are logits. Else they are log-scores, of which only the labels' entries are read
   bool feasible;  // the length is enough for the labels and for the blanks between equal ones
   Scratch* scratch;
+  KnownRows<F> known;
 };
 
 // Where the residuals of one sequence go, a row for each frame. All pointers are null for the loss alone.
@@ -176,6 +196,9 @@ template <class F> struct Kernels {
   void (*sums)(const Slice<F>&, const void* next, F* top, F* ties, F* tail, F* scores);
   // out = ct_tail * exp(acts - top), plus ct_scores at the symbols.
   void (*sums_cotangent)(const Slice<F>&, F top, F ct_tail, const F* ct_scores, void* out);
+
+  // Returns the normaliser of a row of all classes. `scores` and `next` as for sums.
+  Normaliser<F> (*read_row)(const Slice<F>&, const void* next, F* scores);
 
   // The most probable class of each row, or (-1, -inf, NaN) if it has no softmax. `next` as for sums.
   void (*top_classes)(const RowGroup&, const void* next, TopClass<F>* found);

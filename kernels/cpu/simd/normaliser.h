@@ -8,16 +8,6 @@
 namespace jax_ctc {
 namespace {
 
-// softmax(x)[v] = exp(x[v] - shift) / sum, where shift is the largest entry of the row. So sum >= 1. The entries equal
-// to shift are counted and the others are added. So `sum` keeps its digits when one class has nearly all of the
-// probability.
-template <class F> struct Normaliser {
-  F shift;
-  double sum;
-  // A row has no softmax if it has a NaN or a +inf, or if all entries are -inf.
-  bool defined() const { return sum >= 1; }
-};
-
 // The same for log-scores, of n entries that are all that is read of a row: no sum is taken, so it is 1. `shift` only
 // keeps exponents small. It is 0 if all entries are -inf, which is no fault of log-scores. n is a multiple of the
 // number of lanes.

@@ -13,10 +13,6 @@
 namespace jax_ctc {
 namespace {
 
-// The largest V that goes through a table. One float a lane adds up the row, and is accurate enough for so many. Where
-// rows are read for a few labels alone, or a direction has a table too, it pays if there are labels enough.
-constexpr int64_t kMostClasses = 256;
-
 template <class F> class SequenceRows {
  protected:
   static constexpr int N = kLanes<F>;
@@ -126,6 +122,7 @@ template <class F> class SequenceRows {
 
   // Of row t. The row before it is read next.
   Normaliser<F> normalise_row(int64_t t) const {
+    if (in.known.normalisers != nullptr) return in.known.normalisers[t];
     return normalise<F>(in.dtype, acts_at(t), in.V, acts_at(t > 0 ? t - 1 : 0));
   }
 
@@ -137,6 +134,12 @@ template <class F> class SequenceRows {
 
   // Of labels [begin, end), and of the blank.
   void read_entries(int64_t t, int64_t begin, int64_t end) {
+    if (in.known.logits != nullptr) {
+      const F* const x = in.known.logits + t * (in.L + 1);
+      for (int64_t i = begin; i < end; ++i) raw[i] = x[i];
+      store(raw + pairs, splat<Lanes<F>>(x[in.L]));
+      return;
+    }
     const Dtype dtype = in.dtype;
     const void* const x = acts_at(t);
     if (!in.softmax) prefetch_entries(acts_at(t > 0 ? t - 1 : 0));

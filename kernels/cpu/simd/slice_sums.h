@@ -9,13 +9,23 @@
 namespace jax_ctc {
 namespace {
 
+template <class F> void read_scores(const Slice<F>& r, F* scores) {
+  for (int64_t i = 0; i < r.D; ++i) scores[i] = r.symbols[i] < 0 ? F(0) : entry<F>(r.dtype, r.acts, r.symbols[i]);
+}
+
+template <class F> Normaliser<F> read_row(const Slice<F>& r, const void* next, F* scores) {
+  const Normaliser<F> n = normalise<F>(r.dtype, r.acts, r.V, next);
+  read_scores(r, scores);  // while the row is in cache
+  return n;
+}
+
 template <class F> void slice_sums(const Slice<F>& r, const void* next, F* top, F* ties, F* tail, F* scores) {
   const RowSums<F> sums = sum_row<F>(r.dtype, r.acts, r.V, next);
   // `ties` alone marks a row with a NaN or a +inf, because nothing is ever multiplied with it.
   const bool bad = sums.ties + sums.tail != sums.ties + sums.tail;
   *top = bad ? -F(__builtin_inf()) : sums.top;
   *ties = bad ? F(__builtin_nan("")) : F(sums.ties), *tail = bad ? F(0) : F(sums.tail);
-  for (int64_t i = 0; i < r.D; ++i) scores[i] = r.symbols[i] < 0 ? F(0) : entry<F>(r.dtype, r.acts, r.symbols[i]);
+  read_scores(r, scores);
 }
 
 template <class F> void slice_cotangent(const Slice<F>& r, F top, F ct_tail, const F* ct_scores, void* out) {

@@ -13,10 +13,10 @@
 namespace jax_ctc {
 namespace {
 
-template <class F> constexpr Kernels<F> kKernels = {sequence_cost<F>,      sequence_hvp<F>,     sequence_alignment<F>,
-                                                    gradient_row<F>,       tangent_row<F>,      slice_sums<F>,
-                                                    slice_cotangent<F>,    top_classes<F>,      best_classes<F>,
-                                                    dense_gradient_row<F>, dense_tangent_row<F>};
+template <class F> constexpr Kernels<F> kKernels = {sequence_cost<F>,   sequence_hvp<F>,       sequence_alignment<F>,
+                                                    gradient_row<F>,    tangent_row<F>,        slice_sums<F>,
+                                                    slice_cotangent<F>, read_row<F>,           top_classes<F>,
+                                                    best_classes<F>,    dense_gradient_row<F>, dense_tangent_row<F>};
 
 }  // namespace
 }  // namespace jax_ctc
