@@ -30,6 +30,11 @@ PLANTED = {
         "i < pairs + N; ++i) raw[i] = logit_behind",
         "i < pairs + N + BUG; ++i) raw[i] = logit_behind",
     ),
+    "logits that are known": (
+        "sequence_rows.h",
+        "x = in.known.logits + t * (in.L + 1)",
+        "x = in.known.logits + (t + BUG) * (in.L + 1)",
+    ),
     "ratios": (
         "ratios.h",
         "store(y + k * frame_size(), Vec{})",
