@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Links of documents lead somewhere: to a file of the repository, and to a heading of it."""
+"""Links of documents lead somewhere: to a file of the repository, and to a heading of it. The table
+of tests has all of them."""
 
 import re
 
@@ -45,3 +46,11 @@ def test_the_site_builds_without_a_warning(tmp_path):
 
     done = run(sys.executable, ROOT / "docs" / "site" / "pages.py", tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_table_of_promises_has_every_file_of_tests():
+    page = (ROOT / "docs" / "kernels.md").read_text()
+    table = page[page.index("## Which tests guard which promise") :]
+    files = {file.stem for file in (ROOT / "tests").glob("*/test_*.py")}
+    of_gpus = {file.stem for file in (ROOT / "tests" / "gpu").glob("test_*.py")}
+    assert set(re.findall(r"\btest_\w+", table)) == files - of_gpus
