@@ -77,7 +77,7 @@ void align_sequence(const Problem& p, int64_t sequence, KnownRows<F> known, Alig
 void align(const Problem& p, AlignOptions options, Alignment out, Executor& executor) {
   with_result_type(p.dtype, [&](auto zero) {
     using F = decltype(zero);
-    const RowsAhead<F> ahead(p, options.softmax, false, executor);
+    const RowsAhead<F> ahead(p, options.softmax && !options.star, executor);
     for_each_sequence(p, 1, executor, [&](int64_t i) { align_sequence<F>(p, i, ahead.of_sequence(i), options, out); });
   });
 }

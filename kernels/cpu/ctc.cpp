@@ -72,7 +72,7 @@ void run_sequence(const Problem& p, int64_t sequence, KnownRows<F> known, F* cos
 template <class F> void run_forward(const Problem& p, void* cost, Residuals residuals, Executor& executor) {
   if (residuals.columns != nullptr)
     advise_huge_pages(residuals.columns, p.shape.rows() * p.shape.columns() * sizeof(F));
-  const RowsAhead<F> ahead(p, p.softmax, true, executor);
+  const RowsAhead<F> ahead(p, p.softmax, executor);
   for_each_sequence(p, residuals.columns != nullptr ? 3 : 1, executor, [&](int64_t i) {
     run_sequence<F>(p, i, ahead.of_sequence(i), static_cast<F*>(cost) + i, residuals);
   });
@@ -147,11 +147,12 @@ void run_tangent(const Problem& p, Residuals residuals, const void* direction, F
     if (valid[i] && at_row.frame < p.lengths[i])
       of_row[row] = tangent_of_row<F>(p, residuals, row, i, at(direction, row * s.V, p.dtype));
   });
-  for (int64_t i = 0; i < s.sequences(); ++i) {
-    double sum = 0;
-    for (int64_t t = 0; valid[i] && t < p.lengths[i]; ++t) sum += of_row[s.first_row(i) + t * s.B];
-    tangents[i] = F(sum);
-  }
+  std::vector<double> sums(s.sequences());  // in the order of frames, whichever thread had them
+  const double* row = of_row.data();
+  for (int64_t n = 0; n < s.N; ++n)
+    for (int64_t t = 0; t < s.T; ++t)
+      for (int64_t b = 0; b < s.B; ++b) sums[n * s.B + b] += *row++;
+  std::copy(sums.begin(), sums.end(), tangents);
 }
 
 // Sets frames [begin, end) of a result like acts to 0 or to NaN.

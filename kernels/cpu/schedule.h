@@ -31,7 +31,8 @@ inline double sequence_work(const Batch& p, int64_t length) {
   const double row = 0.3 * double(p.shape.V), pairs = double(p.shape.L + 1);
   return double(length) * (25 + (p.softmax ? row : std::min(row, 8 * pairs)) + 2 * pairs);
 }
-inline double row_work(const Shape& s) { return 0.4 * double(s.rows()) * double(s.V); }
+inline double row_work(double rows, int64_t V) { return 0.4 * rows * double(V); }
+inline double row_work(const Shape& s) { return row_work(double(s.rows()), s.V); }
 
 // Calls run(sequence) for every sequence, the longest first, so that no long one is left over at the end. `passes` is
 // the number of passes over acts.
@@ -51,13 +52,17 @@ template <class Run> void for_each_sequence(const Problem& p, double passes, Exe
 inline bool sequences_leave_threads_idle(const Problem& p, const Executor& executor) {
   const int64_t threads = std::min(p.threads, executor.threads());
   if (p.shape.sequences() >= 4 * threads) return false;
-  std::vector<int64_t> lengths, frames(threads);
+  std::vector<int64_t> lengths, frames(threads);  // frames of each thread: a heap, the fewest first
   for (int64_t i = 0; i < p.shape.sequences(); ++i)
     if (is_valid_length(p.shape, p.lengths[i])) lengths.push_back(p.lengths[i]);
   std::sort(lengths.begin(), lengths.end(), std::greater<>());
-  for (const int64_t length : lengths) *std::min_element(frames.begin(), frames.end()) += length;
-  const double longest = double(*std::max_element(frames.begin(), frames.end()));
-  return longest * double(threads) > 1.25 * std::accumulate(lengths.begin(), lengths.end(), 0.0);
+  for (const int64_t length : lengths) {
+    std::pop_heap(frames.begin(), frames.end(), std::greater<>());
+    frames.back() += length;
+    std::push_heap(frames.begin(), frames.end(), std::greater<>());
+  }
+  const double most = double(*std::max_element(frames.begin(), frames.end()));
+  return most * double(threads) > 1.25 * std::accumulate(lengths.begin(), lengths.end(), 0.0);
 }
 
 // A row of acts. Its frame and its sequence are counted from row to row, because to divide for them takes as long as to
@@ -75,7 +80,7 @@ struct RowIndex {
 };
 
 // Calls run(first, end) for blocks of rows, in memory order. `nanoseconds` is the work, roughly. A block has about 2 MB
-// of acts, because that is one huge page, or less, so that each thread has two, or `least`.
+// of acts, because that is one huge page, or less, so that there are `least` for each thread.
 template <class Run>
 void for_each_block(const Problem& p, double nanoseconds, Executor& executor, Run run, int64_t least = 2) {
   const Shape& s = p.shape;

@@ -214,7 +214,7 @@ template <class F> void without_memory(const Problem& p, RandomProblem<F>& rando
   if (!(results == expected)) random.fail(0, "other bits after allocations have failed", 0, 0);
 }
 
-// `wide`: rows of so many classes that threads share them (rows_ahead.h).
+// `wide`: rows of so many classes that threads may share them (rows_ahead.h).
 template <class F> void one(Dtype dtype, bool memory, bool wide) {
   Shape shape = RandomProblem<F>::random_shape();
   if (wide) shape.V += kMostClasses;
@@ -237,12 +237,17 @@ template <class F> void one(Dtype dtype, bool memory, bool wide) {
     if ((a != b && (a == a || b == b)) || (a < 0 && p.softmax) || (random.bad_length(i) && a == a))
       random.fail(i, "cost alone, and with residuals", a, b);
   }
-  // Several callers at once, blocks of any length, with products of blanks or without: the same bits.
+  // Several callers at once, one thread or several, blocks of any length, with products of blanks or without: the same
+  // bits.
   tested::block_length = 4 * below(6), tested::products_of_blanks = sometimes(2);
   Results<F> others[2] = {Results<F>(random), Results<F>(random)};
-  const auto run = [&](Results<F>& to) { to.forwards(p), to.backwards(p, random); };
-  std::thread caller(run, std::ref(others[0]));
-  run(others[1]);
+  const auto run = [&](Results<F>& to, int64_t threads) {
+    Problem here = p;
+    here.threads = threads;
+    to.forwards(here), to.backwards(here, random);
+  };
+  std::thread caller(run, std::ref(others[0]), 1);
+  run(others[1], 99);
   caller.join();
   if (!(others[0] == results) || !(others[1] == results))
     random.fail(0, "other bits with states kept for so many frames at once", double(tested::block_length), 0);

@@ -69,6 +69,13 @@ template <class F> class AlignEmissions {
         fill_up(k);
         continue;
       }
+      if (in.known.logits != nullptr) {
+        const F* const x = in.known.logits + t * (in.L + 1);
+        const double reference = set_blank(k, x[in.L]);
+        if (kFirstPass && !count(in.known.normalisers[t], reference)) return false;
+        for (int64_t i = first; i <= last; ++i) table[places[i] + k] = relative<F>(double(x[i]), reference);
+        continue;
+      }
       const F* x = row(t, k);
       const double reference = set_blank(k, x[in.blank]);
       if (kFirstPass && !count(x, t, reference)) return false;
@@ -181,8 +188,7 @@ template <class F> class AlignEmissions {
   }
   const F* row(int64_t t, int64_t place) const {
     F* const buffer = wide + place * in.V;
-    const bool all = out.star >= 0 || (out.softmax && in.known.normalisers == nullptr);
-    if (all || !is_half(in.dtype)) return widened(in.dtype, acts_at(t), in.V, buffer);
+    if (out.softmax || out.star >= 0 || !is_half(in.dtype)) return widened(in.dtype, acts_at(t), in.V, buffer);
     for (int64_t d = 0; d < out.D; ++d) buffer[out.symbols[d]] = entry<F>(in.dtype, acts_at(t), out.symbols[d]);
     buffer[in.blank] = entry<F>(in.dtype, acts_at(t), in.blank);
     return buffer;

@@ -40,10 +40,11 @@ template <class F> struct Normaliser {
 // Rows of up to so many classes may be read four at a time. Those of more are read one by one.
 constexpr int64_t kMostClasses = 256;
 
-// What has been read of the rows of one sequence, which have more than kMostClasses. Null if nothing has.
+// What has been read of the rows of one sequence, which have more than kMostClasses, at the frames in use. Null if
+// nothing has. Without logits the sequence has too few frames.
 template <class F> struct KnownRows {
-  const Normaliser<F>* normalisers = nullptr;  // of each frame
-  const F* logits = nullptr;                   // of each frame: those of the labels, then the blank's
+  const Normaliser<F>* normalisers = nullptr;
+  const F* logits = nullptr;  // [frame][label], and behind the labels the blank's
 };
 
 // One sequence with valid arguments: 0 <= length <= T, and labels that are in [0, V), are not the blank and have no

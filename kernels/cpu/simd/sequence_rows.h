@@ -34,6 +34,8 @@ template <class F> class SequenceRows {
         pairs(pairs),
         row_bytes(in.V * element_size(in.dtype)),
         frame_step(in.acts_stride * element_size(in.dtype)),
+        // One float a lane adds up a row of a table, and is accurate enough for kMostClasses. Where rows are read for a
+        // few labels alone, or a direction has a table too, a table pays if there are labels enough.
         by_table(N >= kFrames && in.V <= kMostClasses &&
                  ((in.softmax && !with_direction) || in.V <= (with_direction ? 3 : 8) * in.L)),
         by_label(by_table && in.softmax && in.V > 3 * in.L),
