@@ -76,6 +76,14 @@ class DirectedRatios {
     return static_cast<const char*>(arguments.direction) + t * source.frame_step;
   }
 
+  // Frame t, or the nearest frame in use, to be prefetched. Within a longer row the hardware does it.
+  NextRows next_rows(int64_t t) const {
+    if (source.row_bytes > (1 << 16)) return {};
+    t = max_of<int64_t>(min_of(t, in.length - 1), 0);
+    return {static_cast<const char*>(source.acts_at(t)), static_cast<const char*>(direction_at(t)),
+            element_size(in.dtype)};
+  }
+
   // With that many frames no derivative is too large (kMostChange).
   static constexpr int64_t kMostFrames = 1 << 24;
 
@@ -129,7 +137,10 @@ class DirectedRatios {
         to[i] = change;
       }
       if (!first) continue;
-      mean[t] = in.softmax ? F(softmax_dot(source.row(t), in.V, source.shift[t], source.scale[t], u, base[t])) : 0;
+      mean[t] =
+          in.softmax
+              ? F(softmax_dot(source.row(t), in.V, source.shift[t], source.scale[t], u, base[t], next_rows(t - 1)))
+              : 0;
       finite = finite && is_finite(mean[t]);
     }
     // Alpha takes whole groups.

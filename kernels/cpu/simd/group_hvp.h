@@ -68,7 +68,7 @@ class RowHvp {
       F* const changes = products.at + k * pairs;
       for (int64_t i = 0; i < pairs; i += kLanes<F>) store(changes + i, load<Lanes<F>>(changes + i) * share);
       writer.write(t + k, directed.direction(t + k), directed.base[t + k], directed.mean[t + k], arguments.cotangent,
-                   nullptr, changes, F(of_blank[k]) * share, writer.begin(t + k));
+                   nullptr, changes, F(of_blank[k]) * share, writer.begin(t + k), directed.next_rows(t + k + 1));
       writer.finish(t + k);
     }
   }

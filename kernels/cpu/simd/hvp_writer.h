@@ -29,10 +29,10 @@ template <class F> class HvpWriter {
 
   // y = factor * (softmax * (u - centre - mean) - changes of the occupancies). These are `by_class`, or if it is null
   // `of_labels` and `of_blank`.
-  void write(int64_t t, const F* u, F centre, F mean, F factor, const F* by_class, const F* of_labels, F of_blank,
-             F* y) const {
+  void write(int64_t t, const F* u, F centre, F mean, F factor, const F* by_class, const F* of_labels, F of_blank, F* y,
+             const NextRows& next = {}) const {
     if (in.softmax)
-      softmax_change(rows.row(t), in.V, rows.shift[t], rows.scale[t], u, centre, mean, factor, by_class, y);
+      softmax_change(rows.row(t), in.V, rows.shift[t], rows.scale[t], u, centre, mean, factor, by_class, y, next);
     else if (by_class != nullptr)
       minus(by_class, in.V, factor, y);
     else

@@ -152,9 +152,22 @@ template <class F> void minus(const F* taken, int64_t V, F factor, F* out) {
   for (int64_t v = 0; v < V; ++v) out[v] = F(0) - taken[v] * factor;
 }
 
+// The rows of acts and of a direction that are read next. They are prefetched while the rows before them are read, into
+// the second-level cache. Nothing is prefetched where `element` is 0.
+struct NextRows {
+  const char *acts = nullptr, *direction = nullptr;
+  int64_t element = 0;  // bytes
+
+  CTC_INLINE void prefetch(int64_t begin, int64_t end) const {
+    for (int64_t byte = begin * element; byte < end * element; byte += 64)
+      __builtin_prefetch(acts + byte, 0, 2), __builtin_prefetch(direction + byte, 0, 2);
+  }
+};
+
 // The sum over v of softmax(x)[v] * (u[v] - base). Classes of probability 0 are left out, because u may be inf or NaN
 // there.
-template <class F> double softmax_dot(const F* x, int64_t V, F shift, F scale, const F* u, F base) {
+template <class F>
+double softmax_dot(const F* x, int64_t V, F shift, F scale, const F* u, F base, const NextRows& next = {}) {
   using Vec = Lanes<F>;
   constexpr int N = kLanes<F>;
   constexpr int64_t kChunk = 16 * N;
@@ -167,6 +180,10 @@ template <class F> double softmax_dot(const F* x, int64_t V, F shift, F scale, c
     const int64_t end = min_of(begin + kChunk, V);
     Vec part = {};
     int64_t v = begin;
+    for (; v + 4 * N <= end; v += 4 * N) {
+      next.prefetch(v, v + 4 * N);
+      for (int k = 0; k < 4 * N; k += N) part += term(load<Vec>(x + v + k), load<Vec>(u + v + k));
+    }
     for (; v + N <= end; v += N) part += term(load<Vec>(x + v), load<Vec>(u + v));
     if (v < end) part += term(load_last<Vec>(x, V, end - v, -F(__builtin_inf())), load_last<Vec>(u, V, end - v, F(0)));
     sum += double(sum_of_lanes(part));
@@ -177,7 +194,7 @@ template <class F> double softmax_dot(const F* x, int64_t V, F shift, F scale, c
 // out = factor * (softmax(x) * (u - centre - mean) - less). The first term is 0 where the softmax is 0. If `less` is
 // null nothing is subtracted.
 template <class F> void softmax_change(const F* x, int64_t V, F shift, F scale, const F* u, F centre, F mean, F factor,
-                                       const F* less, F* out) {
+                                       const F* less, F* out, const NextRows& next = {}) {
   using Vec = Lanes<F>;
   constexpr int N = kLanes<F>;
   const auto at = [&](int64_t v, int64_t n) {
@@ -186,7 +203,12 @@ template <class F> void softmax_change(const F* x, int64_t V, F shift, F scale, 
     return (less == nullptr ? change : change - load_first<Vec>(less + v, n, F(0))) * factor;
   };
   if (V < N) return store_first(out, at(0, V), V);
-  for (int64_t v = 0; v + N <= V; v += N) store(out + v, at(v, N));
+  int64_t v = 0;
+  for (; v + 4 * N <= V; v += 4 * N) {
+    next.prefetch(v, v + 4 * N);
+    for (int k = 0; k < 4 * N; k += N) store(out + v + k, at(v + k, N));
+  }
+  for (; v + N <= V; v += N) store(out + v, at(v, N));
   if (V % N > 0) store(out + V - N, at(V - N, N));
 }
 
