@@ -43,6 +43,8 @@ def floats(name: str, x: ArrayLike, labels: Integers | None = None) -> Array:
             dtype = getattr(x, "dtype", None)
             came = f"{_static.kind(x)} of {dtype}" if dtype is not None else _static.kind(x)
             way_out = convert if isinstance(x, np.ndarray) else str(error)
+            if isinstance(x, np.ma.MaskedArray):
+                way_out = "JAX has no masks. Give its data: x.filled(0)."
             raise (ValueError if isinstance(error, ValueError) else TypeError)(
                 f"`{name}`: expected an array of floats {shape}, got {came}. "
                 f"{_OF_A_LAYER if name == 'kernel' else way_out}"
@@ -72,9 +74,11 @@ def integers(name: str, x: Integers) -> AnyArray:
     try:
         array = as_array(x)
     except (TypeError, ValueError) as error:
+        decoded = name == "labels" and isinstance(x, tuple) and hasattr(x, "labels")
+        way_out = "Give its labels: x.labels." if decoded else _ADVICE[name]["objects"]
         raise ValueError(
             f"`{name}`: expected one array of integers, got {_static.kind(x)} that makes none. "
-            f"{_ADVICE[name]['objects']}"
+            f"{way_out}"
         ) from error
     if np.ma.is_masked(x):
         raise TypeError(

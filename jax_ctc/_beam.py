@@ -54,11 +54,12 @@ def ctc_beam_search_decode(
                            beam, in nats; float64 for float64 acts, else float32. But for rounding
                            it is at most -ctc(labels), and equal to it if nothing was pruned.
       Where there are fewer label sequences with a probability above 0 than `top_paths`, the others
-      have no labels and a score of -inf. Equally probable prefixes have a fixed order: those that
+      have no labels and a score of -inf. Prefixes of equal scores have a fixed order: those that
       were in the beam stand before those that are a label longer, each in the order of the beam
-      before, and of equal classes the lowest comes first. A sequence of no frames has one result,
-      no labels with a score of 0. All scores of a sequence are NaN, without labels, if a row in use
-      has a NaN, a +inf or only -inf, or if its length is outside [0, T].
+      before, and of equal classes the lowest comes first. The scores of prefixes that are equally
+      probable may differ by rounding. A sequence of no frames has one result, no labels with a
+      score of 0. All scores of a sequence are NaN, without labels, if a row in use has a NaN, a
+      +inf or only -inf, or if its length is outside [0, T].
 
       Nothing here has a gradient; to differentiate through it is an error. ``jax.vmap(ctc)`` over
       the hypotheses gives scores that can be differentiated, and reads `acts` once

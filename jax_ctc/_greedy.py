@@ -48,7 +48,7 @@ def ctc_greedy_decode(
       acts, lengths, blank, time_major, num_threads: as in `ctc`; lengths=None means all T frames.
 
     Returns:
-      A `Decoded` tuple, which `ctc` takes as labels and label_lengths:
+      A `Decoded` tuple, whose labels and label_lengths `ctc` takes:
         ``labels``         (B, T) or (T,) int32 classes, -1 after the last label
         ``label_lengths``  (B,) or () int32
         ``score``          (B,) or (), the log-probability of this one path in nats; float64 for

@@ -90,11 +90,15 @@ def ctc_linear(
     zero_infinity = _static.switch("zero_infinity", zero_infinity)
     if tile_bytes is not None:
         tile_bytes = _static.at_least_one("tile_bytes", tile_bytes, "None or ", sys.maxsize)
-    _check_precision(precision)
+    precision = _precision(precision)
     hidden = _arrays.floats("hidden", hidden, labels)
     kernel = _arrays.floats("kernel", kernel, labels)
     bias = None if bias is None else _arrays.floats("bias", bias)
     check_layer(hidden, kernel, bias)
+    if bias is None and label_lengths is not None and _arrays.are_floats(label_lengths):
+        raise TypeError(
+            "`label_lengths`: expected integers, got floats. A bias is given by name: bias=bias."
+        )
     vocab_axes = _split_classes.axes_of(kernel, vocab_axis, "kernel")
     a = _arguments.prepare(
         hidden,
@@ -199,10 +203,15 @@ def check_layer(hidden: Array, kernel: Array, bias: Array | None) -> None:
             )
 
 
-def _check_precision(precision: lax.PrecisionLike) -> None:
-    """Raises what JAX says of a precision that it does not know."""
+def _precision(precision: lax.PrecisionLike) -> lax.PrecisionLike:
+    """Returns the precision that jnp.matmul would have here: JAX's setting where it is None. The
+    products are lowered later, maybe under another setting. Raises what JAX says of a precision
+    that it does not know."""
+    if precision is None:
+        return getattr(jax.config, "jax_default_matmul_precision", None)
     x = jax.ShapeDtypeStruct((1, 1), np.float32)
     try:
         jax.eval_shape(lambda x: jnp.matmul(x, x, precision=precision), x)
     except (TypeError, ValueError) as error:
         raise type(error)(f"`precision`: {error}") from error
+    return precision

@@ -129,7 +129,8 @@ def _log_sum(*logs: Array) -> Array:
 
 def _is_padding(name: str, x: ArrayLike) -> Array:
     try:
-        return jnp.asarray(x) > 0
+        array = jnp.asarray(x)
+        return array if array.dtype == bool else array > 0
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"`{name}`: expected an array, 1 for padding and 0 for what is in use, got "
@@ -147,7 +148,10 @@ def _labels_and_lengths(
     frames = _is_padding("logit_paddings", logit_paddings)
     which = _is_padding("label_paddings", label_paddings)
     if _arrays.are_floats(labels):
-        raise TypeError(f"`labels`: expected integers (B, N), got floats. The order is {_CALL}.")
+        raise TypeError(
+            "`labels`: expected integers (B, N), got floats. If they are classes, convert them: "
+            f"labels.astype('int32'). The order is {_CALL}."
+        )
     labels = jnp.asarray(_values.saturated(_arrays.integers("labels", labels)))
     for name, x, expected in (
         ("logit_paddings", frames, shape[:2]),

@@ -117,14 +117,17 @@ def test_each_pass_multiplies_once_and_the_gradient_twice_more():
 
 
 @pytest.mark.parametrize("f", [loss, gradient, product])
-@pytest.mark.parametrize("by", ["argument", "jax_default_matmul_precision"])
-@sampled(2)
+@pytest.mark.parametrize("by", ["argument", "setting", "setting as it is traced"])
+@sampled(3)
 def test_every_product_has_the_precision_that_is_asked_for(f, by, monkeypatch):
     """Else some would be TF32 on an NVIDIA GPU."""
     asked = "high" if by == "argument" else None
     monkeypatch.setattr(jax_ctc, "ctc_linear", partial(jax_ctc.ctc_linear, precision=asked))
     with jax.default_matmul_precision("default" if asked else "high"):
-        program = jax.jit(f).lower(*types(2000)).as_text()
+        traced = jax.jit(f).trace(*types(2000))
+        program = traced.lower().as_text()
+    if by == "setting as it is traced":
+        program = traced.lower().as_text()
     found = re.findall(r"dot_general.*? precision = \[(\w+), (\w+)\]", program)
     assert len(found) == len(re.findall(r"stablehlo\.dot_general", program)) >= 1
     assert {precision for pair in found for precision in pair} == {"HIGH"}

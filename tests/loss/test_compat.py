@@ -137,6 +137,13 @@ def test_where_optax_is_wrong_the_front_is_not():
     np.testing.assert_allclose(cost[1:], EXACT[0][1:], rtol=1e-6)
 
 
+def test_paddings_may_be_booleans_without_promotion_of_dtypes():
+    booleans = {"frames": FRAMES > 0, "padding": PADDING > 0}
+    with jax.numpy_dtype_promotion("strict"):
+        found = by_optax(compat.optax.ctc_loss, **booleans)
+    np.testing.assert_array_equal(found, by_optax(compat.optax.ctc_loss))
+
+
 def test_wrong_shapes_of_paddings_raise():
     with pytest.raises(ValueError, match=r"`logit_paddings`: expected shape \(4, 9\), got"):
         by_optax(compat.optax.ctc_loss, frames=FRAMES.T)

@@ -267,6 +267,7 @@ TYPES = {
     "integers": ({"hidden": np.zeros((12, 4, 6), int)}, r"`hidden` \(hidden states\)"),
     "kernel of integers": ({"kernel": np.zeros((6, 23), int)}, r"`kernel` \(weights"),
     "bias of integers": ({"bias": np.zeros(23, int)}, r"`bias` \(bias"),
+    "bias by position": ({"label_lengths": np.zeros(23, "f")}, r"A bias is given by name"),
     "size of a tile": ({"tile_bytes": 1.5}, r"`tile_bytes`: expected None or a Python int"),
 }
 

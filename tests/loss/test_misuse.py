@@ -218,6 +218,18 @@ def test_a_mask_of_numpy_is_not_lost():
     with pytest.raises(TypeError, match=r"`labels`: .* without a mask.* x.filled\(-1\)"):
         jax_ctc.ctc(**GOOD | {"labels": labels})
     assert np.isfinite(jax_ctc.ctc(**GOOD | {"labels": np.ma.array(GOOD["labels"])})).all()
+    with pytest.raises(ValueError, match=r"`acts`: .* JAX has no masks. Give its data: x.filled"):
+        jax_ctc.ctc(**GOOD | {"acts": np.ma.array(GOOD["acts"])})
+
+
+def test_all_that_was_decoded_is_more_than_labels():
+    decoded = jax_ctc.ctc_greedy_decode(GOOD["acts"], GOOD["lengths"])
+    with pytest.raises(
+        ValueError, match=r"`labels`: .* got a Decoded .* Give its labels: x.labels"
+    ):
+        jax_ctc.ctc(**GOOD | {"labels": decoded})
+    labels = GOOD | {"labels": decoded.labels, "label_lengths": decoded.label_lengths}
+    assert np.isfinite(jax_ctc.ctc(**labels)).all()
 
 
 TRACED = [
