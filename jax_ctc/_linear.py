@@ -96,9 +96,13 @@ def ctc_linear(
     bias = None if bias is None else _arrays.floats("bias", bias)
     check_layer(hidden, kernel, bias)
     if bias is None and label_lengths is not None and _arrays.are_floats(label_lengths):
-        raise TypeError(
-            "`label_lengths`: expected integers, got floats. A bias is given by name: bias=bias."
-        )
+        shape = _arrays.as_array(label_lengths).shape
+        # That of a bias. Other floats are counts or ratios, and are told how to become integers.
+        if shape == kernel.shape[1:] != hidden.shape[-2:-1]:
+            raise TypeError(
+                "`label_lengths`: expected integers, got floats. A bias is given by name: "
+                "bias=bias."
+            )
     vocab_axes = _split_classes.axes_of(kernel, vocab_axis, "kernel")
     a = _arguments.prepare(
         hidden,

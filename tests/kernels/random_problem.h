@@ -54,8 +54,6 @@ template <class F> struct RandomProblem {
   Array<F> cotangents;
   bool softmax = !sometimes(3);
 
-  explicit RandomProblem(Dtype type) : RandomProblem(type, random_shape()) {}
-
   bool half() const { return is_half(dtype); }
   void* acts() { return half() ? static_cast<void*>(narrow.data.get()) : wide.data.get(); }
   void* directions() { return half() ? static_cast<void*>(narrow_directions.data.get()) : wide_directions.data.get(); }

@@ -268,6 +268,7 @@ int main(int argc, char** argv) {
   const int rounds = argc > 1 ? std::atoi(argv[1]) : 200, first = argc > 2 ? std::atoi(argv[2]) : 0;
   for (int seed = first; seed < first + rounds; ++seed) {
     generator.seed(seed);
+    // Every fourth of the seeds with memory is wide too.
     const bool memory = seed % 16 == 0, wide = seed % 8 == 3 || seed % 64 == 32;
     one<float>(Dtype::kF32, memory, wide);
     one<double>(Dtype::kF64, memory, wide);

@@ -268,6 +268,7 @@ TYPES = {
     "kernel of integers": ({"kernel": np.zeros((6, 23), int)}, r"`kernel` \(weights"),
     "bias of integers": ({"bias": np.zeros(23, int)}, r"`bias` \(bias"),
     "bias by position": ({"label_lengths": np.zeros(23, "f")}, r"A bias is given by name"),
+    "ratios of labels": ({"label_lengths": np.ones(4, "f")}, r"ratios of L by jnp.round"),
     "size of a tile": ({"tile_bytes": 1.5}, r"`tile_bytes`: expected None or a Python int"),
 }
 
