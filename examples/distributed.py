@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train the reader of handwriting.py on many processes, each with a part of every batch.
 
-    pip install -r examples/requirements.txt
+    pip install . -r examples/requirements.txt
     python examples/distributed.py                     one process, all devices it has
     python examples/distributed.py --here 2            two processes on this machine (gloo on CPUs)
     srun python examples/distributed.py --cluster      SLURM, Open MPI, Kubernetes, Cloud TPU: what

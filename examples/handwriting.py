@@ -6,7 +6,7 @@ are scikit-learn's `load_digits`. A fifth of them, drawn at random and stratifie
 for the held-out strips only. Both parts have the same writers, so the error rate is that of new
 scans, not of new writers.
 
-    pip install -r examples/requirements.txt
+    pip install . -r examples/requirements.txt
     python examples/handwriting.py
 
 The program prints the label error rate, writes a picture, and exits with 1 unless the rate is below

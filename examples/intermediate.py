@@ -8,7 +8,7 @@ layer, and its logits would double the memory. `ctc_linear` stores none.
 The data are made up: each of 2,000 words is a random vector that lasts two to four frames, in
 noise. So the program needs no download.
 
-    pip install -r examples/requirements.txt
+    pip install . -r examples/requirements.txt
     python examples/intermediate.py
 
 The program prints the label error rate of held-out sequences for both heads, and the memory that a

@@ -5,7 +5,7 @@ The recordings are the English prompts of the Asterisk telephone system: 24 minu
 (speech_data.py). A small convolutional network reads log-mel features and is trained with
 `jax_ctc.ctc` on their texts, character by character. Held-out sentences are never in training.
 
-    pip install -r examples/requirements.txt
+    pip install . -r examples/requirements.txt
     python examples/speech.py
 
 The program prints the character error rate of the held-out sentences, read by the best path and by

@@ -113,8 +113,8 @@ def ctc_align(
       Array([0, 1, 1, 2, 0], dtype=int32)
       >>> jax_ctc.label_spans(alignment, 2)
       Spans(start=Array([1, 3], dtype=int32), end=Array([3, 4], dtype=int32))
-      >>> jnp.exp(jax_ctc.label_confidence(acts, alignment, 2)).round(2)
-      Array([0.8, 0.8], dtype=float32)
+      >>> jax_ctc.label_confidence(acts, alignment, 2)  # log 0.8
+      Array([-0.22314355, -0.22314355], dtype=float32)
     """
     threads = _static.threads_of(num_threads)
     softmax = _static.switch("softmax", softmax)

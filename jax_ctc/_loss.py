@@ -32,8 +32,8 @@ def ctc(
     Padding in `labels` is negative. A label equal to `blank` (by default 0) is invalid, so padding
     with 0 is an error. Write ``labels = jnp.where(labels == 0, -1, labels.astype(int))``. Under
     ``jit`` an invalid label cannot raise: the cost of its sequence is NaN and the gradient 0, and
-    training goes on with the other sequences. `jax_ctc.check` then names the label, or, in a plain
-    jitted function, ``JAX_DEBUG_NANS=True`` in the environment.
+    training goes on with the other sequences. `jax_ctc.check` then names the label. So does
+    ``JAX_DEBUG_NANS=True`` in the environment, if the cost leaves a plain jitted function.
 
     Time comes first, (T, B, V). Pass ``time_major=False`` for (B, T, V), the layout of optax and
     Flax. If B == T, a wrong layout raises no error.
@@ -78,8 +78,9 @@ def ctc(
       ValueError: ranks or sizes disagree; `blank` is not a class; `vocab_axis` is not an axis of
         the mesh in use, or does not divide V; a label or a length is out of range and its value is
         known. The message then names the sequence, the position and the value. Values are known
-        outside ``jit``, ``vmap``, ``scan`` and ``checkpoint``, and inside these if they are NumPy
-        arrays or come from outside.
+        where JAX does not trace labels and lengths. ``jit``, ``vmap``, ``scan``, ``cond``,
+        ``checkpoint`` and ``shard_map`` trace their arguments. NumPy arrays, and arrays that come
+        from outside of these, stay known inside.
 
     If nothing can be raised, each sequence on its own behaves as follows:
       no alignment fits (fewer frames than labels and repeats, or logits of -inf)

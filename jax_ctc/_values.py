@@ -34,12 +34,12 @@ def verdicts(
     if lengths is not None:
         x = xp.asarray(saturated(lengths))
         what = f"is outside [0, {T}]: {given.of_frames} T = {T} frames"
-        what += ". If the model divides time, divide lengths too."
+        what += ". If the model downsamples, divide lengths too."
         yield Verdict("lengths", lengths, (x < 0) | (x > T), what)
     count = None
     if label_lengths is not None:
         count = xp.asarray(saturated(label_lengths))
-        what = f"is outside [0, {L}]: labels have room for L = {L}"
+        what = f"is outside [0, {L}]: a row of labels has room for L = {L}"
         yield Verdict("label_lengths", label_lengths, (count < 0) | (count > L), what)
     if labels is not None:
         x = xp.asarray(saturated(labels))

@@ -2,9 +2,10 @@
 """CTC with the name and signature of Keras: `keras.ops.ctc_loss`, on JAX arrays.
 
 Like Keras, it takes targets and lengths that are floats, and cuts them to integers. It differs
-from Keras in three ways. A target equal to `mask_index` is padding wherever it stands, not only
+from Keras in four ways. A target equal to `mask_index` is padding wherever it stands, not only
 after its length. A sequence without an alignment costs +inf and has a gradient of 0; in Keras on
-JAX it costs about 1e5. Frames after the length have no influence, even if they are NaN.
+JAX it costs about 1e5. Frames after the length have no influence, even if they are NaN. A length
+above T, or above S, is an error (under `jit` a cost of NaN); Keras takes T, or S.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """CTC with the names and signatures of optax: `ctc_loss`, `ctc_loss_with_forward_probs`.
 
-It differs from optax in seven ways. A sequence without an alignment costs +inf and has a gradient
+It differs from optax in eight ways. A sequence without an alignment costs +inf and has a gradient
 of 0; in optax it costs about 1e5. A label equal to `blank_id` is an error (under `jit` a cost of
 NaN); optax computes something else. Padding of labels may stand anywhere, not only at the end.
 Frames at the end that are padding have no influence, even if they are NaN. Paddings of frames have
 to stand at the end; elsewhere they are an error (under `jit` a cost of NaN), because a frame in the
-middle that does not count makes no sense for most models. `log_epsilon` has no effect, because log
-0 is -inf. Costs of float32 logits are float32 under `jax_enable_x64` too, where optax has float64.
+middle that does not count makes no sense for most models. Labels that are floats are an error;
+optax converts them. `log_epsilon` has no effect, because log 0 is -inf. Costs of float32 logits are
+float32 under `jax_enable_x64` too, where optax has float64.
 """
 
 from __future__ import annotations

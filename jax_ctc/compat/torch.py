@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """CTC with the name and signature of PyTorch: `torch.nn.functional.ctc_loss`, on JAX arrays.
 
-It differs from PyTorch in four ways. The gradient is the true one of `log_probs`, minus the
+It differs from PyTorch in five ways. The gradient is the true one of `log_probs`, minus the
 occupancies; PyTorch returns that of the logits under a softmax, which differs unless a log_softmax
-stands before it. A target equal to `blank` is an error (under `jit` a cost of NaN). A sequence
-without an alignment has a gradient of 0, whether `zero_infinity` is set or not; in PyTorch it has
-NaN. bfloat16, float16, forward mode and second derivatives work; in PyTorch they do not.
+stands before it. A target equal to `blank` is an error (under `jit` a cost of NaN). Targets that are
+floats are an error; PyTorch converts them. A sequence without an alignment has a gradient of 0,
+whether `zero_infinity` is set or not; in PyTorch it has NaN. bfloat16, float16, forward mode and
+second derivatives work; in PyTorch they do not.
 """
 
 from __future__ import annotations

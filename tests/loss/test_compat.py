@@ -354,7 +354,10 @@ def by_keras(output=LOGITS, lengths=LENGTHS, blank=0):
             lambda: by_torch(lengths=LENGTHS + 9),
             "input_lengths[0] = 18 is outside [0, 9]",
         ),
-        (lambda: by_torch(counts=COUNTS + 1), "target_lengths[0] = 4 is outside [0, 3]: targets"),
+        (
+            lambda: by_torch(counts=COUNTS + 1),
+            "target_lengths[0] = 4 is outside [0, 3]: a row of targets",
+        ),
         (
             lambda: compat.torch.ctc_loss(LOG_PROBS[:, :2], [1, 2, 9, 1], [9, 9], [2, 2]),
             "targets[2] = 9 is not a class",

@@ -192,6 +192,20 @@ def test_expected_times(page):
     assert_slope(lambda x: page["expected_times"](x, LABELS, LENGTHS), exact)
 
 
+def test_times_of_words(page):
+    """A cat and two spaces, in frames that say one label each, after a blank."""
+    text = "a  cat"
+    classes = np.array([1 + "a ct".index(c) for c in text])
+    path = [0, 1, 1, 2, 0, 2, 3, 0, 1, 4, 4, 0]
+    acts = np.where(np.arange(5) == np.array(path)[:, None], 9.0, 0.0)
+    alignment = jax_ctc.ctc_align(acts, classes, None)
+    assert alignment.path.tolist() == path
+    start, end = jax_ctc.label_spans(alignment, len(text))
+    found = page["word_times"](text, start, end, 0.5)
+    assert found == [("a", 0.5, 1.5), ("cat", 3.0, 5.5)]
+    assert page["word_times"]("", [], [], 1) == []
+
+
 def test_delay_penalty(page):
     late = np.arange(T)[:, None] - (LENGTHS - 1) / 2
 
