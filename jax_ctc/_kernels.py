@@ -256,7 +256,8 @@ def build_info() -> BuildInfo:
     elif cuda is not None and (complaint := _gpus.complaint(cuda)):
         notes.append(f"cuda: {complaint}")
     if cpu is not None and cpu.isa_complaint():
-        notes.append(f"cpu: {cpu.isa_complaint()}; running {cpu.instruction_set()}.")
+        complaint = cpu.isa_complaint().decode(errors="backslashreplace")
+        notes.append(f"cpu: {complaint}; running {cpu.instruction_set()}.")
     return {
         "version": __version__,
         "jax": jax.__version__,

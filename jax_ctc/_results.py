@@ -10,8 +10,8 @@ Result = TypeVar("Result", bound=type)
 
 
 def serialised(cls: Result) -> Result:
-    """Lets an exported program return a named tuple. A module that is run again (reloaded) finds
-    its class registered."""
+    """Lets an exported program return a named tuple. JAX takes each name once. So a module may be
+    run again (reloaded), but no program that returns its new class can be exported."""
     with contextlib.suppress(ValueError):
         export.register_namedtuple_serialization(cls, serialized_name=f"jax_ctc.{cls.__name__}")
     return cls

@@ -143,7 +143,7 @@ def _gradient(p: Problem, rows: Array, columns: Array) -> Array:
         softmax = problem.softmax(p.acts, rows[..., 0], rows[..., 1])
     else:
         softmax = jnp.zeros_like(p.acts, columns.dtype)
-    gradient = problem.minus_columns(softmax, p, problem.swapped(columns, p.time_axis))
+    gradient = problem.minus_columns(softmax, p, columns)
     return (
         gradient if dense is False else jnp.where(_is_dense_now(V, L), _widened(kept, V), gradient)
     )

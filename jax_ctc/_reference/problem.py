@@ -275,10 +275,17 @@ def is_read(p: Problem) -> Array:
 
 
 def minus_columns(x: Array, p: Problem, columns: Array) -> Array:
-    """Returns x, in the order of acts, minus each of the columns (T, N, 1 + L) at its class."""
+    """Returns x minus each of the 1 + L columns at its class. Both are in the order of acts: `vmap`
+    would move the batch to the front, and so copy x twice if T comes first."""
     batch = 1 - p.time_axis
-
-    def one(x: Array, classes: Array, columns: Array) -> Array:
-        return x.at[:, classes].add(-columns, mode="promise_in_bounds")
-
-    return jax.vmap(one, (batch, 0, 1), batch)(x, p.classes, columns)
+    dimensions = lax.ScatterDimensionNumbers(
+        update_window_dims=(p.time_axis,),
+        inserted_window_dims=(2,),
+        scatter_dims_to_operand_dims=(2,),
+        operand_batching_dims=(batch,),
+        scatter_indices_batching_dims=(0,),
+    )
+    classes = p.classes[..., None]
+    return lax.scatter_add(
+        x, classes, -columns, dimensions, mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS
+    )

@@ -3,10 +3,10 @@
 
 It differs from PyTorch in five ways. The gradient is the true one of `log_probs`, minus the
 occupancies; PyTorch returns that of the logits under a softmax, which differs unless a log_softmax
-stands before it. A target equal to `blank` is an error (under `jit` a cost of NaN). Targets that are
-floats are an error; PyTorch converts them. A sequence without an alignment has a gradient of 0,
-whether `zero_infinity` is set or not; in PyTorch it has NaN. bfloat16, float16, forward mode and
-second derivatives work; in PyTorch they do not.
+stands before it. A target equal to `blank` is an error (under `jit` a cost of NaN). Targets that
+are floats are an error; PyTorch converts them. A sequence without an alignment has a gradient of
+0, whether `zero_infinity` is set or not; in PyTorch it has NaN. bfloat16, float16, forward mode
+and second derivatives work; in PyTorch they do not.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ struct Symbols {
     }
     if (star >= 0) values.back() = blank;
   }
+  void trim() { jax_ctc::trim(values), jax_ctc::trim(slots), jax_ctc::trim(classes); }
 };
 
 template <class F>
@@ -45,12 +46,13 @@ void align_sequence(const Problem& p, int64_t sequence, KnownRows<F> known, Alig
   int32_t *path = out.path + first, *label_index = out.label_index + first;
   int64_t aligned = 0;  // frames
   thread_local UnpaddedLabels labels;
+  thread_local Symbols symbols;
+  const AtEnd trimmed{[] { labels.trim(), symbols.trim(); }};
   Batch with_star = p;
   with_star.shape.V += options.star;
   if (!is_valid_length(s, length) || !labels.read(with_star, p.labels + sequence * s.L)) {
     *score = kNaN;
   } else {
-    thread_local Symbols symbols;
     symbols.read(labels.values, s.V, p.blank);
     const Sequence<F> in = sequence_of<F>(p, sequence, labels, known);
     const SequenceAlignment to = {symbols.values.data(),
@@ -67,7 +69,6 @@ void align_sequence(const Problem& p, int64_t sequence, KnownRows<F> known, Alig
     if (outcome == Outcome::kFinite) aligned = length;
     if (outcome == Outcome::kNoAlignment) *score = -kInfinity;
     if (outcome == Outcome::kNoSoftmax) *score = kNaN;
-    thread_scratch().trim();
   }
   for (int64_t t = aligned; t < s.T; ++t) path[t * s.B] = label_index[t * s.B] = -1;
 }

@@ -80,8 +80,6 @@ class Search {
   }
 
  private:
-  static constexpr size_t kLargestKept = 8 << 20;
-
   // Candidates that stay, with what their parent gives them: a parent and its child's last label are the child.
   template <class F> void stay(const Frame<F>& frame) {
     const double blank = frame.at(frame.blank);
@@ -194,6 +192,7 @@ double search_frames(Search& search, const Problem& p, int64_t sequence, const B
   const int64_t most = options.classes_per_frame > 0 ? options.classes_per_frame : s.V;
   const int64_t n = std::min({most, options.beam_width + 1, s.V - 1});
   thread_local std::vector<ClassScore<F>> classes;
+  const AtEnd trimmed{[] { trim(classes); }};
   classes.resize(s.V);
   double norm = 0;
   for (int64_t t = 0; t < length; ++t) {
@@ -212,6 +211,7 @@ template <class F>
 void run_beam(const Problem& p, const BeamOptions& options, const BeamResults& out, Executor& executor) {
   for_each_sequence(p, 5, executor, [&](int64_t i) {
     thread_local Search search;
+    const AtEnd trimmed{[] { search.trim(); }};
     const PathWriter<F> writer = {p.shape, out, i, options.top_paths};
     if (!is_valid_length(p.shape, p.lengths[i])) return writer.fill(std::numeric_limits<F>::quiet_NaN());
     search.start(options.beam_width);
@@ -221,8 +221,6 @@ void run_beam(const Problem& p, const BeamOptions& options, const BeamResults& o
     const int64_t found = search.beam().size();
     const double most = options.softmax ? 0 : std::numeric_limits<double>::infinity();
     for (int64_t k = 0; k < std::min(found, options.top_paths); ++k) writer.write(search, k, norm, most);
-    search.trim();
-    thread_scratch().trim();
   });
 }
 

@@ -14,5 +14,6 @@ PYBIND11_MODULE(_cpu, m, pybind11::mod_gil_not_used()) {
     for (const jax_ctc::InstructionSet* isa : jax_ctc::instruction_sets()) names.push_back(isa->name);
     return names;
   });
-  m.def("isa_complaint", &jax_ctc::isa_complaint);
+  // Bytes, because a variable of the environment may hold any.
+  m.def("isa_complaint", [] { return pybind11::bytes(jax_ctc::isa_complaint()); });
 }

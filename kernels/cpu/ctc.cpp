@@ -41,6 +41,7 @@ void run_sequence(const Problem& p, int64_t sequence, KnownRows<F> known, F* cos
   const int64_t first = first_row(s, sequence);
   const int32_t length = p.lengths[sequence];
   thread_local UnpaddedLabels labels;
+  const AtEnd trimmed{[] { labels.trim(); }};
   if (!is_valid_length(s, length) || !labels.read(p, p.labels + sequence * s.L)) {
     *cost = kNaN;
     if (training) fill_residuals<F>(p, residuals, sequence, 0, s.T, 0);
@@ -66,7 +67,6 @@ void run_sequence(const Problem& p, int64_t sequence, KnownRows<F> known, F* cos
       fill_residuals<F>(p, residuals, sequence, 0, length, outcome == Outcome::kNoSoftmax ? kNaN : F(0));
     fill_residuals<F>(p, residuals, sequence, length, s.T, 0);
   }
-  thread_scratch().trim();
 }
 
 template <class F> void run_forward(const Problem& p, void* cost, Residuals residuals, Executor& executor) {
@@ -189,6 +189,7 @@ template <class F> void hvp_of_sequence(const Problem& p, int64_t sequence, Resi
   const int64_t first = first_row(s, sequence);
   const int32_t length = p.lengths[sequence];
   thread_local UnpaddedLabels labels;
+  const AtEnd trimmed{[] { labels.trim(); }};
   if (cotangent == 0 || !is_valid_length(s, length) || !labels.read(p, p.labels + sequence * s.L) ||
       (masked && !is_given(p, direction, sequence, length)))
     return fill_like_acts(p, out, sequence, 0, s.T, false);
@@ -207,7 +208,6 @@ template <class F> void hvp_of_sequence(const Problem& p, int64_t sequence, Resi
   const Outcome outcome = kernels<F>().hvp(in, arguments);
   if (outcome != Outcome::kFinite) fill_like_acts(p, out, sequence, 0, length, outcome == Outcome::kNoSoftmax);
   fill_like_acts(p, out, sequence, length, s.T, false);
-  thread_scratch().trim();
 }
 
 template <class F> void run_hvp(const Problem& p, Residuals residuals, const F* cotangents, const void* direction,

@@ -25,14 +25,14 @@ class PoolExecutor final : public Executor {
 };
 
 // No exception may reach XLA, because it would end the process. XLA does not use the results of a call that failed.
-template <class Run> ffi::Error guarded(Run run) {
+template <class Run>
+ffi::Error guarded(Run run, const char* less = "Shorter sequences, shorter labels or fewer threads (num_threads)") {
   try {
     run();
     return ffi::Error::Success();
   } catch (const std::bad_alloc& error) {
     return {ffi::ErrorCode::kResourceExhausted,
-            std::string("jax_ctc: out of memory (") + error.what() +
-                "). Shorter sequences, shorter labels or fewer threads (num_threads) need less."};
+            std::string("jax_ctc: out of memory (") + error.what() + "). " + less + " need less."};
   } catch (const std::exception& error) {
     return {ffi::ErrorCode::kInternal, std::string("jax_ctc: ") + error.what()};
   }
@@ -151,10 +151,9 @@ ffi::Error beam_handler(ffi::ThreadPool pool, CTC_OPERANDS, IntsResult found, In
   if (beam_width < top_paths || beam_width > std::numeric_limits<int32_t>::max() || classes_per_frame < 0)
     return ffi::Error::InvalidArgument(
         "jax_ctc: beam_width must be top_paths or more, and classes_per_frame 0 or more");
-  return guarded([&] {
-    beam(p, {beam_width, top_paths, classes_per_frame, softmax},
-         {found->typed_data(), label_lengths->typed_data(), scores->untyped_data()}, executor);
-  });
+  const BeamResults out = {found->typed_data(), label_lengths->typed_data(), scores->untyped_data()};
+  return guarded([&] { beam(p, {beam_width, top_paths, classes_per_frame, softmax}, out, executor); },
+                 "Shorter sequences, a narrower beam (beam_width) or fewer threads (num_threads)");
 }
 
 template <class Target> auto binding() {

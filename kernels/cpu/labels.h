@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../common/batch.h"
+#include "memory.h"
 
 namespace jax_ctc {
 
@@ -48,6 +49,7 @@ struct UnpaddedLabels {
     values.resize(n), columns.resize(n);
     return !bad;
   }
+  void trim() { jax_ctc::trim(values), jax_ctc::trim(columns), jax_ctc::trim(repeated); }
   // Gives equal labels the column of their first occurrence.
   void share_columns() {
     const size_t n = values.size();

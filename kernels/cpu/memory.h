@@ -10,11 +10,27 @@
 #include <memory>
 #include <new>
 #include <type_traits>
+#include <vector>
 
 #include "../common/problem.h"
 #include "simd/interface.h"
 
 namespace jax_ctc {
+
+// What a thread keeps for its next call, of each kind: at most this many bytes.
+constexpr size_t kLargestKept = 8 << 20;
+
+// Frees the memory of a large array. A small one's stays for the next call.
+template <class T> void trim(std::vector<T>& kept) {
+  if (kept.capacity() * sizeof(T) > kLargestKept) std::vector<T>().swap(kept);
+}
+
+// Runs at the end of a scope, also if an exception ends it.
+template <class Run> struct AtEnd {
+  Run run;
+  ~AtEnd() { run(); }
+};
+template <class Run> AtEnd(Run) -> AtEnd<Run>;
 
 class OutOfScratch final : public std::bad_alloc {
  public:
@@ -39,7 +55,6 @@ class ThreadScratch final : public Scratch {
     tested::poison(memory_.get(), size_);  // an arena gives it out
     return {memory_.get(), size_};
   }
-  // Frees the memory of a long sequence. A short one's stays for the next call.
   void trim() {
     if (size_ > kLargestKept) release();
   }
@@ -52,7 +67,6 @@ class ThreadScratch final : public Scratch {
   }
 
   static constexpr std::align_val_t kAlignment{64};
-  static constexpr size_t kLargestKept = 8 << 20;
   struct Free {
     void operator()(char* p) const { ::operator delete(p, kAlignment); }
   };

@@ -9,6 +9,7 @@
 
 #include "ctc.h"
 #include "labels.h"
+#include "memory.h"
 
 namespace jax_ctc {
 
@@ -45,7 +46,10 @@ template <class Run> void for_each_sequence(const Problem& p, double passes, Exe
   std::iota(order.begin(), order.end(), 0);
   const auto is_longer = [&](int64_t a, int64_t b) { return p.lengths[a] > p.lengths[b]; };
   if (!std::is_sorted(order.begin(), order.end(), is_longer)) std::stable_sort(order.begin(), order.end(), is_longer);
-  parallel_for(executor, threads_for(p, work), n, [&](int64_t k) { run(order[k]); });
+  parallel_for(executor, threads_for(p, work), n, [&](int64_t k) {
+    const AtEnd trimmed{[] { thread_scratch().trim(); }};
+    run(order[k]);
+  });
 }
 
 // Whether threads would wait for a fifth of their time or more, if each takes whole sequences, the longest first.
@@ -88,8 +92,10 @@ void for_each_block(const Problem& p, double nanoseconds, Executor& executor, Ru
   const int64_t share = s.rows() / (least * std::max<int64_t>(1, executor.threads()));
   const int64_t block = std::max<int64_t>(1, std::min((int64_t(1) << 21) / row_bytes, share));
   const int64_t blocks = (s.rows() + block - 1) / block;
-  parallel_for(executor, threads_for(p, nanoseconds), blocks,
-               [&](int64_t k) { run(RowIndex(s, k * block), std::min(s.rows(), (k + 1) * block)); });
+  parallel_for(executor, threads_for(p, nanoseconds), blocks, [&](int64_t k) {
+    const AtEnd trimmed{[] { thread_scratch().trim(); }};
+    run(RowIndex(s, k * block), std::min(s.rows(), (k + 1) * block));
+  });
 }
 
 // Calls run(row) for every row.

@@ -113,9 +113,11 @@ def test_pure_jax_keeps_the_contract(file, some):
     keeps_the_contract(None, file, some, JAX_CTC_KERNELS="none", **flags)
 
 
-def test_an_unknown_instruction_set_is_noted_and_another_runs():
-    said = python("import jax_ctc; print(jax_ctc.build_info()['notes'])", JAX_CTC_ISA="vax")
-    assert "JAX_CTC_ISA=vax is not one of baseline" in said.stdout, said.stderr
+@pytest.mark.parametrize("name", ["vax", "\udcff"])  # the second is a byte that no text has
+def test_an_unknown_instruction_set_is_noted_and_another_runs(name):
+    said = python("import jax_ctc; print(ascii(jax_ctc.build_info()['notes']))", JAX_CTC_ISA=name)
+    assert "is not one of baseline" in said.stdout, said.stderr
+    assert f"JAX_CTC_ISA={name}" in said.stdout or "JAX_CTC_ISA=\\\\xff" in said.stdout
 
 
 NO_CUDA = """

@@ -335,6 +335,44 @@ def test_out_of_memory_is_an_error_and_the_process_goes_on():
     assert result.stdout.endswith("True\n")
 
 
+KEPT = """
+import ctypes, jax, jax.numpy as jnp, numpy as np, jax_ctc
+
+def resident():
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    line = next(x for x in open("/proc/self/status") if x.startswith("VmRSS"))
+    return int(line.split()[1]) // 1024
+
+def kept(run, few, many):
+    jax.block_until_ready(run(*few))
+    before = resident()
+    jax.block_until_ready(run(*many))
+    return resident() - before
+
+rows = np.random.default_rng(0).normal(size=(15000, 1, 20)).astype("f")
+rows[-1] = np.nan
+decode = lambda acts: jax_ctc.ctc_beam_search_decode(acts, None, beam_width=150).score
+print(kept(jax.jit(decode), [rows[:9]], [rows]), "MB of a beam whose last frame is NaN")
+align = lambda labels: jax_ctc.ctc_align(np.zeros((20, 1, 4), "f"), labels, None).score
+labels = np.ones((1, 4_000_000), np.int32)
+print(kept(jax.jit(align), [labels[:, :9]], [labels]), "MB of labels")
+slope = lambda acts: jax.jvp(lambda x: jax_ctc.ctc(x, np.ones((1, 1), "i"), None), (acts,), (acts,))
+acts = jnp.zeros((2, 1, 5_000_000), jnp.bfloat16)
+print(kept(jax.jit(slope), [acts[..., :9]], [acts]), "MB of rows of halves")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="reads the memory of a process as Linux says it"
+)
+def test_threads_keep_no_memory_of_a_large_call():
+    result = run(sys.executable, "-c", KEPT, JAX_PLATFORMS="cpu")
+    kept = [int(line.split()[0]) for line in result.stdout.splitlines()]
+    assert len(kept) == 3, result.stderr[-2000:]
+    assert max(kept) < 24, result.stdout  # of 70 to 90
+
+
 def test_python_threads_that_call_at_once_get_the_bits_of_one():
     rng = np.random.default_rng(0)
     acts = rng.normal(size=(60, 16, 30)).astype("f")

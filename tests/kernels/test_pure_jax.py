@@ -54,6 +54,16 @@ def test_the_loss_takes_no_memory_that_grows_with_classes(dtype, time_major):
     assert temporaries(50_000) < temporaries(1000) + 8 * 4 * 1000
 
 
+@pytest.mark.parametrize("time_major", [True, False])
+def test_the_gradient_is_the_only_array_like_acts(time_major):
+    T, B, V, L = 32, 8, 3000, 10
+    acts = jax.ShapeDtypeStruct((T, B, V) if time_major else (B, T, V), jnp.float32)
+    integers = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in [(B, L), (B,)])
+    cotangents = jax.ShapeDtypeStruct((B,), jnp.float32)
+    program = evaluate.lower(acts, *integers, cotangents, time_major=time_major).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 4 * T * B * V / 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("T_B_V_L", "time_major"),
