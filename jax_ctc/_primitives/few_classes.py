@@ -101,9 +101,15 @@ def over_slices(
     return Sums(top, sums[..., -2], sums[..., -1], sums[..., :-2])
 
 
+# JAX may differentiate the body of a function and forget its rule: for a derivative of a gradient
+# that is taken through `scan`. So the bodies of this file have the right derivatives themselves.
+# The rules are for digits, and for what is 0 or NaN.
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _largest(top: Array, names: tuple[str, ...]) -> Array:
-    return lax.pmax(top, names)
+    """Without the rule its tangent is 0, which may be chosen too."""
+    return lax.stop_gradient(lax.pmax(lax.stop_gradient(top), names))
 
 
 @_largest.defjvp
@@ -129,8 +135,11 @@ def tail_below(top: Array, ties: Array, tail: Array, new_top: Array) -> Array:
     """Returns the tail of a slice relative to new_top, the largest logit of all slices. If that is
     not in this slice, the slice's own largest logits belong to the tail."""
     scale = _scale(top, new_top)
-    below = (top != new_top) & ~jnp.isnan(ties)
-    return jnp.where(below, ties * scale, 0) + tail * scale
+    counted = jnp.where(jnp.isnan(ties), 0, ties)
+    below = top != new_top
+    own = jnp.exp(jnp.where(below | (top == -jnp.inf), 0, top - new_top))  # 1, and its derivatives
+    of_ties = counted * jnp.where(below, scale, own - lax.stop_gradient(own))
+    return of_ties + tail * scale
 
 
 @tail_below.defjvp

@@ -124,7 +124,8 @@ def longest(args, dims, function: Function, time_axis: int) -> Array:
     where = function.operands.index(Per.FRAME)
     frames, d = args[1 + where], dims[1 + where]
     T = frames.shape[time_axis + (d is not None and d <= time_axis)]
-    return jnp.where(args[0] > T, 0, args[0]).max(dims[0], initial=0)
+    most = jnp.where(args[0] > T, 0, args[0]).max(dims[0], initial=0)
+    return _mesh.vary_alike(most, frames)[0]  # the largest of no lengths is a constant
 
 
 def _batch(args, dims, *, function, time_axis, tile_bytes):

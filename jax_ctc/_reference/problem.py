@@ -193,7 +193,11 @@ def ties_and_tail(acts: Array, used: Array, shift: Array) -> tuple[Array, Array]
     def f(carry: tuple[Array, Array], x: Array, first: Array, fresh: Array) -> tuple[Array, Array]:
         del first
         is_top = x == shift[..., None]
-        terms = jnp.where(fresh & ~is_top, jnp.exp(x - shift[..., None]), 0)
+        terms = jnp.exp(x - shift[..., None])
+        # JAX may differentiate this body and forget the rule below (few_classes.py). So the largest
+        # logits have a term of 0 with the derivatives of exp.
+        terms = jnp.where(is_top, terms - lax.stop_gradient(terms), terms)
+        terms = jnp.where(fresh, terms, 0)
         counted = (fresh & is_top).sum(-1, dtype=terms.dtype)
         return carry[0] + counted, carry[1] + sum_in_order(terms)
 

@@ -77,6 +77,17 @@ HESSIANS = {
     "jacrev of jacrev": lambda f, acts, u: jax.jacrev(jax.jacrev(f))(acts),
     "jacrev of jacfwd": lambda f, acts, u: jax.jacrev(jax.jacfwd(f))(acts),
 }
+
+
+def through_scan(f):
+    """f as the step of a scan, whose derivatives JAX takes apart once more."""
+    return lambda acts: jax.lax.scan(lambda carry, x: (carry, f(x)), 0.0, acts[None])[1].sum()
+
+
+def along(f, u):
+    return lambda acts: jax.jvp(f, (acts,), (u,))[1]
+
+
 OTHERS = {
     "forward over forward": forward_over_forward,
     "products with several vectors": lambda f, acts, u: jax.vmap(
@@ -104,6 +115,12 @@ OTHERS = {
         lambda f, acts, u: jax.jvp(
             lambda acts: forward_over_forward(f, acts, u), (acts,), (jnp.sin(u),)
         )
+    ),
+    "product through a scan": jit_of(
+        lambda f, acts, u: forward_over_reverse(through_scan(f), acts, u)
+    ),
+    "fourth order through a scan": jit_of(
+        lambda f, acts, u: along(jax.grad(along(along(through_scan(f), u), u)), u)(acts)
     ),
 }
 

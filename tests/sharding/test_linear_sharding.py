@@ -90,6 +90,21 @@ WAYS = {"jit": AxisType.Auto, "shard_map": AxisType.Auto, "explicit": AxisType.E
 
 
 @needs_devices
+def test_no_lengths_at_all_give_no_costs():
+    """`vmap` over 0 lengths, whose largest is a constant."""
+    mesh = mesh_of(1, 8)
+    hidden, kernel, bias, labels, lengths = arguments("classes", mesh)
+    costs = jax.shard_map(
+        lambda *x: jax.vmap(lambda n: loss("classes", "shard_map")(*x[:-1], n))(x[-1]),
+        mesh=mesh,
+        in_specs=SPECS["classes"],
+        out_specs=P(),
+    )
+    none = jnp.zeros((0, *lengths.shape), lengths.dtype)
+    assert jax.jit(costs)(hidden, kernel, bias, labels, none).shape == (0, B)
+
+
+@needs_devices
 @pytest.mark.parametrize(
     ("way", "specs"),
     sweep(

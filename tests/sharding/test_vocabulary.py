@@ -8,6 +8,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -115,6 +116,19 @@ def test_costs_and_derivatives_are_those_of_one_device(way, mesh_shape, time_maj
     np.testing.assert_allclose(slope, (expected[1] * along).sum((0, 2)), rtol=1e-5, atol=1e-5)
     assert gradient.sharding.is_equivalent_to(acts.sharding, 3)
     assert product.sharding.is_equivalent_to(acts.sharding, 3)
+
+
+@pytest.mark.parametrize("way", sweep(list(WAYS), ["shard_map"]))
+def test_a_product_through_a_scan_is_that_of_one_device(way):
+    """There JAX differentiates what functions with rules of their own compute, not the rules."""
+    f, acts, direction, mesh = sharded(way, (1, 8), 24)
+
+    def total(acts):
+        return lax.scan(lambda carry, x: (carry, f(x)), 0.0, acts[None])[1].sum()
+
+    with mesh_in_use(mesh):
+        product = jax.jit(lambda x, u: jax.jvp(jax.grad(total), (x,), (u,))[1])(acts, direction)
+    assert_gradient(product, product_of(24), 5)
 
 
 @pytest.mark.parametrize(
