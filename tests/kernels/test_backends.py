@@ -21,7 +21,10 @@ KERNELS = (
     "",
 )
 # Pure JAX has no threads of its own, so one number of them does.
-SOME = {"derivatives/test_zeros": "float32", "loss/test_determinism": "bits_of or same_bits or 3"}
+SOME = {
+    "derivatives/test_zeros": "float32",
+    "loss/test_determinism": "(bits_of or same_bits or 3) and not share",
+}
 PURE = [
     (f"{file}.py", SOME.get(file, ""))
     for file in (
