@@ -105,6 +105,22 @@ def test_no_lengths_at_all_give_no_costs():
 
 
 @needs_devices
+def test_a_batch_of_none_has_a_gradient_of_zeros():
+    mesh = mesh_of(1, 8)
+    hidden, kernel, bias, labels, lengths = arguments("classes", mesh)
+    costs = jax.shard_map(
+        loss("classes", "shard_map"), mesh=mesh, in_specs=SPECS["classes"], out_specs=P()
+    )
+
+    def total(*arrays):
+        return costs(*arrays, labels[:0], lengths[:0]).sum()
+
+    gradients = jax.jit(jax.grad(total, ARRAYS))(hidden[:, :0], kernel, bias)
+    assert [x.shape for x in gradients] == [(T, 0, D), (D, V), (V,)]
+    assert not any(x.any() for x in gradients)
+
+
+@needs_devices
 @pytest.mark.parametrize(
     ("way", "specs"),
     sweep(
