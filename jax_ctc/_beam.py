@@ -37,8 +37,9 @@ def ctc_beam_search_decode(
     Args:
       acts, lengths, blank, time_major: as in `ctc`; lengths=None means all T frames.
       beam_width: how many prefixes are kept. A beam of 1 keeps the best prefix of each frame, which
-        is not the same as the best path of `ctc_greedy_decode`. The kernel takes up to 50 * T *
-        beam_width bytes for a thread. Pure JAX takes 20 * beam_width**2 bytes for a sequence.
+        is not the same as the best path of `ctc_greedy_decode`. The kernel takes up to about
+        60 * (T + 4) * beam_width bytes for a thread. Pure JAX takes 20 * beam_width**2 bytes for a
+        sequence.
       top_paths: how many label sequences are returned, at most `beam_width`. They differ.
       classes_per_frame: if given, only that many classes of a frame, the most probable beside the
         blank, may be appended to a prefix. Prefixes in the beam keep all their alignments.

@@ -240,7 +240,7 @@ def _hvp_jvp(hvp_p, primals, tangents, **params):
         terms.append(hvp_p.bind(*point, d_cotangents, direction, **params))
     if not is_zero(d_direction):
         terms.append(hvp_p.bind(*point, cotangents, d_direction, **params))
-    if not is_zero(d_acts):  # third order and beyond run in plain JAX
+    if not is_zero(d_acts):  # third order and beyond run in pure JAX
 
         def third_order(d_acts, acts, *rest):
             return jax.jvp(lambda x: _reference.hvp(x, *rest, **params), (acts,), (d_acts,))[1]

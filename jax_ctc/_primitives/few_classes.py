@@ -101,9 +101,10 @@ def over_slices(
     return Sums(top, sums[..., -2], sums[..., -1], sums[..., :-2])
 
 
-# JAX may differentiate the body of a function and forget its rule: for a derivative of a gradient
-# that is taken through `scan`. So the bodies of this file have the right derivatives themselves.
-# The rules are for digits, and for what is 0 or NaN.
+# JAX's partial evaluation drops the rule of a custom_jvp function and keeps its body, for example
+# in a gradient that is taken through `scan`. A derivative of that gradient is one of the body. So
+# the bodies of this file have the right derivatives themselves. The rules are for digits, and for
+# what is 0 or NaN.
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))

@@ -40,7 +40,7 @@ from .zero_product import multiply
 _ACTS, _SYMBOLS, _LENGTHS, _TOP, _LINEAR = 0, 1, 2, 3, 4  # positions of operands
 
 
-# ---- plain JAX ---------------------------------------------------------------------------------
+# ---- pure JAX ----------------------------------------------------------------------------------
 
 
 def _used(acts: Array, lengths: Array, time_axis: int) -> Array:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The primitives in plain JAX. Platforms without kernels run them, and they define "correct"."""
+"""The primitives in pure JAX. Platforms without kernels run them, and they define "correct"."""
 
 from .align import align as align
 from .beam import beam as beam

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The best alignment in plain JAX, in float64 even where jax_enable_x64 is off.
+"""The best alignment in pure JAX, in float64 even where jax_enable_x64 is off.
 
 The arithmetic is that of the kernels (docs/ctc.md, section 7), addition by addition. So the path is
 the same bit for bit.

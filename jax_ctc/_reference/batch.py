@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batch axes beyond the one that a function in plain JAX takes."""
+"""Batch axes beyond the one that a function in pure JAX takes."""
 
 import functools
 from collections.abc import Callable

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prefix beam search in plain JAX.
+"""Prefix beam search in pure JAX.
 
 A prefix of labels is a slot of the beam. Its paths so far end in the blank (`blank`) or in its last
 label (`label`); both are log-probabilities relative to the best prefix. A frame makes candidates: a

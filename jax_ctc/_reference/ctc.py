@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The primitives in plain JAX, for platforms without kernels and for derivatives of third order.
+"""The primitives in pure JAX, for platforms without kernels and for derivatives of third order.
 
 Each function has the name and the operands of its primitive (_primitives/ctc.py). The values are
 those of the kernels, m * 2^e with an exponent for every state (docs/ctc.md, section 3), so the

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recursion in plain JAX: alpha and beta of a problem (problem.py), its cost and occupancies.
+"""The recursion in pure JAX: alpha and beta of a problem (problem.py), its cost and occupancies.
 
 Values are m * 2^e with an exponent for every state (scaled.py), as in the kernels. Sums have a
 fixed order, because XLA would choose another order, and so other bits, for another batch size.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A batch in the form that the recursion in plain JAX takes, and the softmax of its rows.
+"""A batch in the form that the recursion in pure JAX takes, and the softmax of its rows.
 
 Arrays with frames but no classes are (T, N), whatever the order of acts. Arrays with V classes keep
 the order of acts and are never copied: reductions over V and gathers of classes read them in place.
@@ -194,8 +194,8 @@ def ties_and_tail(acts: Array, used: Array, shift: Array) -> tuple[Array, Array]
         del first
         is_top = x == shift[..., None]
         terms = jnp.exp(x - shift[..., None])
-        # JAX may differentiate this body and forget the rule below (few_classes.py). So the largest
-        # logits have a term of 0 with the derivatives of exp.
+        # Partial evaluation drops the rule below (few_classes.py). So the largest logits have a
+        # term of 0 with the derivatives of exp.
         terms = jnp.where(is_top, terms - lax.stop_gradient(terms), terms)
         terms = jnp.where(fresh, terms, 0)
         counted = (fresh & is_top).sum(-1, dtype=terms.dtype)

@@ -76,10 +76,15 @@ class Search {
   const PrefixTree::Node& node(int32_t n) { return tree_[n]; }
 
   void trim() {
-    if (tree_.bytes() > kLargestKept) *this = Search();
+    if (bytes() > kLargestKept) *this = Search();
   }
 
  private:
+  size_t bytes() const {
+    return tree_.bytes() + (beam_.capacity() + stays_.capacity() + next_.capacity()) * sizeof(Prefix) +
+           candidates_.capacity() * sizeof(Candidate) + (children_.capacity() + siblings_.capacity()) * sizeof(int32_t);
+  }
+
   // Candidates that stay, with what their parent gives them: a parent and its child's last label are the child.
   template <class F> void stay(const Frame<F>& frame) {
     const double blank = frame.at(frame.blank);

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What pure JAX promises as the kernels do, asked of it directly: it needs no other process."""
 
+import inspect
 import itertools
 from functools import partial
 
@@ -11,7 +12,7 @@ import pytest
 
 from jax_ctc import _reference
 from jax_ctc._primitives import row_sums
-from jax_ctc._reference import lattice
+from jax_ctc._reference import lattice, problem
 from support import oracle
 from support.cases import COMPACT, DENSE, Case, both_layouts, every_edge
 from support.results import assert_costs, assert_gradient, assert_same_bits
@@ -52,6 +53,22 @@ def test_the_loss_takes_no_memory_that_grows_with_classes(dtype, time_major):
         return loss.lower(acts, *integers).compile().memory_analysis().temp_size_in_bytes
 
     assert temporaries(50_000) < temporaries(1000) + 8 * 4 * 1000
+
+
+def test_a_sum_over_classes_has_its_derivatives_without_its_rule_too():
+    """In a gradient that is taken through `scan` JAX drops the rule and keeps the body."""
+    x = jnp.array([[2.0, -1.0, 2.0, 0.5], [0.0, -jnp.inf, -3.0, 1.0]])
+    top = jnp.array([2.0, 1.0])
+
+    def tail(x):
+        body = inspect.unwrap(problem.ties_and_tail)
+        return body(x, jnp.array([True, True]), top)[1].sum()
+
+    along = jnp.array([[1.0, 2.0, 3.0, -4.0], [-1.0, 1.0, 0.5, 2.0]])
+    terms = jnp.exp(x - top[:, None])
+    gradient, product = jax.jvp(jax.grad(tail), (x,), (along,))
+    np.testing.assert_allclose(gradient, terms, rtol=1e-6)
+    np.testing.assert_allclose(product, terms * along, rtol=1e-6)
 
 
 @pytest.mark.parametrize("time_major", [True, False])

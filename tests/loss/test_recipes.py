@@ -204,6 +204,7 @@ def test_times_of_words(page):
     found = page["word_times"](text, start, end, 0.5)
     assert found == [("a", 0.5, 1.5), ("cat", 3.0, 5.5)]
     assert page["word_times"]("", [], [], 1) == []
+    assert page["word_times"]("ab", [-1, -1], [-1, -1], 1) == []
 
 
 def test_delay_penalty(page):
