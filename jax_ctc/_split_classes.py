@@ -256,7 +256,5 @@ def _cost_of_slices(
 def _gathered(part: Array, names: Names) -> Array:
     """Returns (B,) on all M devices, from (B / M,), every M-th of B, on each. This is a sum in
     which each device contributes its own part."""
-    M = lax.psum(1, names)
-    everyone = jnp.zeros_like(part, shape=(part.shape[0], M))
-    mine = lax.dynamic_update_index_in_dim(everyone, part, lax.axis_index(names), 1)
-    return lax.psum(mine, names).reshape(-1)
+    is_own = lax.iota(jnp.int32, lax.psum(1, names)) == lax.axis_index(names)
+    return lax.psum(jnp.where(is_own, part[:, None], 0), names).reshape(-1)

@@ -118,6 +118,24 @@ def test_costs_and_derivatives_are_those_of_one_device(way, mesh_shape, time_maj
     assert product.sharding.is_equivalent_to(acts.sharding, 3)
 
 
+@pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="jax.set_mesh came with JAX 0.7.1")
+def test_a_shard_map_over_classes_alone_leaves_the_batch_to_types():
+    mesh = mesh_of(2, 4, AxisType.Explicit)
+    (acts, labels, lengths), *_, cost, gradient = problem(24)
+
+    def costs(acts):
+        f = partial(jax_ctc.ctc, vocab_axis="model")
+        specs = P(None, None, "model"), P(), P()
+        f = jax.shard_map(f, in_specs=specs, out_specs=P(), axis_names={"model"})
+        return f(acts, *(jax.device_put(x, P("data")) for x in (labels, lengths)))
+
+    with mesh_in_use(mesh):
+        acts = jax.device_put(acts, P(None, "data", "model"))
+        assert_costs(jax.jit(costs)(acts), cost, T)
+        found = jax.jit(jax.grad(lambda acts: costs(acts).sum()))(acts)
+    assert_gradient(found, gradient)
+
+
 @pytest.mark.parametrize("way", sweep(list(WAYS), ["shard_map"]))
 def test_a_product_through_a_scan_is_that_of_one_device(way):
     """There JAX differentiates what functions with rules of their own compute, not the rules."""
