@@ -4,6 +4,7 @@
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 from jax import Array, lax
 from jax.core import ShapedArray
 from jax.interpreters import mlir
@@ -67,6 +68,17 @@ def with_auto_axes(f: Callable, results: Sequence[ShapedArray], several: bool) -
         return f
     shardings = [aval.sharding for aval in results]  # with their mesh, which may not be set
     return jax.sharding.auto_axes(f, axes=axes, out_sharding=shardings if several else shardings[0])
+
+
+def taken_along(x: Array, places: Array) -> Array:
+    """Returns x at `places` of its last axis. The result is sharded as `places` are. In explicit
+    mode JAX has no rule for it if a vmap goes over an axis that shards `places` alone."""
+    result = jax.typeof(places).update(dtype=x.dtype)
+
+    def take(x: Array, places: Array) -> Array:
+        return jnp.take_along_axis(x, places, axis=-1)
+
+    return with_auto_axes(take, [result], several=False)(x, places)
 
 
 def is_unpartitioned(ctx: mlir.LoweringRuleContext) -> bool:

@@ -141,7 +141,7 @@ def _path_scores(acts: Array, path: Array, time_axis: int, softmax: bool) -> Arr
 
 
 def _taken(x: Array, path: Array) -> Array:
-    taken = jnp.take_along_axis(x, jnp.maximum(path, 0)[..., None], axis=-1)[..., 0]
+    taken = _mesh.taken_along(x, jnp.maximum(path, 0)[..., None])[..., 0]
     return jnp.where(path >= 0, taken, 0)
 
 

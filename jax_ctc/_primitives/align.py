@@ -78,7 +78,7 @@ def _on_few_classes(acts, labels, lengths, *, time_axis, blank, threads, softmax
         score = -jnp.maximum(cost, 0)
     shape = (*few_acts.shape[:-1], symbols.shape[-1])
     classes = jnp.broadcast_to(jnp.expand_dims(symbols, time_axis), shape)
-    taken = jnp.take_along_axis(classes, jnp.maximum(path, 0)[..., None], axis=-1)[..., 0]
+    taken = _mesh.taken_along(classes, jnp.maximum(path, 0)[..., None])[..., 0]
     return [jnp.where(path < 0, -1, taken), label_index, score]
 
 

@@ -96,6 +96,7 @@ def over_slices(
     top = _largest(part.top, names)
     ties = jnp.where((part.top == top) | jnp.isnan(part.ties), part.ties, 0)
     tail = tail_below(part.top, _with_tangent(part.ties, part.tail), part.tail, top)
+    ties = _with_tangent(ties, tail)  # JAX 0.7 cannot split a cotangent that is partly 0
     sums = summed(jnp.concatenate([part.scores, ties[..., None], tail[..., None]], axis=-1))
     top = checkpoint_name(own(top), RESIDUALS)
     return Sums(top, sums[..., -2], sums[..., -1], sums[..., :-2])

@@ -56,7 +56,7 @@ def _classes(acts: Array, symbols: Array, time_axis: int) -> Array:
 
 def _scores(acts: Array, symbols: Array, used: Array, time_axis: int) -> Array:
     classes = _classes(acts, symbols, time_axis)
-    taken = jnp.take_along_axis(acts, jnp.maximum(classes, 0), axis=-1)
+    taken = _mesh.taken_along(acts, jnp.maximum(classes, 0))
     return jnp.where(used & (classes >= 0), taken.astype(_operands.cost_dtype(acts.dtype)), 0)
 
 

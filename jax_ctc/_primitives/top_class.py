@@ -59,7 +59,7 @@ def tangents(primals, found, direction, **params) -> tuple[Array, Array]:
     """Returns those of `top` and `others` along a direction of their dtype."""
     best, top, others = found
     used = (best >= 0) | jnp.isnan(others)
-    d_top = jnp.take_along_axis(direction, jnp.maximum(best, 0)[..., None], axis=-1)[..., 0]
+    d_top = _mesh.taken_along(direction, jnp.maximum(best, 0)[..., None])[..., 0]
     d_top = jnp.where(used, d_top, 0)
     # Relative to the mean of the direction: of a direction of 1000 + noise the noise keeps its
     # digits. What this choice adds to one term it takes from the other. The best class counts in

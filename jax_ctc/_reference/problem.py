@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from .. import _operands
+from .. import _mesh, _operands
 
 Carry = TypeVar("Carry")
 
@@ -289,7 +289,11 @@ def minus_columns(x: Array, p: Problem, columns: Array) -> Array:
         operand_batching_dims=(batch,),
         scatter_indices_batching_dims=(0,),
     )
-    classes = p.classes[..., None]
-    return lax.scatter_add(
-        x, classes, -columns, dimensions, mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS
-    )
+
+    def added(x: Array, classes: Array, columns: Array) -> Array:
+        in_bounds = lax.GatherScatterMode.PROMISE_IN_BOUNDS
+        return lax.scatter_add(x, classes, columns, dimensions, mode=in_bounds)
+
+    # JAX 0.7 has no rule for a scatter of what types shard.
+    added = _mesh.with_auto_axes(added, [jax.typeof(x)], several=False)
+    return added(x, p.classes[..., None], -columns)

@@ -16,13 +16,16 @@ import re
 from collections.abc import Iterator
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.core import Tracer
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
-from .. import _arrays, _loss, _static, _values
+from .. import _arrays, _loss, _mesh, _static, _values
 from .._arrays import Integers
 from ._names import names
 
@@ -130,7 +133,10 @@ def _padded(targets: Array, counts: _arrays.AnyArray) -> Array:
                 f"{size}."
             )
         size = int(np.asarray(counts).max(initial=0))
-    used = jnp.clip(jnp.asarray(counts), 0, targets.shape[0] + 1)  # the sum stays an int32
+    counts = jnp.asarray(counts)
+    if _mesh.sharded_over(counts, 0):  # a sum over all sequences before each
+        counts = jax.sharding.reshard(counts, NamedSharding(_mesh.mesh_of([counts]), P()))
+    used = jnp.clip(counts, 0, targets.shape[0] + 1)  # the sum stays an int32
     starts = jnp.cumsum(used, dtype=jnp.int32) - used
     positions = starts[:, None] + jnp.arange(size, dtype=jnp.int32)[None]
     return targets.at[positions].get(mode="fill", fill_value=_static.INT32.max)

@@ -310,7 +310,7 @@ IMPORTS = {
     "_values": {"_arrays", "_shapes", "_static"},
     "_arguments": {"_arrays", "_mesh", "_shapes", "_values"},
     "_verdict": {"_mesh", "_values"},
-    "_reference.problem": {"_operands"},
+    "_reference.problem": {"_mesh", "_operands"},
     "_reference.scaled": set(),
     "_reference.emission": {"_reference.scaled"},
     "_reference.sweep": {"_reference.scaled"},

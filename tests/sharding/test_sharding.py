@@ -214,6 +214,54 @@ def test_hypotheses_have_the_sharding_that_types_say(typed, axis, V):
     )
 
 
+def confidences(acts, labels, lengths):
+    return jax_ctc.label_confidence(acts, jax_ctc.ctc_align(acts, labels, lengths), L)
+
+
+def slope_of_greedy(acts, _, lengths):
+    def score(acts):
+        return jax_ctc.ctc_greedy_decode(acts, lengths).score
+
+    return jax.jvp(score, (acts,), (jnp.cos(acts),))[1]
+
+
+# Of many labels or lengths: the axis "k", then one that is not sharded.
+MAPPED = {
+    "confidences": (confidences, "labels"),
+    "log-scores": (partial(jax_ctc.ctc, softmax=False), "labels"),
+    "occupancies": (jax_ctc.ctc_occupancy, "labels"),
+    "slope of the greedy score": (slope_of_greedy, "lengths"),
+}
+
+
+@pytest.mark.skipif(jax.__version_info__ < (0, 8), reason="JAX 0.7 has no rule for a scatter")
+@pytest.mark.parametrize(("function", "what"), MAPPED.values(), ids=MAPPED)
+def test_a_mapped_axis_that_acts_do_not_have_may_be_sharded(typed, function, what):
+    rng = np.random.default_rng(0)
+    acts = rng.normal(size=(T, B, 40)).astype(np.float32)
+    labels, lengths = rng.integers(1, 40, (2, 3, B, L)), rng.integers(8, T, (2, 3, B))
+    labels, lengths = (labels, lengths[0, 0]) if what == "labels" else (labels[0, 0], lengths)
+    axes = (None, 0, None) if what == "labels" else (None, None, 0)
+    each = jax.jit(jax.vmap(jax.vmap(function, axes), axes))
+    places = [
+        ("k", None, "data") if x.ndim > 2 else ("data",) for x in (labels, lengths[..., None])
+    ]
+    found = each(typed(acts, None, "data"), typed(labels, *places[0]), typed(lengths, *places[1]))
+    assert jax.typeof(found).sharding.spec[0] == "k"
+    np.testing.assert_allclose(found, each(acts, labels, lengths), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(jax.__version_info__ < (0, 8), reason="JAX 0.7 selects among equal shardings")
+@pytest.mark.parametrize("batch", [4], indirect=True)
+def test_flat_targets_may_have_counts_that_are_sharded(typed, batch):
+    acts, _, lengths = batch
+    log_probs, targets = jax.nn.log_softmax(acts), np.arange(2 * B) % 3 + 1
+    costs = jax.jit(partial(jax_ctc.compat.torch.ctc_loss, reduction="none"))
+    counts = np.full(B, 2)
+    sharded = typed(log_probs, None, "data"), targets, typed(lengths, "data"), typed(counts, "data")
+    assert_close(costs(*sharded), costs(log_probs, targets, lengths, counts))
+
+
 @only_all
 @pytest.mark.parametrize("batch", [4, 20], indirect=True)
 def test_third_derivatives_have_the_sharding_that_types_say(typed, batch):
