@@ -65,7 +65,7 @@ def test_readme():
 @pytest.mark.parametrize("page", ["docs/guide.md", "docs/decoding.md"])
 @sampled(1)
 def test_pages(page):
-    names = problem() if page == "docs/decoding.md" else {}
+    names = {}
     for code in blocks(page):
         run_block(code, names)
 

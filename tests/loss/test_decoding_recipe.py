@@ -27,7 +27,7 @@ def code_with(text):
 
 @pytest.fixture(scope="module")
 def expected_errors():
-    names = {}
+    names = {"jax": jax, "jnp": jnp, "jax_ctc": jax_ctc}  # which the first block imports
     exec(code_with("def expected_errors"), names)
     return names["expected_errors"]
 
