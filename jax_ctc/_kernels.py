@@ -255,8 +255,7 @@ def build_info() -> BuildInfo:
         )
     elif cuda is not None and (complaint := _gpus.complaint(cuda)):
         notes.append(f"cuda: {complaint}")
-    if cpu is not None and cpu.isa_complaint():
-        complaint = cpu.isa_complaint().decode(errors="backslashreplace")
+    if cpu is not None and (complaint := cpu.isa_complaint().decode(errors="backslashreplace")):
         notes.append(f"cpu: {complaint}; running {cpu.instruction_set()}.")
     return {
         "version": __version__,
