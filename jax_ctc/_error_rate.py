@@ -90,6 +90,8 @@ def label_error_rate(
     _require_first("labels", labels.shape[:-1], "decoded", decoded.shape, ("L",))
     decoded = _without(decoded, "decoded", "decoded_lengths", decoded_lengths)
     labels = _without(labels, "labels", "label_lengths", label_lengths)
+    decoded = _mesh.sharded_with(decoded, decoded, [*range(decoded.ndim - 1), None])
+    labels = _mesh.sharded_with(labels, decoded, [*range(labels.ndim - 1), None])
     batch = decoded.shape[:-1]
     ones = [1] * (len(batch) - labels.ndim + 1)
     labels = labels.reshape(*labels.shape[:-1], *ones, labels.shape[-1])

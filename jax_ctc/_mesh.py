@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.core import ShapedArray
 from jax.interpreters import mlir
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 
 def sharded_over(x: Array, axis: int) -> tuple[str, ...]:
@@ -17,6 +17,25 @@ def sharded_over(x: Array, axis: int) -> tuple[str, ...]:
     if entry is None:
         return ()
     return entry if isinstance(entry, tuple) else (entry,)
+
+
+def resharded(x: Array, spec: Sequence[tuple[str, ...]], mesh: AbstractMesh) -> Array:
+    """Returns x with a type that shards its axes over these mesh axes (explicit sharding). The mesh
+    need not be set."""
+    if [*spec] == [sharded_over(x, axis) for axis in range(x.ndim)]:
+        return x
+    entries = PartitionSpec(*(axes or None for axes in spec))
+    return jax.sharding.reshard(x, NamedSharding(mesh, entries))
+
+
+def sharded_with(x: Array, other: Array, axes: Sequence[int | None]) -> Array:
+    """Returns x, resharded if its type shards it otherwise than another array (explicit sharding).
+    `axes` has the axis of the other one for each axis of x, or None, which is replicated. An array
+    that nothing shards stays so, because JAX accepts it beside any other."""
+    if not any(sharded_over(x, axis) for axis in range(x.ndim)):
+        return x
+    spec = [() if axis is None else sharded_over(other, axis) for axis in axes]
+    return resharded(x, spec, jax.typeof(x).sharding.mesh)
 
 
 def varying_axes(x: Array) -> frozenset[str]:

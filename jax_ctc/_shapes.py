@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from . import _arrays, _static
+from . import _arrays, _mesh, _static
 from ._arrays import AnyArray, Integers
 from ._static import INT32
 
@@ -71,7 +71,8 @@ def checked(
     time_major = _static.switch("time_major", time_major)
     batched = acts.ndim == 3
     time_axis = int(batched and not time_major)
-    batch = (acts.shape[1 - time_axis],) if batched else ()
+    batch_axes = (1 - time_axis,) if batched else ()
+    batch = tuple(acts.shape[axis] for axis in batch_axes)
     T, V = acts.shape[time_axis], slices * (acts if kernel is None else kernel).shape[-1]
     order = "(B, T, {})" if time_axis else "(T, B, {})" if batched else "(T, {})"
     from_acts = f"because `{name}` has shape {acts.shape} as {order.format(last)}"
@@ -108,6 +109,14 @@ def checked(
         from_acts = f"because `kernel` has shape {kernel.shape} as (D, V)"
     blank = _class_in(V, blank, from_acts)
     has_star = _is_star(V, star, from_acts)
+
+    def sharded(x: AnyArray) -> AnyArray:
+        axes = [*batch_axes, None][: x.ndim]
+        return _mesh.sharded_with(x, acts, axes) if isinstance(x, Array) else x
+
+    labels, lengths = sharded(labels), sharded(lengths)
+    if label_lengths is not None:
+        label_lengths = sharded(label_lengths)
     return Given(acts, labels, lengths, label_lengths, time_axis, blank, T, V, L, kernel, has_star)
 
 

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from . import _arrays, _mesh, _operands, _static
@@ -125,13 +124,24 @@ def label_confidence(
     return _label_confidence(acts, alignment, L, time_major, softmax)
 
 
+def _sharded_alike(acts: Array, path: Array, index: Array) -> tuple[Array, Array, Array]:
+    """Returns the arrays with the frames sharded as those of acts, or as those of the path if
+    nothing shards acts (explicit sharding)."""
+    frames = range(path.ndim)
+    classes = _mesh.sharded_over(acts, acts.ndim - 1)
+    for leader in (acts, path):
+        spec = [_mesh.sharded_over(leader, axis) for axis in frames]
+        if any(spec):
+            mesh = jax.typeof(leader).sharding.mesh
+            acts = _mesh.resharded(acts, [*spec, classes], mesh)
+            path, index = (_mesh.resharded(x, spec, mesh) for x in (path, index))
+            break
+    return acts, path, index
+
+
 def _path_scores(acts: Array, path: Array, time_axis: int, softmax: bool) -> Array:
     """Returns the log-probability of the class of each frame, or its score without a softmax. It is
     0 in frames that have no class."""
-    frames = [_mesh.sharded_over(path, axis) or None for axis in range(path.ndim)]
-    if any(frames) and not any(_mesh.sharded_over(acts, axis) for axis in range(acts.ndim)):
-        mesh = jax.typeof(path).sharding.mesh  # it may not be set
-        acts = jax.sharding.reshard(acts, NamedSharding(mesh, PartitionSpec(*frames, None)))
     acts, path = _mesh.vary_alike(acts, path)
     if not softmax or acts.shape[-1] == 0:
         return _taken(acts, path).astype(_operands.cost_dtype(acts.dtype))
@@ -185,9 +195,11 @@ def _label_confidence(
             f"{acts.shape}, got {path.shape}. Use jax.vmap for more batch axes."
         )
     _require_layout(alignment, path, time_major)
-    path = path.astype(jnp.int32)
-    score = _path_scores(acts, path, 0 if path.ndim == 1 or time_major else 1, softmax)
-    places = jnp.where(alignment.label_index < 0, L, alignment.label_index)  # dropped
+    time_axis = 0 if path.ndim == 1 or time_major else 1
+    acts, path, index = _sharded_alike(acts, path.astype(jnp.int32), alignment.label_index)
+    _operands.batch_spec(jax.typeof(acts), time_axis)  # raises where types shard T or V
+    score = _path_scores(acts, path, time_axis, softmax)
+    places = jnp.where(index < 0, L, index)  # dropped
     if path.ndim == 2 and time_major:
         places, score = places.T, score.T
     if isinstance(L, int) and L == 0:  # there is nothing to gather from

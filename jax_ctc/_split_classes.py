@@ -80,8 +80,12 @@ class Source:
     softmax: bool = True  # False for log-scores
 
     @property
+    def classes(self) -> Array:
+        return self.arrays[self.have_classes.index(True)]
+
+    @property
     def local_V(self) -> int:
-        return self.arrays[self.have_classes.index(True)].shape[-1]
+        return self.classes.shape[-1]
 
 
 def source_of_acts(acts: Array, time_axis: int, threads: int) -> Source:
@@ -142,9 +146,13 @@ def cost(a: _arguments.Arguments, source: Source, names: Names, threads: int) ->
     batch = [axes for axis, axes in enumerate(sharded) if axis != a.time_axis]
     taken = [name for axes in batch for name in axes if name in names]
     if taken:
+        expected, remedy = "`vocab_axis`: expected axes", ""
+        if _mesh.sharded_over(source.classes, source.classes.ndim - 1):
+            expected = f"`{source.name}`: expected V sharded over axes"
+            remedy = " Reshard one of them first (jax.sharding.reshard)."
         raise ValueError(
-            f"`vocab_axis`: expected axes that shard nothing else, but the type of `{of_frames}` "
-            f"has its batch over {_listed(tuple(taken))}: {jax.typeof(frames)}."
+            f"{expected} that shard nothing else, but the type of `{of_frames}` has its batch over "
+            f"{_listed(tuple(taken))}: {jax.typeof(frames)}.{remedy}"
         )
     if count == 1 and source.name == "acts" and not _mesh.sharded_over(frames, frames.ndim - 1):
         return _primitives.loss_p.bind(

@@ -78,10 +78,11 @@ def ctc_loss_with_forward_probs(
     """
     cost = ctc_loss(logits, logit_paddings, labels, label_paddings, blank_id, log_epsilon)
     classes = jnp.maximum(jnp.asarray(_values.saturated(_arrays.integers("labels", labels))), 0)
-    given = _mesh.vary_alike(
-        jnp.asarray(logits).astype(cost.dtype), jnp.asarray(logit_paddings) > 0, classes
-    )
-    return cost, *_forward_variables(*given, blank_id=blank_id)
+    logits, padded = jnp.asarray(logits).astype(cost.dtype), jnp.asarray(logit_paddings) > 0
+    sharded = [
+        _mesh.sharded_with(x, logits, [0, None, None][: x.ndim]) for x in (logits, padded, classes)
+    ]
+    return cost, *_forward_variables(*_mesh.vary_alike(*sharded), blank_id=blank_id)
 
 
 def _forward_variables(
@@ -92,7 +93,7 @@ def _forward_variables(
     of_labels = jnp.take_along_axis(scores, classes[:, None], axis=-1)  # NaN for no class
     of_blank = scores[..., blank_id % logits.shape[-1], None]
     may_skip = classes != _after(-1, classes)[:, :-1]  # there is no label before the first
-    unreached = jnp.full_like(classes, -jnp.inf, scores.dtype)
+    unreached = jnp.full_like(of_labels.sum(1), -jnp.inf)  # (B, N), sharded as logits
 
     def frame(
         before: tuple[Array, Array], x: tuple[Array, Array, Array]

@@ -306,7 +306,7 @@ IMPORTS = {
     "_results": set(),
     "_static": set(),
     "_arrays": {"_static"},
-    "_shapes": {"_arrays", "_static"},
+    "_shapes": {"_arrays", "_mesh", "_static"},
     "_values": {"_arrays", "_shapes", "_static"},
     "_arguments": {"_arrays", "_mesh", "_shapes", "_values"},
     "_verdict": {"_mesh", "_values"},
