@@ -111,8 +111,10 @@ def checked(
     has_star = _is_star(V, star, from_acts)
 
     def sharded(x: AnyArray) -> AnyArray:
-        axes = [*batch_axes, None][: x.ndim]
-        return _mesh.sharded_with(x, acts, axes) if isinstance(x, Array) else x
+        """If the type of acts shards the batch, that of x does it over the same axes."""
+        if not isinstance(x, Array) or not any(_mesh.sharded_over(acts, i) for i in batch_axes):
+            return x
+        return _mesh.sharded_with(x, acts, [*batch_axes, None][: x.ndim])
 
     labels, lengths = sharded(labels), sharded(lengths)
     if label_lengths is not None:

@@ -75,7 +75,7 @@ PLACES = {
     "lengths over another axis": (P(None, "data"), P("data"), P("model"), P("model")),
     "L over another axis": (P(None, "data"), P("data", "model"), P("data"), P("data")),
     "counts over both axes": (P(None, "data"), P(), P("data"), P(("model", "data"))),
-    "acts replicated": (P(), P("model"), P("data"), P()),
+    "labels over both axes": (P(None, "data"), P(("data", "model")), P(), P()),
 }
 
 
