@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from . import _arrays, _mesh, _values
+from . import _mesh, _values
 from ._arrays import Integers
 from ._greedy import Decoded
 from ._results import serialised
@@ -82,8 +82,8 @@ def label_error_rate(
         )
     if isinstance(decoded, Decoded):
         decoded = decoded.labels  # padded with -1
-    decoded = jnp.asarray(_values.saturated(_arrays.integers("decoded", decoded)))
-    labels = jnp.asarray(_values.saturated(_arrays.integers("labels", labels)))
+    decoded = _values.int32s("decoded", decoded)
+    labels = _values.int32s("labels", labels)
     for name, x in (("decoded", decoded), ("labels", labels)):
         if x.ndim == 0:
             raise ValueError(f"`{name}`: expected labels along the last axis, got a scalar.")
@@ -122,7 +122,7 @@ def _without(labels: Array, of: str, name: str, lengths: Integers | None) -> Arr
     """Returns labels with -1 at and after the length. The two arguments are `of` and `name`."""
     if lengths is None:
         return labels
-    count = jnp.asarray(_values.saturated(_arrays.integers(name, lengths)))
+    count = _values.int32s(name, lengths)
     _require_first(name, count.shape, of, labels.shape)
     count = count.reshape(*count.shape, *[1] * (labels.ndim - count.ndim))
     position = lax.broadcasted_iota(jnp.int32, labels.shape, labels.ndim - 1)

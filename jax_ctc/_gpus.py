@@ -5,7 +5,7 @@ import functools
 import re
 from types import ModuleType
 
-_FIRST = (8, 0)  # the compute capability that the kernels are written for
+_LEAST_CAPABILITY = (8, 0)  # for which the kernels are written
 
 
 @functools.cache
@@ -31,7 +31,7 @@ def complaint(cuda: ModuleType) -> str:
     ]
     if not missing:
         return ""
-    wanted = sorted({10 * a + b for _, (a, b) in gpus if (a, b) >= _FIRST})
+    wanted = sorted({10 * a + b for _, (a, b) in gpus if (a, b) >= _LEAST_CAPABILITY})
     architectures = ";".join(map(str, wanted))
     reinstall = (
         f"Reinstall it with CMAKE_ARGS='-DCMAKE_CUDA_ARCHITECTURES={architectures}' in the "
@@ -41,7 +41,7 @@ def complaint(cuda: ModuleType) -> str:
         f"jax_ctc was compiled for {cuda.architectures.replace('-real', '')} and not for "
         f"{', '.join(missing)}, so all GPUs of this process run pure JAX. "
         f"{reinstall if wanted else 'Leave'} out of CUDA_VISIBLE_DEVICES what has no kernels. They "
-        f"need a compute capability of {_FIRST[0]}.{_FIRST[1]}."
+        f"need a compute capability of {_LEAST_CAPABILITY[0]}.{_LEAST_CAPABILITY[1]} or higher."
     )
 
 

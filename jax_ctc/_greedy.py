@@ -70,7 +70,6 @@ def ctc_greedy_decode(
     """
     threads = _static.threads_of(num_threads)
     a = prepare(acts, lengths, blank=blank, time_major=time_major)
-    _operands.batch_spec(jax.typeof(a.acts), a.time_axis)  # raises where types shard T or V
     return _greedy(
         a.acts, a.labels, a.lengths, time_axis=a.time_axis, blank=a.blank, threads=threads
     )
@@ -96,16 +95,16 @@ def _greedy(
         acts, labels, lengths, time_axis=time_axis, blank=blank, threads=threads
     )
     score, undefined = _score(top, others, lengths, time_axis)
-    wrong = (lengths < 0) | (lengths > T)
-    bad = undefined | wrong
+    invalid = _operands.invalid(labels, lengths, T=T, V=acts.shape[-1], blank=blank)
+    empty = undefined | invalid
     path = jnp.moveaxis(best, time_axis, -1)  # (batch, T)
     # Not a concatenation, which JAX 0.12 cannot batch over a sharded axis if no mesh is set.
     before = jnp.pad(path, [(0, 0)] * (path.ndim - 1) + [(1, 0)], constant_values=blank)[..., :-1]
     used = _operands.used(path.shape, lengths, path.ndim - 1)
-    kept = used & (path != blank) & (path != before) & ~bad[..., None]
-    types = [jax.typeof(kept), jax.typeof(bad)]
-    labels, label_lengths = _mesh.with_auto_axes(_compacted, types, True)(path, kept)
-    return Decoded(labels, label_lengths, jnp.where(wrong, jnp.nan, score))
+    kept = used & (path != blank) & (path != before) & ~empty[..., None]
+    types = [jax.typeof(kept), jax.typeof(empty)]
+    labels, label_lengths = _mesh.with_auto_axes(_compacted, types)(path, kept)
+    return Decoded(labels, label_lengths, jnp.where(invalid, jnp.nan, score))
 
 
 def _compacted(path: Array, kept: Array) -> list[Array]:
@@ -123,13 +122,13 @@ def _compacted(path: Array, kept: Array) -> list[Array]:
 def _score(top: Array, others: Array, lengths: Array, time_axis: int) -> tuple[Array, Array]:
     """Returns the log-probability of each path, and which sequences have a row without a softmax.
     Those have a score and a gradient of NaN."""
-    bad = jnp.isnan(others)
+    no_softmax = jnp.isnan(others)
     # Products whose derivative is NaN too, but for a cotangent of 0. A factor is a residual, which
     # jax_debug_nans looks at, so it is NaN only where it must be.
-    nan = zero_product.multiply(top, jnp.where(bad, jnp.nan, jnp.zeros_like(top)))
-    frames = jnp.where(bad, nan, -jnp.log1p(jnp.where(bad, 0, others)))
+    nan = zero_product.multiply(top, jnp.where(no_softmax, jnp.nan, jnp.zeros_like(top)))
+    frames = jnp.where(no_softmax, nan, -jnp.log1p(jnp.where(no_softmax, 0, others)))
     used = _operands.used(top.shape, lengths, time_axis)
     score = jnp.where(used, frames, 0).sum(time_axis)
-    undefined = (used & bad).any(time_axis)
+    undefined = (used & no_softmax).any(time_axis)
     one = jnp.where(undefined, jnp.nan, jnp.ones_like(score))
     return zero_product.multiply(score, one), undefined

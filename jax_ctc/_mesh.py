@@ -79,14 +79,13 @@ def explicit_axes(mesh: AbstractMesh) -> tuple[str, ...]:
     return tuple(name for name, kind in kinds if kind == jax.sharding.AxisType.Explicit)
 
 
-def with_auto_axes(f: Callable, results: Sequence[ShapedArray], several: bool) -> Callable:
+def with_auto_axes(f: Callable, results: ShapedArray | Sequence[ShapedArray]) -> Callable:
     """Returns f with all mesh axes in auto mode, so that the partitioner chooses the sharding of
-    its intermediate arrays, in explicit mode too. `results` are the types of its results."""
-    axes = explicit_axes(results[0].sharding.mesh)
-    if not axes:
-        return f
-    shardings = [aval.sharding for aval in results]  # with their mesh, which may not be set
-    return jax.sharding.auto_axes(f, axes=axes, out_sharding=shardings if several else shardings[0])
+    its intermediate arrays, in explicit mode too. `results` is the type of its result, or a list of
+    types if it returns a list."""
+    shardings = jax.tree.map(lambda aval: aval.sharding, results)  # their mesh may not be set
+    axes = explicit_axes(jax.tree.leaves(shardings)[0].mesh)
+    return jax.sharding.auto_axes(f, axes=axes, out_sharding=shardings) if axes else f
 
 
 def taken_along(x: Array, places: Array) -> Array:
@@ -97,7 +96,7 @@ def taken_along(x: Array, places: Array) -> Array:
     def take(x: Array, places: Array) -> Array:
         return jnp.take_along_axis(x, places, axis=-1)
 
-    return with_auto_axes(take, [result], several=False)(x, places)
+    return with_auto_axes(take, result)(x, places)
 
 
 def is_unpartitioned(ctx: mlir.LoweringRuleContext) -> bool:

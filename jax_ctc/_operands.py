@@ -41,8 +41,8 @@ def used(shape: tuple[int, ...], lengths: Array, time_axis: int) -> Array:
 
 
 def along_last_axis(f: Callable[..., Array], axes: int) -> Callable[..., Array]:
-    """Returns f, which takes arrays without batch, for arrays with so many axes before. They become
-    batching dimensions, which a partitioner can split."""
+    """Returns f, which takes arrays without batch, mapped over so many leading axes of its arrays.
+    They become batching dimensions, which a partitioner can split."""
     for _ in range(axes):
         f = jax.vmap(f)
     return f

@@ -162,7 +162,7 @@ def _is_star(V: int, star: int | None, from_acts: str) -> bool:
     if not isinstance(V, int):
         raise ValueError(f"`star`: expected None, because V is the symbolic size {V}, {from_acts}.")
     label = _static.static_int("star", star, otherwise="None or ")
-    if label != V or isinstance(star, bool):
+    if label != V:
         raise ValueError(
             f"`star`: expected None or V = {V}, one past the classes, {from_acts}, got {star}."
         )

@@ -83,10 +83,6 @@ class Source:
     def classes(self) -> Array:
         return self.arrays[self.have_classes.index(True)]
 
-    @property
-    def local_V(self) -> int:
-        return self.classes.shape[-1]
-
 
 def source_of_acts(acts: Array, time_axis: int, threads: int) -> Source:
     def sums(arrays: tuple[Array, ...], symbols: Array, lengths: Array) -> few_classes.Sums:
@@ -189,8 +185,7 @@ def _check_variation(a: _arguments.Arguments, source: Source, names: Names) -> N
     another argument differs. Types say so inside shard_map, except with check_vma=False."""
     if not all(_mesh.varying_axes(lax.axis_index(name)) for name in names):
         return
-    classes = source.arrays[source.have_classes.index(True)]
-    alike = set(names) - _mesh.varying_axes(classes)
+    alike = set(names) - _mesh.varying_axes(source.classes)
     if alike:
         raise ValueError(
             f"`{source.name}`: expected a slice of the classes on each device of mesh axis "
@@ -231,7 +226,7 @@ def _cost_of_slices(
     if not names:
         sums = source.sums(source.arrays, symbols, lengths)
         return costs_of(sums, symbols, few_labels, lengths)
-    M, slice_size = lax.psum(1, names), source.local_V
+    M, slice_size = lax.psum(1, names), source.classes.shape[-1]
     local = symbols - lax.axis_index(names) * slice_size
     local = jnp.where((symbols >= 0) & (local >= 0) & (local < slice_size), local, -1)
     part = source.sums(source.arrays, local, lengths)
@@ -262,7 +257,8 @@ def _cost_of_slices(
 
 
 def _gathered(part: Array, names: Names) -> Array:
-    """Returns (B,) on all M devices, from (B / M,), every M-th of B, on each. This is a sum in
-    which each device contributes its own part."""
+    """Returns (B,) on all M devices, from (B / M,), every M-th of B, on each. It is a sum in which
+    each device contributes its own part, because the type of a sum says that it is the same on all
+    devices, and that of an all_gather does not."""
     is_own = lax.iota(jnp.int32, lax.psum(1, names)) == lax.axis_index(names)
     return lax.psum(jnp.where(is_own, part[:, None], 0), names).reshape(-1)

@@ -58,11 +58,13 @@ def static_int(
 ) -> int:
     expected = f"{otherwise}a Python int"
     known(name, value, expected)
-    try:
-        return operator.index(value)
-    except TypeError as error:
-        got = shown(value)
-        raise TypeError(f"`{name}`: expected {expected}, got {got}.{way_out}") from error
+    error = None
+    if not isinstance(value, bool):  # which Python takes for 0 or 1
+        try:
+            return operator.index(value)
+        except TypeError as raised:
+            error = raised
+    raise TypeError(f"`{name}`: expected {expected}, got {shown(value)}.{way_out}") from error
 
 
 def size(name: str, value: int) -> int:

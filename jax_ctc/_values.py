@@ -8,9 +8,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.core import Tracer
 
-from ._arrays import AnyArray
+from . import _arrays
+from ._arrays import AnyArray, Integers
 from ._shapes import Given
 from ._static import INT32
 
@@ -92,6 +94,11 @@ def _known(x: AnyArray | None) -> np.ndarray | None:
 def message(name: str, place: Sequence[object], value: object, what: str) -> str:
     where = "[" + ", ".join(map(str, place)) + "]" if place else ""
     return f"{name}{where} = {value} {what}"
+
+
+def int32s(name: str, x: Integers) -> Array:
+    """Returns the caller's integers as a JAX array of int32 (`saturated`)."""
+    return jnp.asarray(saturated(_arrays.integers(name, x)))
 
 
 def saturated(x: AnyArray) -> AnyArray:

@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jax.experimental import checkify
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import batching, mlir
 
 from . import _mesh, _values
 
@@ -92,10 +92,6 @@ def _batch(args, dims, **parameters):
     return verdict_p.bind(*front, **parameters), []
 
 
-def _jvp(primals, tangents, **parameters):
-    return verdict_p.bind(*primals, **parameters), []
-
-
 def _lower(*_, **parameters):
     raise ValueError(
         "jax_ctc.check: expected to be under checkify, but a program was compiled without it. "
@@ -114,7 +110,6 @@ def _checkify(*arguments, **parameters):
 
 
 batching.primitive_batchers[verdict_p] = _batch
-ad.primitive_jvps[verdict_p] = _jvp
 mlir.register_lowering(verdict_p, _lower)
 # checkify has no public function to register a rule, so a release may drop this table.
 _RULES = getattr(sys.modules[checkify.check.__module__], "error_checks", None)

@@ -18,7 +18,7 @@ from jax.interpreters import ad
 
 from .. import _mesh, _operands, _reference
 from . import few_classes
-from .family import define, is_zero, zero_like
+from .family import define, one_by_one
 from .zero_product import multiply
 
 _ACTS = 0
@@ -34,28 +34,14 @@ def _batch_shared_acts(op, args, dims, *, time_axis, **params):
     classes, it runs once per label sequence. Returns None if the general rule is better."""
     if dims[_ACTS] is not None or _mesh.mapped_over(args, dims):
         return None  # if the mapped axis is sharded, each device copies acts for its own part of it
-    acts, labels, lengths = args
+    acts, labels, _ = args
     if not few_classes.is_more_than(acts.shape[-1], 2 * (labels.shape[-1] + 2)):
         return None  # copies of acts are about as small as the few classes
-    # The new axis is the last of the batch, so the symbols of all hypotheses lie side by side.
-    axis = acts.ndim - 2
-    moved = [
-        x if d is None else jnp.moveaxis(x, d, axis)
-        for x, d in zip((labels, lengths), dims[1:], strict=True)
-    ]
-    axes, out_axes = [None if d is None else axis for d in dims[1:]], [axis + 1, axis + 1, axis]
-    if not params["star"]:
-        one = functools.partial(_on_few_classes, acts, time_axis=time_axis, **params)
-        return jax.vmap(one, axes, out_axes)(*moved), out_axes
-    front = [x if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(moved, axes, strict=True)]
-    mapped = [i for i, d in enumerate(axes) if d is not None]
-
-    def at_one_index(slices):
-        own = dict(zip(mapped, slices, strict=True))
-        operands = [own.get(i, x) for i, x in enumerate(front)]
-        return align_p.bind(acts, *operands, time_axis=time_axis, **params)
-
-    return jax.lax.map(at_one_index, [front[i] for i in mapped]), [0, 0, 0]
+    params["time_axis"] = time_axis
+    if params["star"]:
+        return one_by_one(functools.partial(align_p.bind, **params), args, dims), [0, 0, 0]
+    one = functools.partial(_on_few_classes, acts, **params)
+    return few_classes.each_hypothesis(op, one, acts, args[1:], dims[1:])
 
 
 def _on_few_classes(acts, labels, lengths, *, time_axis, blank, threads, softmax, star):
@@ -91,9 +77,6 @@ def _gradient(acts, labels, lengths, path, score, *, time_axis, blank, softmax, 
     undefined; else 0."""
     V, dtype = acts.shape[-1], _operands.cost_dtype(acts.dtype)
 
-    def per_frame(x: Array) -> Array:  # (batch) as (batch with T, 1)
-        return jnp.expand_dims(x, (time_axis, x.ndim + 1))
-
     acts = _operands.rounded(acts)
     aligned = (path >= 0)[..., None]
     one_hot = path[..., None] == lax.broadcasted_iota(jnp.int32, acts.shape, acts.ndim - 1)
@@ -103,28 +86,24 @@ def _gradient(acts, labels, lengths, path, score, *, time_axis, blank, softmax, 
         gradient = jnp.where(aligned, gradient - taken, 0)
     T = acts.shape[time_axis]
     invalid = _operands.invalid(labels, lengths, T=T, V=V + star, blank=blank)
-    frame = lax.broadcasted_iota(jnp.int32, acts.shape, time_axis)
-    undefined = per_frame(jnp.isnan(score) & ~invalid) & (frame < per_frame(lengths))
+    used = _operands.used(path.shape, lengths, time_axis)
+    undefined = (used & jnp.expand_dims(jnp.isnan(score) & ~invalid, time_axis))[..., None]
     if not softmax:
         shape = (*labels.shape[:-1], V)
         v = lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
         is_read = (labels[..., None] == v[..., None, :]).any(-2) | (v == blank)
         if star:
             is_read |= (labels == V).any(-1, keepdims=True)
-        undefined &= jnp.expand_dims(is_read, time_axis)
+        undefined = undefined & jnp.expand_dims(is_read, time_axis)
     return jnp.where(undefined, jnp.nan, gradient)
 
 
 def _jvp(primals, tangents, *, threads, **params):
-    time_axis = params["time_axis"]
     path, label_index, score = align_p.bind(*primals, threads=threads, **params)
-    d_acts = tangents[_ACTS]
-    if is_zero(d_acts):
-        d_score = zero_like(score)
-    else:
-        acts, labels, lengths = primals
-        gradient = _gradient(acts, labels, lengths, path, score, **params)
-        d_score = multiply(gradient, d_acts.astype(gradient.dtype)).sum((time_axis, -1))
+    acts, labels, lengths = primals
+    gradient = _gradient(acts, labels, lengths, path, score, **params)
+    direction = tangents[_ACTS].astype(gradient.dtype)
+    d_score = multiply(gradient, direction).sum((params["time_axis"], -1))
     nothing = [ad.Zero(jax.typeof(x).to_tangent_aval()) for x in (path, label_index)]
     return [path, label_index, score], [*nothing, d_score]
 

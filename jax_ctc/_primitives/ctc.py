@@ -38,7 +38,15 @@ from jax.interpreters import ad
 
 from .. import _mesh, _operands, _reference
 from . import few_classes
-from .family import RESIDUALS, define, is_zero, primitives, sum_or_zero, zero_like
+from .family import (
+    RESIDUALS,
+    define,
+    is_zero,
+    one_by_one,
+    primitives,
+    sum_or_zero,
+    zero_like,
+)
 from .zero_product import multiply
 
 _ACTS, _LABELS, _LENGTHS, _ROWS, _LINEAR = 0, 1, 2, 3, 5  # positions of operands
@@ -65,19 +73,11 @@ def _batch_shared_acts(op, args, dims, *, time_axis, **params):
         if _copies_are_better(acts, hypotheses, args[_LABELS].shape[-1], params["softmax"]):
             return None
         return _hypotheses(op, args, dims, time_axis=time_axis, **params)
-    front = [x if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(args, dims, strict=True)]
-
-    def at_one_index(slices):
-        operands = list(front)
-        for i, x in zip(mapped, slices, strict=True):
-            operands[i] = x
-        return primitives[op].bind(*operands, time_axis=time_axis, **params)
-
-    return jax.lax.map(at_one_index, [front[i] for i in mapped]), 0
+    return one_by_one(partial(primitives[op].bind, time_axis=time_axis, **params), args, dims), 0
 
 
-# Beside the gradient of as many bytes, memory of XLA's that glibc keeps from call to call. What is
-# larger than 32 MB has fresh pages in each call, which cost more than the work itself.
+# Copies of at most so many bytes; their gradient is as large. glibc keeps blocks of up to 32 MB
+# from call to call. Larger ones get fresh pages in each call, which cost more than the work itself.
 most_bytes_of_copies = 12 << 20
 
 
@@ -95,7 +95,7 @@ def _copies_are_better(acts: Array, hypotheses: int, L: int, softmax: bool) -> b
 
 def _hypotheses(op, args, dims, *, time_axis, blank, threads, softmax):
     """Runs each label sequence on its own few classes. `sums` reads acts once for all of them."""
-    acts, labels, lengths = args
+    acts = args[_ACTS]
     params = {"time_axis": time_axis, "blank": 0, "threads": threads, "softmax": softmax}
 
     def one_hypothesis(labels, lengths):
@@ -116,15 +116,7 @@ def _hypotheses(op, args, dims, *, time_axis, blank, threads, softmax):
         cost = few_classes.cost_of(cost, few_acts, sums, symbols, lengths, time_axis)
         return [cost, rows, columns]
 
-    # The new axis is the last of the batch, so the symbols of all hypotheses lie side by side.
-    batch_axis = acts.ndim - 2
-    moved = [
-        x if d is None else jnp.moveaxis(x, d, batch_axis)
-        for x, d in zip((labels, lengths), dims[1:], strict=True)
-    ]
-    axes = tuple(None if d is None else batch_axis for d in dims[1:])
-    out_axes = [batch_axis, batch_axis + 1, batch_axis + 1] if op == "forward" else batch_axis
-    return jax.vmap(one_hypothesis, axes, out_axes)(*moved), out_axes
+    return few_classes.each_hypothesis(op, one_hypothesis, acts, args[1:], dims[1:])
 
 
 def _unit_gradient(acts, labels, lengths, rows, columns, **params):
@@ -167,9 +159,6 @@ def _contract(gradient: Array, direction: Array, rows: Array, time_axis: int) ->
 
 
 def _loss_jvp(primals, tangents, **params):
-    if is_zero(tangents[_ACTS]):
-        cost = loss_p.bind(*primals, **params)
-        return cost, zero_like(cost)
     cost, rows, columns = forward_p.bind(*primals, **params)
     rows, columns = checkpoint_name(rows, RESIDUALS), checkpoint_name(columns, RESIDUALS)
     return cost, tangent_p.bind(*primals, rows, columns, tangents[_ACTS], **params)
@@ -177,11 +166,7 @@ def _loss_jvp(primals, tangents, **params):
 
 def _forward_jvp(primals, tangents, **params):
     cost, rows, columns = forward_p.bind(*primals, **params)
-    d_acts = tangents[_ACTS]
-    if is_zero(d_acts):
-        d_cost = zero_like(cost)
-    else:
-        d_cost = tangent_p.bind(*primals, rows, columns, d_acts, **params)
+    d_cost = tangent_p.bind(*primals, rows, columns, tangents[_ACTS], **params)
     return [cost, rows, columns], [d_cost, zero_like(rows), zero_like(columns)]
 
 
@@ -245,7 +230,7 @@ def _hvp_jvp(hvp_p, primals, tangents, **params):
         def third_order(d_acts, acts, *rest):
             return jax.jvp(lambda x: _reference.hvp(x, *rest, **params), (acts,), (d_acts,))[1]
 
-        third_order = _mesh.with_auto_axes(third_order, [jax.typeof(out)], several=False)
+        third_order = _mesh.with_auto_axes(third_order, jax.typeof(out))
         terms.append(third_order(d_acts, *primals))
     return out, sum_or_zero(out, terms)
 

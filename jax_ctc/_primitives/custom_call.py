@@ -86,7 +86,7 @@ def _pure_rule(primitive: Primitive, pure: Callable) -> mlir.LoweringRule:
         def computed(acts, *others):
             return pure(_operands.rounded(acts), *others, **params)
 
-        function = _mesh.with_auto_axes(computed, ctx.avals_out, several)
+        function = _mesh.with_auto_axes(computed, ctx.avals_out if several else ctx.avals_out[0])
         with context():
             return mlir.lower_fun(function, multiple_results=several)(ctx, *operands)
 
@@ -191,10 +191,10 @@ def _aliases(op: str, platform: str, ctx: LoweringRuleContext, time_moved: bool)
 def _without_kept_gradient(
     operands: Sequence[mlir.ir.Value], ctx: LoweringRuleContext
 ) -> list[mlir.ir.Value]:
-    """Gives the CPU's Hessian-vector product `acts` in the place of the gradient that the forward
-    pass kept. The gradient aliases that (`_aliases`), so XLA would copy it for the product, whose
-    kernel for float32 rarely needs it and then computes it again.
-    """
+    """Returns the operands of the CPU's Hessian-vector product, with `acts` in the place of the
+    gradient that the forward pass kept. XLA would copy that one, because the gradient of the
+    backward pass takes its place (`_aliases`). The kernel for float32 rarely needs it, and then
+    computes it again."""
     types = _operand_types(ctx)
     acts, labels = types[:2]
     kept = _operands.SIGNATURES["hvp"].operands.index(_operands.COLUMNS)

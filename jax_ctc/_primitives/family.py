@@ -57,15 +57,28 @@ def _batch(op, special, args, dims, **params):
     return out if out is not None else _batch_acts(op, args, dims, **params)
 
 
+def one_by_one(f: Callable, args: Sequence[Array], dims: Sequence[int | None]):
+    """Returns f of the arguments at each index of the mapped axes, one index after the other. The
+    new axis of the results is the first."""
+    mapped = [None if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(args, dims, strict=True)]
+
+    def at_one_index(own):
+        return f(*(x if y is None else y for x, y in zip(args, own, strict=True)))
+
+    return jax.lax.map(at_one_index, mapped)
+
+
 _MOST_OPERANDS = 64  # of a concatenation
 
 
 def _copies(x: Array, axis: int, size: int, names: tuple[str, ...], args: Sequence[Array]) -> Array:
     """Returns `x`, one of the operands `args`, as often along a new axis, which types shard over
-    the mesh axes `names`. A concatenation of the same array is a broadcast whose transpose is a
-    chain of additions. That of a broadcast is a sum over a leading axis, for which XLA's code for
-    CPUs takes 90 times as long: 18 ms for 10 copies of (400, 8, 200). But it rounds a sum of halves
-    once, and it is an all-reduce where the axis is sharded."""
+    the mesh axes `names`.
+
+    It is a concatenation for floats of 4 bytes and more, because its transpose is a chain of
+    additions. The transpose of a broadcast is a sum over a leading axis, for which XLA's code for
+    CPUs takes 90 times as long: 18 ms for 10 copies of (400, 8, 200). For halves and for an axis
+    that is sharded it is a broadcast: that sum is rounded once, and is an all-reduce."""
     x = jnp.expand_dims(x, axis)
     if names:
         spec = [*jax.typeof(x).sharding.spec]

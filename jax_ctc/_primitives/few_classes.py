@@ -11,7 +11,7 @@ row without a softmax, because it has no derivative. Derivatives are multiplied 
 zero stays zero whatever acts, directions and cotangents hold.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial, reduce, wraps
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ from jax.interpreters import ad
 
 from .. import _mesh, _operands
 from . import row_sums
-from .family import RESIDUALS, define, is_zero, primitives, zero_like
+from .family import RESIDUALS, define, is_zero, primitives
 from .zero_product import multiply
 
 
@@ -54,6 +54,17 @@ def _unfused(f: Callable) -> Callable:
 def is_more_than(size: int, other: int) -> bool:
     """Returns False if a size is symbolic (jax.export), because it may then be any number."""
     return isinstance(size, int) and isinstance(other, int) and size > other
+
+
+def each_hypothesis(op: str, f: Callable, acts: Array, args: Sequence[Array], dims: Sequence):
+    """Returns f(labels, lengths) for many label sequences of the same `acts`, and the new axis of
+    each result of the op. It is the last of the batch, so the symbols of all label sequences lie
+    side by side."""
+    axis = acts.ndim - 2
+    moved = [x if d is None else jnp.moveaxis(x, d, axis) for x, d in zip(args, dims, strict=True)]
+    axes = [axis + kind.has_time for kind in _operands.SIGNATURES[op].results]
+    out_axes = axes if len(axes) > 1 else axes[0]
+    return jax.vmap(f, [None if d is None else axis for d in dims], out_axes)(*moved), out_axes
 
 
 def sums_of(acts: Array, symbols: Array, lengths: Array, time_axis: int, threads: int) -> Sums:
@@ -249,8 +260,6 @@ def _left_out_jvp(primals, tangents, **params):
         terms.append(multiply(inverse, d_tail))
     if not is_zero(d_few_acts):
         terms.append(_mean(few_acts, _with_tangent(ties, few_acts[..., 0]), d_few_acts))
-    if not terms:
-        return out, zero_like(out)
     return out, _over_frames(reduce(jnp.add, terms), lengths, params["time_axis"])
 
 
@@ -317,13 +326,13 @@ class _FewSums(NamedTuple):
 
 def _few_sums(few_acts: Array, ties: Array) -> _FewSums:
     """The kernel of `sums` stores no terms. XLA on a CPU would store those of each sum."""
-    frames, last = few_acts.shape[:-1], few_acts.shape[-1] - 1
-    symbols, used = jnp.full((*frames, 1), last, jnp.int32), jnp.ones(frames, jnp.int32)
-    operands = _mesh.vary_alike(few_acts[None], symbols, used)
+    frames = few_acts.shape[:-1]
+    nothing, used = jnp.zeros((*frames, 0), jnp.int32), jnp.ones(frames, jnp.int32)
+    operands = _mesh.vary_alike(few_acts[None], nothing, used)
     params = {"time_axis": 0, "blank": 0, "threads": 0}
-    top, few_ties, tail, others = (x[0] for x in row_sums.sums_p.bind(*operands, **params))
+    top, few_ties, tail, _ = (x[0] for x in row_sums.sums_p.bind(*operands, **params))
     # The class of all others has probability 0 unless the symbols have none.
-    nonzero = (ties > 0) & (few_ties > 0) & (top > -jnp.inf) & (others[..., 0] == -jnp.inf)
+    nonzero = (ties > 0) & (few_ties > 0) & (top > -jnp.inf) & (few_acts[..., -1] == -jnp.inf)
     top, few_ties, tail = (jnp.where(nonzero, x, 0) for x in (top, few_ties, tail))
     return _FewSums(top, few_ties, tail, nonzero)
 

@@ -10,6 +10,7 @@ tiles.py differentiates again. Acts of a tile are made again for each derivative
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -18,7 +19,7 @@ from jax.interpreters import ad
 
 from .. import _mesh
 from . import few_classes, row_sums, tiles
-from .family import RESIDUALS, is_zero, zero_like
+from .family import RESIDUALS, one_by_one, zero_like
 from .tile_function import Function, Per, Tile, cost_dtype
 from .wide_product import AXES, product
 
@@ -131,8 +132,6 @@ def _jvp(primals, tangents, *, function, time_axis, tile_bytes):
     layer = function.call.layer
     params = {"time_axis": time_axis, "tile_bytes": tile_bytes}
     out = [checkpoint_name(x, RESIDUALS) for x in tiles.tiled(function, *primals, **params)]
-    if all(map(is_zero, tangents[1:4])):
-        return out, [zero_like(x) for x in out]
     directions = [ad.instantiate_zeros(t) for t in tangents[1:4]]
     top, ties, _, _ = out
     d_top = _centre(layer, primals, directions, time_axis)
@@ -177,23 +176,15 @@ def _batch(args, dims, *, function, time_axis, tile_bytes):
         scores = scores.reshape(*scores.shape[:-1], *symbols.shape[-2:])
         return [*sums, scores], [None, None, None, scores.ndim - 2]
 
-    size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
-    front = [x if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(args, dims, strict=True)]
     if dims[2] is None and dims[3] is None:  # one more axis of the batch
+        size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
         lengths, hidden, symbols = (
-            jnp.broadcast_to(x, (size, *x.shape)) if d is None else x
-            for x, d in ((front[i], dims[i]) for i in (0, 1, 4))
+            jnp.broadcast_to(x, (size, *x.shape)) if d is None else jnp.moveaxis(x, d, 0)
+            for x, d in ((args[i], dims[i]) for i in (0, 1, 4))
         )
         params["time_axis"] += 1
         return tiles.tiled_p.bind(lengths, hidden, kernel, bias, symbols, **params), [0] * 4
-
-    def at_one_index(mapped):
-        it = iter(mapped)
-        operands = [x if d is None else next(it) for x, d in zip(front, dims, strict=True)]
-        return tiles.tiled_p.bind(*operands, **params)
-
-    mapped = [x for x, d in zip(front, dims, strict=True) if d is not None]
-    return lax.map(at_one_index, mapped), [0] * 4
+    return one_by_one(partial(tiles.tiled_p.bind, **params), args, dims), [0] * 4
 
 
 def sums_of(

@@ -83,14 +83,8 @@ def _relative(direction: Array, d_top: Tangent, top: Array) -> Array:
 def _sums(acts, symbols, lengths, *, time_axis, **_):
     used = _used(acts, lengths, time_axis)
     top, has_nan = problem.largest(acts, used[..., 0])
-    undefined = has_nan | (top == jnp.inf)
     ties, tail = problem.ties_and_tail(acts, used[..., 0], jnp.where(jnp.isfinite(top), top, 0))
-    return [
-        jnp.where(undefined, -jnp.inf, top),
-        jnp.where(undefined, jnp.nan, ties),
-        jnp.where(undefined, 0, tail),
-        _scores(acts, symbols, used, time_axis),
-    ]
+    return [*_marked(top, has_nan, ties, tail), _scores(acts, symbols, used, time_axis)]
 
 
 def _sums_at_once(acts, symbols, lengths, *, time_axis, **_):
@@ -99,17 +93,18 @@ def _sums_at_once(acts, symbols, lengths, *, time_axis, **_):
     used = _used(acts, lengths, time_axis)
     x = jnp.where(used, acts, 0).astype(_operands.cost_dtype(acts.dtype))
     top, has_nan = x.max(-1), jnp.isnan(x).any(-1)
-    undefined = has_nan | (top == jnp.inf)
     shift = jnp.where(jnp.isfinite(top), top, 0)[..., None]
     is_top = x == shift
     ties = (used & is_top).sum(-1, dtype=x.dtype)
     tail = jnp.where(used & ~is_top, jnp.exp(x - shift), 0).sum(-1)
-    return [
-        jnp.where(undefined, -jnp.inf, top),
-        jnp.where(undefined, jnp.nan, ties),
-        jnp.where(undefined, 0, tail),
-        _scores(acts, symbols, used, time_axis),
-    ]
+    return [*_marked(top, has_nan, ties, tail), _scores(acts, symbols, used, time_axis)]
+
+
+def _marked(top: Array, has_nan: Array, ties: Array, tail: Array) -> list[Array]:
+    """Returns top, ties and tail, in which `ties` marks a row with a NaN or a +inf."""
+    undefined = has_nan | (top == jnp.inf)
+    values = ((top, -jnp.inf), (ties, jnp.nan), (tail, 0))
+    return [jnp.where(undefined, mark, x) for x, mark in values]
 
 
 def _sums_centre(acts, symbols, lengths, top, direction, *, time_axis, **_):
@@ -181,8 +176,6 @@ def _sums_jvp(primals, tangents, **params):
     out = [checkpoint_name(x, RESIDUALS) for x in sums_p.bind(*primals, **params)]
     top, ties, _, _ = out
     direction = tangents[_ACTS]
-    if is_zero(direction):
-        return out, [zero_like(x) for x in out]
     d_top = sums_centre_p.bind(*primals, top, direction, **params)
     d_tail, d_scores = sums_tangent_p.bind(*primals, top, direction, d_top, **params)
     return out, [d_top, zero_like(ties), d_tail, d_scores]

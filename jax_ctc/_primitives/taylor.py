@@ -83,8 +83,6 @@ def _curve(derivatives: Sequence[Array]) -> Callable[[Array], Array]:
 
     @curve.defjvp
     def _(primals, tangents):
-        if len(derivatives) == 1:
-            return curve(*primals), jnp.zeros_like(derivatives[0])
         slope = _curve(derivatives[1:])(*primals)
         return curve(*primals), slope * tangents[0].astype(slope.dtype)
 

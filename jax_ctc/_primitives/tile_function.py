@@ -28,7 +28,7 @@ class Tile(NamedTuple):
     columns: int
     used: Array  # rows, int32: 1 for a frame in use, 0 for padding
     first: Array | int  # class of the first column
-    fresh: Array | int  # columns of smaller classes belong to another tile too
+    fresh: Array | int  # classes below this one belong to the tile before too
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Function:
     operands: tuple[Per, ...]
     results: tuple[Per, ...]
     merge: Callable[[Sequence[Array], Sequence[Array]], list[Array]] | None = None
-    starts: tuple[float, ...] | None = None  # a result that no merge changes by
+    starts: tuple[float, ...] | None = None  # of each result, the neutral element of `merge`
     jvp: Callable | None = None
     batch: Callable | None = None
 

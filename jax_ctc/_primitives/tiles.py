@@ -30,7 +30,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from .. import _mesh
 from . import taylor, tile_loops, tile_transformations
-from .family import is_zero, zero_like
+from .family import is_zero
 from .tile_function import Function, Per, cost_dtype, results_of, sizes_of, uncut, wide
 
 
@@ -87,8 +87,6 @@ def _jvp(primals, tangents, *, function, **params):
         return function.jvp(primals, tangents, function=function, **params)
     out = tiled_p.bind(*primals, function=function, **params)
     active = tuple(i for i, t in enumerate(tangents[1:]) if not is_zero(t))
-    if not active:
-        return out, [zero_like(x) for x in out]
     moving = [tangents[1 + i] for i in active]
     return out, tiled(tile_transformations.jvp(function, active), *primals, *moving, **params)
 

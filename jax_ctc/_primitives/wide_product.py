@@ -17,7 +17,7 @@ from jax.interpreters import ad, batching, mlir, xla
 
 from .. import _mesh
 from . import taylor
-from .family import is_zero, zero_like
+from .family import is_zero, sum_or_zero
 
 AXES = "".join(a for a in string.ascii_letters if a not in "dv")  # names of axes but D and V
 
@@ -51,7 +51,7 @@ def _product_jvp(primals, tangents, **params):
         terms.append(product_p.bind(d_x, y, **params))
     if not is_zero(d_y):
         terms.append(product_p.bind(x, d_y, **params))
-    return out, sum(terms[1:], terms[0]) if terms else zero_like(out)
+    return out, sum_or_zero(out, terms)
 
 
 def _product_transpose(ct, x, y, *, spec, **params):

@@ -7,7 +7,8 @@ there a zero cotangent times an infinite x is NaN. So the multiplication is a pr
 it is linear in each factor, and its transpose is the same multiplication.
 """
 
-import jax
+from functools import partial
+
 import jax.numpy as jnp
 from jax import Array
 from jax.extend.core import Primitive
@@ -16,6 +17,7 @@ from jax.interpreters import ad, batching, mlir, xla
 
 from .. import _mesh
 from . import taylor
+from .family import is_zero, sum_or_zero
 
 
 def multiply(x: Array, y: Array) -> Array:
@@ -36,20 +38,20 @@ def _batch(args, dims):
 
 def _jvp(primals, tangents):
     (x, y), (d_x, d_y) = primals, tangents
-    terms = [multiply(d_x, y)] if type(d_x) is not ad.Zero else []
-    terms += [multiply(x, d_y)] if type(d_y) is not ad.Zero else []
+    terms = [multiply(d_x, y)] if not is_zero(d_x) else []
+    terms += [multiply(x, d_y)] if not is_zero(d_y) else []
     out = multiply_p.bind(x, y)
-    return out, sum(terms[1:], terms[0]) if terms else ad.Zero(jax.typeof(out))
+    return out, sum_or_zero(out, terms)
 
 
 def _transpose(ct, x, y):
     if ad.is_undefined_primal(x):
-        return [ad.Zero(x.aval) if type(ct) is ad.Zero else multiply(ct, y), None]
-    return [None, ad.Zero(y.aval) if type(ct) is ad.Zero else multiply(x, ct)]
+        return [ad.Zero(x.aval) if is_zero(ct) else multiply(ct, y), None]
+    return [None, ad.Zero(y.aval) if is_zero(ct) else multiply(x, ct)]
 
 
 multiply_p = Primitive("ctc_product")
-multiply_p.def_impl(lambda *factors: xla.apply_primitive(multiply_p, *factors))
+multiply_p.def_impl(partial(xla.apply_primitive, multiply_p))
 # mul's rule returns a type and effects. It has no effects.
 multiply_p.def_abstract_eval(lambda *avals: jax_primitives.mul_p.abstract_eval(*avals)[0])
 batching.primitive_batchers[multiply_p] = _batch

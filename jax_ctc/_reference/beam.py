@@ -37,7 +37,7 @@ class _Row(NamedTuple):
     """What the search needs of a frame. Logits are relative to the largest."""
 
     logits: Array  # (V,)
-    gain: Array  # what log-probabilities have beside these logits
+    gain: Array  # a log-probability is a logit plus this
     defined: Array  # whether there is a softmax
     best: Array  # (C,) the most probable classes but the blank, the most probable first
     scores: Array  # (C,) of these

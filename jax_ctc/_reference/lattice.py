@@ -58,7 +58,7 @@ def _blocks(p: Problem) -> _Blocks:
 
 def _of_block(p: Problem, blocks: _Blocks, i: Index, parts: int = 1) -> Frames:
     """Returns emissions (frames, N, ...) and frames in use (frames, N). Frames that are not in use
-    are added at the end for `parts` parts of whole groups."""
+    are added at the end, so that there are `parts` parts of whole groups."""
     start = blocks.start(i)
     used, shift = (
         lax.dynamic_slice_in_dim(x, start, blocks.size) for x in (p.used, p.normaliser.shift)

@@ -97,7 +97,7 @@ def make(
     two_before = jnp.pad(states, ((0, 0), (2, 0)), constant_values=blank)[:, :S]
     s = jnp.arange(S, dtype=jnp.int32)[None, :]
 
-    in_use = (jnp.arange(T, dtype=jnp.int32)[:, None] < lengths[None]) & ~invalid[None]
+    in_use = _operands.used((T, N), lengths, 0) & ~invalid[None]
     if softmax:
         top, has_nan = largest(acts, swapped(in_use, time_axis))
         top, has_nan = swapped(top, time_axis), swapped(has_nan, time_axis)
@@ -295,5 +295,5 @@ def minus_columns(x: Array, p: Problem, columns: Array) -> Array:
         return lax.scatter_add(x, classes, columns, dimensions, mode=in_bounds)
 
     # JAX 0.7 has no rule for a scatter of what types shard.
-    added = _mesh.with_auto_axes(added, [jax.typeof(x)], several=False)
+    added = _mesh.with_auto_axes(added, jax.typeof(x))
     return added(x, p.classes[..., None], -columns)

@@ -53,7 +53,7 @@ def ctc_loss(
     with names(_CALL, "(B, T, C)", **_THEIRS):
         output = _arrays.floats("acts", output, target)
         target, frames, counts = map(_whole, (target, output_length, target_length))
-        labels = jnp.asarray(_values.saturated(_arrays.integers("labels", target)))
+        labels = _values.int32s("labels", target)
         blank = _static.static_int("blank", mask_index)
         if abs(blank) <= _static.INT32.max:  # else `ctc` says what is wrong
             padding = blank if blank >= 0 else blank + output.shape[-1]

@@ -77,8 +77,9 @@ def ctc_loss_with_forward_probs(
       of them is -inf its gradient is 0.
     """
     cost = ctc_loss(logits, logit_paddings, labels, label_paddings, blank_id, log_epsilon)
-    classes = jnp.maximum(jnp.asarray(_values.saturated(_arrays.integers("labels", labels))), 0)
-    logits, padded = jnp.asarray(logits).astype(cost.dtype), jnp.asarray(logit_paddings) > 0
+    classes = jnp.maximum(_values.int32s("labels", labels), 0)
+    padded = _is_padding("logit_paddings", logit_paddings)
+    logits = jnp.asarray(logits).astype(cost.dtype)
     sharded = [
         _mesh.sharded_with(x, logits, [0, None, None][: x.ndim]) for x in (logits, padded, classes)
     ]
@@ -154,7 +155,7 @@ def _labels_and_lengths(
             "`labels`: expected integers (B, N), got floats. If they are classes, convert them: "
             f"labels.astype('int32'). The order is {_CALL}."
         )
-    labels = jnp.asarray(_values.saturated(_arrays.integers("labels", labels)))
+    labels = _values.int32s("labels", labels)
     for name, x, expected in (
         ("logit_paddings", frames, shape[:2]),
         ("label_paddings", which, labels.shape),

@@ -42,10 +42,6 @@ struct Residuals {
 };
 
 // The best path of each sequence, -1 at frames that are not in use or where there is none.
-struct AlignOptions {
-  bool softmax;  // whether scores are log-probabilities of the softmax, or acts as they stand
-  bool star;     // whether label V is the star, and not an invalid one
-};
 struct Alignment {
   int32_t *path, *label_index;  // (N, T, B)
   void* score;                  // (N*B,)

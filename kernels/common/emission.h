@@ -80,7 +80,7 @@ template <class F, class V> CTC_FN Scaled<V> near_emission(V x, Reduced<V> shift
   return {exp_reduced<F>(y.r), y.q};
 }
 // The same for any x <= shift, rounded by this turn.
-template <class F> CTC_FN Scaled<F> any_emission(F x, F shift, int32_t turn = kNearest) {
+template <class F> CTC_FN Scaled<F> any_emission(F x, F shift, int32_t turn) {
   const double d = double(x) - double(shift);
   if (!(d > -kFurthest)) return {F(1), Integer<F>(kDead)};  // -inf, or NaN
   const Reduced<double> y = reduce<double>(d);

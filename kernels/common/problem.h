@@ -33,7 +33,8 @@ struct Shape {
 // The most frames, and the most label positions. Kernels count both in an int32, up to 1024 steps past the end.
 constexpr int64_t kMostSteps = INT32_MAX - 1024;
 
-// An entry below 0 is padding, wherever it stands. The blank, and an entry of V or more, are invalid.
+// An entry below 0 is padding, wherever it stands. The blank, and an entry of V or more, are invalid: padding never is,
+// because the blank is a class.
 CTC_FN bool is_padding(int32_t label) { return label < 0; }
 CTC_FN bool is_bad_label(int32_t label, int64_t V, int32_t blank) { return label >= V || label == blank; }
 

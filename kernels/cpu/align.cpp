@@ -37,7 +37,7 @@ struct Symbols {
 };
 
 template <class F>
-void align_sequence(const Problem& p, int64_t sequence, KnownRows<F> known, AlignOptions options, Alignment out) {
+void align_sequence(const Problem& p, int64_t sequence, KnownRows<F> known, bool star, Alignment out) {
   constexpr F kNaN = std::numeric_limits<F>::quiet_NaN(), kInfinity = std::numeric_limits<F>::infinity();
   const Shape& s = p.shape;
   const int64_t first = first_row(s, sequence);
@@ -49,7 +49,7 @@ void align_sequence(const Problem& p, int64_t sequence, KnownRows<F> known, Alig
   thread_local Symbols symbols;
   const AtEnd trimmed{[] { labels.trim(), symbols.trim(); }};
   Batch with_star = p;
-  with_star.shape.V += options.star;
+  with_star.shape.V += star;
   if (!is_valid_length(s, length) || !labels.read(with_star, p.labels + sequence * s.L)) {
     *score = kNaN;
   } else {
@@ -60,7 +60,6 @@ void align_sequence(const Problem& p, int64_t sequence, KnownRows<F> known, Alig
                                   symbols.star,
                                   symbols.slots.data(),
                                   symbols.classes.data(),
-                                  options.softmax,
                                   labels.columns.data(),
                                   path,
                                   label_index,
@@ -75,11 +74,11 @@ void align_sequence(const Problem& p, int64_t sequence, KnownRows<F> known, Alig
 
 }  // namespace
 
-void align(const Problem& p, AlignOptions options, Alignment out, Executor& executor) {
+void align(const Problem& p, bool star, Alignment out, Executor& executor) {
   with_result_type(p.dtype, [&](auto zero) {
     using F = decltype(zero);
-    const RowsAhead<F> ahead(p, options.softmax && !options.star, executor);
-    for_each_sequence(p, 1, executor, [&](int64_t i) { align_sequence<F>(p, i, ahead.of_sequence(i), options, out); });
+    const RowsAhead<F> ahead(p, p.softmax && !star, executor);
+    for_each_sequence(p, 1, executor, [&](int64_t i) { align_sequence<F>(p, i, ahead.of_sequence(i), star, out); });
   });
 }
 

@@ -205,7 +205,7 @@ double search_frames(Search& search, const Problem& p, int64_t sequence, const B
     const LogitRow logits = {p.dtype, row(t), s.V, p.blank, &thread_scratch()};
     const auto best = kernels<F>().best_classes(logits, row(std::min(t + 1, length - 1)), n, classes.data());
     if (best.sum == 0) return std::numeric_limits<double>::quiet_NaN();
-    norm += options.softmax ? -std::log(best.sum) : double(best.top);
+    norm += p.softmax ? -std::log(best.sum) : double(best.top);
     const ClassScore<F>* end = sort_best(classes.data(), best.count, n);
     search.step(Frame<F>{best.logits, best.top, p.blank, classes.data(), end});
   }
@@ -224,7 +224,7 @@ void run_beam(const Problem& p, const BeamOptions& options, const BeamResults& o
     if (norm != norm) return writer.fill(std::numeric_limits<F>::quiet_NaN());
     writer.fill(-std::numeric_limits<F>::infinity());
     const int64_t found = search.beam().size();
-    const double most = options.softmax ? 0 : std::numeric_limits<double>::infinity();
+    const double most = p.softmax ? 0 : std::numeric_limits<double>::infinity();
     for (int64_t k = 0; k < std::min(found, options.top_paths); ++k) writer.write(search, k, norm, most);
   });
 }

@@ -46,14 +46,13 @@ struct TopClasses {
 };
 void top_class(const Problem& problem, TopClasses out, Executor& executor);
 
-// The best path of each sequence.
-void align(const Problem& problem, AlignOptions options, Alignment out, Executor& executor);
+// The best path of each sequence. `star`: label V is the star, and not an invalid one.
+void align(const Problem& problem, bool star, Alignment out, Executor& executor);
 
 // Prefix beam search. The problem has no labels, L = 0.
 struct BeamOptions {
   int64_t beam_width, top_paths;  // 1 <= top_paths <= beam_width
   int64_t classes_per_frame;      // the most that may be added to a prefix; 0: all
-  bool softmax;                   // whether scores are log-probabilities of the softmax, or sums of acts
 };
 struct BeamResults {
   int32_t* labels;         // (N, T, B, top_paths), -1 after the last label

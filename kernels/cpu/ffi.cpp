@@ -95,7 +95,7 @@ ffi::Error align_handler(ffi::ThreadPool pool, CTC_OPERANDS, IntsResult path, In
   CTC_DECODE(softmax);
   if (!AlignTarget::fits(p, *path, *label_index, *score)) return mismatch(AlignTarget::name);
   const Alignment out = {path->typed_data(), label_index->typed_data(), score->untyped_data()};
-  return guarded([&] { align(p, {softmax, star}, out, executor); });
+  return guarded([&] { align(p, star, out, executor); });
 }
 
 ffi::Error align_handler_v1(ffi::ThreadPool pool, CTC_OPERANDS, IntsResult path, IntsResult label_index, Result score,
@@ -152,7 +152,7 @@ ffi::Error beam_handler(ffi::ThreadPool pool, CTC_OPERANDS, IntsResult found, In
     return ffi::Error::InvalidArgument(
         "jax_ctc: beam_width must be top_paths or more, and classes_per_frame 0 or more");
   const BeamResults out = {found->typed_data(), label_lengths->typed_data(), scores->untyped_data()};
-  return guarded([&] { beam(p, {beam_width, top_paths, classes_per_frame, softmax}, out, executor); },
+  return guarded([&] { beam(p, {beam_width, top_paths, classes_per_frame}, out, executor); },
                  "Shorter sequences, a narrower beam (beam_width) or fewer threads (num_threads)");
 }
 

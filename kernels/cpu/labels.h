@@ -22,7 +22,7 @@ inline std::vector<char> valid_sequences(const Batch& p) {
   for (int64_t i = 0; i < s.sequences(); ++i) {
     const int32_t* row = p.labels + i * s.L;
     bool bad = !is_valid_length(s, p.lengths[i]);
-    for (int64_t k = 0; k < s.L; ++k) bad |= !is_padding(row[k]) & is_bad_label(row[k], s.V, p.blank);
+    for (int64_t k = 0; k < s.L; ++k) bad |= is_bad_label(row[k], s.V, p.blank);
     valid[i] = !bad;
   }
   return valid;
@@ -44,7 +44,7 @@ struct UnpaddedLabels {
     bool bad = false;
     for (int64_t i = 0; i < L; ++i) {
       value[n] = row[i], column[n] = int32_t(1 + i);
-      n += !is_padding(row[i]), bad |= !is_padding(row[i]) & is_bad_label(row[i], V, p.blank);
+      n += !is_padding(row[i]), bad |= is_bad_label(row[i], V, p.blank);
     }
     values.resize(n), columns.resize(n);
     return !bad;

@@ -78,14 +78,14 @@ template <class A> __global__ void __launch_bounds__(kMostPathThreads<A>, 1) ali
   sweep.fill_from(aligned ? summary.frames : 0);
 }
 
-template <class A> const char* launch_align_of(const Problem& p, AlignOptions options, Alignment out, void* scratch) {
+template <class A> const char* launch_align_of(const Problem& p, Alignment out, void* scratch) {
   if (p.shape.L > INT32_MAX - kMostPathThreads<A> * kPairsOfLane) return "more labels than an alignment counts";
   const int64_t columns = p.shape.L + 1, of_states = 2 * columns * int64_t(sizeof(Pair<double>));
   const bool in_shared = int64_t(sizeof(SharedPath)) + of_states <= shared_memory_limit();
   const int64_t warps = std::min<int64_t>((columns + kPairsOfWarp - 1) / kPairsOfWarp, kMostPathThreads<A> / kWarp);
   const AlignArguments<A> a = {p.shape,
                                p.blank,
-                               options.softmax,
+                               p.softmax,
                                in_shared,
                                static_cast<const A*>(p.acts),
                                out.path,
@@ -99,12 +99,12 @@ template <class A> const char* launch_align_of(const Problem& p, AlignOptions op
 
 }  // namespace
 
-const char* launch_align(const Problem& p, AlignOptions options, Alignment out, void* scratch) {
+const char* launch_align(const Problem& p, Alignment out, void* scratch) {
   switch (p.dtype) {
-    case Dtype::kF32: return launch_align_of<float>(p, options, out, scratch);
-    case Dtype::kF64: return launch_align_of<double>(p, options, out, scratch);
-    case Dtype::kBF16: return launch_align_of<__nv_bfloat16>(p, options, out, scratch);
-    case Dtype::kF16: return launch_align_of<__half>(p, options, out, scratch);
+    case Dtype::kF32: return launch_align_of<float>(p, out, scratch);
+    case Dtype::kF64: return launch_align_of<double>(p, out, scratch);
+    case Dtype::kBF16: return launch_align_of<__nv_bfloat16>(p, out, scratch);
+    case Dtype::kF16: return launch_align_of<__half>(p, out, scratch);
   }
   return "unknown dtype";
 }

@@ -15,7 +15,7 @@ namespace {
 
 template <class A> struct AlignRowsArguments {
   Rows<A> in;
-  bool star;             // of AlignOptions
+  bool star;             // whether label V is the star
   int64_t label_blocks;  // prepare the labels of a sequence each
   char* scratch;
   int64_t stride;
@@ -108,12 +108,12 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
 
 }  // namespace
 
-const char* launch_align_rows(const Problem& p, AlignOptions options, void* scratch) {
-  const int64_t read = options.softmax || options.star ? p.shape.V : p.shape.L + 1;
+const char* launch_align_rows(const Problem& p, bool star, void* scratch) {
+  const int64_t read = p.softmax || star ? p.shape.V : p.shape.L + 1;
   return for_rows_of(p, read, [&](auto type, auto threads) {
     using A = decltype(type);
     constexpr int G = decltype(threads)::value;
-    const AlignRowsArguments<A> a = {Rows<A>(p, {nullptr, nullptr}), options.star, p.shape.sequences(),
+    const AlignRowsArguments<A> a = {Rows<A>(p, {nullptr, nullptr}), star, p.shape.sequences(),
                                      static_cast<char*>(scratch),
                                      scratch_stride(Operation::kAlign, p.dtype, p.shape.T, p.shape.L)};
     return launch(align_rows_kernel<A, G>, a.label_blocks + blocks_for<G>(p.shape), kThreadsOfBlock<G>,

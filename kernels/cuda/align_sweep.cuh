@@ -23,7 +23,7 @@ constexpr int kPairsOfLane = 2, kPairsOfWarp = kPairsOfLane * kWarp - kTileFrame
 template <class A> struct AlignArguments {
   Shape shape;
   int32_t blank;
-  bool softmax, in_shared;  // of AlignOptions; where the states are
+  bool softmax, in_shared;  // of Batch; where the states are
   const A* acts;
   int32_t *path, *label_index;
   Computed<A>* score;

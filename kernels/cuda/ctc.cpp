@@ -49,9 +49,9 @@ const char* hvp(const Problem& p, Residuals residuals, const void* cotangents, c
   return wrong != nullptr ? wrong : launch_hvp(p, cotangents, directions, out, scratch);
 }
 
-const char* align(const Problem& p, AlignOptions options, Alignment out, void* scratch) {
-  const char* wrong = launch_align_rows(p, options, scratch);
-  return wrong != nullptr ? wrong : launch_align(p, options, out, scratch);
+const char* align(const Problem& p, bool star, Alignment out, void* scratch) {
+  const char* wrong = launch_align_rows(p, star, scratch);
+  return wrong != nullptr ? wrong : launch_align(p, out, scratch);
 }
 
 }  // namespace cuda

@@ -31,8 +31,8 @@ const char* cotangent(const Problem& problem, Residuals residuals, const void* c
 const char* hvp(const Problem& problem, Residuals residuals, const void* cotangents, const void* directions, void* out,
                 void* scratch);
 
-// The best path. The problem's own `softmax` is that of the options.
-const char* align(const Problem& problem, AlignOptions options, Alignment out, void* scratch);
+// The best path of each sequence. `star`: label V is the star, and not an invalid one.
+const char* align(const Problem& problem, bool star, Alignment out, void* scratch);
 
 // Up to here the place of acts may be taken: the corrections of a row wait in shared memory.
 constexpr int64_t kMostLabelsInPlace = 12000;

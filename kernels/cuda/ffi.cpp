@@ -79,7 +79,7 @@ ffi::Error align_handler(cudaStream_t stream, CTC_OPERANDS, IntsResult path, Int
   if (!AlignTarget::fits(p, *path, *label_index, *score) || !is_scratch(p, cuda::Operation::kAlign, *scratch))
     return mismatch(AlignTarget::name);
   const Alignment out = {path->typed_data(), label_index->typed_data(), score->untyped_data()};
-  return outcome(cuda::align(p, {softmax, star}, out, scratch->untyped_data()));
+  return outcome(cuda::align(p, star, out, scratch->untyped_data()));
 }
 
 template <class Target> auto bind() {

@@ -43,7 +43,7 @@ CTC_DEVICE Unpadded unpadded(const int32_t* row, const Shape& s, int32_t blank, 
     const int64_t i = begin + lane;
     const int32_t label = i < s.L ? row[i] : -1;
     const bool here = !is_padding(label);
-    valid &= __any_sync(kAllLanes, here && is_bad_label(label, s.V, blank)) == 0;
+    valid &= __any_sync(kAllLanes, is_bad_label(label, s.V, blank)) == 0;
     const unsigned lanes = __ballot_sync(kAllLanes, here);
     const int32_t k = n + __popc(lanes & ((1u << lane) - 1));
     if (here) value[k] = label, column[k] = int32_t(1 + i);

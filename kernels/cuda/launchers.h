@@ -32,8 +32,8 @@ const char* launch_hvp(const Problem& problem, const void* cotangents, const voi
                        void* scratch);
 
 // align_rows.cu, align.cu: the labels, and what the path needs of each row; -> the best path of each sequence.
-const char* launch_align_rows(const Problem& problem, AlignOptions options, void* scratch);
-const char* launch_align(const Problem& problem, AlignOptions options, Alignment out, void* scratch);
+const char* launch_align_rows(const Problem& problem, bool star, void* scratch);
+const char* launch_align(const Problem& problem, Alignment out, void* scratch);
 
 }  // namespace cuda
 }  // namespace jax_ctc

@@ -70,7 +70,7 @@ int align(int dtype, const int64_t* shape, const void* acts, const int32_t* labe
           int32_t blank, int softmax, int star, int32_t* path, int32_t* label_index, void* score, void* scratch) {
   cuda::Problem p = problem(dtype, shape, acts, labels, lengths, blank);
   p.softmax = softmax;
-  return outcome(cuda::align(p, {softmax != 0, star != 0}, {path, label_index, score}, scratch));
+  return outcome(cuda::align(p, star != 0, {path, label_index, score}, scratch));
 }
 
 }  // extern "C"

@@ -53,7 +53,7 @@ template <class F> struct Results {
     Threads threads;
     loss(p, pointer(alone), threads);
     forward(p, pointer(cost), residuals(), threads);
-    align(p, {true, false}, {pointer(path), pointer(label_index), pointer(score)}, threads);
+    align(p, false, {pointer(path), pointer(label_index), pointer(score)}, threads);
   }
   void backwards(const Problem& p, RandomProblem<F>& random) {
     Threads threads;
@@ -107,7 +107,8 @@ template <class F> void top_classes(Problem p, RandomProblem<F>& random) {
 template <class F> void beams(Problem p, RandomProblem<F>& random, bool memory) {
   p.shape.L = 0;
   const int64_t rows = p.shape.rows(), n = p.shape.sequences(), width = 1 + below(20), paths = 1 + below(width);
-  const BeamOptions options = {width, paths, below(4), sometimes(2)};
+  p.softmax = sometimes(2);
+  const BeamOptions options = {width, paths, below(4)};
   Array<int32_t> labels(rows * paths), lengths(n * paths), again(rows * paths);
   Array<F> scores(n * paths);
   const auto run = [&](Array<int32_t>& labels) {

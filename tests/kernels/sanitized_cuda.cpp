@@ -194,23 +194,23 @@ template <class F> class Trial {
     explicit Path(const Shape& s) : path(s.rows()), label_index(s.rows()), score(s.sequences()) {}
     Alignment out() { return {path.data.get(), label_index.data.get(), score.data.get()}; }
   };
-  Path path_on_cuda(const Batch& batch, AlignOptions options) {
+  Path path_on_cuda(const Batch& batch, bool star) {
     Path found(s_);
     auto scratch = scratch_for<F>(cuda::Operation::kAlign, batch);
-    cuda::align({batch, nullptr}, options, found.out(), data(scratch));
+    cuda::align({batch, nullptr}, star, found.out(), data(scratch));
     return found;
   }
 
   void path_as_on_the_cpu() {
-    const AlignOptions options = {batch_.softmax, sometimes(2)};
+    const bool star = sometimes(2);
     Array<int32_t> labels(random_.labels.size);
     for (int64_t i = 0; i < labels.size; ++i)
-      labels.data[i] = options.star && sometimes(5) ? int32_t(s_.V) : random_.labels.data[i];
+      labels.data[i] = star && sometimes(5) ? int32_t(s_.V) : random_.labels.data[i];
     Batch batch = batch_;
     batch.labels = labels.data.get();
-    const Path ours = path_on_cuda(batch, options);
+    const Path ours = path_on_cuda(batch, star);
     Path theirs(s_);
-    align({batch, 1}, options, theirs.out(), executor_);
+    align({batch, 1}, star, theirs.out(), executor_);
     for (int64_t i = 0; i < s_.rows(); ++i) {
       const int32_t a = ours.path.data[i], b = theirs.path.data[i];
       const int32_t c = ours.label_index.data[i], d = theirs.label_index.data[i];
@@ -322,7 +322,7 @@ template <class F> class Trial {
       for (int64_t i = 0; i < random_.labels.size; ++i) random_.labels.data[i] = any_int(s_.V);
     for (int64_t i = 0; i < n_; ++i) random_.lengths.data[i] = sometimes(2) ? int32_t(s_.T) : any_int(s_.T);
 
-    const Path found = path_on_cuda(batch_, {sometimes(2), sometimes(2)});
+    const Path found = path_on_cuda(batch_, sometimes(2));
     for (int64_t i = 0; i < s_.rows(); ++i) {
       const int32_t v = found.path.data[i], k = found.label_index.data[i];
       expect(v >= -1 && v < s_.V && k >= -1 && k < s_.L, i, "class and label of a path", v, k);

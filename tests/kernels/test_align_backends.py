@@ -14,7 +14,7 @@ import pytest
 
 import jax_ctc
 from jax_ctc import _reference
-from support.runs import ROOT, run
+from support.runs import ROOT, run, sampled
 
 FORCED = any(os.environ.get(name) for name in ("JAX_CTC_ISA", "JAX_CTC_KERNELS"))
 INFO = jax_ctc.build_info()
@@ -108,6 +108,7 @@ def digest(alignment):
     [(name, "JAX_CTC_ISA") for name in INFO["cpu_available"] if name != INFO["cpu"]]
     + [(None, "JAX_CTC_KERNELS")],
 )
+@sampled(2)
 def test_every_instruction_set_returns_the_same_path(name, setting):
     """So does a process that has no kernels, with x64 off."""
     said = run(sys.executable, "-c", DIGEST, **{setting: name or "none"})

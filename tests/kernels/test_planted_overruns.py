@@ -57,8 +57,8 @@ PLANTED = {
     ),
     "states of groups": (
         "stored_beta.h",
-        "store_number(to - f * size + window.end, pitch, V{});",
-        "for (int k = 0; k <= BUG; ++k) store_number(to - f * size + window.end + k, pitch, V{});",
+        "store_parts(to - f * size + window.end, pitch, V{});",
+        "for (int k = 0; k <= BUG; ++k) store_parts(to - f * size + window.end + k, pitch, V{});",
     ),
     "blanks of groups": (
         "stored_beta.h",

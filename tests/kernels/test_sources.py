@@ -61,7 +61,7 @@ INCLUDES = {
     "cpu/simd/arena.h": {"cpu/simd/interface.h"},
     "cpu/simd/target.h": {"cpu/simd/interface.h"},
     "cpu/simd/half.h": {"common/scaled.h", "cpu/simd/interface.h"},
-    "cpu/simd/lanes.h": {"common/emission.h"},
+    "cpu/simd/lanes.h": {"common/emission.h", "cpu/simd/target.h"},
     "cpu/simd/exp.h": {"cpu/simd/lanes.h"},
     "cpu/simd/normaliser.h": {"cpu/simd/exp.h", "cpu/simd/half.h"},
     "cpu/simd/rows.h": {"cpu/simd/normaliser.h"},
@@ -332,7 +332,7 @@ IMPORTS = {
     "_primitives.custom_call": {"_kernels", "_mesh", "_operands"},
     "_primitives.taylor": set(),
     "_primitives.family": {"_mesh", "_operands", "_primitives.custom_call", "_primitives.taylor"},
-    "_primitives.zero_product": {"_mesh", "_primitives.taylor"},
+    "_primitives.zero_product": {"_mesh", "_primitives.family", "_primitives.taylor"},
     "_primitives.row_sums": {
         "_mesh",
         "_operands",

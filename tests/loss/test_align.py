@@ -131,7 +131,7 @@ def test_without_another_class_a_star_has_no_alignment():
     [
         (5, ValueError, r"^`star`: expected None or V = 4, one past the classes, .* got 5"),
         (3, ValueError, r"^`star`: expected None or V = 4"),
-        (True, ValueError, r"^`star`: expected None or V = 4"),
+        (True, TypeError, r"^`star`: expected None or a Python int, got a bool"),
         (4.0, TypeError, r"^`star`: expected None or a Python int, got a float"),
     ],
 )

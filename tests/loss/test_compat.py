@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from jax_ctc import compat
 from support import oracle
-from support.runs import mesh_in_use, only_all
+from support.runs import mesh_in_use, only_all, sampled
 
 T, B, V, L = 9, 4, 6, 3
 RNG = np.random.default_rng(3)
@@ -202,6 +202,7 @@ def by_torch(log_probs=LOG_PROBS, targets=LABELS, lengths=LENGTHS, counts=COUNTS
 
 @REDUCTIONS
 @pytest.mark.parametrize("targets", [LABELS, JOINED], ids=["padded", "concatenated"])
+@sampled(3)
 def test_the_front_of_torch_has_the_costs_of_the_oracle(reduction, targets):
     reduce = {"none": lambda x: x, "mean": lambda x: (x / np.maximum(COUNTS, 1)).mean()}
     expected = reduce.get(reduction, np.sum)(EXACT[0])

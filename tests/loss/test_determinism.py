@@ -10,6 +10,7 @@ import pytest
 
 import jax_ctc
 from support.results import assert_same_bits
+from support.runs import sampled
 
 pytestmark = pytest.mark.slow
 
@@ -97,6 +98,7 @@ def test_threads_that_share_wide_rows_do_not_change_a_bit(few_wide):
 
 
 @pytest.mark.parametrize("star", [False, True], ids=["labels", "star"])
+@sampled(3)
 def test_threads_that_share_wide_rows_do_not_change_an_alignment(few_wide, star):
     acts, labels, lengths = few_wide
     V = acts.shape[2]

@@ -257,11 +257,17 @@ def test_zero_infinity_is_a_bool(value):
 
 
 @pytest.mark.parametrize(
-    ("value", "error"), [(2.0, TypeError), ("2", TypeError), (0, ValueError), (-1, ValueError)]
+    ("value", "error"),
+    [(2.0, TypeError), ("2", TypeError), (True, TypeError), (0, ValueError), (-1, ValueError)],
 )
 def test_num_threads_is_a_positive_int(value, error):
     call = lambda: jax_ctc.ctc(**GOOD, num_threads=value)  # noqa: E731
     assert_says(error, call, "num_threads", f"got {value!r}", "None or")
+
+
+def test_a_blank_is_no_bool():
+    call = lambda: jax_ctc.ctc(**GOOD, blank=True)  # noqa: E731
+    assert_says(TypeError, call, "blank", "a Python int", "got a bool")
 
 
 def test_a_batch_in_the_other_order_is_told_how_its_acts_were_read():

@@ -132,7 +132,7 @@ def test_what_labels_have_of_an_alignment_is_typed_too(batch, time_major):
 
 @needs_devices
 @pytest.mark.parametrize("softmax", [True, False])
-@sampled(2)
+@sampled(1)
 def test_confidences_on_many_devices_have_the_gradient_of_their_sum(batch, time_major, softmax):
     """Of the same acts: in shard_map, and with a mesh in explicit mode."""
     acts, labels, lengths = batch

@@ -101,6 +101,7 @@ def test_the_first_bad_value_is_named_wherever_it_lies(put, problem):
 
 
 @pytest.mark.parametrize("softmax", [True, False], ids=["logits", "scores"])
+@sampled(2)
 def test_confidences_of_an_alignment_that_nothing_shards(put, problem, softmax):
     acts, *rest = problem
     alignment = jax_ctc.ctc_align(acts, *rest)
@@ -113,6 +114,7 @@ def test_confidences_of_an_alignment_that_nothing_shards(put, problem, softmax):
 
 
 @pytest.mark.parametrize("spec", [P("data"), P("data", None, "model")], ids=["batch", "classes"])
+@sampled(2)
 def test_forward_variables_of_labels_that_nothing_shards(put, problem, spec):
     acts, labels, lengths, _ = problem
     logits, frames = acts.swapaxes(0, 1), (np.arange(T) >= lengths[:, None]).astype("f")

@@ -236,6 +236,7 @@ MAPPED = {
 
 @pytest.mark.skipif(jax.__version_info__ < (0, 8), reason="JAX 0.7 has no rule for a scatter")
 @pytest.mark.parametrize(("function", "what"), MAPPED.values(), ids=MAPPED)
+@sampled(2)
 def test_a_mapped_axis_that_acts_do_not_have_may_be_sharded(typed, function, what):
     rng = np.random.default_rng(0)
     acts = rng.normal(size=(T, B, 40)).astype(np.float32)
@@ -311,6 +312,7 @@ def test_greedy_decoding_names_the_axis_that_a_type_must_not_shard(spec):
             jax_ctc.ctc_greedy_decode(acts, None)
 
 
+@sampled(1)
 def test_types_that_shard_are_enough_for_a_platform_without_kernels(batch):
     """Without `jax.set_mesh`, as arrays of jax.make_mesh come."""
     mesh = Mesh(np.array(jax.devices()[:8]), ("data",), axis_types=(AxisType.Explicit,))

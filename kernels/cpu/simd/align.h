@@ -58,7 +58,7 @@ template <class F> class AlignRun {
     const double best = in_label ? label[pair] : blank[pair];
     if (!(best > kImpossible)) return *score = F(kImpossible), Outcome::kNoAlignment;
     const double nats = best + emissions.of_references();
-    *score = F(out.softmax ? min_of(nats, 0.0) : nats);
+    *score = F(in.softmax ? min_of(nats, 0.0) : nats);
     if (*score == F(kImpossible)) return Outcome::kNoAlignment;
     for (int64_t begin = (frames - 1) / block * block; begin >= 0; begin -= block) {
       const int64_t end = min_of(begin + block, frames);

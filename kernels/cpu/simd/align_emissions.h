@@ -42,7 +42,7 @@ template <class F> class AlignEmissions {
 
  public:
   AlignEmissions(const Sequence<F>& sequence, const SequenceAlignment& alignment)
-      : in(sequence), out(alignment), by_table(kTables && out.softmax && in.V <= kMostClasses) {}
+      : in(sequence), out(alignment), by_table(kTables && in.softmax && in.V <= kMostClasses) {}
 
   void lay_out(Arena& arena, int64_t pairs) {
     arena.take(places, pairs);
@@ -92,7 +92,7 @@ template <class F> class AlignEmissions {
   // Whether every row in use is defined, for a sequence that is not aligned.
   bool all_rows_defined() {
     for (int64_t t = 0; t < in.length; ++t)
-      if (!(out.softmax ? normalise_row(t).defined() : has_scores(row(t, 0)))) return false;
+      if (!(in.softmax ? normalise_row(t).defined() : has_scores(row(t, 0)))) return false;
     return true;
   }
 
@@ -163,7 +163,7 @@ template <class F> class AlignEmissions {
   }
 
   bool count(const F* x, int64_t t, double reference) {
-    if (out.softmax) return count(normalise_row(t), reference);
+    if (in.softmax) return count(normalise_row(t), reference);
     references += reference;
     return has_scores(x);
   }
@@ -188,7 +188,7 @@ template <class F> class AlignEmissions {
   }
   const F* row(int64_t t, int64_t place) const {
     F* const buffer = wide + place * in.V;
-    if (out.softmax || out.star >= 0 || !is_half(in.dtype)) return widened(in.dtype, acts_at(t), in.V, buffer);
+    if (in.softmax || out.star >= 0 || !is_half(in.dtype)) return widened(in.dtype, acts_at(t), in.V, buffer);
     for (int64_t d = 0; d < out.D; ++d) buffer[out.symbols[d]] = entry<F>(in.dtype, acts_at(t), out.symbols[d]);
     buffer[in.blank] = entry<F>(in.dtype, acts_at(t), in.blank);
     return buffer;

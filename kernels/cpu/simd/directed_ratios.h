@@ -30,7 +30,7 @@ class DirectedRatios {
   void lay_out(Arena& arena, int64_t block_length) {
     source.lay_out(arena, block_length);
     block = block_length;
-    const int64_t frames = source.whole_groups(min_of(block, max_of<int64_t>(in.length, 1)));
+    const int64_t frames = source.kept_frames(block);
     arena.take(changes, frames * source.frame_size()), arena.take(kept, frames * kept_classes());
     arena.take(base, source.whole_groups(in.length)), arena.take(mean, source.whole_groups(in.length));
     arena.take(wide, is_half(in.dtype) ? kFrames * in.V : 0);
@@ -38,7 +38,7 @@ class DirectedRatios {
 
   void initialise() {
     source.initialise();
-    const int64_t frames = source.whole_groups(min_of(block, in.length));
+    const int64_t frames = source.kept_frames(block);
     for (int64_t k = 0; k < frames; ++k) store(changes + k * source.frame_size(), Vec{});  // the margins
   }
 

@@ -30,7 +30,7 @@ template <class V> class EmissionSource : public SequenceRows<typename Parts<V>:
 
   void lay_out(Arena& arena, int64_t block_length) {
     block = block_length;
-    arena.take(y, Rows::whole_groups(min_of(block, max_of<int64_t>(in.length, 1))) * frame_size());
+    arena.take(y, Rows::kept_frames(block) * frame_size());
     Rows::lay_out_rows(arena);
     arena.take(table.q, by_table ? kFrames * classes : 0);
   }
@@ -38,8 +38,8 @@ template <class V> class EmissionSource : public SequenceRows<typename Parts<V>:
   void initialise() {
     InLanes<Value> dead = InLanes<Value>::none();
     dead.e = splat<Integer<Lanes<F>>>(kDead);
-    const int64_t kept = Rows::whole_groups(min_of(block, in.length));
-    for (int64_t k = 0; k < kept; ++k) store_parts(y + k * frame_size(), width(), dead);  // sets the margins
+    for (int64_t k = 0, n = Rows::kept_frames(block); k < n; ++k)
+      store_parts(y + k * frame_size(), width(), dead);  // sets the margins
     Rows::initialise_rows(in.V, -F(__builtin_inf()));
   }
 

@@ -40,10 +40,6 @@ CTC_FN void load_number(const float* at, int64_t, Doubles& to) { to = load_widen
 CTC_FN void load_number(const float* at, int64_t pitch, Number<Doubles>& to) {
   to = {load_widened(at), load_widened(at + pitch)};
 }
-CTC_FN void store_number(double* at, int64_t, Doubles v) { store(at, v); }
-CTC_FN void store_number(double* at, int64_t pitch, Number<Doubles> v) {
-  store(at, v.value), store(at + pitch, v.change);
-}
 
 CTC_FN Number<Doubles> shift_up(Number<Doubles> below, Number<Doubles> v) {
   return {shift_up(below.value, v.value), shift_up(below.change, v.change)};

@@ -113,7 +113,7 @@ template <Recursion kRecursion, class V> class GroupStates {
       if (f + 1 < kCount) {
         at[f + 1] = after;
       } else {
-        store_number(blank + i, pitch, after.blank), store_number(label + i, pitch, after.label);
+        store_parts(blank + i, pitch, after.blank), store_parts(label + i, pitch, after.label);
         largest = max_of(max_of(value_of(after.blank), value_of(after.label)), largest);
       }
     };
@@ -152,7 +152,7 @@ template <Recursion kRecursion, class V> class GroupStates {
   }
 
   // Takes states to be 0.
-  void clear(int64_t i) { store_number(blank + i, pairs, V{}), store_number(label + i, pairs, V{}); }
+  void clear(int64_t i) { store_parts(blank + i, pairs, V{}), store_parts(label + i, pairs, V{}); }
 
   static constexpr double kMost = kParts == 1 ? 1000 : 1000 - kMostChange;
 

@@ -43,7 +43,7 @@ template <class Source> class GroupLattice {
     beta.lay_out(arena, pairs);
     if (!posterior) return;
     alpha.lay_out(arena, pairs);
-    stored.lay_out(arena, min_of(block, max_of<int64_t>(T, 1)));
+    stored.lay_out(arena, min_of(block, T));
     arena.take(checkpoints, blocks() * Beta::copy_size(pairs));
     arena.take(blank_unit, pairs), arena.take(label_unit, pairs);
   }

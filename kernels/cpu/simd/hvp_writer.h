@@ -8,7 +8,6 @@
 namespace jax_ctc {
 namespace {
 
-// Writes the rows of a Hessian-vector product.
 template <class F> class HvpWriter {
  public:
   HvpWriter(const Sequence<F>& in, const HvpArguments<F>& arguments, const SequenceRows<F>& rows)

@@ -101,7 +101,7 @@ template <class F> struct HvpArguments {
   const void* direction;  // like acts, with the stride of acts
   const F* rows;          // rows and columns are residuals. Null if dense, and of log-scores
   int64_t rows_stride;
-  const F* columns;  // null if they are not at hand: acts are float32, and the layout is dense
+  const F* columns;  // null if the caller has none: acts are float32, and the layout is dense
   int64_t columns_stride;
   bool dense;
   const int32_t* own_column;  // compact: the column of each label's position, which equal labels do not share
@@ -162,7 +162,6 @@ struct SequenceAlignment {
   int64_t star;             // the slot of the star, or -1
   const int32_t* slots;     // symbols[slots[i]] is label i
   const int32_t* classes;   // the same for each label: a class that can be read
-  bool softmax;             // whether acts are logits, and not log-scores
   const int32_t* position;  // label i stands in entry position[i] - 1 of the caller's row
   int32_t* path;            // the class of each frame
   int32_t* label_index;     // the entry of the caller's row, or -1 on the blank

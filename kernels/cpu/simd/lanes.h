@@ -4,13 +4,8 @@
 // Each instruction set includes this file inside its target region (target.h). So everything here has internal linkage.
 #pragma once
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#elif defined(__aarch64__)
-#include <arm_neon.h>
-#endif
-
 #include "../../common/emission.h"
+#include "target.h"
 
 namespace jax_ctc {
 namespace {

@@ -8,7 +8,7 @@
 namespace jax_ctc {
 namespace {
 
-// The same for log-scores, of n entries that are all that is read of a row: no sum is taken, so it is 1. `shift` only
+// The normaliser of log-scores, from the n entries of a row that are read. No sum is taken, so it is 1. `shift` only
 // keeps exponents small. It is 0 if all entries are -inf, which is no fault of log-scores. n is a multiple of the
 // number of lanes.
 template <class F> Normaliser<F> reference_of_scores(const F* x, int64_t n) {

@@ -35,16 +35,15 @@ class RatioSource : public SequenceRows<float> {
 
   void lay_out(Arena& arena, int64_t block_length) {
     block = block_length;
-    arena.take(y, whole_groups(min_of(block, max_of<int64_t>(in.length, 1))) * frame_size());
+    arena.take(y, kept_frames(block) * frame_size());
     arena.take(growths, whole_groups(in.length) / kFrames);
-    arena.take(kept, keeps_classes ? whole_groups(min_of(block, max_of<int64_t>(in.length, 1))) * kept_classes() : 0);
+    arena.take(kept, keeps_classes ? kept_frames(block) * kept_classes() : 0);
     arena.take(softmax_factors, keeps_classes ? whole_groups(in.length) : 0);
     lay_out_rows(arena);
   }
 
   void initialise() {
-    const int64_t kept = whole_groups(min_of(block, in.length));
-    for (int64_t k = 0; k < kept; ++k) store(y + k * frame_size(), Vec{});  // the margins
+    for (int64_t k = 0, n = kept_frames(block); k < n; ++k) store(y + k * frame_size(), Vec{});  // the margins
     initialise_rows(in.blank, 0);  // behind the labels a ratio is 1, and so not too small
   }
 

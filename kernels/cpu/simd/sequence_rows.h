@@ -47,6 +47,8 @@ template <class F> class SequenceRows {
   const void* acts_at(int64_t t) const { return static_cast<const char*>(in.acts) + t * frame_step; }
 
   static int64_t whole_groups(int64_t frames) { return (frames + kFrames - 1) / kFrames * kFrames; }
+  // The frames of a block, with those that fill up its last group.
+  int64_t kept_frames(int64_t block) const { return whole_groups(min_of(block, in.length)); }
 
   // Takes shifts and scales of residuals, if there are any.
   Outcome take(const F* residuals, int64_t stride) {

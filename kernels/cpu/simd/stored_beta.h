@@ -52,10 +52,10 @@ template <class V> class StoredBeta {
   template <int kCount> auto keeper(int64_t t, Window window) {
     double *const to = labels_of(t), *const blanks = blanks_of(t);
     const int64_t size = labels_size(), pitch = this->pitch();
-    for (int f = 0; f < kCount; ++f) store_number(to - f * size + window.end, pitch, V{});
+    for (int f = 0; f < kCount; ++f) store_parts(to - f * size + window.end, pitch, V{});
     for (int k = 0; k < kCount / kTogether; ++k) store(blanks - k * pitch + window.end, Doubles{});
     return [=](int f, int64_t i, const Pair<V>&, const Pair<V>& after) {
-      store_number(to - f * size + i, pitch, after.label);
+      store_parts(to - f * size + i, pitch, after.label);
       if (kCount > 1 && f % kTogether == 0) store(blanks - f / kTogether * pitch + i, value_of(after.blank));
     };
   }

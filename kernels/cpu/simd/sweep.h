@@ -60,7 +60,7 @@ template <class Source> class Lattice {
     arena.take(skip, pairs);
     arena.take(work[0], states), arena.take(work[1], states);
     if (posterior) {
-      arena.take(stored, min_of(block, max_of<int64_t>(T, 1)) * states), arena.take(checkpoints, blocks() * states);
+      arena.take(stored, min_of(block, T) * states), arena.take(checkpoints, blocks() * states);
       arena.take(gamma, kFrames * kParts * pairs);
     }
   }
