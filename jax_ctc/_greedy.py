@@ -91,10 +91,10 @@ def _greedy(
     acts: Array, labels: Array, lengths: Array, *, time_axis: int, blank: int, threads: int
 ) -> Decoded:
     T = acts.shape[time_axis]
-    best, top, others = top_class_p.bind(
+    best, _, others = top_class_p.bind(
         acts, labels, lengths, time_axis=time_axis, blank=blank, threads=threads
     )
-    score, undefined = _score(top, others, lengths, time_axis)
+    score, undefined = _score(others, lengths, time_axis)
     invalid = _operands.invalid(labels, lengths, T=T, V=acts.shape[-1], blank=blank)
     empty = undefined | invalid
     path = jnp.moveaxis(best, time_axis, -1)  # (batch, T)
@@ -119,15 +119,15 @@ def _compacted(path: Array, kept: Array) -> list[Array]:
     return [moved, kept.sum(-1, dtype=jnp.int32)]
 
 
-def _score(top: Array, others: Array, lengths: Array, time_axis: int) -> tuple[Array, Array]:
+def _score(others: Array, lengths: Array, time_axis: int) -> tuple[Array, Array]:
     """Returns the log-probability of each path, and which sequences have a row without a softmax.
     Those have a score and a gradient of NaN."""
     no_softmax = jnp.isnan(others)
     # Products whose derivative is NaN too, but for a cotangent of 0. A factor is a residual, which
     # jax_debug_nans looks at, so it is NaN only where it must be.
-    nan = zero_product.multiply(top, jnp.where(no_softmax, jnp.nan, jnp.zeros_like(top)))
+    nan = zero_product.multiply(others, jnp.where(no_softmax, jnp.nan, jnp.zeros_like(others)))
     frames = jnp.where(no_softmax, nan, -jnp.log1p(jnp.where(no_softmax, 0, others)))
-    used = _operands.used(top.shape, lengths, time_axis)
+    used = _operands.used(others.shape, lengths, time_axis)
     score = jnp.where(used, frames, 0).sum(time_axis)
     undefined = (used & no_softmax).any(time_axis)
     one = jnp.where(undefined, jnp.nan, jnp.ones_like(score))

@@ -19,8 +19,7 @@ def names(call: str, shape: str, **theirs: str) -> Iterator[None]:
         text = text.replace(_shapes.OF_ACTS, shape)
         text = re.sub(r" with time_major=(True|False)", "", text)
         text = re.sub(r", pass time_major=(True|False)", ", transpose it", text)
-        if "label_lengths" not in theirs:
-            text = text.replace(", or give label_lengths", "")
+        text = text.replace(", or give label_lengths", "")  # they have to be given
         for ours, name in theirs.items():
             text = re.sub(f"`{ours}`", f"`{name}`", text)
             if ours != "blank":

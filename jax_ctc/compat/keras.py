@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """CTC with the name and signature of Keras: `keras.ops.ctc_loss`, on JAX arrays.
 
-Like Keras, it takes targets and lengths that are floats, and cuts them to integers. It differs
-from Keras in four ways. A target equal to `mask_index` is padding wherever it stands, not only
-after its length. A sequence without an alignment costs +inf and has a gradient of 0; in Keras on
-JAX it costs about 1e5. Frames after the length have no influence, even if they are NaN. A length
-above T, or above S, is an error (under `jit` a cost of NaN); Keras takes T, or S.
+Like Keras, it takes targets and lengths that are floats, and cuts them to integers. It differs from
+Keras in six ways. A target that is no class is an error (under `jit` a cost of NaN), and a negative
+one is padding; Keras computes a cost as if their probability were 1. A target equal to `mask_index`
+is padding wherever it stands, not only after its length. A sequence without an alignment costs +inf
+and has a gradient of 0; in Keras on JAX it costs about 1e5. Frames after the length have no
+influence, even if they are NaN. A length above T, or above S, is an error (under `jit` a cost of
+NaN); Keras takes T, or S.
 """
 
 from __future__ import annotations
@@ -64,8 +66,9 @@ def ctc_loss(
 def _whole(x: Integers) -> Integers:
     """Keras casts targets to floats before a loss of the user's own has them, and back in
     `keras.ops.ctc_loss`. What no int32 holds, and NaN, becomes a number that is no class."""
-    if not (isinstance(x, (np.ndarray, jax.Array)) and jnp.issubdtype(x.dtype, jnp.floating)):
+    if not _arrays.are_floats(x):
         return x
+    x = _arrays.as_array(x)
     xp = jnp if isinstance(x, jax.Array) else np
     x = x if x.dtype.itemsize >= 4 else x.astype(np.float32)
     no_class = xp.asarray(2**31 - 128, x.dtype)  # a float32 has no larger int32

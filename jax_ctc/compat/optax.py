@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """CTC with the names and signatures of optax: `ctc_loss`, `ctc_loss_with_forward_probs`.
 
-It differs from optax in eight ways. A sequence without an alignment costs +inf and has a gradient
+It differs from optax in eleven ways. A sequence without an alignment costs +inf and has a gradient
 of 0; in optax it costs about 1e5. A label equal to `blank_id` is an error (under `jit` a cost of
-NaN); optax computes something else. Padding of labels may stand anywhere, not only at the end.
-Frames at the end that are padding have no influence, even if they are NaN. Paddings of frames have
-to stand at the end; elsewhere they are an error (under `jit` a cost of NaN), because a frame in the
-middle that does not count makes no sense for most models. Labels that are floats are an error;
-optax converts them. `log_epsilon` has no effect, because log 0 is -inf. Costs of float32 logits are
-float32 under `jax_enable_x64` too, where optax has float64.
+NaN), and so is one that is no class; optax computes something else. A negative label is padding. A
+fraction in a padding counts as 1, and NaN as 0; in optax a fraction is a weight. Padding of labels
+may stand anywhere, not only at the end. Frames at the end that are padding have no influence, even
+if they are NaN. Paddings of frames have to stand at the end; elsewhere they are an error (under
+`jit` a cost of NaN), because a frame in the middle that does not count makes no sense for most
+models. Labels that are floats are an error; optax converts them. `log_epsilon` has no effect,
+because log 0 is -inf. Costs of float32 logits are float32 under `jax_enable_x64` too, where optax
+has float64.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from jax import Array, lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from .. import _arrays, _loss, _mesh, _static, _values
+from .. import _arrays, _loss, _mesh, _operands, _static, _values
 from .._arrays import Integers
 from ._names import names
 
@@ -67,32 +69,47 @@ def ctc_loss_with_forward_probs(
 ) -> tuple[Array, Array, Array]:
     """Returns costs as `ctc_loss`, and the forward variables of each frame.
 
-    Args: as `ctc_loss`. Padding of labels has to stand at the end here.
+    Args: as `ctc_loss`. Padding of labels has to stand at the end here; elsewhere it is an error
+      (under `jit` the variables are NaN).
 
     Returns:
       (B,) costs; (T, B, N + 1) logs of the sums over all paths that end in the blank after n
       labels; (T, B, N) the same in label n. Both are in nats, -inf for 0. In the last frame the
       first of them has paths that end in label n too, and after the length each repeats the frame
-      before, as in optax. They are computed in float32 in log space, unlike the costs. Where one
-      of them is -inf its gradient is 0.
+      before, as in optax. They are computed in log space, unlike the costs, in the costs' dtype.
+      Where one of them is -inf its gradient is 0. All are NaN, and have a gradient of 0, in a
+      sequence that costs NaN.
     """
     cost = ctc_loss(logits, logit_paddings, labels, label_paddings, blank_id, log_epsilon)
-    classes = jnp.maximum(_values.int32s("labels", labels), 0)
-    padded = _is_padding("logit_paddings", logit_paddings)
-    logits = jnp.asarray(logits).astype(cost.dtype)
-    sharded = [
-        _mesh.sharded_with(x, logits, [0, None, None][: x.ndim]) for x in (logits, padded, classes)
-    ]
-    return cost, *_forward_variables(*_mesh.vary_alike(*sharded), blank_id=blank_id)
+    logits = jnp.asarray(logits)
+    labels, lengths = _labels_and_lengths(logits, logit_paddings, labels, label_paddings)
+    gap = ((labels[:, :-1] < 0) & (labels[:, 1:] >= 0)).any(-1)
+    if not isinstance(gap, Tracer) and gap.any():
+        raise ValueError(
+            "`label_paddings`: expected padding at the end of each row, got a label that counts "
+            f"after padding in sequence {int(gap.argmax())}. `ctc_loss` takes it anywhere."
+        )
+    lengths = jnp.where(gap, -1, lengths)
+    given = logits.astype(cost.dtype), labels, lengths
+    given = [_mesh.sharded_with(x, logits, [0, None, None][: x.ndim]) for x in given]
+    return cost, *_forward_variables(*_mesh.vary_alike(*given), blank_id % logits.shape[-1])
 
 
 def _forward_variables(
-    logits: Array, padded: Array, classes: Array, *, blank_id: int
+    logits: Array, labels: Array, lengths: Array, blank_id: int
 ) -> tuple[Array, Array]:
     """Returns (T, B, N + 1) of the blanks, (T, B, N) of the labels."""
-    scores = jax.nn.log_softmax(jnp.where(padded[..., None], 0, logits))
-    of_labels = jnp.take_along_axis(scores, classes[:, None], axis=-1)  # NaN for no class
-    of_blank = scores[..., blank_id % logits.shape[-1], None]
+    T, K = logits.shape[1:]
+    invalid = _operands.invalid(labels, lengths, T=T, V=K, blank=blank_id)
+    padded = ~_operands.used(logits.shape[:2], lengths, 1)
+    has_softmax = ~jnp.isnan(logits).any(-1) & jnp.isfinite(logits.max(-1, initial=-jnp.inf))
+    defined = ~invalid & (padded | has_softmax).all(-1)
+    # Rows of 0 in their place: a NaN times a cotangent of 0 is NaN.
+    kept = (defined[:, None] & ~padded)[..., None]
+    scores = jax.nn.log_softmax(jnp.where(kept, logits, 0))
+    classes = jnp.clip(labels, 0, K - 1)
+    of_labels = jnp.take_along_axis(scores, classes[:, None], axis=-1)
+    of_blank = scores[..., blank_id, None]
     may_skip = classes != _after(-1, classes)[:, :-1]  # there is no label before the first
     unreached = jnp.full_like(of_labels.sum(1), -jnp.inf)  # (B, N), sharded as logits
 
@@ -102,8 +119,8 @@ def _forward_variables(
         (blank, label), (of_blank, of_label, stays) = before, x
         label_before = _after(-jnp.inf, label)
         skipped = jnp.where(may_skip, label_before[:, :-1], -jnp.inf)
-        into_label = _log_sum(label, blank[:, :-1], skipped) + of_label
-        into_blank = _log_sum(blank, label_before) + of_blank
+        into_label = _log_product(_log_sum(label, blank[:, :-1], skipped), of_label)
+        into_blank = _log_product(_log_sum(blank, label_before), of_blank)
         after = jnp.where(stays, blank, into_blank), jnp.where(stays, label, into_label)
         return after, after
 
@@ -113,6 +130,7 @@ def _forward_variables(
     if T := blank.shape[0]:
         last = _log_sum(blank[-1], _after(-jnp.inf, label[-1]))
         blank = lax.dynamic_update_index_in_dim(blank, last, T - 1, 0)
+    blank, label = (jnp.where(defined[:, None], x, jnp.nan) for x in (blank, label))
     return blank, label
 
 
@@ -128,6 +146,12 @@ def _log_sum(*logs: Array) -> Array:
     most = jnp.where(none, 0, most)
     total = sum(jnp.exp(x - most) for x in logs)
     return jnp.where(none, -jnp.inf, most + jnp.log(jnp.where(none, 1, total)))
+
+
+def _log_product(x: Array, y: Array) -> Array:
+    """log of a product, whose derivative is 0 where it is -inf."""
+    total = x + y
+    return jnp.where(total == -jnp.inf, -jnp.inf, total)
 
 
 def _is_padding(name: str, x: ArrayLike) -> Array:
@@ -156,12 +180,20 @@ def _labels_and_lengths(
             f"labels.astype('int32'). The order is {_CALL}."
         )
     labels = _values.int32s("labels", labels)
-    for name, x, expected in (
-        ("logit_paddings", frames, shape[:2]),
-        ("label_paddings", which, labels.shape),
-    ):
-        if x.shape != expected:
-            raise ValueError(f"`{name}`: expected shape {expected}, got shape {x.shape}.")
+    if frames.shape != shape[:2]:
+        hint = " If `logits` is (T, B, K), transpose it." * (frames.shape == shape[1::-1])
+        raise ValueError(
+            f"`logit_paddings`: expected shape {shape[:2]}, got shape {frames.shape}.{hint}"
+        )
+    if labels.ndim != 2 or labels.shape[0] != shape[0]:
+        raise ValueError(
+            f"`labels`: expected shape ({shape[0]}, N) because `logits` has shape {shape} as "
+            f"(B, T, K), got shape {labels.shape}."
+        )
+    if which.shape != labels.shape:
+        raise ValueError(
+            f"`label_paddings`: expected shape {labels.shape}, got shape {which.shape}."
+        )
     lengths = (~frames).sum(-1, dtype=jnp.int32)
     in_the_middle = (frames[:, :-1] & ~frames[:, 1:]).any(-1)
     if not isinstance(in_the_middle, Tracer) and in_the_middle.any():

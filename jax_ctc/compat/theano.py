@@ -57,8 +57,10 @@ class ConnectionistTemporalClassification:
     be a static argument of `jax.jit`.
 
     Args:
-      compute_grad: False makes differentiation an error. It saves no time, because JAX computes a
-        gradient only if the program differentiates.
+      compute_grad: False makes differentiation an error, also of a cost that a program only reports
+        beside what it differentiates (`has_aux`), unless the op is given
+        ``jax.lax.stop_gradient(activations)``. It saves no time, because JAX computes a gradient
+        only if the program differentiates.
       openmp: False runs on one thread. None and True run on all threads of JAX.
     """
 
@@ -90,6 +92,7 @@ def _not_differentiable(x: Array) -> Array:
 @_not_differentiable.defjvp
 def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     raise ValueError(
-        "ConnectionistTemporalClassification(compute_grad=False) has no gradient. "
-        "Make the op with compute_grad=True to differentiate it."
+        "ConnectionistTemporalClassification(compute_grad=False) has no gradient. Make the op with "
+        "compute_grad=True to differentiate it. If the cost is only reported, give the op "
+        "jax.lax.stop_gradient(activations)."
     )

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """CTC with the name and signature of PyTorch: `torch.nn.functional.ctc_loss`, on JAX arrays.
 
-It differs from PyTorch in five ways. The gradient is the true one of `log_probs`, minus the
+It differs from PyTorch in seven ways. The gradient is the true one of `log_probs`, minus the
 occupancies; PyTorch returns that of the logits under a softmax, which differs unless a log_softmax
-stands before it. A target equal to `blank` is an error (under `jit` a cost of NaN). Targets that
-are floats are an error; PyTorch converts them. A sequence without an alignment has a gradient of
-0, whether `zero_infinity` is set or not; in PyTorch it has NaN. bfloat16, float16, forward mode
-and second derivatives work; in PyTorch they do not.
+stands before it. A target equal to `blank`, or that is no class, is an error (under `jit` a cost of
+NaN). A negative target is padding, but "mean" counts it. Targets that are floats are an error;
+PyTorch converts them. One sequence (T, C) may have targets beyond its length. A sequence without an
+alignment has a gradient of 0, whether `zero_infinity` is set or not; in PyTorch it has NaN.
+bfloat16, float16, forward mode and second derivatives work; in PyTorch they do not.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ _THEIRS = {
     "lengths": "input_lengths",
     "label_lengths": "target_lengths",
     "L": "S",
+    "unnormalised activations": "log-probabilities",
 }
 
 
@@ -55,11 +57,13 @@ def ctc_loss(
         are taken as they stand.
       targets: (N, S) classes, or (sum of target_lengths,), one sequence after another. Under `jit`
         the sum is not known: targets beyond it are ignored, and one that is missing is invalid.
+        Each row then has room for all of them, which takes N times the memory, and in pure JAX the
+        time: (N, S) is better there.
       input_lengths: (N,) frames in use; () or (1,) for one sequence.
       target_lengths: (N,) targets in use; () or (1,) for one sequence.
       blank: the class of the blank.
       reduction: "none" returns (N,) costs, "sum" their sum, and "mean" the mean over the batch of
-        each cost divided by the number of its targets (by 1 if it has none).
+        each cost divided by its target_length (by 1 if that is 0).
       zero_infinity: if True, a sequence without an alignment costs 0 instead of +inf.
 
     Returns:
@@ -74,8 +78,11 @@ def ctc_loss(
         lengths = _arrays.integers("lengths", input_lengths)
         if acts.ndim == 2:
             labels, lengths, counts = _alone(labels, 1), _alone(lengths, 0), _alone(counts, 0)
+        elif acts.shape[1:2] == (1,):
+            lengths, counts = (x[None] if x.ndim == 0 else x for x in (lengths, counts))
         flat = acts.ndim == 3 and labels.ndim == 1
         if flat:
+            _check_counts(counts, acts.shape[1], labels.shape[0])
             labels = _padded(jnp.asarray(labels), counts)
         with _places_in_flat_targets(counts) if flat else contextlib.nullcontext():
             cost = _loss.ctc(
@@ -115,23 +122,30 @@ def _places_in_flat_targets(counts: _arrays.AnyArray) -> Iterator[None]:
         raise ValueError(re.sub(r"labels\[(\d+), (\d+)\]", flat, str(error))) from error
 
 
+def _check_counts(counts: _arrays.AnyArray, N: int, size: int) -> None:
+    """Raises ValueError if concatenated targets have not one count for each of N sequences, or if
+    the counts are known and do not add up."""
+    if counts.shape != (N,):
+        raise ValueError(
+            f"`label_lengths`: expected shape (N,) with N = {N} sequences of `log_probs`, because "
+            f"`targets` are concatenated, got shape {counts.shape}. If `log_probs` are (N, T, C), "
+            "transpose them."
+        )
+    if isinstance(counts, Tracer):
+        return
+    total = int(np.maximum(np.asarray(counts), 0).sum(dtype=np.int64))
+    if total != size:
+        raise ValueError(
+            f"`labels`: expected sum(target_lengths) = {total} concatenated targets, got {size}."
+        )
+
+
 def _padded(targets: Array, counts: _arrays.AnyArray) -> Array:
     """Returns concatenated targets as (N, S). S is the largest count, or the number of all targets
-    if counts are not known when the program is traced. Raises ValueError if they are known and do
-    not add up; otherwise a target that is missing is an invalid one."""
-    if counts.ndim != 1:
-        raise ValueError(
-            "`target_lengths`: expected shape (N,) because `targets` are concatenated, got shape "
-            f"{counts.shape}."
-        )
+    if counts are not known when the program is traced: then a target that is missing is an invalid
+    one."""
     size = targets.shape[0]
     if not isinstance(counts, Tracer):
-        total = int(np.maximum(np.asarray(counts), 0).sum(dtype=np.int64))
-        if total != size:
-            raise ValueError(
-                f"`targets`: expected sum(target_lengths) = {total} concatenated targets, got "
-                f"{size}."
-            )
         size = int(np.asarray(counts).max(initial=0))
     counts = jnp.asarray(counts)
     if _mesh.sharded_over(counts, 0):  # a sum over all sequences before each

@@ -76,6 +76,47 @@ def test_forward_variables_after_a_nan_are_nan():
     assert not np.isnan(np.delete(of_blank, 1, axis=1)).any()
 
 
+@pytest.mark.parametrize("fault", ["label", "frame", "row", "gap"])
+def test_one_bad_sequence_gives_no_other_a_gradient_of_nan(fault):
+    """Which no mask would remove: it reaches all parameters of the model."""
+    logits, frames, labels, padding = (np.array(x) for x in GIVEN)
+    if fault == "label":
+        labels[1, 0] = V
+    elif fault == "gap":
+        labels[1], padding[1] = [3, 1, 2], [1, 0, 0]
+    else:
+        logits[1, 2] = np.nan if fault == "frame" else -np.inf
+
+    def total(logits):
+        cost, *variables = compat.optax.ctc_loss_with_forward_probs(logits, frames, labels, padding)
+        others = np.arange(B) != 1
+        kept = (jnp.where(others[None, :, None] & (x > -jnp.inf), x, 0).sum() for x in variables)
+        return sum(kept), (cost, *variables)
+
+    gradient, (cost, *variables) = jax.jit(jax.grad(total, has_aux=True))(logits)
+    assert np.isnan(cost[1]) == (fault != "gap")
+    assert all(np.isnan(x[:, 1]).all() for x in variables)
+    assert (gradient[1] == 0).all()
+    assert np.isfinite(gradient).all()
+    assert (gradient[0] != 0).any()
+
+
+def test_a_forward_variable_that_is_minus_infinity_has_no_gradient():
+    def early(logits):  # the second label, in the first frame
+        return compat.optax.ctc_loss_with_forward_probs(logits, *GIVEN[1:])[2][0, 0, 1]
+
+    value, gradient = jax.value_and_grad(early)(jnp.asarray(LOGITS))
+    assert np.isneginf(value)
+    assert (gradient == 0).all()
+
+
+def test_padding_before_labels_has_no_forward_variables():
+    padding = PADDING.copy()
+    labels, padding[2] = np.where(LABELS == 0, 1, LABELS), [1, 0, 0]
+    with pytest.raises(ValueError, match=r"`label_paddings`: .* after padding in sequence 2"):
+        by_optax(compat.optax.ctc_loss_with_forward_probs, labels=labels, padding=padding)
+
+
 def forward_variables(*given):
     return compat.optax.ctc_loss_with_forward_probs(*given)
 
@@ -153,6 +194,10 @@ def test_wrong_shapes_of_paddings_raise():
         by_optax(compat.optax.ctc_loss, LOGITS[0])
     with pytest.raises(ValueError, match=r"`label_paddings`: expected shape \(4, 3\), got"):
         by_optax(compat.optax.ctc_loss, padding=PADDING[:, :2])
+    with pytest.raises(ValueError, match=r"`labels`: expected shape \(4, N\) because `logits`"):
+        by_optax(compat.optax.ctc_loss, labels=LABELS[:2])
+    with pytest.raises(ValueError, match=r"If `logits` is \(T, B, K\), transpose it"):
+        by_optax(compat.optax.ctc_loss, LOGITS.swapaxes(0, 1))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint32, np.int64])
@@ -260,6 +305,13 @@ def test_counts_that_no_array_has_cost_no_other_sequence_its_targets():
     assert np.isnan(cost).all()
 
 
+def test_a_batch_of_one_of_torch_may_have_lengths_without_a_batch():
+    cost = by_torch(LOG_PROBS[:, :1], LABELS[:1], 9, 3, reduction="none")
+    np.testing.assert_allclose(cost, EXACT[0][:1], rtol=1e-6)
+    flat = by_torch(LOG_PROBS[:, :1], LABELS[0], 9, 3, reduction="none")
+    np.testing.assert_array_equal(flat, cost)
+
+
 def test_concatenated_targets_have_to_add_up():
     with pytest.raises(
         ValueError, match=r"`targets`: expected sum\(target_lengths\) = 8 .*, got 7"
@@ -314,6 +366,12 @@ def test_a_float_of_keras_that_is_no_int32_is_no_class_and_no_padding(value, dty
     assert np.isfinite(compat.keras.ctc_loss(np.nan_to_num(negative), *given[1:])).all()
 
 
+def test_floats_of_keras_may_be_lists():
+    targets, counts, lengths = (x.astype(float).tolist() for x in (LABELS, COUNTS, LENGTHS))
+    found = compat.keras.ctc_loss(targets, LOGITS, counts, lengths)
+    np.testing.assert_array_equal(found, compat.keras.ctc_loss(LABELS, LOGITS, COUNTS, LENGTHS))
+
+
 def test_a_mask_index_of_keras_may_count_from_the_last_class():
     targets = np.array([[1, 2, 2], [3, 5, 5], [5, 5, 5], [4, 5, 4]])  # padding within a length, too
     given = targets, LOGITS, COUNTS, LENGTHS
@@ -349,6 +407,11 @@ def by_keras(output=LOGITS, lengths=LENGTHS, blank=0):
         (lambda: by_optax(compat.optax.ctc_loss, labels=LABELS + 9), "labels[0, 0] = 10 is not"),
         (lambda: compat.optax.ctc_loss(*GIVEN, blank_id=9), "`blank_id`: expected a class in"),
         (lambda: by_torch(None), "`log_probs`: expected an array of floats"),
+        (lambda: by_torch(LABELS), "`log_probs` (log-probabilities): expected float32"),
+        (
+            lambda: by_torch(targets=JOINED, counts=[2, 2, 3]),
+            "`target_lengths`: expected shape (N,) with N = 4 sequences of `log_probs`",
+        ),
         (lambda: by_torch(targets=LABELS * 1.0), "`targets`: expected integers, got float64"),
         (lambda: by_torch(targets=LABELS * 0), "targets[0, 0] = 0 is the blank"),
         (
