@@ -51,7 +51,8 @@ def verdicts(
             real = real & (position < count[..., None])
         what = f"is not a class of {given.of_classes} with V = {V}" + ", nor the star" * given.star
         if jnp.issubdtype(labels.dtype, jnp.unsignedinteger):
-            what += f". {labels.dtype} has no -1 for padding: use labels.astype('int32') first."
+            convert = "convert labels with astype('int32') before they are padded."
+            what += f". {labels.dtype} has no -1 for padding: {convert}"
         yield Verdict("labels", labels, real & (x >= V + given.star), what)
         what = (
             "is the blank, which is no label. Padding is negative: "

@@ -69,7 +69,7 @@ def ctc_loss(
     Returns:
       (N,) or () costs. `jax_ctc.ctc` says which inputs raise, and which costs are NaN or inf.
     """
-    if reduction not in ("none", "mean", "sum"):
+    if not isinstance(reduction, str) or reduction not in ("none", "mean", "sum"):
         raise ValueError(f"`reduction`: expected 'none', 'mean' or 'sum', got {reduction!r}.")
     with names(_CALL, "(T, N, C) or (T, C)", **_THEIRS):
         acts = _arrays.floats("acts", log_probs, targets)
