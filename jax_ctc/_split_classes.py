@@ -121,35 +121,10 @@ def cost(a: _arguments.Arguments, source: Source, names: Names, threads: int) ->
     if not mesh.axis_names:  # then arrays are concrete, and their types have a mesh
         mesh = jax.typeof(frames).sharding.mesh
     count = math.prod(mesh.shape[name] for name in names)
-    if a.V % count:
-        remedy = (
-            "Pad the classes with logits of -inf."
-            if source.name == "acts"
-            else "Pad the classes with columns of 0 and a bias of -inf."
-        )
-        raise ValueError(
-            f"`{source.name}`: expected V to be a multiple of the {count} devices along mesh axis "
-            f"{_listed(names)}, got V = {a.V}. {remedy}"
-        )
+    _check_types(a, source, names, count)
     # Axes over which types may shard the batch become manual too. All others stay as they are.
     sharded = [_mesh.sharded_over(frames, axis) for axis in range(frames.ndim - 1)]
-    of_frames = "acts" if source.have_classes[0] else "hidden"
-    if sharded[a.time_axis]:
-        raise TypeError(
-            f"`{of_frames}`: expected its time axis ({a.time_axis}) replicated, but its type "
-            f"has it sharded over {sharded[a.time_axis]}. Reshard it first (jax.sharding.reshard)."
-        )
     batch = [axes for axis, axes in enumerate(sharded) if axis != a.time_axis]
-    taken = [name for axes in batch for name in axes if name in names]
-    if taken:
-        expected, remedy = "`vocab_axis`: expected axes", ""
-        if _mesh.sharded_over(source.classes, source.classes.ndim - 1):
-            expected = f"`{source.name}`: expected V sharded over axes"
-            remedy = " Reshard one of them first (jax.sharding.reshard)."
-        raise ValueError(
-            f"{expected} that shard nothing else, but the type of `{of_frames}` has its batch over "
-            f"{_listed(tuple(taken))}: {jax.typeof(frames)}.{remedy}"
-        )
     if count == 1 and source.name == "acts" and not _mesh.sharded_over(frames, frames.ndim - 1):
         return _primitives.loss_p.bind(
             frames, a.labels, a.lengths, time_axis=a.time_axis, blank=a.blank, threads=threads,
@@ -172,6 +147,39 @@ def cost(a: _arguments.Arguments, source: Source, names: Names, threads: int) ->
     return jax.shard_map(
         of_slices, mesh=mesh, in_specs=tuple(specs), out_specs=of_batch, axis_names=manual
     )(*arguments)
+
+
+def _check_types(a: _arguments.Arguments, source: Source, names: Names, count: int) -> None:
+    """Raises ValueError if V has no equal slices for the devices along `names`, or if types shard
+    the batch over them, and TypeError if they shard time."""
+    if a.V % count:
+        remedy = (
+            "Pad the classes with logits of -inf."
+            if source.name == "acts"
+            else "Pad the classes with columns of 0 and a bias of -inf."
+        )
+        raise ValueError(
+            f"`{source.name}`: expected V to be a multiple of the {count} devices along mesh axis "
+            f"{_listed(names)}, got V = {a.V}. {remedy}"
+        )
+    frames = source.arrays[0]
+    of_frames = "acts" if source.have_classes[0] else "hidden"
+    sharded = [_mesh.sharded_over(frames, axis) for axis in range(frames.ndim - 1)]
+    if over := sharded.pop(a.time_axis):
+        raise TypeError(
+            f"`{of_frames}`: expected its time axis ({a.time_axis}) replicated, but its type "
+            f"has it sharded over {over}. Reshard it first (jax.sharding.reshard)."
+        )
+    taken = tuple(name for axes in sharded for name in axes if name in names)
+    if taken:
+        expected, remedy = "`vocab_axis`: expected axes", ""
+        if _mesh.sharded_over(source.classes, source.classes.ndim - 1):
+            expected = f"`{source.name}`: expected V sharded over axes"
+            remedy = " Reshard one of them first (jax.sharding.reshard)."
+        raise ValueError(
+            f"{expected} that shard nothing else, but the type of `{of_frames}` has its batch over "
+            f"{_listed(taken)}: {jax.typeof(frames)}.{remedy}"
+        )
 
 
 def _only(names: Names, spec: P) -> P:
