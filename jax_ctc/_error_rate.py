@@ -136,7 +136,9 @@ def _errors(decoded: Array, labels: Array) -> LabelErrors:
     N, L = decoded.shape[-1], labels.shape[-1]
     shorter = isinstance(N, int) and isinstance(L, int) and N < L
     distance = _distance(decoded, labels) if shorter else _distance(labels, decoded)
-    rate = distance.astype(jnp.float32) / jnp.maximum(count, 1).astype(jnp.float32)
+    # Behind a barrier, because XLA would multiply by the inverse of what it broadcasts: 0.99999994.
+    whole = jax.lax.optimization_barrier(jnp.maximum(count, 1).astype(jnp.float32))
+    rate = distance.astype(jnp.float32) / whole
     return LabelErrors(rate, distance, count)
 
 

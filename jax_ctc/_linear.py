@@ -115,7 +115,7 @@ def ctc_linear(
         kernel=kernel,
     )
     if bias is None:
-        bias = jnp.zeros_like(kernel, cost_dtype((hidden, kernel)), shape=kernel.shape[1:])
+        bias = jnp.zeros(kernel.shape[1:], cost_dtype((hidden, kernel)))
     return _cost(
         a.acts,
         kernel,

@@ -67,10 +67,10 @@ def mapped_over(args: Sequence[Array], dims: Sequence[int | None]) -> tuple[str,
 
 
 def mesh_of(args: Sequence[Array]) -> AbstractMesh:
-    """Returns the mesh of the types of operands of which at least one has a mesh. It may not be
-    set."""
-    meshes = (jax.typeof(x).sharding.mesh for x in args)
-    return next(mesh for mesh in meshes if not mesh.empty)
+    """Returns the mesh of the types of operands, which may not be set. It is empty if no type has
+    one."""
+    meshes = [jax.typeof(x).sharding.mesh for x in args]
+    return next((mesh for mesh in meshes if not mesh.empty), meshes[0])
 
 
 def explicit_axes(mesh: AbstractMesh) -> tuple[str, ...]:

@@ -118,8 +118,8 @@ def cost(a: _arguments.Arguments, source: Source, names: Names, threads: int) ->
         return of_slices(a.labels, a.lengths, *source.arrays)
     mesh = jax.sharding.get_abstract_mesh()
     frames = source.arrays[0]
-    if not mesh.axis_names:  # then arrays are concrete, and their types have a mesh
-        mesh = jax.typeof(frames).sharding.mesh
+    if not mesh.axis_names:  # then arrays are concrete, and the types of some have a mesh
+        mesh = _mesh.mesh_of(source.arrays)
     count = math.prod(mesh.shape[name] for name in names)
     _check_types(a, source, names, count)
     # Axes over which types may shard the batch become manual too. All others stay as they are.

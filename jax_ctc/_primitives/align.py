@@ -39,7 +39,7 @@ def _batch_shared_acts(op, args, dims, *, time_axis, **params):
         return None  # copies of acts are about as small as the few classes
     params["time_axis"] = time_axis
     if params["star"]:
-        return one_by_one(functools.partial(align_p.bind, **params), args, dims), [0, 0, 0]
+        return one_by_one(align_p, args, dims, **params), [0, 0, 0]
     one = functools.partial(_on_few_classes, acts, **params)
     return few_classes.each_hypothesis(op, one, acts, args[1:], dims[1:])
 

@@ -73,7 +73,7 @@ def _batch_shared_acts(op, args, dims, *, time_axis, **params):
         if _copies_are_better(acts, hypotheses, args[_LABELS].shape[-1], params["softmax"]):
             return None
         return _hypotheses(op, args, dims, time_axis=time_axis, **params)
-    return one_by_one(partial(primitives[op].bind, time_axis=time_axis, **params), args, dims), 0
+    return one_by_one(primitives[op], args, dims, time_axis=time_axis, **params), 0
 
 
 # Copies of at most so many bytes; their gradient is as large. glibc keeps blocks of up to 32 MB

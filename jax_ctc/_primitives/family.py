@@ -57,13 +57,20 @@ def _batch(op, special, args, dims, **params):
     return out if out is not None else _batch_acts(op, args, dims, **params)
 
 
-def one_by_one(f: Callable, args: Sequence[Array], dims: Sequence[int | None]):
-    """Returns f of the arguments at each index of the mapped axes, one index after the other. The
-    new axis of the results is the first."""
+def one_by_one(primitive: Primitive, args: Sequence[Array], dims: Sequence[int | None], **params):
+    """Returns the primitive at each index of the mapped axes, one index after the other. The new
+    axis of the results is the first."""
+    return _one_by_one(args, primitive, tuple(dims), tuple(params.items()))
+
+
+# A program of its own, so that a call outside of jit does not compile the loop again.
+@functools.partial(jax.jit, inline=True, static_argnums=(1, 2, 3))
+def _one_by_one(args, primitive, dims, params):
     mapped = [None if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(args, dims, strict=True)]
 
     def at_one_index(own):
-        return f(*(x if y is None else y for x, y in zip(args, own, strict=True)))
+        operands = (x if y is None else y for x, y in zip(args, own, strict=True))
+        return primitive.bind(*operands, **dict(params))
 
     return jax.lax.map(at_one_index, mapped)
 

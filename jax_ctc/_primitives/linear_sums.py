@@ -10,7 +10,6 @@ tiles.py differentiates again. Acts of a tile are made again for each derivative
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -184,7 +183,7 @@ def _batch(args, dims, *, function, time_axis, tile_bytes):
         )
         params["time_axis"] += 1
         return tiles.tiled_p.bind(lengths, hidden, kernel, bias, symbols, **params), [0] * 4
-    return one_by_one(partial(tiles.tiled_p.bind, **params), args, dims), [0] * 4
+    return one_by_one(tiles.tiled_p, args, dims, **params), [0] * 4
 
 
 def sums_of(

@@ -92,11 +92,14 @@ def ctc_loss_with_forward_probs(
     lengths = jnp.where(gap, -1, lengths)
     given = logits.astype(cost.dtype), labels, lengths
     given = [_mesh.sharded_with(x, logits, [0, None, None][: x.ndim]) for x in given]
-    return cost, *_forward_variables(*_mesh.vary_alike(*given), blank_id % logits.shape[-1])
+    return cost, *_forward_variables(
+        *_mesh.vary_alike(*given), blank_id=blank_id % logits.shape[-1]
+    )
 
 
+@functools.partial(jax.jit, inline=True, static_argnames="blank_id")
 def _forward_variables(
-    logits: Array, labels: Array, lengths: Array, blank_id: int
+    logits: Array, labels: Array, lengths: Array, *, blank_id: int
 ) -> tuple[Array, Array]:
     """Returns (T, B, N + 1) of the blanks, (T, B, N) of the labels."""
     T, K = logits.shape[1:]

@@ -205,3 +205,28 @@ def test_nested_maps_agree_with_those_of_a_scan(case, name):
     actual = nesting(jax_ctc.ctc, *arguments)
     expected = jax.jit(partial(nesting, jnp_reference.ctc))(*arguments)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-10), actual, expected)
+
+
+COMPILED = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, _, **__: COMPILED.append(event) if "backend_compile" in event else None
+)
+
+
+@pytest.mark.parametrize("of", ["labels", "directions"])
+def test_a_second_call_outside_of_jit_compiles_nothing(of):
+    acts, labels, lengths = jnp.zeros((5, 2, 6)), jnp.ones((3, 2, 1), int), jnp.full(2, 5)
+
+    def total(acts, labels):
+        return jax_ctc.ctc(acts, labels, lengths).sum()
+
+    def call():
+        if of == "labels":
+            return jax.vmap(jax.grad(total), (None, 0))(acts, labels)
+        return jax.hessian(total)(acts, labels[0])
+
+    call()
+    assert COMPILED
+    COMPILED.clear()
+    call()
+    assert not COMPILED

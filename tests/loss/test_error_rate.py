@@ -169,3 +169,11 @@ def test_arguments_are_checked():
         jax_ctc.label_error_rate(a, a, None, np.ones(2, int))
     with pytest.raises(ValueError, match="got a scalar"):
         jax_ctc.label_error_rate(3, a)
+
+
+def test_a_rate_is_the_quotient_under_jit_too():
+    """Where nothing is right it is 1, and not the float32 before."""
+    counts = np.arange(1, 121)
+    labels = np.where(np.arange(120) < counts[:, None], np.arange(1, 121), -1)
+    decoded = np.repeat(np.where(labels > 0, labels + 1000, -1)[:, None], 2, 1)
+    assert (jax.jit(jax_ctc.label_error_rate)(decoded, labels).rate == 1).all()

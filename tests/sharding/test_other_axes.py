@@ -141,3 +141,12 @@ def test_a_kernel_over_the_axis_of_the_batch_is_named(put, problem):
     hidden, kernel = put(jnp.ones((T, B, D)), None, "data"), put(jnp.ones((D, 8)), None, "data")
     with pytest.raises(ValueError, match=r"`kernel`: expected V sharded over.*batch over 'data'"):
         jax_ctc.ctc_linear(hidden, kernel, labels, lengths)
+
+
+@pytest.mark.parametrize("spec", [(None, "model"), (None, None)], ids=["V", "nothing"])
+def test_a_kernel_may_have_a_type_where_hidden_has_none(put, problem, spec):
+    hidden, *rest = problem
+    kernel = np.random.default_rng(1).normal(size=(V, 8)).astype("f")
+    expected = jax_ctc.ctc_linear(hidden, kernel, *rest)
+    found = jax_ctc.ctc_linear(hidden, put(kernel, *spec), *rest)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
