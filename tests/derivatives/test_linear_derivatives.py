@@ -154,7 +154,7 @@ AXES = {
 @pytest.mark.parametrize(
     "axes", sweep(AXES, ["labels and lengths", "hidden", "all"]).items(), ids=str
 )
-@sampled(2)
+@sampled(1)
 def test_vmap_is_a_loop(axes):
     axes = axes[1]
     scale = np.array([1, 0.5, 2])

@@ -29,7 +29,7 @@ pytestmark = emulated.NEEDED
 
 
 @every_case
-@sampled(32)
+@sampled(20)
 def test_every_case_against_the_oracle(kernels, case, dtype):
     problem = arguments(case, dtype)
     for seed in ORDERS:

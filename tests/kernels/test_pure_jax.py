@@ -72,6 +72,7 @@ def test_a_sum_over_classes_has_its_derivatives_without_its_rule_too():
 
 
 @pytest.mark.parametrize("time_major", [True, False])
+@sampled(1)
 def test_the_gradient_is_the_only_array_like_acts(time_major):
     T, B, V, L = 32, 8, 3000, 10
     acts = jax.ShapeDtypeStruct((T, B, V) if time_major else (B, T, V), jnp.float32)
