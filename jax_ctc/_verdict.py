@@ -41,10 +41,7 @@ def _first(bad: Array, values: Array) -> tuple[Array, tuple[Array, ...], Array]:
 
 def _replicated(x: Array) -> Array:
     """Returns x replicated by its type (explicit sharding), so that it can be indexed."""
-    if not any(_mesh.sharded_over(x, axis) for axis in range(x.ndim)):
-        return x
-    mesh = jax.typeof(x).sharding.mesh
-    return jax.sharding.reshard(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    return _mesh.sharded_with(x, x, [None] * x.ndim)
 
 
 def _check(bad: Array, values: Array, *, name: str, what: str) -> None:

@@ -53,10 +53,22 @@ def ctc_loss(
       (B,) costs. `jax_ctc.ctc` says which inputs raise, and which costs are NaN or inf.
     """
     del log_epsilon
+    return _cost(logits, logit_paddings, labels, label_paddings, blank_id)[0]
+
+
+def _cost(
+    logits: ArrayLike,
+    logit_paddings: ArrayLike,
+    labels: Integers,
+    label_paddings: ArrayLike,
+    blank_id: int,
+) -> tuple[Array, Array, Array, Array]:
+    """Returns the costs, and the logits, labels and lengths that they are of."""
     with names(_CALL, "(B, T, K)", **_THEIRS):
-        logits = _arrays.floats("acts", logits, labels)
-        labels, lengths = _labels_and_lengths(logits, logit_paddings, labels, label_paddings)
-        return _loss.ctc(logits, labels, lengths, blank=blank_id, time_major=False)
+        acts = _arrays.floats("acts", logits, labels)
+        rows, lengths = _labels_and_lengths(acts, logit_paddings, labels, label_paddings)
+        cost = _loss.ctc(acts, rows, lengths, blank=blank_id, time_major=False)
+    return cost, acts, rows, lengths
 
 
 def ctc_loss_with_forward_probs(
@@ -80,21 +92,18 @@ def ctc_loss_with_forward_probs(
       Where one of them is -inf its gradient is 0. All are NaN, and have a gradient of 0, in a
       sequence that costs NaN.
     """
-    cost = ctc_loss(logits, logit_paddings, labels, label_paddings, blank_id, log_epsilon)
-    logits = jnp.asarray(logits)
-    labels, lengths = _labels_and_lengths(logits, logit_paddings, labels, label_paddings)
-    gap = ((labels[:, :-1] < 0) & (labels[:, 1:] >= 0)).any(-1)
+    del log_epsilon
+    cost, acts, rows, lengths = _cost(logits, logit_paddings, labels, label_paddings, blank_id)
+    gap = ((rows[:, :-1] < 0) & (rows[:, 1:] >= 0)).any(-1)
     if not isinstance(gap, Tracer) and gap.any():
         raise ValueError(
             "`label_paddings`: expected padding at the end of each row, got a label that counts "
             f"after padding in sequence {int(gap.argmax())}. `ctc_loss` takes it anywhere."
         )
     lengths = jnp.where(gap, -1, lengths)
-    given = logits.astype(cost.dtype), labels, lengths
-    given = [_mesh.sharded_with(x, logits, [0, None, None][: x.ndim]) for x in given]
-    return cost, *_forward_variables(
-        *_mesh.vary_alike(*given), blank_id=blank_id % logits.shape[-1]
-    )
+    given = acts.astype(cost.dtype), rows, lengths
+    given = [_mesh.sharded_with(x, acts, [0, None, None][: x.ndim]) for x in given]
+    return cost, *_forward_variables(*_mesh.vary_alike(*given), blank_id=blank_id % acts.shape[-1])
 
 
 @functools.partial(jax.jit, inline=True, static_argnames="blank_id")

@@ -17,13 +17,10 @@ import re
 from collections.abc import Iterator
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.core import Tracer
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from .. import _arrays, _loss, _mesh, _static, _values
@@ -148,8 +145,7 @@ def _padded(targets: Array, counts: _arrays.AnyArray) -> Array:
     if not isinstance(counts, Tracer):
         size = int(np.asarray(counts).max(initial=0))
     counts = jnp.asarray(counts)
-    if _mesh.sharded_over(counts, 0):  # a sum over all sequences before each
-        counts = jax.sharding.reshard(counts, NamedSharding(_mesh.mesh_of([counts]), P()))
+    counts = _mesh.sharded_with(counts, counts, [None])  # a sum over all sequences before each
     used = jnp.clip(counts, 0, targets.shape[0] + 1)  # the sum stays an int32
     starts = jnp.cumsum(used, dtype=jnp.int32) - used
     positions = starts[:, None] + jnp.arange(size, dtype=jnp.int32)[None]
