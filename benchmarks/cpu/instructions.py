@@ -45,7 +45,7 @@ PARTS = {
     "residuals.h": "posterior", "class_rows.h": "gradient", "class_gradient.h": "gradient",
     "directed_emissions.h": "emissions", "directed_ratios.h": "emissions", "dual.h": "step",
     "gradient.h": "gradient", "hvp.h": "gradient", "hvp_writer.h": "gradient",
-    "group_hvp.h": "gradient", "ratio_base.h": "emissions", "steady_ratios.h": "emissions",
+    "group_hvp.h": "gradient", "ratio_base.h": "emissions", "dithered_ratios.h": "emissions",
 }  # fmt: skip
 # In files of several subjects, by its name.
 PARTS_OF_NAMES = {

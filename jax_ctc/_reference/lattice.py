@@ -71,8 +71,10 @@ def _of_block(p: Problem, blocks: _Blocks, i: Index, parts: int = 1) -> Frames:
     # The barrier keeps the gather out of the loop of exp, which could not be vectorised with it.
     logits = problem.logits(p, p.lattice_classes, start, blocks.size)
     logits, shift = lax.optimization_barrier((padded(logits), padded(shift)[..., None]))
-    turns = emission.turns(start + jnp.arange(logits.shape[0], dtype=jnp.int32))[:, None, None]
-    of_blank, of_labels = (emission.of(x, shift, turns) for x in (logits[..., :1], logits[..., 1:]))
+    dithers = emission.dithers(start + jnp.arange(logits.shape[0], dtype=jnp.int32))[:, None, None]
+    of_blank, of_labels = (
+        emission.of(x, shift, dithers) for x in (logits[..., :1], logits[..., 1:])
+    )
     return Emissions(of_blank, of_labels), padded(used & blocks.is_first_time(i))
 
 

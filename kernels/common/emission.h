@@ -2,7 +2,7 @@
 // Emissions: exp(x) as p * 2^q for any x <= 0, with all digits (docs/ctc.md, section 3). For scalars and vectors.
 #pragma once
 
-#include "turns.h"
+#include "dither.h"
 
 namespace jax_ctc {
 namespace {
@@ -79,12 +79,12 @@ template <class F, class V> CTC_FN Scaled<V> near_emission(V x, Reduced<V> shift
   const Reduced<V> y = reduce<F>(x, shift);
   return {exp_reduced<F>(y.r), y.q};
 }
-// The same for any x <= shift, rounded by this turn.
-template <class F> CTC_FN Scaled<F> any_emission(F x, F shift, int32_t turn) {
+// The same for any x <= shift, rounded with this dither.
+template <class F> CTC_FN Scaled<F> any_emission(F x, F shift, int32_t dither) {
   const double d = double(x) - double(shift);
   if (!(d > -kFurthest)) return {F(1), Integer<F>(kDead)};  // -inf, or NaN
   const Reduced<double> y = reduce<double>(d);
-  return {rounded<F>(exp_reduced<double>(y.r), turn), Integer<F>(y.q)};
+  return {rounded<F>(exp_reduced<double>(y.r), dither), Integer<F>(y.q)};
 }
 
 }  // namespace

@@ -32,9 +32,10 @@ inline std::optional<Dtype> dtype_of(ffi::DataType type) {
   }
 }
 
-// Whether every product of these sizes, in bytes or in elements, fits an int64. An empty array may have huge sides.
+// Whether every product of these sizes, in bytes or in elements, fits an int64. An empty array may have huge sides. A
+// Hessian-vector product of doubles has the largest scratch memory: below 1024 bytes a frame and column for any sizes.
 inline bool is_countable(const Shape& s) {
-  int64_t n = 16;
+  int64_t n = 1024;
   for (const int64_t size : {s.N, s.T, s.B, std::max(s.V, s.L + 1)})
     if (__builtin_mul_overflow(n, std::max<int64_t>(size, 1), &n)) return false;
   return true;

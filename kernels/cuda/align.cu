@@ -92,9 +92,9 @@ template <class A> const char* launch_align_of(const Problem& p, Alignment out, 
                                out.label_index,
                                static_cast<Computed<A>*>(out.score),
                                static_cast<char*>(scratch),
-                               scratch_stride(Operation::kAlign, p.dtype, p.shape.T, p.shape.L)};
+                               scratch_stride(Operation::kAlign, p)};
   return launch(align_kernel<A>, p.shape.sequences(), int(warps) * kWarp,
-                sizeof(SharedPath) + (in_shared ? size_t(of_states) : 0), static_cast<cudaStream_t>(p.stream), a);
+                sizeof(SharedPath) + (in_shared ? size_t(of_states) : 0), p.stream, a);
 }
 
 }  // namespace

@@ -114,10 +114,9 @@ const char* launch_align_rows(const Problem& p, bool star, void* scratch) {
     using A = decltype(type);
     constexpr int G = decltype(threads)::value;
     const AlignRowsArguments<A> a = {Rows<A>(p, {nullptr, nullptr}), star, p.shape.sequences(),
-                                     static_cast<char*>(scratch),
-                                     scratch_stride(Operation::kAlign, p.dtype, p.shape.T, p.shape.L)};
+                                     static_cast<char*>(scratch), scratch_stride(Operation::kAlign, p)};
     return launch(align_rows_kernel<A, G>, a.label_blocks + blocks_for<G>(p.shape), kThreadsOfBlock<G>,
-                  (G / kWarp) * sizeof(Softmax<double>), static_cast<cudaStream_t>(p.stream), a);
+                  (G / kWarp) * sizeof(Softmax<double>), p.stream, a);
   });
 }
 

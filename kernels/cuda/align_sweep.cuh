@@ -31,8 +31,8 @@ template <class A> struct AlignArguments {
   int64_t stride;
 };
 
-// Pairs that lie on a path: those that can be reached from the first frame, and from which a path can reach `target`
-// or a later pair at frame `end` - 1. Beyond `top` no path ends.
+// The pairs that matter at a frame. They can be reached from the first frame, and a path can go on from them to
+// `target` or to a later pair at frame `end` - 1. No path ends beyond `top`.
 struct PairWindow {
   int32_t target, top;
   int64_t end;

@@ -30,7 +30,8 @@ static std::vector<std::pair<std::string, std::pair<int, int>>> gpus() {
 // The newest CUDA that the driver knows, as CUDART_VERSION counts; 0 without a driver.
 static int driver_version() {
   int version = 0;
-  return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;
+  if (cudaDriverGetVersion(&version) != cudaSuccess) version = 0, cudaGetLastError();  // nobody else's error
+  return version;
 }
 
 // Without the GIL: what is called here has no state but constants that C++ initialises once.

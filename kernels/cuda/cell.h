@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// How values of the lattice lie in memory. They are moved 8 or 16 bytes at a time, so a Dual has one number too many.
+// How values of the lattice lie in memory. A load or store moves 8 or 16 bytes. So a Dual, which has three numbers, is
+// padded to four.
 // Host and device.
 #pragma once
 

@@ -2,11 +2,11 @@
 // The states of a chunk's frames, computed again from the two that training has kept: by a warp those of 56 pairs, and
 // what is made of them, the products of alpha and beta.
 //
-// What a pair is depends on one pair more to its left with each frame. So a warp that has the states of 64 pairs at one
-// frame has those of 57 at the seventh from there, and waits for nobody. Alpha comes first, and what it has before each
-// frame waits in shared memory for beta, which comes from the right in reversed order and leaves the product in its
-// place. The operations are the lattice's own, so the states are the same numbers. A compiler that contracts sums and
-// products otherwise here may change a last bit, as between the lattice's own loops.
+// A pair depends on the pair on its left, so with each frame one more of a warp's leftmost pairs is wrong. A warp loads
+// the states of 64 pairs, and after seven frames 57 are right. So it waits for no other warp. It computes alpha first
+// and stores it in shared memory. Then it computes beta, from the last frame to the first one, and overwrites each
+// alpha with the product. The operations are the lattice's own, so the states have the same values. A compiler may
+// contract sums and products differently here, which can change a last bit.
 #pragma once
 
 #include "../common/occupancy.h"

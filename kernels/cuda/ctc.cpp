@@ -19,8 +19,8 @@ int64_t scratch_bytes(Operation operation, Dtype dtype, int64_t T, int64_t L) {
   };
   return dtype == Dtype::kF64 ? measure(double()) : measure(float());
 }
-int64_t scratch_stride(Operation operation, Dtype dtype, int64_t T, int64_t L) {
-  return (scratch_bytes(operation, dtype, T, L) + 15) / 16 * 16;
+int64_t scratch_stride(Operation operation, const Batch& p) {
+  return (scratch_bytes(operation, p.dtype, p.shape.T, p.shape.L) + 15) / 16 * 16;
 }
 
 const char* loss(const Problem& p, void* cost, void* scratch) { return forward(p, cost, {nullptr, nullptr}, scratch); }

@@ -8,9 +8,10 @@
 namespace jax_ctc {
 namespace cuda {
 
-// Blocks that sweep at the same time hand edges over by their values alone: no flag, no fence. A cell is 8 bytes, which
-// are stored and loaded at once, and its exponent says which strip it comes from. Exponents fill less than 2^29 of the
-// 2^32 numbers, so there is room for seven strips that pass something on. Before the first one's it is 0.
+// Strips that sweep at the same time hand edges over without a flag or a fence. An edge is a cell of 8 bytes, which is
+// stored and loaded as a whole. The upper three bits of its exponent are a stamp: the number of the strip that stored
+// it, plus one. Exponents need 29 bits, so seven strips can pass edges on. Each call sets every cell to 0 first
+// (rows.cu), which is the stamp of no strip.
 static_assert(kStripsTogether <= 8);
 CTC_FN int32_t stamp_of(int32_t strip) { return int32_t(uint32_t(strip + 1) << 29); }
 CTC_FN int32_t stamped(int32_t e, int32_t stamp) { return int32_t(uint32_t(e) + uint32_t(stamp)); }
@@ -148,8 +149,8 @@ template <class Value, int kPairs, int kTile, bool kTogether> struct Feed : Stri
     const int32_t t = begin_of(j) + lane_index();
     if (t < end_of(j)) coming = load_now(ws.edges_of(this->recursion) + 2 * t);
   }
-  // The same, waited for, and to where the first warp reads it. By then it has mostly come: a turn has passed, and who
-  // has waited once is further behind.
+  // Waits for the edge that look_for() asked for, and puts it where the first warp reads it. Mostly it has come,
+  // because a turn has passed.
   CTC_DEVICE void receive(int32_t j) {
     const int32_t t = begin_of(j) + lane_index();
     if (t >= end_of(j)) return;

@@ -18,7 +18,7 @@ namespace {
   const cuda::Problem p = {*batch, stream}
 
 bool is_scratch(const Batch& p, cuda::Operation operation, Buffer array) {
-  const int64_t bytes = p.shape.sequences() * cuda::scratch_stride(operation, p.dtype, p.shape.T, p.shape.L);
+  const int64_t bytes = p.shape.sequences() * cuda::scratch_stride(operation, p);
   return array.element_type() == ffi::U8 && int64_t(array.element_count()) >= bytes;
 }
 

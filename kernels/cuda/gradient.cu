@@ -167,7 +167,7 @@ const char* launch_gradient(const Problem& p, Residuals residuals, const void* c
     const GradientArguments<A> a = {Rows<A>(p, residuals), static_cast<const F*>(cotangents),
                                     static_cast<A*>(gradient)};
     return launch(gradient_kernel<A, G>, blocks_for<G>(p.shape), kThreadsOfBlock<G>, kRowsOfBlock<G> * waiting,
-                  static_cast<cudaStream_t>(p.stream), a);
+                  p.stream, a);
   });
 }
 
@@ -176,19 +176,18 @@ const char* launch_tangent_rows(const Problem& p, Residuals residuals, const voi
     using A = decltype(type);
     constexpr int G = decltype(threads)::value;
     const TangentArguments<A> a = {Rows<A>(p, residuals), static_cast<const A*>(directions),
-                                   static_cast<char*>(scratch),
-                                   scratch_stride(Operation::kTangent, p.dtype, p.shape.T, p.shape.L)};
+                                   static_cast<char*>(scratch), scratch_stride(Operation::kTangent, p)};
     return launch(tangent_kernel<A, G>, blocks_for<G>(p.shape), kThreadsOfBlock<G>, G / kWarp * sizeof(double),
-                  static_cast<cudaStream_t>(p.stream), a);
+                  p.stream, a);
   });
 }
 
 const char* launch_tangent_sums(const Problem& p, void* tangents, void* scratch) {
-  const int64_t stride = scratch_stride(Operation::kTangent, p.dtype, p.shape.T, p.shape.L);
+  const int64_t stride = scratch_stride(Operation::kTangent, p);
   const auto run = [&](auto type) {
     using F = decltype(type);
     const SumsArguments<F> a = {p.shape.T, static_cast<F*>(tangents), static_cast<const char*>(scratch), stride};
-    return launch(sums_kernel<F>, p.shape.sequences(), kWarp, 0, static_cast<cudaStream_t>(p.stream), a);
+    return launch(sums_kernel<F>, p.shape.sequences(), kWarp, 0, p.stream, a);
   };
   return p.dtype == Dtype::kF64 ? run(double()) : run(float());
 }

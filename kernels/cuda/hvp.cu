@@ -62,7 +62,7 @@ template <class A, int G> HvpArguments<A> arguments(const Problem& p, Residuals 
           static_cast<A*>(out),
           p.shape.sequences(),
           static_cast<char*>(scratch),
-          scratch_stride(Operation::kHvp, p.dtype, p.shape.T, p.shape.L)};
+          scratch_stride(Operation::kHvp, p)};
 }
 
 // Shift and scale of the softmax, and the direction's means. They are taken relative to the blank's direction, so that
@@ -116,14 +116,14 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
   const RowPair<A> row(a, r);
   const DirectedRow<F> directed = directed_row<A, G>(a, r, sequence, row);
   const Workspace<Dual<F>> ws = a.workspace(sequence);
-  const int32_t turn = in.turn_of_row(r, t);
+  const int32_t dither = in.dither_of_row(r, t);
   const bool alive = directed.scale > 0;  // else the residuals say that there is no gradient, or that it is NaN
   for (int64_t c = thread_of_group<G>(); c <= s.L; c += G) {
     const int32_t label = in.class_of(sequence, c);
     Dual<F> emitted = {1, 0, 0};
     if (label >= 0) {
       // No logit is above the largest of its row, whatever the residuals: exponents stay below 0.
-      const Scaled<F> y = alive ? emission(min_of(directed.shift, row.logit(label)), directed.shift, turn)
+      const Scaled<F> y = alive ? emission(min_of(directed.shift, row.logit(label)), directed.shift, dither)
                                 : Scaled<F>{F(1), Integer<F>(kDead)};
       emitted = {y.m, y.e, y.e == kDead ? F(0) : y.m * change_in_frame(row.direction(label), directed.centre)};
     }
@@ -183,7 +183,7 @@ const char* launch_hvp_rows(const Problem& p, Residuals residuals, const void* d
     constexpr int G = decltype(threads)::value;
     const HvpArguments<A> a = arguments<A, G>(p, residuals, nullptr, directions, nullptr, scratch);
     return launch(hvp_rows_kernel<A, G>, a.label_blocks + blocks_for<G>(p.shape), kThreadsOfBlock<G>,
-                  (G / kWarp) * sizeof(Softmax<Computed<A>>), static_cast<cudaStream_t>(p.stream), a);
+                  (G / kWarp) * sizeof(Softmax<Computed<A>>), p.stream, a);
   });
 }
 
@@ -192,8 +192,7 @@ const char* launch_hvp(const Problem& p, const void* cotangents, const void* dir
     using A = decltype(type);
     constexpr int G = decltype(threads)::value;
     const HvpArguments<A> a = arguments<A, G>(p, {}, cotangents, directions, out, scratch);
-    return launch(hvp_kernel<A, G>, blocks_for<G>(p.shape), kThreadsOfBlock<G>, 0, static_cast<cudaStream_t>(p.stream),
-                  a);
+    return launch(hvp_kernel<A, G>, blocks_for<G>(p.shape), kThreadsOfBlock<G>, 0, p.stream, a);
   });
 }
 

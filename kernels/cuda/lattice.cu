@@ -94,10 +94,10 @@ template <class Value, class F> CTC_DEVICE void decide(const LatticeArguments<F>
   result.has_gradient = summary.valid && !undefined && possible;
 }
 
-// Threads of a block, and those that it leaves registers for. 512 have 128 each. A Dual needs some more, a double twice
-// as many. With two pairs a lane 96 registers are enough, and leave room for four blocks of five warps on a
-// multiprocessor. A pair a lane of floats is swept by one warp a recursion, or by a warp a scheduler, and each is fed
-// by another.
+// most_threads: of a block. kRegistersFor: the threads that __launch_bounds__ is told, which sets the registers of one.
+// 512 threads get 128 registers each. A Dual needs some more, a double twice as many. With two pairs a lane 96 are
+// enough, so 640 threads are told, and four blocks of five warps fit a multiprocessor. A pair a lane of floats is swept
+// by one warp a recursion, or by a warp a scheduler, and another warp feeds each.
 template <class Value, int kPairs, int kTile> constexpr int most_threads() {
   if (sizeof(Value::m) == 8) return 256;
   if (sizeof(Value) > 8) return 384;
@@ -183,10 +183,9 @@ const char* launch_lattice_of(const Problem& p, Operation operation, void* cost,
                                  p.softmax,
                                  static_cast<F*>(cost),
                                  static_cast<char*>(scratch),
-                                 scratch_stride(operation, p.dtype, p.shape.T, p.shape.L)};
+                                 scratch_stride(operation, p)};
   return launch(lattice_kernel<Value, kPairs, kTile, kTogether, kTraining>,
-                2 / shape.recursions * strips * p.shape.sequences(), shape.threads, shape.shared,
-                static_cast<cudaStream_t>(p.stream), a);
+                2 / shape.recursions * strips * p.shape.sequences(), shape.threads, shape.shared, p.stream, a);
 }
 
 template <class Value, bool kTraining>

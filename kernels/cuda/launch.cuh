@@ -12,7 +12,7 @@
 namespace jax_ctc {
 namespace cuda {
 
-constexpr size_t kSharedMemoryUnasked = 48 << 10;  // bytes that any kernel may have
+constexpr size_t kSharedMemoryWithoutOptIn = 48 << 10;  // bytes that any kernel may have
 
 // The outcome of a call whose error is dealt with here. Else the next launch of this thread would report it.
 inline cudaError_t dealt_with(cudaError_t e) {
@@ -28,11 +28,14 @@ inline int attribute_or(int value, cudaDeviceAttr attribute) {
   return says ? found : value;
 }
 // Bytes that a block may have.
-inline int shared_memory_limit() { return attribute_or(kSharedMemoryUnasked, cudaDevAttrMaxSharedMemoryPerBlockOptin); }
+inline int shared_memory_limit() {
+  return attribute_or(kSharedMemoryWithoutOptIn, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+}
 inline int multiprocessors() { return attribute_or(1, cudaDevAttrMultiProcessorCount); }
 
-// Lets a kernel have all shared memory of the current device, once for each of both. Never less than all: the limit is
-// the kernel's, not the launch's, and a lower one would fail the larger launch of another thread.
+// Raises the kernel's limit on shared memory to the current device's maximum, once for each kernel and device. It is
+// always the maximum, because the limit belongs to the kernel and not to a launch: after a lower limit the larger
+// launch of another thread would fail.
 inline cudaError_t allow_all_shared_memory(const void* kernel) {
   static std::mutex one_at_a_time;
   static std::set<std::pair<const void*, int>> allowed;
@@ -50,12 +53,13 @@ inline cudaError_t allow_all_shared_memory(const void* kernel) {
 // lattice's blocks onto the few multiprocessors that were free early, which made training 2.3 times as slow at (400,
 // 16, 32, 100).
 template <class Arguments> const char* launch(void (*kernel)(Arguments), int64_t blocks, int threads, size_t shared,
-                                              cudaStream_t stream, const Arguments& arguments) {
+                                              void* stream, const Arguments& arguments) {
   if (blocks == 0) return nullptr;
   if (blocks > INT32_MAX) return "more blocks than a grid can have";
   cudaError_t e = cudaSuccess;
-  if (shared > kSharedMemoryUnasked) e = allow_all_shared_memory(reinterpret_cast<const void*>(kernel));
-  if (e == cudaSuccess) e = start(kernel, unsigned(blocks), threads, shared, stream, arguments);
+  if (shared > kSharedMemoryWithoutOptIn) e = allow_all_shared_memory(reinterpret_cast<const void*>(kernel));
+  if (e == cudaSuccess)
+    e = start(kernel, unsigned(blocks), threads, shared, static_cast<cudaStream_t>(stream), arguments);
   return e == cudaSuccess ? nullptr : cudaGetErrorString(e);
 }
 

@@ -77,9 +77,9 @@ template <class Value, class F = decltype(Value::m)> struct Occupancies {
     if (a.keeps_rows && lane_index() < 2) a.rows[2 * row(t) + lane_index()] = value;
   }
 
-  // All threads of the block call it: the occupancies of chunks from `first` on. A warp takes a window, then a frame,
-  // then some labels of all frames of a chunk, because what is to be known of labels is the same for each; then a
-  // frame.
+  // The occupancies of `n` chunks from `first` on. All threads of the block call it. The warps share out four kinds of
+  // work, with a barrier after each: windows of pairs; frames, for their sums; 32 labels at all frames of a chunk,
+  // because what is read of a label is the same at each; and frames, for their results.
   CTC_DEVICE void of_chunks(int32_t first, int32_t n) const {
     const OccupancyPlan& plan = a.plan;
     const int warp = uniform_warp_index();
@@ -227,10 +227,9 @@ const char* launch_occupancies_of(const Problem& p, Operation operation, Residua
                                    static_cast<F*>(residuals.columns),
                                    plan,
                                    static_cast<char*>(scratch),
-                                   scratch_stride(operation, p.dtype, p.shape.T, p.shape.L)};
+                                   scratch_stride(operation, p)};
   return launch(occupancy_kernel<Value>, p.shape.sequences() * plan.parts, plan.warps * kWarp,
-                BlockMemory<Value>::bytes(p.shape.L, plan.together, plan.pitch, plan.whole),
-                static_cast<cudaStream_t>(p.stream), a);
+                BlockMemory<Value>::bytes(p.shape.L, plan.together, plan.pitch, plan.whole), p.stream, a);
 }
 
 }  // namespace

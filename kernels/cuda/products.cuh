@@ -15,8 +15,9 @@ template <class Value> struct Products {
   using Product = StateProduct<Value>;
   using Kept = Pair<Product>;
   static_assert(sizeof(Kept) == sizeof(Cell<Value>), "products take the place of emissions");
-  static constexpr int kSpare = 2;      // cells
-  static constexpr int kHere = kChunk;  // of the first pairs products wait here: the blank's emission stays
+  static constexpr int kSpare = 2;  // cells
+  static constexpr int kHere =
+      kChunk;  // products of the first pairs stay in shared memory: of row element 0 is the blank
 
   const Workspace<Value>& ws;
   bool whole;  // all are in shared memory
@@ -58,9 +59,9 @@ template <class Value> struct Products {
   }
 
  private:
-  // In the place of emissions, but 8 to the left of where that of label k may be. The pairs to the right of those that
-  // have been multiplied need no emission from there: the leftmost that they need is that of the label 8 before them,
-  // and the blank's.
+  // The product of pair k goes to element k - 7 of the frame's row of emissions. That of label k is at element k + 1 or
+  // later. The windows to come begin at pair k + 1 or later, and need emissions of labels from k - 7 on, and the
+  // blank's at element 0. So no product overwrites an emission that is still needed.
   CTC_DEVICE Kept* kept(const Chunk<Value>& chunk, int d, int32_t k) const {
     if (k < kHere) return here + d * kHere + k;
     return reinterpret_cast<Kept*>(ws.emissions + (chunk.begin + d) * ws.columns) + (k - kHere + 1);

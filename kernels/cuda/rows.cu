@@ -23,13 +23,13 @@ template <class A> struct RowsArguments {
 // Calls put(c, what logit_of(c) emits) for each column c. A thread has n columns at once, which do not wait for each
 // other.
 template <int n, int G, class F, class Logit, class Put>
-CTC_DEVICE void emit_row(int32_t columns, F shift, int32_t turn, Logit logit_of, Put put) {
+CTC_DEVICE void emit_row(int32_t columns, F shift, int32_t dither, Logit logit_of, Put put) {
   for (int32_t first = thread_of_group<G>(); first < columns; first += n * G) {
     F x[n];
     Scaled<F> emitted[n];
 #pragma unroll
     for (int i = 0; i < n; ++i) x[i] = logit_of(min_of(first + i * G, columns - 1));
-    emissions(x, shift, turn, emitted);
+    emissions(x, shift, dither, emitted);
 #pragma unroll
     for (int i = 0; i < n; ++i)
       if (first + i * G < columns) put(first + i * G, emitted[i]);
@@ -62,7 +62,7 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
   const A* row = in.acts + r * s.V;
   const Workspace<Scaled<F>> ws(a.scratch + sequence * a.stride, s.T, s.L, training);
   if (a.strips_together && me < 2) store(ws.edges + 2 * t + me, Scaled<F>{F(0), 0});  // of no strip yet (feed.cuh)
-  const int32_t turn = in.turn_of_row(r, t);
+  const int32_t dither = in.dither_of_row(r, t);
   F shift, scale = 0;
   if (in.softmax) {
     Softmax<F> softmax;
@@ -77,9 +77,9 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
   const auto emit = [&](int64_t columns, auto logit_of, auto put) {
     constexpr int kAtOnce = sizeof(F) == 4 ? 4 : 2;
     if (columns > 2 * G)
-      emit_row<kAtOnce, G>(int32_t(columns), shift, turn, logit_of, put);
+      emit_row<kAtOnce, G>(int32_t(columns), shift, dither, logit_of, put);
     else
-      emit_row<1, G>(int32_t(columns), shift, turn, logit_of, put);
+      emit_row<1, G>(int32_t(columns), shift, dither, logit_of, put);
   };
   const auto to_emissions = [&](int32_t c, Scaled<F> emitted) { store(ws.emissions + t * ws.columns + c, emitted); };
   const auto of_class = [&](int32_t v) -> F { return widen(row[v]); };
@@ -113,9 +113,9 @@ const char* launch_rows(const Problem& p, Residuals residuals, void* scratch) {
                                 strips_with_schedulers(p.shape.sequences(), p.shape.L, multiprocessors()) > 1,
                                 p.shape.sequences(),
                                 static_cast<char*>(scratch),
-                                scratch_stride(operation, p.dtype, p.shape.T, p.shape.L)};
+                                scratch_stride(operation, p)};
     return launch(rows_kernel<A, G>, a.label_blocks + blocks_for<G>(p.shape), kThreadsOfBlock<G>,
-                  (G / kWarp) * sizeof(Softmax<Computed<A>>), static_cast<cudaStream_t>(p.stream), a);
+                  (G / kWarp) * sizeof(Softmax<Computed<A>>), p.stream, a);
   });
 }
 

@@ -13,14 +13,14 @@
 namespace jax_ctc {
 namespace cuda {
 
-// Threads to a row, and to a block: as few as have some 8 loads of 16 bytes each, because what a row costs beside its
-// loads each warp pays.
+// Threads of a row and of a block. A thread has about eight loads of 16 bytes of a row, because with more threads more
+// warps would pay what a row costs beside its loads.
 constexpr int kBlockOfRows = 256;
 constexpr int64_t kMostOfWarp = 2048;  // elements of a row
 constexpr int threads_per_row(int64_t V) { return V <= kMostOfWarp ? 32 : V <= 8192 ? 128 : 256; }
 template <int G> constexpr int kRowsOfBlock = G == kWarp ? kBlockOfRows / kWarp : 1;
 template <int G> constexpr int kThreadsOfBlock = G == kWarp ? kBlockOfRows : G;
-// Blocks that a multiprocessor must find registers for: 1024 threads, 64 each (512 and 128 for double).
+// Blocks that a multiprocessor must find registers for: 1024 threads with 64 each. Doubles get 128, so 512 threads.
 template <class A, int G> constexpr int kBlocksAtOnce = (sizeof(A) == 8 ? 512 : 1024) / kThreadsOfBlock<G>;
 
 template <int G> CTC_DEVICE void group_barrier() {
@@ -72,19 +72,18 @@ template <class A> struct Rows {
         rows(static_cast<Computed<A>*>(residuals.rows)),
         columns(static_cast<Computed<A>*>(residuals.columns)) {}
 
-  // Class of column c: the blank, then labels; -1 for padding and for what is no class. Every kernel asks, because
-  // residuals may come from anywhere and prove nothing about labels.
+  // The class of column c: the blank, then the labels. It is -1 for padding and for a label that is no class. Every
+  // kernel checks labels again, because a caller may pass residuals of other labels.
   CTC_DEVICE int32_t class_of(int64_t sequence, int64_t c) const {
     const int32_t label = c == 0 ? blank : labels[sequence * shape.L + c - 1];
     return label < shape.V ? max_of(label, -1) : -1;
   }
 
-  // The turn by which emissions of row r, of frame t, are rounded (turns.h): that of the frame where this one and those
-  // before it may be alike, and the nearest float elsewhere.
-  CTC_DEVICE int32_t turn_of_row(int64_t r, int64_t t) const {
+  // The dither of row r, which is of frame t (dither.h): kNearest unless this frame and those before it may be alike.
+  CTC_DEVICE int32_t dither_of_row(int64_t r, int64_t t) const {
     if (sizeof(Computed<A>) == sizeof(double) || t < 3) return kNearest;
     const auto blank_at = [&](int64_t back) { return widen(acts[(r - back * shape.B) * shape.V + blank]); };
-    return may_be_alike(blank_at) ? turn_of(t) : kNearest;
+    return may_be_alike(blank_at) ? dither_of(t) : kNearest;
   }
 };
 
@@ -95,7 +94,7 @@ template <class F> CTC_DEVICE F times_cotangent(F x, F cotangent) {
   return x == 0 && !finite ? F(0) : cotangent * x;
 }
 
-// Whose row it is, and of which frame.
+// The sequence and the frame of a row: sequence_of_row and frame_of_row of Shape, with a faster division.
 struct Place {
   int64_t sequence, t;
 };
@@ -294,17 +293,17 @@ template <int G, class A> CTC_DEVICE Computed<A> reference_of_scores(const Rows<
   return scores.tail != scores.tail ? scores.tail : scores.top > kLowest<F> ? scores.top : F(0);
 }
 
-// exp(x - shift) as a value of the lattice, for x <= shift. `turn` is that of the row.
-template <class F> CTC_DEVICE Scaled<F> emission(F x, F shift, int32_t turn) {
-  if (turn == kNearest && x > F(-kNear<F>) && is_near<F>(shift)) return near_emission<F>(x, reduce<F>(shift));
-  return any_emission(x, shift, turn);
+// exp(x - shift) as a value of the lattice, for x <= shift. `dither` is that of the row.
+template <class F> CTC_DEVICE Scaled<F> emission(F x, F shift, int32_t dither) {
+  if (dither == kNearest && x > F(-kNear<F>) && is_near<F>(shift)) return near_emission<F>(x, reduce<F>(shift));
+  return any_emission(x, shift, dither);
 }
 
 // The same of several: without a branch for each.
-template <int n, class F> CTC_DEVICE void emissions(const F (&x)[n], F shift, int32_t turn, Scaled<F> (&out)[n]) {
+template <int n, class F> CTC_DEVICE void emissions(const F (&x)[n], F shift, int32_t dither, Scaled<F> (&out)[n]) {
   bool near = is_near<F>(shift);
   const Reduced<F> reduced = reduce<F>(near ? shift : F(0));
-  near &= turn == kNearest;
+  near &= dither == kNearest;
 #pragma unroll
   for (int i = 0; i < n; ++i) {
     out[i] = near_emission<F>(max_of(x[i], F(-kNear<F>)), reduced);  // farther, or NaN: a q that no int holds
@@ -312,7 +311,7 @@ template <int n, class F> CTC_DEVICE void emissions(const F (&x)[n], F shift, in
   }
   if (near) return;
 #pragma unroll
-  for (int i = 0; i < n; ++i) out[i] = emission(x[i], shift, turn);
+  for (int i = 0; i < n; ++i) out[i] = emission(x[i], shift, dither);
 }
 
 }  // namespace cuda

@@ -27,7 +27,7 @@ template <class Value, int kPairs, int kTile, bool kTogether> struct Strip {
   static constexpr int kSlots = kAhead + 1;
   static constexpr int kPairsOfWarp = kPairs * kWarp;
   static_assert(kTile <= kFoldEvery, "mantissas are folded once a tile");
-  static_assert(kTile % kChunk == 0 && kChunk == 8, "a tile's frames are worked off a chunk at a time");
+  static_assert(kTile % kChunk == 0 && kChunk == 8, "a tile has whole chunks, and whole() takes 8 frames at a time");
 
   // What all lanes of a warp need of a frame: the blank's emission; the label left of the warp's first pair, before it.
   struct Common {

@@ -76,8 +76,9 @@ template <class Value, int kPairs, int kTile, bool kTogether> struct Sweep : Str
       for (int i = 0; i < kPairs; ++i) at[i] = {fold(at[i].blank), fold(at[i].label)};
       slot = slot + 1 < kSlots ? slot + 1 : 0;
     };
-    // A warp works on a tile at each turn, from turn `warp` on. Whole tiles have a loop without conditions, before the
-    // frame where the recursions meet and after it: branches and their conditions took a fifth of a turn.
+    // A warp works on a tile at each turn, from turn `warp` on. Whole tiles have a loop of their own, which runs up to
+    // the frame where the recursions meet and then on from it. In one loop with partial tiles, branches and their
+    // conditions took a fifth of a turn.
     take_turns(warp);
     const int32_t before = half % kTile, after = (this->end - half) % kTile;
     if (before > 0) take_turn([&] { work_on(0, before); });

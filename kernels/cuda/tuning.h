@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How large kernels are launched, and the arithmetic behind it. Host code; results do not depend on any of it.
+// Chooses the sizes of launches: warps, blocks, shared memory. Host code. No result depends on these choices.
 #pragma once
 
 #include <algorithm>
@@ -10,10 +10,11 @@ namespace jax_ctc {
 namespace cuda {
 
 // The lattice: a block sweeps alpha or beta of one sequence. A lane has one pair of states (a blank and a label), or
-// two of them side by side, which cost a warp 1.6 times the instructions of one. An instruction takes a scheduler two
-// cycles, whether it has one warp or four (measured on an H200: most are of integers). So one pair a lane is the
-// faster where each warp that sweeps has a scheduler to itself, and two are where schedulers are shared. Of doubles and
-// of Duals two pairs would need more registers than there are.
+// two of them side by side, which cost a warp 1.6 times the instructions of one. On an H200 an instruction took a
+// scheduler two cycles, whether it had one warp or four. (56 % are of integers, at half rate, which explains 1.1
+// cycles. The rest is not explained.) So one pair a lane is faster where each warp that sweeps has a scheduler to
+// itself, and two are where schedulers are shared. Doubles and Duals would need more registers for two pairs than there
+// are.
 //
 // Longer tiles cost less a frame, shorter ones less where warps wait for each other. On an H200 16 frames take 15 %
 // less than 8 with a lone warp; with four warps as much where frames are 400, and 9 % less where they are 1500; 11 %
@@ -25,11 +26,13 @@ namespace cuda {
 // Where sweeping warps have a scheduler each, as many warps feed them (strip.cuh): there are free slots to start their
 // instructions in. One more warp sums the log-normalisers of the rows. (A feeding warp that did so, for 32 frames a
 // turn, took longer than a turn: 24 us for 20.6 at (400, 16, 32, 100).)
-constexpr int kCountBytes = 16;  // of shared memory, before that of the warps
+// Shared memory before that of the warps. block_number() needs 4 bytes of it; with 16 the rest stays aligned.
+constexpr int kCountBytes = 16;
 
 constexpr int kSchedulers = 4;  // of a multiprocessor
 
-constexpr int kStripsTogether = 8;  // at the most (feed.cuh)
+constexpr int kStripsTogether =
+    8;  // the most that sweep at the same time: three bits of an exponent name one (feed.cuh)
 
 // Strips, a block each, in which the warps that sweep `sequences` of up to L labels with a pair a lane have a scheduler
 // each; 0 if they cannot. Each block has a multiprocessor of its own: of two blocks with fewer warps nobody knows which
@@ -72,10 +75,13 @@ struct OccupancyPlan {
 // `bytes(together, pitch, whole)` of shared memory; `window`: pairs of a warp.
 template <class Bytes> OccupancyPlan occupancy_plan(int64_t L, int64_t rows, int64_t chunks_of_sequence, int64_t window,
                                                     int most_threads, Bytes bytes, int64_t shared_limit) {
+  // Bytes of each of two blocks on a multiprocessor, which has 1 KB more than a block may have, and sets 1 KB aside for
+  // each block.
+  const int64_t for_two = (shared_limit - 1024) / 2;
   const int64_t pairs = L + 1, pitch = (pairs + 1) / 2 * 2, windows = (pairs + window - 1) / window;
   // Labels are read once a block; but a batch with few rows needs all its blocks at the same time, and one with fewer
-  // still all multiprocessors. In between a block has as many chunks as its warps have windows to work on: 14.7 us for
-  // 17.1 at (400, 16, 32, 100) on an H200.
+  // still all multiprocessors. The bounds of rows were chosen by hand. In between a block has as many chunks as its
+  // warps have windows to work on: 14.7 us for 17.1 at (400, 16, 32, 100) on an H200.
   const int64_t few = 4;  // warps of a block, where they are enough for the windows
   const int64_t at_once = std::max<int64_t>(1, few / windows), chunks = rows < 4096 ? 1 : rows < 32768 ? at_once : 8;
   const int64_t parts = (chunks_of_sequence + chunks - 1) / chunks;
@@ -85,10 +91,10 @@ template <class Bytes> OccupancyPlan occupancy_plan(int64_t L, int64_t rows, int
     warps = std::clamp<int64_t>(fitting, 1, warps);
     return {parts, int32_t(chunks), 1, int32_t(warps), int32_t(warps * window), false};
   }
-  if (bytes(1, pitch, true) <= shared_limit / 2) {  // else a multiprocessor has one block: of as many warps as it may
+  if (bytes(1, pitch, true) <= for_two) {  // else a multiprocessor has one block: of as many warps as it may
     warps = windows <= few ? few : 2 * few;
     together = std::clamp<int64_t>(warps / windows, 1, chunks);
-    while (together > 1 && bytes(together, pitch, true) > shared_limit / 2) together /= 2;
+    while (together > 1 && bytes(together, pitch, true) > for_two) together /= 2;
   }
   return {parts, int32_t(chunks), int32_t(together), int32_t(warps), int32_t(pitch), true};
 }

@@ -33,15 +33,16 @@ struct alignas(16) SweepResult {
   double log_sums;    // of all rows
   int32_t reference;  // exponent of the total over all alignments
   int32_t has_gradient;
-  int32_t blocks;   // that have ended
-  int32_t started;  // blocks of the whole launch, in the first sequence's
+  int32_t blocks;   // of this sequence, that have ended
+  int32_t started;  // blocks of the whole launch; in the result of the first sequence
 };
 
-// The frames in use of a sequence in chunks, of which training keeps one state each: alpha before the first frame, beta
-// after the last one. What is between is computed again (chunk.cuh). One chunk begins at the middle, where the
-// recursions meet, so the first may be shorter, as the last. With 8 frames the states, 16 bytes a pair and recursion
-// written and read once a chunk, are 8 bytes a pair and frame, as much as one reading of the emissions; 16 would save 4
-// bytes, but a warp that computes 16 frames again has 48 or fewer pairs of 64 to show for it, and not 56.
+// The frames in use of a sequence are divided into chunks of 8. Training stores one state of each recursion a chunk:
+// alpha before its first frame, beta after its last one. The others are computed again (chunk.cuh). One chunk begins at
+// the middle, where the recursions meet, so the first and the last one may be shorter. A state has 16 bytes a pair and
+// is written and read once. With both recursions that is 8 bytes a pair and frame, as much as one reading of the
+// emissions. Chunks of 16 frames would save 4 bytes. But a warp that computes 16 frames again gets 48 pairs right,
+// not 56.
 constexpr int kChunk = 8;
 struct Chunks {
   int32_t frames, missing;  // of the first chunk

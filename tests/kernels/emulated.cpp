@@ -19,7 +19,9 @@ void last_launches(int64_t* out) {
 }
 
 int64_t scratch_bytes(int operation, int dtype, int64_t T, int64_t L) {
-  return cuda::scratch_stride(static_cast<cuda::Operation>(operation), static_cast<Dtype>(dtype), T, L);
+  Batch batch = {};
+  batch.dtype = static_cast<Dtype>(dtype), batch.shape.T = T, batch.shape.L = L;
+  return cuda::scratch_stride(static_cast<cuda::Operation>(operation), batch);
 }
 
 static cuda::Problem problem(int dtype, const int64_t* shape, const void* acts, const int32_t* labels,

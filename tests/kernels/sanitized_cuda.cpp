@@ -42,7 +42,7 @@ template <class F> void forbid_gaps_of_alignment(void* base, const Shape& s) {
 }
 
 template <class F> Array<__int128> scratch_for(cuda::Operation operation, const Batch& p) {
-  const int64_t stride = cuda::scratch_stride(operation, p.dtype, p.shape.T, p.shape.L), n = p.shape.sequences();
+  const int64_t stride = cuda::scratch_stride(operation, p), n = p.shape.sequences();
   Array<__int128> memory(n * stride / 16);
   for (int64_t i = 0; i < n; ++i) {
     char* const base = static_cast<char*>(data(memory)) + i * stride;

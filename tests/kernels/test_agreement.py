@@ -41,8 +41,8 @@ int main() {
   std::printf("furthest %a\\n", kFurthest);
   std::printf("least_reference %a\\n", kLeastReference);
   std::printf("ln2 %a %a %a\\n", Ln2<double>::high, Ln2<double>::middle, Ln2<double>::low);
-  std::printf("turns");
-  for (int t : {0, 1, 2, 1000, 123456789}) std::printf(" %d", turn_of(t));
+  std::printf("dithers");
+  for (int t : {0, 1, 2, 1000, 123456789}) std::printf(" %d", dither_of(t));
   std::printf("\\n");
   std::printf("float %d %d\\n", Layout<float>::mantissa, Layout<float>::bias);
   std::printf("double %d %d\\n", Layout<double>::mantissa, Layout<double>::bias);
@@ -78,8 +78,8 @@ def test_numbers_without_a_range_are_the_same_in_python_and_cpp(said):
     assert said["least_reference"] == [_LEAST_REFERENCE]
     assert said["ln2"] == list(scaled.LN2)
     frames = jnp.array([0, 1, 2, 1000, 123456789], jnp.int32)
-    turns = (np.asarray(emission.turns(frames)) + 0.5) * 2**24  # of 29 bits, which C++ has
-    assert [turn >> 5 for turn in said["turns"]] == list(turns)
+    dithers = (np.asarray(emission.dithers(frames)) + 0.5) * 2**24  # of 29 bits, which C++ has
+    assert [dither >> 5 for dither in said["dithers"]] == list(dithers)
     assert said["float"] == list(scaled._layout(np.dtype(np.float32))[1:])
     assert said["double"] == list(scaled._layout(np.dtype(np.float64))[1:])
 

@@ -231,6 +231,17 @@ def test_scratch_memory_is_bilinear_so_that_symbolic_sizes_work(op, is_double):
 
 
 @with_kernels
+@pytest.mark.parametrize("op", ["loss", "forward", "tangent", "hvp", "align"])
+def test_scratch_memory_of_what_a_handler_takes_fits_an_int64(op):
+    """It refuses sizes with 2^63 bytes or more at 1024 a frame and column (ffi_decode.h)."""
+    from jax_ctc import _cuda
+
+    for T, columns in ((0, 1), (1, 1), (1, 2**31 - 1025), (7, 2), (8, 1), (2**26, 2**27 - 1)):
+        bytes_needed = _cuda.scratch_bytes(op, True, T, columns - 1)
+        assert 0 <= bytes_needed < 1024 * max(T, 1) * columns < 2**63
+
+
+@with_kernels
 @pytest.mark.parametrize("is_double", [False, True])
 def test_scratch_memory_of_an_alignment_is_known_for_symbolic_sizes(is_double):
     from jax_ctc import _cuda, _kernels

@@ -6,8 +6,8 @@
 // four frames.
 #pragma once
 
+#include "dithered_ratios.h"
 #include "rows.h"
-#include "steady_ratios.h"
 #include "step.h"
 
 namespace jax_ctc {
@@ -105,9 +105,9 @@ template <class F> struct Table {
   }
   // `most`, [class][frame], is +inf at the classes that are read, and -inf at all others, whatever rows hold there.
   void read_scores(int64_t V, const F* most) { split_classes<false>(kFrames * table_classes(V), only_read(V, most)); }
-  // After these, for frames that are alike: the emissions again, rounded by turns. t is the first frame.
-  template <bool kSoftmax> void round_by_turns(int64_t V, int64_t t) {
-    for (int k = 0; k < kFrames; ++k) split_any<kSoftmax>(kFrames * table_classes(V), k, turn_of(t + k));
+  // After these, for frames that are alike: the emissions again, rounded with a dither. t is the first frame.
+  template <bool kSoftmax> void round_with_dither(int64_t V, int64_t t) {
+    for (int k = 0; k < kFrames; ++k) split_any<kSoftmax>(kFrames * table_classes(V), k, dither_of(t + k));
   }
 
   // Ratios to the blank's emission in the place of p. q is not written.
@@ -133,9 +133,9 @@ template <class F> struct Table {
     return base;
   }
   // The same for frames that are alike.
-  RatioBase<F> read_steady_ratios(Vec top, int64_t V, int32_t blank, Quad<int64_t> turns) {
-    const RatioBase<F> base = steady_base(blank, top, turns);
-    steady_ratios(x, kFrames * table_classes(V), load_quad(x + kFrames * int64_t(blank)), turns, p);
+  RatioBase<F> read_dithered_ratios(Vec top, int64_t V, int32_t blank, Quad<int64_t> dithers) {
+    const RatioBase<F> base = dithered_base(blank, top, dithers);
+    dithered_ratios(x, kFrames * table_classes(V), load_quad(x + kFrames * int64_t(blank)), dithers, p);
     Vec tail = {};
     Mask others = {};
     int64_t i = 0;
@@ -153,19 +153,19 @@ template <class F> struct Table {
     set_normalisers<false>(top, Vec{}, Mask{});
     return base;
   }
-  RatioBase<F> read_steady_ratios_of_scores(int64_t V, const F* most, int32_t blank, Quad<int64_t> turns) {
+  RatioBase<F> read_dithered_ratios_of_scores(int64_t V, const F* most, int32_t blank, Quad<int64_t> dithers) {
     const Vec top = only_read(V, most);
-    steady_ratios(x, kFrames * table_classes(V), load_quad(x + kFrames * int64_t(blank)), turns, p);
+    dithered_ratios(x, kFrames * table_classes(V), load_quad(x + kFrames * int64_t(blank)), dithers, p);
     set_normalisers<false>(top, Vec{}, Mask{});
-    return steady_base(blank, top, turns);
+    return dithered_base(blank, top, dithers);
   }
   CTC_INLINE RatioBase<F> ratio_base(int32_t blank, Vec top) const {
     return {tiled<F>(load_quad(x + kFrames * int64_t(blank))), top};
   }
 
-  RatioBase<F> steady_base(int32_t blank, Vec top, Quad<int64_t> turns) const {
+  RatioBase<F> dithered_base(int32_t blank, Vec top, Quad<int64_t> dithers) const {
     RatioBase<F> base = ratio_base(blank, top);
-    if (base.fits) base.of_top = steady_ratio(top, load_quad(x + kFrames * int64_t(blank)), turns);
+    if (base.fits) base.of_top = dithered_ratio(top, load_quad(x + kFrames * int64_t(blank)), dithers);
     return base;
   }
 
@@ -214,10 +214,10 @@ template <class F> struct Table {
   }
 
   // Does the same again for one frame, of which some logits are not near.
-  template <bool kSoftmax> void split_any(int64_t n, int k, int32_t turn = kNearest) {
+  template <bool kSoftmax> void split_any(int64_t n, int k, int32_t dither = kNearest) {
     double sum_of_all = 0;
     for (int64_t i = k; i < n; i += kFrames) {
-      split_any_emissions(x + i, 1, shift[k], p + i, q + i, turn);
+      split_any_emissions(x + i, 1, shift[k], p + i, q + i, dither);
       // A row with a NaN may have entries above its shift.
       if (kSoftmax) sum_of_all += x[i] == x[i] ? double(p[i]) * pow2_any<double>(q[i]) : __builtin_nan("");
     }

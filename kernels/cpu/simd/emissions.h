@@ -63,7 +63,7 @@ template <class V> class EmissionSource : public SequenceRows<typename Parts<V>:
       if (first && !in.softmax && !keep(t, reference_of_scores(raw, pairs + N), product)) return false;
       if (!first) stay_below(shift[t]);
       const int64_t group = t / kFrames * kFrames;
-      split_row(raw, shift[t], is_steady(group, min_of(group + kFrames, in.length)), t, emissions(t));
+      split_row(raw, shift[t], are_dithered(group, min_of(group + kFrames, in.length)), t, emissions(t));
     }
     return true;
   }
@@ -92,44 +92,45 @@ template <class V> class EmissionSource : public SequenceRows<typename Parts<V>:
     Emissions<Value> at[kFrames];
     const Lanes<F> top = Rows::tabulate_group(begin, end);
     for (int k = 0; k < kFrames; ++k) at[k] = emissions(begin), at[k].parts += k * frame_size();
-    const bool steady = is_steady(begin, end);
+    const bool dithered = are_dithered(begin, end);
     if (Rows::by_label)
       table.read_logits(top, in.V);
     else if (in.softmax)
       table.read(top, in.V);
     else
       table.read_scores(in.V, most);
-    if (steady && !Rows::by_label)
-      in.softmax ? table.template round_by_turns<true>(in.V, begin) : table.template round_by_turns<false>(in.V, begin);
+    if (dithered && !Rows::by_label)
+      in.softmax ? table.template round_with_dither<true>(in.V, begin)
+                 : table.template round_with_dither<false>(in.V, begin);
     for (int64_t t = end - 1; product != nullptr && t >= begin; --t)
       if (!keep(t, {table.shift[t - begin], table.sum[t - begin]}, product)) return false;
     if (Rows::by_label)
-      split_labels(at, steady, begin);
+      split_labels(at, dithered, begin);
     else
       gather(table, places, pairs, in.blank, at);
     return true;
   }
 
-  // Emissions of floats are rounded by turns in frames that are alike.
-  bool is_steady(int64_t begin, int64_t end) const {
-    return sizeof(F) == sizeof(float) && Rows::is_steady_group(begin, end);
+  // Emissions of floats are rounded with a dither in frames that are alike.
+  bool are_dithered(int64_t begin, int64_t end) const {
+    return sizeof(F) == sizeof(float) && Rows::group_may_be_alike(begin, end);
   }
 
   // The emissions of a frame from the logits of its labels and of its blank.
-  void split_row(const F* x, F shift, bool steady, int64_t t, const Emissions<Value>& at) {
-    if (steady)
-      split_any_emissions(x, pairs + N, shift, at.mantissas(), at.exponents(), turn_of(t));
+  void split_row(const F* x, F shift, bool dithered, int64_t t, const Emissions<Value>& at) {
+    if (dithered)
+      split_any_emissions(x, pairs + N, shift, at.mantissas(), at.exponents(), dither_of(t));
     else
       split_emissions(x, pairs + N, shift, at.mantissas(), at.exponents());
   }
 
-  void split_labels(const Emissions<Value> (&at)[kFrames], bool steady, int64_t begin) {
+  void split_labels(const Emissions<Value> (&at)[kFrames], bool dithered, int64_t begin) {
     const int64_t n = pairs + N;
     gather(table.x, places, {0, pairs}, {raw, raw + n, raw + 2 * n, raw + 3 * n});
     for (int k = 0; k < kFrames; ++k) {
       F* const x = raw + k * n;
       store(x + pairs, splat<Lanes<F>>(table.x[kFrames * int64_t(in.blank) + k]));
-      split_row(x, table.shift[k], steady, begin + k, at[k]);
+      split_row(x, table.shift[k], dithered, begin + k, at[k]);
     }
   }
 

@@ -130,11 +130,12 @@ class RatioSource : public SequenceRows<float> {
       most_ratio = base.of_top;
       return base.fits;
     };
-    if (is_steady_group(begin, end)) {
-      const Quad<int64_t> turns = {turn_of(begin), turn_of(begin + 1), turn_of(begin + 2), turn_of(begin + 3)};
+    if (group_may_be_alike(begin, end)) {
+      const Quad<int64_t> dithers = {dither_of(begin), dither_of(begin + 1), dither_of(begin + 2),
+                                     dither_of(begin + 3)};
       const Vec top = tabulate_group(begin, end);
-      const RatioBase<F> base = in.softmax ? table.read_steady_ratios(top, in.V, in.blank, turns)
-                                           : table.read_steady_ratios_of_scores(in.V, most, in.blank, turns);
+      const RatioBase<F> base = in.softmax ? table.read_dithered_ratios(top, in.V, in.blank, dithers)
+                                           : table.read_dithered_ratios_of_scores(in.V, most, in.blank, dithers);
       least = gather_least(table.p, places, labels_of(begin, end), to);
       return of_top(base);
     }
@@ -164,7 +165,7 @@ class RatioSource : public SequenceRows<float> {
 
   bool read_wide(int64_t begin, int64_t end, RunningProduct* product, Vec& least, Vec& most_ratio) {
     const Window labels = labels_of(begin, end);
-    const bool steady = is_steady_group(begin, end);
+    const bool dithered = group_may_be_alike(begin, end);
     // Of log-scores all entries say whether they are defined.
     const Window entries = in.softmax ? labels : Window{0, pairs};
     for (int64_t t = end - 1; t >= begin; --t) {
@@ -175,12 +176,12 @@ class RatioSource : public SequenceRows<float> {
       for (int64_t i = max_of(in.L, entries.begin); i < entries.end; ++i) raw[i] = raw[pairs];
       if (first && !in.softmax) n = reference_of_scores(raw, pairs + N);
       RatioBase<F> base(load<Vec>(raw + pairs), splat<Vec>(n.shift));
-      if (base.fits && steady)
-        base.of_top = steady_ratio(splat<Vec>(n.shift), Quad<F>{} + raw[pairs], Quad<int64_t>{} + turn_of(t));
+      if (base.fits && dithered)
+        base.of_top = dithered_ratio(splat<Vec>(n.shift), Quad<F>{} + raw[pairs], Quad<int64_t>{} + dither_of(t));
       if (!base.fits || (first && !keep(t, n, base, product))) return false;
       most_ratio = max_of(most_ratio, base.of_top);
-      if (steady)
-        make_steady_ratios(t, labels, ratios_at(t), least);
+      if (dithered)
+        make_dithered_ratios(t, labels, ratios_at(t), least);
       else
         make_ratios(base, raw, labels, ratios_at(t), least);
     }
@@ -191,11 +192,11 @@ class RatioSource : public SequenceRows<float> {
   }
 
   // make_ratios for frames that are alike.
-  void make_steady_ratios(int64_t t, Window labels, F* to, Vec& least) const {
+  void make_dithered_ratios(int64_t t, Window labels, F* to, Vec& least) const {
     const Quad<F> base = Quad<F>{} + raw[pairs];
-    const Quad<int64_t> turns = Quad<int64_t>{} + turn_of(t);
+    const Quad<int64_t> dithers = Quad<int64_t>{} + dither_of(t);
     for (int64_t i = labels.begin; i < labels.end; i += N) {
-      steady_ratios(raw + i, N, base, turns, to + i);
+      dithered_ratios(raw + i, N, base, dithers, to + i);
       least = min_of(least, load<Vec>(to + i));
     }
   }

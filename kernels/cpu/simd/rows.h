@@ -81,11 +81,11 @@ template <class F> CTC_FN Scaled<Lanes<F>> split_emission(Lanes<F> x, const RowS
 }
 
 // Computes again the emissions of n logits of which some are not near, or those of a frame that is like others, rounded
-// by its turn (turns.h). Both are rare.
+// with its dither (dither.h). Both are rare.
 template <class F>
-void split_any_emissions(const F* x, int64_t n, F shift, F* p, Integer<F>* q, int32_t turn = kNearest) {
+void split_any_emissions(const F* x, int64_t n, F shift, F* p, Integer<F>* q, int32_t dither = kNearest) {
   for (int64_t i = 0; i < n; ++i) {
-    const Scaled<F> y = any_emission(x[i], shift, turn);
+    const Scaled<F> y = any_emission(x[i], shift, dither);
     p[i] = y.m, q[i] = y.e;
   }
 }

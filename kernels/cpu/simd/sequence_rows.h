@@ -102,8 +102,8 @@ template <class F> class SequenceRows {
     for (int k = 0; k < kFrames; ++k, at += frame_step) rows[k] = reinterpret_cast<const F*>(at);
   }
 
-  // Whether the frames of a group may be alike (turns.h).
-  bool is_steady_group(int64_t begin, int64_t end) const {
+  // Whether the frames of a group may be alike (dither.h).
+  bool group_may_be_alike(int64_t begin, int64_t end) const {
     const auto blank_at = [&](int64_t k) { return entry<F>(in.dtype, acts_at(begin + k), in.blank); };
     return end - begin == kFrames && may_be_alike(blank_at);
   }

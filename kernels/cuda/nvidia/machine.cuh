@@ -91,7 +91,7 @@ template <class Value> struct SharedArray {
   }
   // Two side by side, from an even i on.
   CTC_DEVICE void read(int i, Value& v, Value& w) const { load_shared(address + i * sizeof(Cell<Value>), v, w); }
-  // From global memory, behind the thread's back. The thread itself sees the bytes after copy_wait, others after a
+  // Copies from global memory asynchronously (cp.async). This thread sees the bytes after copy_wait, others after a
   // barrier that follows it.
   CTC_DEVICE void copy(int i, const Cell<Value>* from) const {
     constexpr int kAtOnce = sizeof(*from) < 16 ? int(sizeof(*from)) : 16;
