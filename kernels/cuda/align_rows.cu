@@ -76,8 +76,8 @@ template <class A, int G> __global__ void __launch_bounds__(kThreadsOfBlock<G>, 
     Softmax<F> softmax;
     for_each<G>(row, s.V, [&](const auto& x) { softmax.use(x); });
     softmax = of_group<G>(softmax);
-    const auto [count, tail] = softmax.sum();
-    nats = (nats - double(softmax.top)) - double(log_of(count) + log_of_1_and(tail / count));
+    const auto [ties, tail] = softmax.sum();
+    nats = (nats - double(softmax.top)) - double(log_of(ties) + log_of_1_and(tail / ties));
   }
   int32_t seen = 0;
   if (!in.softmax)

@@ -94,16 +94,21 @@ CTC_DEVICE double compact_tangent(const Rows<A>& in, int64_t r, int64_t sequence
   }
   const F shift = in.rows[2 * r], scale = in.rows[2 * r + 1];
   if (scale == 0) return 0;
-  for (int64_t v = thread_of_group<G>(); v < s.V; v += G) {
-    const F p = scale * exp_of_nonpositive(F(widen(x[v])) - shift), direction = widen(directions[v]);
-    if (is_finite(direction)) {
-      sum += double(p) * double(direction);
-    } else {
-      F gradient = p;
+  const auto softmax = [&](F logit) { return scale * exp_of_nonpositive(logit - shift); };
+  bool all_finite = true;
+  for_each_with_direction<G>(x, directions, s.V, [&](int64_t, F logit, F direction) {
+    const bool finite = is_finite(direction);
+    if (finite) sum += double(softmax(logit)) * double(direction);
+    all_finite &= finite;
+  });
+  if (!all_finite)
+    for (int64_t v = thread_of_group<G>(); v < s.V; v += G) {
+      const F direction = widen(directions[v]);
+      if (is_finite(direction)) continue;
+      F gradient = softmax(widen(x[v]));
       for (int64_t c = 0; c <= s.L; ++c) gradient -= class_with_occupancy(c) == v ? occupancy[c] : F(0);
       if (gradient != 0) sum += double(gradient) * double(direction);
     }
-  }
   for (int64_t c = thread_of_group<G>(); c <= s.L; c += G) {  // of a row of NaN: padding too
     const int32_t v = class_with_occupancy(c);
     if (v < 0) continue;

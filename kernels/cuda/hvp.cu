@@ -38,19 +38,9 @@ template <class A> struct RowPair {
     const F p = directed.scale * exp_of_nonpositive(logit - directed.shift);
     return p == 0 ? F(0) : p * ((direction - directed.centre) - directed.mean);
   }
-  // Calls use(v, weighted) for the classes that fall to this thread, in order. Some are loaded before any is used: a
-  // load does not pass the store of the class before it.
+  // Calls use(v, weighted) for the classes that fall to this thread, in order.
   template <int G, class Use> CTC_DEVICE void for_each_class(int64_t V, const DirectedRow<F>& directed, Use use) const {
-    constexpr int kAtOnce = 4;
-    for (int64_t first = thread_of_group<G>(); first < V; first += kAtOnce * G) {
-      F logits[kAtOnce], directions[kAtOnce];
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i)
-        if (const int64_t v = first + i * G; v < V) logits[i] = logit(v), directions[i] = direction(v);
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i)
-        if (const int64_t v = first + i * G; v < V) use(v, weighted(logits[i], directions[i], directed));
-    }
+    for_each_with_direction<G>(x, u, V, [&](int64_t v, F x, F u) { use(v, weighted(x, u, directed)); });
   }
 };
 

@@ -71,8 +71,8 @@ template <class Value> CTC_DEVICE double sum_of_rows(const Workspace<Value>& ws,
   double sum = 0;
 #pragma unroll 4
   for (int32_t t = lane_index(); t < frames; t += kWarp) {
-    const auto [count, tail] = ws.sums[t];
-    sum += softmax ? double(log_of(count) + log_of_1_and(tail / count)) : double(tail);
+    const auto [ties, tail] = ws.sums[t];
+    sum += softmax ? double(log_of(ties) + log_of_1_and(tail / ties)) : double(tail);
   }
   return sum_of_lanes(sum);
 }

@@ -174,6 +174,23 @@ template <int G, class A, class Use> CTC_DEVICE void for_each(const A* row, int6
   for (int64_t v = pieces * kWhole + thread_of_group<G>(); v < V; v += G) use(row[v]);
 }
 
+// Calls use(v, logit, direction) for the classes of a row that fall to this thread, in order. Four are loaded before
+// any is used, because a load does not pass the store or the branch of the class before it.
+template <int G, class A, class Use>
+CTC_DEVICE void for_each_with_direction(const A* logits, const A* directions, int64_t V, Use use) {
+  using F = Computed<A>;
+  constexpr int kAtOnce = 4;
+  for (int64_t first = thread_of_group<G>(); first < V; first += kAtOnce * G) {
+    F x[kAtOnce], u[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i)
+      if (const int64_t v = first + i * G; v < V) x[i] = widen(logits[v]), u[i] = widen(directions[v]);
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i)
+      if (const int64_t v = first + i * G; v < V) use(v, x[i], u[i]);
+  }
+}
+
 // A row to write, in pieces of 16 bytes at their addresses, and the elements before and after them one by one: any V,
 // any alignment.
 template <class A> struct Cut {
@@ -224,17 +241,17 @@ template <int G, class A> CTC_DEVICE void fill(A* out, int64_t V, A value) {
 // has nearly all of the probability, what is left keeps its digits.
 template <class F> struct Softmax {
   F top = kLowest<F>;  // not -inf: (-inf) - (-inf) is NaN
-  F count = 0, tail = 0;
+  F ties = 0, tail = 0;
 
   CTC_DEVICE void rise(F to) {
     if (!(to > top)) return;
-    tail = (tail + count) * exp_of_nonpositive(top - to);
-    count = 0, top = to;
+    tail = (tail + ties) * exp_of_nonpositive(top - to);
+    ties = 0, top = to;
   }
   CTC_DEVICE void add(F x) {
     const F e = exp_of_nonpositive(x - top);
     tail += x == top ? F(0) : e;  // NaN gets in here
-    count += x == top ? F(1) : F(0);
+    ties += x == top ? F(1) : F(0);
   }
   template <class A> CTC_DEVICE void use(A x) { rise(widen(x)), add(widen(x)); }
   template <class A, int n> CTC_DEVICE void use(const Piece<A, n>& piece) {
@@ -246,8 +263,8 @@ template <class F> struct Softmax {
     for (int k = 0; k < n; ++k) add(widen(piece.at[k]));
   }
   // NaN, +inf or nothing but -inf: no softmax.
-  CTC_DEVICE bool defined() const { return top < infinity<F>() && count + tail > 0; }
-  CTC_DEVICE Sum<F> sum() const { return {defined() ? count : not_a_number<F>(), tail}; }
+  CTC_DEVICE bool defined() const { return top < infinity<F>() && ties + tail > 0; }
+  CTC_DEVICE Sum<F> sum() const { return {defined() ? ties : not_a_number<F>(), tail}; }
   CTC_DEVICE F scale() const { return scale_of(sum()); }
 };
 
@@ -261,7 +278,7 @@ template <int kLanes = kWarp, class F> CTC_DEVICE Softmax<F> of_lanes(Softmax<F>
   mine.rise(top);
 #pragma unroll
   for (int distance = kLanes / 2; distance > 0; distance /= 2) {
-    mine.count += __shfl_xor_sync(kAllLanes, mine.count, distance);
+    mine.ties += __shfl_xor_sync(kAllLanes, mine.ties, distance);
     mine.tail += __shfl_xor_sync(kAllLanes, mine.tail, distance);
   }
   return mine;

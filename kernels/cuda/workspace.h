@@ -62,12 +62,12 @@ template <class F> struct DirectedRow {
   F centre, mean;  // means of the direction: under the occupancies; under the softmax, minus `centre`
 };
 
-// The sum over a row of exp(x - top), kept apart: how many entries are equal to top, and the others. Where the count is
-// NaN the row has no softmax. Of log-scores `tail` is -top, or NaN if an entry is NaN or +inf.
+// The sum over a row of exp(x - top), kept apart: the ties, entries equal to top, and the others. Where `ties` is NaN
+// the row has no softmax. Of log-scores `tail` is -top, or NaN if an entry is NaN or +inf.
 template <class F> struct Sum {
-  F count, tail;
+  F ties, tail;
 };
-template <class F> CTC_FN F scale_of(Sum<F> sum) { return 1 / (sum.count + sum.tail); }
+template <class F> CTC_FN F scale_of(Sum<F> sum) { return 1 / (sum.ties + sum.tail); }
 // softmax(x), from the emission exp(x - top).
 template <class F> CTC_FN F probability(Scaled<F> emission, F scale) {
   return emission.m * pow2<F>(emission.e) * scale;
