@@ -160,7 +160,7 @@ def _distance(rows: Array, columns: Array) -> Array:
     computes a diagonal, as a vector over i. Padding is left out at no cost, and a label replaces it
     at the cost of the label alone, which is 1: the two differ.
     """
-    rows, columns = _mesh.vary_alike(jnp.maximum(rows, -1), jnp.maximum(columns, -1))
+    rows, columns = _mesh.vary_alike(rows, columns)
     N, L = rows.shape[-1], columns.shape[-1]
     rows = _surrounded(rows, 1, 0)
     taken = (rows >= 0).astype(jnp.int32)

@@ -106,7 +106,7 @@ def saturated(x: AnyArray) -> AnyArray:
     """Returns x as int32. A value that does not fit becomes the nearest that does, which is invalid
     too. NumPy stays NumPy, because JAX without x64 would wrap 64-bit values."""
     info = jnp.iinfo(x.dtype)
-    if info.min < INT32.min or info.max > INT32.max:
+    if info.max > INT32.max:
         xp = jnp if isinstance(x, jax.Array) else np
         low, high = max(info.min, INT32.min), min(info.max, INT32.max)
         x = xp.clip(x, xp.asarray(low, x.dtype), xp.asarray(high, x.dtype))

@@ -41,7 +41,8 @@ def ctc(activations: ArrayLike, labels: Integers, input_lengths: Integers | None
 def ctc_available() -> bool:
     """Says whether `ctc` runs. It always does, because pure JAX runs if no compiled kernels do.
 
-    As in Theano, `ctc_available.msg` says why a part is missing, or is None if none is.
+    As in Theano, `ctc_available.msg` says why kernels are missing, or is None if those for CPUs
+    are there. `jax_ctc.build_info` speaks of GPUs.
     """
     notes = _kernels.build_info()["notes"] if _kernels.cpu is None else []
     ctc_available.msg = " ".join(notes) or None  # pyright: ignore[reportFunctionMemberAccess]

@@ -111,7 +111,7 @@ def _places_in_flat_targets(counts: _arrays.AnyArray) -> Iterator[None]:
     except ValueError as error:
         if type(error) is not ValueError or isinstance(counts, Tracer):
             raise
-        starts = np.cumsum(np.maximum(counts, 0)) - np.maximum(counts, 0)
+        starts = np.cumsum(counts) - counts
 
         def flat(place: re.Match[str]) -> str:
             return f"labels[{starts[int(place[1])] + int(place[2])}]"

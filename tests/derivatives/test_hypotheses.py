@@ -107,6 +107,16 @@ def test_gradients_of_copies_are_added(hypotheses):
     assert_gradient(gradient(acts), expected(acts, labels, lengths)[1].sum(0), hypotheses)
 
 
+def test_costs_of_what_is_nearly_certain_keep_their_digits():
+    acts = np.random.default_rng(0).normal(size=(12, 1, 60)).astype(np.float32)
+    acts[np.arange(12), 0, [1, 1, 0, 2, 2, 2, 0, 3, 3, 0, 0, 0]] += 22
+    labels, lengths = np.array([[1, 2, 3]]), np.array([12])
+    costs = costs_of(acts, np.stack([labels, labels]), lengths)
+    exact = oracle.solve(acts, labels, lengths).cost
+    assert 0 < exact[0] < 1e-6
+    np.testing.assert_allclose(costs, [exact, exact], rtol=1e-5)
+
+
 def test_lengths_may_differ_too_and_hypotheses_be_any_axis_of_the_labels():
     acts, labels, _ = problem()
     lengths = np.random.default_rng(0).integers(8, T + 1, (K, B), dtype=np.int32)

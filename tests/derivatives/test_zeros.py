@@ -145,6 +145,19 @@ def test_a_cotangent_behind_the_length_does_not_count_as_one(V, L, softmax):
     assert not np.asarray(product(acts, labels, lengths, cotangent)).any()
 
 
+def test_a_masked_sequence_does_not_reach_the_weights_of_costs():
+    acts, labels, lengths = problem(5, 4, "float32")
+    direction = jnp.cos(jnp.nan_to_num(acts))
+
+    def change(weights, labels, lengths):
+        gradient = jax.grad(lambda acts: (weights * jax_ctc.ctc(acts, labels, lengths)).sum())
+        return jax.jvp(gradient, (acts,), (direction,))[1][0, GOOD, 0]
+
+    found = np.asarray(jax.jit(jax.grad(change))(jnp.ones(B, "f"), labels, lengths))
+    assert found[GOOD] != 0
+    assert not np.delete(found, GOOD).any()
+
+
 def test_a_masked_sequence_does_not_reach_the_output_layer():
     hidden, labels, lengths = problem(5, 4, "float32")
     hidden = jnp.where(hidden == -jnp.inf, 0, hidden)

@@ -73,6 +73,13 @@ def test_pure_jax_and_the_kernels_return_the_same_path_of_a_star(kind, softmax):
     assert_same_paths(*paths_in_both_ways((acts, labels, lengths), softmax=softmax, star=7))
 
 
+def test_of_equal_classes_the_star_is_the_first_however_many_there_are():
+    """Pure JAX reads 256 of them at a time."""
+    given = np.zeros((3, 1, 600), np.float32), np.array([[600]], np.int32), np.array([3], np.int32)
+    for path, *_ in paths_in_both_ways(given, star=600):
+        np.testing.assert_array_equal(np.ravel(path), [1, 1, 1])
+
+
 @pytest.mark.parametrize(("T", "L"), [(0, 2), (0, 0), (1, 0)])
 def test_pure_jax_answers_empty_arrays(T, L):
     given = np.zeros((T, 2, 3), np.float32), np.ones((2, L), np.int32), np.full(2, T, np.int32)

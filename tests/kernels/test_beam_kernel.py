@@ -53,6 +53,17 @@ def test_the_kernel_finds_what_pure_jax_finds(T, V, width, classes):
     np.testing.assert_allclose(found[2], pure[2], rtol=1e-12, atol=1e-11)
 
 
+def test_a_prefix_leaves_a_beam_of_one_when_the_class_after_the_best_makes_a_better_one():
+    """At frame 1 the last label and the blank are equal: one more class than prefixes counts."""
+    rows = [[0.01, 0.98, 0.01], [0.49, 0.49, 0.02], [0.05, 0.5, 0.45]]
+    arguments = operands(np.log(rows)[:, None], [3])
+    options = {"beam_width": 1, "top_paths": 1}
+    found, pure = (run(bind, arguments, **options) for bind in (beam_p.bind, _reference.beam))
+    for labels, counts, score in (found, pure):
+        assert np.asarray(labels).ravel()[: int(np.ravel(counts)[0])].tolist() == [1, 2]
+        np.testing.assert_allclose(np.exp(np.ravel(score)), [0.43218], rtol=1e-5)
+
+
 def test_batch_axes_stand_before_and_after_time():
     acts = np.random.default_rng(0).normal(scale=2, size=(2, 9, 3, 6))
     arguments = acts, np.zeros((2, 3, 0), np.int32), np.array([[9, 4, 0], [7, 10, 8]], np.int32)

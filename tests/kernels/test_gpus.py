@@ -69,6 +69,10 @@ def test_what_is_said_names_the_gpu_and_what_to_do():
     assert _gpus.complaint(module([H100], driver=13010)) == ""
 
 
+def test_a_driver_as_new_as_the_kernels_compiles_their_ptx():
+    assert _gpus.complaint(module([B300], architectures="90")) == ""
+
+
 # Prints what is asked of the driver, and when; build_info; and the calls in a program for GPUs.
 PROGRAM = """
 import ctypes, importlib.machinery, json, sys, types

@@ -125,6 +125,12 @@ def test_the_star_of_an_alignment_is_no_fault_but_a_label_beyond_it_is():
 def test_without_checkify_s_table_of_rules_there_is_still_an_error(monkeypatch):
     monkeypatch.setattr(_verdict, "_RULES", None)
     assert BLANK in reported(lambda *x: check(*x), ACTS, PADDED, LENGTHS)
+    assert reported(lambda *x: check(*x), ACTS, PADDED[:, :0], LENGTHS) is None
+
+
+def test_lengths_are_checked_where_labels_are_known():
+    beyond = np.array([6, 4, 9, 6])
+    assert "lengths[2] = 9 is outside" in reported(lambda n: check(ACTS, GOOD, n), beyond)
 
 
 # ---- outside checkify --------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Same inputs, same bits: on every run, on any number of threads, in any batch."""
 
+import re
 from functools import partial
 
 import jax
@@ -39,6 +40,26 @@ def evaluate(acts, labels, lengths, weights, direction, **options):
 def assert_same(results, expected):
     for result, value in zip(results, expected, strict=True):
         assert_same_bits(result, value)
+
+
+NAMED = {
+    "ctc": jax_ctc.ctc,
+    "log-scores": partial(jax_ctc.ctc, softmax=False),
+    "ctc_align": jax_ctc.ctc_align,
+    "ctc_linear": lambda acts, *rest, **options: jax_ctc.ctc_linear(
+        acts, np.zeros((acts.shape[-1], 9), np.float32), *rest, **options
+    ),
+    "greedy": lambda acts, _, lengths, **o: jax_ctc.ctc_greedy_decode(acts, lengths, **o),
+    "beam": lambda acts, _, lengths, **o: jax_ctc.ctc_beam_search_decode(acts, lengths, **o),
+}
+
+
+@pytest.mark.parametrize("function", NAMED.values(), ids=NAMED)
+def test_the_number_of_threads_is_in_the_program(function):
+    """Results do not show it, because they have the same bits."""
+    labels, lengths = np.array([[1, 2], [3, 1]]), np.array([6, 5])
+    program = jax.make_jaxpr(lambda x: function(x, labels, lengths, num_threads=3))
+    assert re.search(r"threads=3\b", str(program(np.zeros((6, 2, 8), np.float32))))
 
 
 def test_every_run_gives_the_same_bits(batch):

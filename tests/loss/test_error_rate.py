@@ -114,12 +114,20 @@ def test_an_explicit_mesh_types_the_results():
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 @pytest.mark.skipif(jax.__version_info__ < (0, 8), reason="JAX 0.7 selects from one sharding only")
 @pytest.mark.parametrize("sizes", [(7, 5), (5, 7)], ids=str)
-@pytest.mark.parametrize("specs", [(P("data"), P()), (P(), P("data"))], ids=str)
-def test_an_explicit_mesh_may_shard_one_of_the_two(sizes, specs):
+@pytest.mark.parametrize(
+    "specs",
+    [
+        (P("data"), P()), (P(), P("data")), (P("data"), P("model")), (P("data"), P(None, "data")),
+        (P("data"), P(("data", "model"))),
+    ],
+    ids=str,
+)  # fmt: skip
+@sampled(6)
+def test_an_explicit_mesh_may_shard_one_of_the_two_or_both_otherwise(sizes, specs):
     rng = np.random.default_rng(0)
-    pair = [padded(rng, (8, size)) for size in sizes]
+    pair = [padded(rng, (8, size + 1)) for size in sizes]
     expected = jax_ctc.label_error_rate(*pair)
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
     with mesh_in_use(mesh):
         shards = [
             jax.device_put(x, NamedSharding(mesh, spec))

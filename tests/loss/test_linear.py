@@ -224,6 +224,22 @@ def test_dtypes_of_arguments_may_differ():
     assert_close((d_kernel, d_bias), expected[1][1:])
 
 
+def test_a_kernel_of_halves_is_multiplied_with_floats_as_floats():
+    layer = replace(LAYER, hidden=10 * LAYER.hidden, kernel=jnp.asarray(LAYER.kernel, jnp.bfloat16))
+    cost, _ = solve(of_tiles, layer)
+    assert_costs(cost, exact(*layer.arrays, *layer.rest)[0], 12)
+
+
+def test_more_sequences_than_are_searched_at_once():
+    """The last of 4,096 rows of a step is not the first one of the next."""
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(3, 4100, 2)).astype(np.float32)
+    kernel = rng.normal(size=(2, 5)).astype(np.float32)
+    labels, lengths = rng.integers(1, 5, (4100, 1)), rng.integers(0, 4, 4100)
+    cost = jax_ctc.ctc_linear(hidden, kernel, labels, lengths)
+    np.testing.assert_allclose(cost, jax_ctc.ctc(hidden @ kernel, labels, lengths), rtol=1e-5)
+
+
 def test_large_numbers_keep_their_digits():
     """A bias and a direction that all classes share cancel."""
     layer = replace(LAYER, bias=LAYER.bias + np.float32(1000))
@@ -289,6 +305,13 @@ def test_wrong_shapes_and_values_raise(change, message):
 def test_wrong_types_raise(change, message):
     with pytest.raises(TypeError, match=message):
         call(**change)
+
+
+def test_a_kernel_that_is_not_transposed_is_not_told_so():
+    layer = replace(LAYER, kernel=np.zeros((9, 4), np.float32), bias=None)
+    with pytest.raises(ValueError, match=r"^`kernel`: expected shape") as caught:
+        jax_ctc.ctc_linear(layer.hidden, layer.kernel, *layer.rest)
+    assert "kernel.T" not in str(caught.value)
 
 
 def test_a_transposed_kernel_is_recognised():

@@ -268,6 +268,13 @@ def test_what_is_not_a_number_stays_with_its_sequence(value, cost):
         assert not gradient[:, 1].any()
 
 
+def test_a_cost_of_minus_infinity_is_not_that_of_no_path():
+    scores = np.full((T, 1, V), 3e38, np.float32)
+    for zero_infinity in (False, True):
+        cost = ctc(scores, LABELS[:1], LENGTHS[:1], zero_infinity=zero_infinity)
+        np.testing.assert_array_equal(cost, [-np.inf])
+
+
 def test_bad_and_infeasible_sequences():
     labels, lengths = LABELS.copy(), LENGTHS.copy()
     labels[3, 1], lengths[2] = V, 2

@@ -51,6 +51,13 @@ MISUSES = {
     "one-hot labels": (
         {"labels": np.eye(V)[GOOD["labels"]]}, TypeError, "float64", "labels.argmax(-1)",
     ),
+    "a bool among integers": (
+        {"labels": np.array([[1, True, 2]] * B, dtype=object)},
+        TypeError, "a ndarray that holds a bool", "padded with -1",
+    ),
+    "no labels, as floats": (
+        {"labels": np.zeros((B, 0))}, TypeError, "float64", "labels.astype('int32')",
+    ),
     "no labels": ({"labels": None}, TypeError, "NoneType", "one array (B, L)"),
     "a mask for labels": (
         {"labels": np.ones((B, L), bool)}, TypeError, "bool", "jnp.where(mask, labels, -1)",
@@ -133,6 +140,12 @@ ORDERS = {
     "labels before kernel": (
         lambda: jax_ctc.ctc_linear(HIDDEN, LABELS, KERNEL, LENGTHS),
         "kernel", "int", "The order is ctc_linear(hidden, kernel, labels, ...).",
+    ),
+    "label_lengths as floats": (
+        lambda: jax_ctc.ctc_linear(
+            HIDDEN, np.zeros((4, B), "f"), np.ones((B, 1), int), LENGTHS, np.ones(B)
+        ),
+        "label_lengths", "float64", "label_lengths.astype('int32')",
     ),
     "bias before labels": (
         lambda: jax_ctc.ctc_linear(HIDDEN, KERNEL, BIAS, LABELS, LENGTHS),

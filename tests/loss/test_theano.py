@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jax_ctc
+from jax_ctc import _kernels
 from jax_ctc.compat import theano
 from support import oracle
 from support.cases import DENSE, both_layouts
@@ -92,3 +93,10 @@ def test_whatever_is_false_switches_off(off):
 def test_ctc_is_available():
     assert theano.ctc_available() is True
     assert (theano.ctc_available.msg is None) == (jax_ctc.build_info()["cpu"] is not None)
+
+
+@pytest.mark.skipif(not jax_ctc.build_info()["cpu"], reason="the CPU runs pure JAX here")
+def test_missing_kernels_for_gpus_are_no_reason(monkeypatch):
+    monkeypatch.setattr(_kernels, "cuda", None)
+    assert theano.ctc_available() is True
+    assert theano.ctc_available.msg is None

@@ -67,6 +67,17 @@ def test_the_number_of_hypotheses_may_be_a_symbol(V):
         assert_costs(cost, oracle.cost_and_gradient(acts, row, lengths)[0], 9)
 
 
+def test_classes_may_be_a_symbol_where_labels_are_known():
+    acts, labels, lengths, _ = COMPACT.arguments()
+    T, B, _ = acts.shape
+    (V,) = export.symbolic_shape("v")
+    loss = exported(
+        lambda acts: jax_ctc.ctc(acts, labels, lengths), jax.ShapeDtypeStruct((T, B, V), "f")
+    )
+    cost = export.deserialize(loss).call(acts)
+    assert_costs(cost, oracle.solve(acts, labels, lengths).cost, T)
+
+
 @pytest.mark.parametrize("V", [4, 8])
 def test_batch_and_time_may_be_symbols(V):
     T, B = export.symbolic_shape("t, b")

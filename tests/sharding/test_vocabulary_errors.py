@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import checkify
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -71,6 +72,41 @@ def test_wrong_replication_over_vocab_axis_raises(specs, message):
     )  # fmt: skip
     with pytest.raises(ValueError, match=message):
         jax.jit(mapped)(acts, labels, lengths)
+
+
+def test_hidden_sharded_over_vocab_axis_raises():
+    (hidden, *rest), *_ = problem(24)
+    mapped = jax.shard_map(
+        partial(jax_ctc.ctc_linear, vocab_axis="model"), mesh=mesh_of(2, 4),
+        in_specs=(P(None, "model"), P(None, "model"), P(), P()), out_specs=P("model"),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="`hidden`: expected the same on every device"):
+        jax.jit(mapped)(np.tile(hidden, (1, 4, 1)), np.ones((24, 40), np.float32), *rest)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_check_counts_the_classes_of_all_slices(known):
+    (acts, labels, lengths), *_ = problem(24)
+    assert labels.max() >= 6  # a slice has so many
+
+    def cost(acts, labels, lengths):
+        jax_ctc.check(acts, labels, lengths, vocab_axis="model")
+        return jax_ctc.ctc(acts, labels, lengths, vocab_axis="model")
+
+    specs = P(None, None, "model"), P(), P()
+    here = mesh_of(1, 8)
+    if known:
+        bound = lambda acts: cost(acts, labels, lengths)  # noqa: E731
+        mapped = jax.shard_map(bound, mesh=here, in_specs=specs[:1], out_specs=P())
+        np.testing.assert_allclose(
+            jax.jit(mapped)(acts), jax_ctc.ctc(acts, labels, lengths), rtol=1e-6
+        )
+        return
+    mapped = jax.shard_map(cost, mesh=here, in_specs=specs, out_specs=P())
+    checked = jax.jit(checkify.checkify(mapped))
+    assert checked(acts, labels, lengths)[0].get() is None
+    labels = np.where(labels == labels[0, 0], 24, labels)
+    assert "labels[0, 0] = 24 is not a class" in checked(acts, labels, lengths)[0].get()
 
 
 @pytest.mark.parametrize(

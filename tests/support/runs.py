@@ -21,8 +21,9 @@ only_all = pytest.mark.skipif(not ALL, reason="JAX_CTC_TEST_ALL=1 runs it: it ta
 
 
 def sampled(count):
-    """Marks a test of which `make test` runs so many cases, spread evenly over all of them, and
-    `make test-all` all. It is for tests that would take more than about a second."""
+    """Marks a test of which `make test` runs so many cases, with as many values of each argument as
+    they can have, and `make test-all` all. It is for tests that would take more than about a
+    second."""
     return pytest.mark.sampled(count)
 
 
@@ -35,10 +36,27 @@ def without_most(items):
             cases[item.path, item.originalname, *mark.args].append(item)
     left_out = set()
     for (*_, count), of_test in cases.items():
-        steps = max(count - 1, 1)  # from the first case to the last
-        chosen = {k * (len(of_test) - 1) // steps for k in range(count)}
-        left_out |= {item for i, item in enumerate(of_test) if i not in chosen}
+        left_out |= set(of_test) - set(sample(of_test, count))
     return [item for item in items if item not in left_out], list(left_out)
+
+
+def sample(cases, count):
+    """So many of the cases. Each has the most values of arguments that none before it has; of
+    equals, those come first that are spread evenly over all cases."""
+    steps = max(count - 1, 1)  # from the first case to the last
+    even = [cases[k * (len(cases) - 1) // steps] for k in range(count)]
+    left = list(dict.fromkeys([*even, *cases]))
+    values = {case: set(case.callspec.indices.items()) for case in left}
+    chosen, seen = [], set()
+    while left and len(chosen) < count:
+        best = max(left, key=lambda case: len(values[case] - seen))
+        if values[best] <= seen:  # all values are there, and come once more
+            seen.clear()
+            best = left[0]
+        chosen.append(best)
+        left.remove(best)
+        seen |= values[best]
+    return chosen
 
 
 def sweep(everything, few):
