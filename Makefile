@@ -13,21 +13,23 @@ FUZZ_ARGS ?=
 SPEECH_ARGS ?=
 
 # Which kernels a checkout compiles. `here`, for this machine: CUDA kernels for the GPUs that are visible, none without
-# one. `test`: also where only nvcc is found, for one architecture, because tests read what nvcc and XLA make of them
-# without a GPU. JAX_CTC_CUDA=OFF, AUTO or ON takes the place of both: no CUDA kernels; those for all architectures
-# where nvcc is found; those or an error.
+# one. `nvcc`, for `make test-all`: also where only nvcc is found, for one architecture, because tests read what nvcc and
+# XLA make of them without a GPU. They take a minute. JAX_CTC_CUDA=OFF, AUTO or ON takes the place of both: no CUDA kernels;
+# those for all architectures where nvcc is found; those or an error.
 JAX_CTC_CUDA ?=
+JAX_CTC_TEST_ALL ?=
+ALL := $(filter-out 0,$(JAX_CTC_TEST_ALL))
 HERE := $(VENV)/.installed-$(or $(JAX_CTC_CUDA),here)
-TESTED := $(VENV)/.installed-$(or $(JAX_CTC_CUDA),test)
+TESTED := $(VENV)/.installed-$(or $(JAX_CTC_CUDA),$(if $(ALL),nvcc,here))
 GPUS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | awk '$$1 >= 8 {print 10 * $$1}' | sort -u)
 
 space := $() $()
 architectures-here = $(subst $(space),;,$(strip $(GPUS)))
-architectures-test = $(or $(architectures-here),90)
+architectures-nvcc = $(or $(architectures-here),90)
 cuda-here = $(if $(GPUS),AUTO,OFF)
-cuda-test = AUTO
+cuda-nvcc = AUTO
 why-here = $(if $(GPUS),CUDA kernels for $(architectures-here) (JAX_CTC_CUDA=OFF leaves them out),no CUDA kernels: no NVIDIA GPU that they support is visible (JAX_CTC_CUDA=AUTO compiles them))
-why-test = CUDA kernels for $(architectures-test) where nvcc is found (JAX_CTC_CUDA=OFF leaves them and their tests out)
+why-nvcc = CUDA kernels for $(architectures-nvcc) where nvcc is found (JAX_CTC_CUDA=OFF leaves them and their tests out)
 
 # Two pips at once would break the environment.
 .NOTPARALLEL:
@@ -43,12 +45,12 @@ speech: $(HERE) $(VENV)/.demo-tools
 	@echo '== training the network, about five minutes on two cores'
 	$(BIN)/python examples/speech.py --output speech.png $(SPEECH_ARGS)
 
-test: $(TESTED) $(VENV)/.test-tools
+test: $(TESTED) $(VENV)/.test-tools $(if $(ALL),$(VENV)/.cuda-plugin)
 	JAX_CUDA_PLUGIN="$(abspath $(VENV)/cuda-plugin)" PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pytest -n auto --dist worksteal $(TEST_ARGS)
 
-# With the long variants of tests.
-test-all: export JAX_CTC_TEST_ALL = 1
-test-all: test
+# With the long variants of tests, and with CUDA kernels where nvcc is found.
+test-all:
+	@$(MAKE) --no-print-directory test JAX_CTC_TEST_ALL=1
 
 # Random problems against an oracle, for a minute. FUZZ_ARGS="--seconds 600 --seed 7"
 fuzz: $(HERE)
@@ -119,13 +121,17 @@ $(VENV)/.installed-%: $(VENV)/.build-tools $(SOURCES)
 	  --config-settings cmake.define.JAX_CTC_CUDA=$(or $(cuda-$*),$*) \
 	  --config-settings 'cmake.define.CMAKE_CUDA_ARCHITECTURES=$(architectures-$*)' .
 	@rm -f $(VENV)/.installed-*
-	@touch $@ $(if $(filter test,$*),$(HERE))
+	@touch $@ $(if $(filter nvcc,$*),$(HERE))
 	@$(BIN)/python -P -c 'from jax_ctc import build_info; x = build_info(); print("   CPU:", x["cpu"], " CUDA:", x["cuda"])'
 
-# XLA's compiler for NVIDIA GPUs goes to a place of its own: it needs no GPU, but JAX would look for one.
 $(VENV)/.test-tools: $(VENV)/.pip examples/requirements.txt
-	@echo '== what the tests need, half a minute'
+	@echo '== what the tests need, a quarter of a minute'
 	@$(PIP) --group test -r examples/requirements.txt
+	@touch $@
+
+# XLA's compiler for NVIDIA GPUs goes to a place of its own: it needs no GPU, but JAX would look for one.
+$(VENV)/.cuda-plugin: $(VENV)/.test-tools
+	@echo "== XLA's compiler for NVIDIA GPUs, a quarter of a minute"
 	@version=$$($(BIN)/python -c 'from importlib.metadata import version; print(version("jaxlib"))') && \
 	  $(PIP) --upgrade --no-deps --target $(VENV)/cuda-plugin \
 	    jax-cuda13-plugin==$$version jax-cuda13-pjrt==$$version || \

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What XLA makes of the op on NVIDIA GPUs, read off programs that are compiled without having one.
 
-Needs XLA's CUDA plugin for the JAX in use, in a directory of its own that JAX_CUDA_PLUGIN names:
+Needs the CUDA kernels, and XLA's CUDA plugin for the JAX in use in a directory of its own, which
+JAX_CUDA_PLUGIN names. `make test-all` has both where nvcc is found; the plugin comes by
   pip install --no-deps --target DIRECTORY jax-cuda13-plugin==VERSION jax-cuda13-pjrt==VERSION
 """
 
@@ -26,11 +27,12 @@ T, B, L = gpu_program.T, gpu_program.B, gpu_program.L
 PLUGIN = os.environ.get("JAX_CUDA_PLUGIN", "")
 
 with_kernels = pytest.mark.skipif(
-    not jax_ctc.build_info()["cuda"], reason="jax_ctc was built without CUDA kernels"
+    not jax_ctc.build_info()["cuda"],
+    reason="jax_ctc was built without CUDA kernels (make test-all builds them if nvcc is there)",
 )
 with_compiler = pytest.mark.skipif(
     not (Path(PLUGIN) / "jax_plugins").is_dir() or not PLUGIN,
-    reason="JAX_CUDA_PLUGIN names no directory with XLA's CUDA plugin",
+    reason="JAX_CUDA_PLUGIN names no directory with XLA's CUDA plugin (make test-all has it)",
 )
 SIZES = pytest.mark.parametrize("size", ["dense", "compact"])
 LAYOUTS = pytest.mark.parametrize("layout", ["TBV", "BTV"])

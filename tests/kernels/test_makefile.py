@@ -15,7 +15,7 @@ pytestmark = [
 ]
 
 
-def commands_of(target, folder, capabilities=None, JAX_CTC_CUDA=""):
+def commands_of(target, folder, capabilities=None, JAX_CTC_CUDA="", JAX_CTC_TEST_ALL=""):
     """What `make` would run on a machine with GPUs of these compute capabilities; or whose driver
     does not run."""
     (folder / "bin").mkdir()
@@ -24,7 +24,10 @@ def commands_of(target, folder, capabilities=None, JAX_CTC_CUDA=""):
     smi.write_text(f"#!/bin/sh\n{lines}\n")
     smi.chmod(0o755)
     path = f"{smi.parent}:{Path(shutil.which('make')).parent}:/usr/bin:/bin"
-    environment = {"MAKEFLAGS": "", "PATH": path, "JAX_CTC_CUDA": JAX_CTC_CUDA}
+    environment = {
+        "MAKEFLAGS": "", "PATH": path, "JAX_CTC_CUDA": JAX_CTC_CUDA,
+        "JAX_CTC_TEST_ALL": JAX_CTC_TEST_ALL,
+    }  # fmt: skip
     done = run("make", "-n", "-C", ROOT, target, f"VENV={folder / 'venv'}", **environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -47,18 +50,26 @@ def kernels_in(commands):
     ],
     ids=str,
 )
-def test_a_checkout_compiles_for_the_gpus_that_are_visible(capabilities, expected, tmp_path):
-    commands = commands_of("demo", tmp_path, capabilities)
+@pytest.mark.parametrize("target", ["demo", "test"])
+def test_a_checkout_compiles_for_the_gpus_that_are_visible(
+    target, capabilities, expected, tmp_path
+):
+    commands = commands_of(target, tmp_path, capabilities)
     assert kernels_in(commands) == expected
     assert "JAX_CTC_CUDA=" in re.search(r"^echo .*kernels.*", commands, re.MULTILINE).group()
 
 
+@pytest.mark.parametrize(("target", "variable"), [("test-all", ""), ("test", "1")])
 @pytest.mark.parametrize(("capabilities", "expected"), [(None, "90"), (["8.0"], "80")], ids=str)
-def test_tests_run_with_cuda_kernels_wherever_nvcc_is_found(capabilities, expected, tmp_path):
-    assert kernels_in(commands_of("test", tmp_path, capabilities)) == ("AUTO", expected)
+def test_long_tests_have_cuda_kernels_wherever_nvcc_is_found(
+    target, variable, capabilities, expected, tmp_path
+):
+    commands = commands_of(target, tmp_path, capabilities, JAX_CTC_TEST_ALL=variable)
+    assert kernels_in(commands) == ("AUTO", expected)
+    assert "jax-cuda13-pjrt==" in commands
 
 
-@pytest.mark.parametrize("target", ["demo", "test"])
+@pytest.mark.parametrize("target", ["demo", "test", "test-all"])
 def test_the_environment_decides_which_kernels_are_compiled(target, tmp_path):
     commands = commands_of(target, tmp_path, ["9.0"], JAX_CTC_CUDA="OFF")
     assert kernels_in(commands) == ("OFF", "")
