@@ -11,14 +11,16 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
+from . import ROOT, need, no_options
+
+need("matplotlib")
+
+import matplotlib  # noqa: E402
 
 matplotlib.use("Agg")
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
-
-from . import ROOT, no_options
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 

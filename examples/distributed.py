@@ -27,6 +27,7 @@ import subprocess
 import sys
 import threading
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -82,6 +83,7 @@ def start_here(count: int, arguments: list[str]) -> int:
         subprocess.Popen(
             [sys.executable, __file__, *arguments, *common, "--process", str(i)],
             stdin=subprocess.PIPE,  # never written; the system closes it when we end
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},  # else each takes every GPU
         )
         for i in range(count)
     ]
@@ -112,8 +114,8 @@ def end_with_stdin() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def main() -> int:
-    """Trains, and prints the costs. Returns the exit status."""
+def arguments() -> argparse.Namespace:
+    """The arguments. Where they do not go together, the program ends and says what it expected."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -124,17 +126,38 @@ def main() -> int:
     parser.add_argument("--here", type=int, help="start this many processes on this machine")
     parser.add_argument("--cluster", action="store_true", help="found by jax.distributed itself")
     parser.add_argument("--coordinator", help="host:port of process 0")
-    parser.add_argument("--processes", type=int)
-    parser.add_argument("--process", type=int, help="number of this process, from 0")
+    parser.add_argument("--processes", type=int, help="number of all processes")
+    parser.add_argument("--process", type=int, help="which of them this is, from 0")
     parser.add_argument("--end-with-stdin", action="store_true", help="used by --here itself")
     args = parser.parse_args()
-    if args.end_with_stdin:
-        end_with_stdin()
     for name in ("steps", "batch", "here", "processes"):
         if (value := getattr(args, name)) is not None and value < 1:
             parser.error(f"--{name}: expected at least 1, got {value}")
-    if not args.coordinator and not (args.processes is args.process is None):
-        parser.error("--processes and --process go with --coordinator")
+    ways = [f"--{name}" for name in ("here", "cluster", "coordinator") if getattr(args, name)]
+    if len(ways) > 1:
+        parser.error(f"expected one of --here, --cluster, --coordinator, got {' and '.join(ways)}")
+    together = ("coordinator", "processes", "process")
+    got = [f"--{name}" for name in together if getattr(args, name) is not None]
+    if got and len(got) < len(together):
+        parser.error(
+            f"expected --coordinator, --processes and --process together, got {' and '.join(got)}"
+        )
+    if got and ":" not in args.coordinator:
+        parser.error(f"--coordinator: expected host:port, got {args.coordinator!r}")
+    if got and not 0 <= args.process < args.processes:
+        parser.error(f"--process: expected 0 to {args.processes - 1}, got {args.process}")
+    if args.costs and not args.process:  # process 0 writes the file
+        file = Path(args.costs)
+        if file.is_dir() or not file.parent.is_dir():
+            parser.error(f"--costs: expected a file in a folder that exists, got {file}")
+    return args
+
+
+def main() -> int:
+    """Trains, and prints the costs. Returns the exit status."""
+    args = arguments()
+    if args.end_with_stdin:
+        end_with_stdin()
     if args.here:
         plain = [f"--steps={args.steps}", f"--batch={args.batch}", f"--seed={args.seed}"]
         return start_here(args.here, plain + ([f"--costs={args.costs}"] if args.costs else []))

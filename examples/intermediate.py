@@ -123,7 +123,7 @@ def main() -> int:
     rng = np.random.default_rng(args.seed)
     vectors = rng.normal(size=(1 + args.words, FEATURES)).astype(np.float32)
     encoder = Encoder(1 + args.words, nnx.Rngs(args.seed))
-    schedule = optax.warmup_cosine_decay_schedule(0.0, 4e-3, args.steps // 5 + 1, args.steps + 2)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, 4e-3, args.steps // 5, args.steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
     state = optimizer.init(encoder)
     with trange(args.steps, desc="training", unit="step") as progress:

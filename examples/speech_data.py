@@ -73,6 +73,12 @@ def recordings(folder: Path) -> list[Recording]:
         path = sounds / f"{name}.wav"
         if text and path.exists():
             with wave.open(str(path)) as file:
+                got = file.getframerate(), 8 * file.getsampwidth(), file.getnchannels()
+                if got != (RATE, 16, 1):
+                    raise SystemExit(
+                        f"{path}: expected {RATE} samples a second, 16 bits, 1 channel; "
+                        f"got {got[0]}, {got[1]}, {got[2]}"
+                    )
                 samples = np.frombuffer(file.readframes(file.getnframes()), "<i2")
             result.append(Recording(name, text, samples.astype(np.float32) / 2**15))
     return result

@@ -33,6 +33,7 @@ from .problems import SHAPES, Shape, problem
 
 RESULTS = ROOT / "benchmarks" / "results" / "instructions.md"
 MACHINES = ("znver3", "skylake")  # as llvm-mca names them
+OF_CYCLES = ("llvm-mca", "objdump")  # the tools
 LOOPS = (SHAPES["letters"], SHAPES["word pieces"])  # a table of classes; rows by themselves
 
 # The subject of a function, by its file. Files that all subjects use (lanes.h, scaled.h) have none.
@@ -167,7 +168,7 @@ def tables(processor: Processor, folder: Path, shapes: dict[str, Shape]) -> Iter
     for isa in processor.sets:
         yield from table(processor, program, folder, isa, shapes)
         yield ""
-    if "avx2" in processor.sets and shutil.which("llvm-mca") and shutil.which("objdump"):
+    if "avx2" in processor.sets and all(map(shutil.which, OF_CYCLES)):
         yield from ("Cycles a turn, as llvm-mca expects them; avx2.", "")
         for shape in LOOPS:
             if shape in shapes.values():
@@ -177,17 +178,25 @@ def tables(processor: Processor, folder: Path, shapes: dict[str, Shape]) -> Iter
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+        prog="python -m benchmarks.cpu.instructions", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="one small shape, nothing is written")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     shapes = {"small": SHAPES["small"]} if options.quick else SHAPES
+    if not options.quick:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+    # A run of a part does not overwrite the results of a whole one.
+    partial = options.output.with_name(f"partial-{options.output.name}")
     lines, output = [], options.output
+    if missing := [tool for tool in OF_CYCLES if shutil.which(tool) is None]:
+        print(f"cycles: not found: {', '.join(missing)}")
+        output = partial
     for processor in counting.PROCESSORS:
         if missing := processor.missing():
             print(f"{', '.join(processor.sets)}: not found: {', '.join(missing)}")
-            output = options.output.with_name(f"partial-{options.output.name}")
+            output = partial
             continue
         lines += [f"Instructions of one thread, by {processor.counter}; {processor.version()}.", ""]
         print(lines[-2], flush=True)

@@ -18,9 +18,10 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-from .. import ROOT, import_what_is_installed
+from .. import ROOT, import_what_is_installed, need
 
 import_what_is_installed()
+need("optax", "rich", "matplotlib")
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -139,10 +140,14 @@ def growth_of(loss: Loss) -> float:
     return growth(lambda: program(*arguments))
 
 
-def resident(name: str) -> float:
-    """Returns `growth_of` in a process of its own."""
+def resident(name: str, say: Callable[[str], None]) -> float:
+    """Returns `growth_of` in a process of its own, or NaN where that ends with an error."""
     command = [sys.executable, "-m", "benchmarks.cpu.output_layer", "--run", name]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        why = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
+        say(f"\n{name}: one run ends with an error ({why[0]})")
+        return float("nan")
     return float(done.stdout.split()[-1])
 
 
@@ -174,7 +179,7 @@ def main() -> None:
     found = memory(classes, say)
     if options.quick:
         return
-    ours, theirs = resident("ctc_linear"), resident("layer + ctc")
+    ours, theirs = (resident(name, say) for name in ("ctc_linear", "layer + ctc"))
     gradients = 4e-6 * (T * B * D + D * V + V)
     say(
         f"\nOne run at V = {V:,}: the resident size grows by {ours:,.0f} MB with ctc_linear, by "

@@ -30,9 +30,9 @@ from .report import report
 
 SECTIONS = {  # module and seconds of each; the last one also gets the seconds that are left
     "machine": ("machine", 40),
-    "tests": ("tests", 120),
+    "tests": ("tests", 90),
     "speed": ("speed", 190),
-    "kernels": ("kernels", 45),
+    "kernels": ("kernels", 75),
     "accuracy": ("accuracy", 30),
     "sanitizer": ("sanitizer", 45),
     "suite": ("tests", 50),
@@ -158,10 +158,11 @@ def main() -> None:
     parser.add_argument("--section", choices=[*SECTIONS, *HIDDEN], help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    given = options.seconds_per_section
     if options.section:
-        seconds = options.seconds_per_section or 60
+        seconds = 60 if given is None else given
         return in_this_process(options.section, options.json, seconds, options.tiny)
-    if options.seconds_per_section and options.seconds_per_section < LEAST_SECONDS:
+    if given is not None and not given >= LEAST_SECONDS:
         parser.error(f"--seconds-per-section must be {LEAST_SECONDS} or more")
 
     signal.signal(signal.SIGTERM, stop)
@@ -175,7 +176,7 @@ def main() -> None:
             for name in names:
                 left = end - time.monotonic()
                 seconds = left if name == "suite" else min(left, SECTIONS[name][1])
-                seconds = options.seconds_per_section or seconds
+                seconds = seconds if given is None else given
                 if seconds < LEAST_SECONDS:
                     rows.append({"section": name, "ended": "not begun: no time left", "seconds": 0})
                     continue

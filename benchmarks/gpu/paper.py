@@ -354,4 +354,7 @@ def show(*cells):
 
 
 if __name__ == "__main__":
+    from .. import no_options
+
+    no_options("gpu.paper", __doc__)
     sys.exit(main())

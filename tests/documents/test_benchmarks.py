@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What benchmarks/ report where a peer, or a part of the tests, dies."""
+"""What benchmarks/ report where a peer, or a part of the tests, dies; and what they overwrite."""
 
 import importlib
+import importlib.util
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -55,3 +57,54 @@ def test_the_table_has_the_shapes_that_were_timed(benchmarks):
     ]
     rows = benchmarks("cpu.report").rows([{**result, "peers": found} for found in peers])
     assert [row[5:7] for row in rows] == [["torch 6 (3.0)", "3.0x"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "not_installed", "prefix"),
+    [
+        ("", ["warpctc_pytorch"], ""),
+        ("", ["torch"], "partial-"),
+        ("--no-sweeps", [], "partial-"),
+        ("--rounds 1", [], "partial-"),
+        ("--seconds 0.1", [], "partial-"),
+        ("--shapes small", [], "partial-"),
+        ("--peers jax_ctc optax", [], "partial-"),
+        ("--quick", [], "quick-"),
+    ],
+)
+def test_a_comparison_of_a_part_has_a_file_of_its_own(
+    benchmarks, monkeypatch, tmp_path, arguments, not_installed, prefix
+):
+    for needed in ("rich", "matplotlib"):
+        pytest.importorskip(needed, reason="what the benchmarks need is not installed")
+    compare = benchmarks("cpu.compare")
+    monkeypatch.setattr(compare, "Worker", lambda *_: SimpleNamespace(stop=lambda: None))
+    monkeypatch.setattr(compare, "measure", lambda *_: None)
+    monkeypatch.setattr(
+        compare, "machine", lambda _: {"cpu": "a cpu", "threads": 1, "versions": {}}
+    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name not in not_installed)
+    monkeypatch.setattr(sys, "argv", ["", *arguments.split(), "--output", str(tmp_path)])
+    compare.main()
+    assert {file.name for file in tmp_path.iterdir()} == {
+        f"{prefix}a-cpu.json",
+        f"{prefix}a-cpu.md",
+    }
+
+
+def test_without_a_time_of_ours_there_is_no_limit(benchmarks):
+    worker = SimpleNamespace(ask=lambda **_: {"error": "the process ended"})
+    assert benchmarks("cpu.limits").measure(worker, 1, 0.1) == {}
+
+
+def test_all_sections_of_a_gpu_have_their_time(benchmarks):
+    main = benchmarks("gpu.__main__")
+    assert sum(seconds for _, seconds in main.SECTIONS.values()) <= main.ALL_SECONDS
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "9", "nan"])
+def test_a_section_of_a_gpu_has_some_seconds(benchmarks, monkeypatch, capsys, seconds):
+    monkeypatch.setattr(sys, "argv", ["", "--seconds-per-section", seconds])
+    with pytest.raises(SystemExit):
+        benchmarks("gpu.__main__").main()
+    assert "--seconds-per-section must be 10 or more" in capsys.readouterr().err

@@ -33,6 +33,29 @@ def test_a_number_of_steps_that_trains_nothing_is_an_error(name):
     assert "--steps: expected at least 1, got 0" in done.stderr
 
 
+@only_all
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--here 2 --cluster", "expected one of --here, --cluster, --coordinator, got --here and"),
+        ("--coordinator localhost:1", "together, got --coordinator"),
+        ("--processes 2 --process 0", "together, got --processes and --process"),
+        (
+            "--coordinator localhost --processes 2 --process 0",
+            "expected host:port, got 'localhost'",
+        ),
+        ("--coordinator localhost:1 --processes 2 --process 2", "expected 0 to 1, got 2"),
+        ("--costs /no-such-folder/x.json", "expected a file in a folder that exists, got /no-such"),
+    ],
+)
+def test_arguments_of_processes_that_do_not_go_together_are_an_error(arguments, said):
+    for needed in ("flax", "optax", "matplotlib", "rapidfuzz", "sklearn", "tqdm"):
+        pytest.importorskip(needed, reason="examples/requirements.txt is not installed")
+    done = run(sys.executable, ROOT / "examples" / "distributed.py", *arguments.split())
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
 WORDS = "zero one two three four five six seven eight nine".split()
 TEXTS = {f"digits/{n}": word for n, word in enumerate(WORDS)} | {
     "a": "Press 1 (one) to hear it.",
@@ -86,6 +109,17 @@ def test_speech_data_keeps_what_is_held_out_apart(recordings_of_noise, monkeypat
     sizes = [1600 + 80 * WORDS.index(word) for word in string.words]
     np.testing.assert_array_equal(at, np.cumsum(sizes)[:-1])
     assert len(string.samples) == sum(sizes)
+
+
+def test_speech_data_refuses_another_rate(recordings_of_noise, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    import speech_data as data
+
+    with wave.open(str(recordings_of_noise / "a.wav"), "wb") as file:
+        file.setparams((2, 2, 16000, 0, "NONE", ""))
+        file.writeframes(bytes(400))
+    with pytest.raises(SystemExit, match=r"a\.wav: expected 8000 .* 1 channel; got 16000, 16, 2"):
+        data.recordings(recordings_of_noise)
 
 
 @only_all
