@@ -23,7 +23,8 @@ def known(name: str, value: object, wanted: str) -> None:
     if isinstance(value, Tracer):
         raise TypeError(
             f"`{name}`: expected {wanted}, got a traced value. It must be known when the program "
-            f"is traced: name it in static_argnames of jax.jit."
+            "is traced: name it in static_argnames of jax.jit. Under jax.vmap make one call for "
+            "each value."
         )
 
 
