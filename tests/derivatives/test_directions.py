@@ -64,3 +64,19 @@ def test_a_direction_that_moves_one_class_by_much(V, spread, v):
     acts, direction = spread * rng.normal(size=(250, 1, V)), rng.normal(size=(250, 1, V))
     direction[..., v] += 1000
     assert_product(acts, direction, rng.integers(1, V, (1, 80)))
+
+
+@pytest.mark.parametrize("V", [5, 8, 9, 11, 13, 16, 17, 19])
+def test_every_class_counts_in_a_tangent_of_few_classes(V):
+    """The last vector of a row begins before the end of the one before it."""
+    T = 2 * V + 4
+    acts = np.random.default_rng(V).normal(size=(T, 1, V)).astype(np.float32)
+    labels = (np.arange(V + 1)[None] % (V - 1)) + 1
+    cost = lambda acts: jax_ctc.ctc(acts, labels, [T]).sum()  # noqa: E731
+    of_classes = oracle.solve(acts, labels, [T]).gradient.sum((0, 1))
+    for v in range(V):
+        direction = np.zeros_like(acts)
+        direction[..., v] = 1
+        np.testing.assert_allclose(
+            jax.jvp(cost, (acts,), (direction,))[1], of_classes[v], rtol=1e-5, atol=1e-5
+        )

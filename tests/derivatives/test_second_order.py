@@ -239,6 +239,34 @@ def test_float32_products_keep_five_digits(T, L, V, spread, offset):
     np.testing.assert_allclose(product, expected, rtol=0, atol=allowed)
 
 
+@pytest.mark.parametrize("t", range(5))
+def test_a_cotangent_of_one_frame_alone_is_one(t):
+    acts = np.random.default_rng(t).normal(size=(5, 1, 4))
+    gradient = jax.grad(lambda acts: jax_ctc.ctc(acts, np.array([[1, 2]]), np.array([5])).sum())
+    direction = np.zeros_like(acts)
+    direction[t, 0, 1] = 1
+    forward = jax.jvp(gradient, (acts,), (direction,))[1]
+    backward = jax.grad(lambda acts: gradient(acts)[t, 0, 1])(acts)
+    assert np.abs(forward[t]).max() > 1e-3
+    np.testing.assert_allclose(backward, forward, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_changes_of_tangents_of_halves_are_float32(dtype):
+    rng = np.random.default_rng(0)
+    acts, u, v = (jnp.asarray(rng.normal(size=(20, 2, 6)), dtype) for _ in range(3))
+    labels, lengths = np.array([[1, 2], [3, 3]]), np.array([20, 15])
+
+    def change(acts, u, v):
+        cost = lambda acts: jax_ctc.ctc(acts, labels, lengths)  # noqa: E731
+        return jax.jvp(lambda acts: jax.jvp(cost, (acts,), (u,))[1], (acts,), (v,))[1]
+
+    found = change(acts, u, v)
+    assert found.dtype == np.float32
+    wide = change(*(x.astype(np.float32) for x in (acts, u, v)))
+    np.testing.assert_allclose(found, wide, rtol=2e-2, atol=2e-2)
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_products_have_the_dtype_of_acts(dtype):
     acts = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2, 4)), dtype)

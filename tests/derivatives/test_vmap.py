@@ -230,3 +230,15 @@ def test_a_second_call_outside_of_jit_compiles_nothing(of):
     COMPILED.clear()
     call()
     assert not COMPILED
+
+
+def test_a_tangent_and_a_gradient_of_mapped_batches_are_those_of_each():
+    acts, direction = np.random.default_rng(0).normal(size=(2, 3, 5, 2, 4))
+    cost = lambda acts: jax_ctc.ctc(acts, np.ones((2, 2), int), np.array([5, 4]))  # noqa: E731
+    slopes = jax.jvp(jax.vmap(cost), (acts,), (direction,))[1]
+    gradients = jax.grad(lambda acts: jax.vmap(cost)(acts).sum())(acts)
+    for k in range(3):
+        one = jax.jvp(cost, (acts[k],), (direction[k],))[1]
+        np.testing.assert_allclose(slopes[k], one, rtol=1e-9)
+        alone = jax.grad(lambda acts: cost(acts).sum())(acts[k])
+        np.testing.assert_allclose(gradients[k], alone, rtol=1e-9, atol=1e-12)

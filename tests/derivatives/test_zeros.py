@@ -262,3 +262,17 @@ def test_a_product_is_zero_where_the_gradient_is(V, L, dtype, cotangent, wild):
         assert np.isnan(out[:, NAN]).all()
         used = out[: T - 2, SHORT][:, [0, 1, 2]]
         assert np.isfinite(used).all() == (cotangent == 1)
+
+
+@pytest.mark.parametrize("cotangent", [np.inf, -np.inf, np.nan], ids=["inf", "-inf", "nan"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_wide_rows_of_halves_have_the_gradient_that_one_times_the_cotangent_is(dtype, cotangent):
+    acts = np.random.default_rng(0).normal(size=(12, 1, 2100))
+    acts[..., 100:] = -np.inf
+    pull_back = jax.vjp(
+        lambda acts: jax_ctc.ctc(acts, np.array([[5, 6, 7]]), np.array([12])),
+        jnp.asarray(acts).astype(dtype),
+    )[1]
+    unit, found = (np.asarray(pull_back(jnp.full(1, c, "f"))[0], float) for c in (1, cotangent))
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(found, np.where(unit == 0, 0, unit * cotangent))

@@ -252,6 +252,32 @@ def test_what_has_no_gradient_has_none_whatever_it_is_multiplied_with(case, fact
     assert not np.isfinite(gradient[:6, 2]).all()
 
 
+def test_no_exponent_runs_over_where_all_of_a_long_sequence_is_impossible():
+    acts = np.full((64, 1, 60), -np.inf, np.float32)
+    acts[..., 59] = 0
+    labels, lengths = np.arange(1, 41, dtype=np.int32)[None], np.array([64], np.int32)
+    cost, with_gradient, gradient = evaluate(acts, labels, lengths, ones(lengths))
+    assert np.isposinf(cost).all()
+    assert np.isposinf(with_gradient).all()
+    assert not np.asarray(gradient).any()
+
+
+@pytest.mark.parametrize("time_axis", range(4))
+def test_more_batch_axes_are_mapped_over(time_axis):
+    rng = np.random.default_rng(0)
+    acts = rng.normal(size=(5, 4, 2, 3, 6)).astype(np.float32)
+    labels = rng.integers(1, 6, (4, 2, 3, 2), dtype=np.int32)
+    lengths = rng.integers(3, 6, (4, 2, 3), dtype=np.int32)
+    flat = acts.reshape(5, 24, 6), labels.reshape(24, 2), lengths.reshape(24)
+    expected, *kept = _reference.forward(*flat, **parameters())
+    given = np.moveaxis(acts, 0, time_axis), labels, lengths
+    cost, *residuals = _reference.forward(*given, **parameters() | {"time_axis": time_axis})
+    np.testing.assert_allclose(np.ravel(cost), expected, rtol=1e-6)
+    for x, y in zip(residuals, kept, strict=True):
+        found = np.moveaxis(x, time_axis, 0).reshape(y.shape)
+        np.testing.assert_allclose(found, y, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize("case", [DENSE, COMPACT], ids=["dense", "compact"])
 @sampled(1)
 def test_a_zero_cotangent_is_a_zero_and_a_nan_stays(case):

@@ -235,11 +235,32 @@ def test_an_odd_sequence_has_no_path_and_leaves_the_others_alone():
     np.testing.assert_array_equal(out.score[:8], [np.nan] * 7 + [-np.inf])
 
 
-def test_a_nan_counts_in_a_sequence_without_an_alignment_too():
-    acts = np.zeros((3, 2, 4), np.float32)
-    acts[1, 0, 2] = np.nan
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_star_among_log_scores_of_halves(dtype):
+    acts = jnp.asarray(np.random.default_rng(0).normal(size=(5, 1, 40)), dtype)
+    given = np.array([[40, 1]]), np.array([5])
+    half, wide = (align(x, *given, softmax=False, star=40) for x in (acts, acts.astype("f")))
+    np.testing.assert_array_equal(half.path, wide.path)
+    np.testing.assert_allclose(half.score, wide.score, rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_star_among_log_scores_reads_all_classes(value):
+    acts = np.zeros((5, 1, 4), np.float32)
+    acts[2, 0, 3] = value
+    found = align(acts, np.array([[4, 1]]), np.array([5]), softmax=False, star=4)
+    assert np.isnan(found.score).all()
+    assert (np.asarray(found.path) == -1).all()
+
+
+@pytest.mark.parametrize("t", range(3))
+@pytest.mark.parametrize("V", [4, 40, 400])
+def test_a_nan_counts_in_a_sequence_without_an_alignment_too(t, V):
+    acts = np.zeros((3, 2, V), np.float32)
+    acts[t, 0, 2] = np.nan
     labels = np.full((2, 9), 1, np.int32)
     np.testing.assert_array_equal(align(acts, labels, np.array([3, 3])).score, [np.nan, -np.inf])
+    np.testing.assert_array_equal(jax_ctc.ctc(acts, labels, np.array([3, 3])), [np.nan, np.inf])
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,14 @@ def test_only_the_best_classes_of_a_frame_are_appended():
                      all_classes.score)  # fmt: skip
 
 
+def test_the_blank_is_none_of_the_classes_of_a_frame():
+    acts = np.random.default_rng(0).normal(size=(4, 100)).astype("f")
+    acts[:, 0] += 8
+    found = decode(acts, None, beam_width=3, top_paths=3, classes_per_frame=1)
+    assert np.isfinite(found.score).all()
+    assert found.label_lengths.tolist() == [0, 1, 1]
+
+
 def test_a_score_is_that_of_ctc_or_less():
     """Less if paths were pruned."""
     rng = np.random.default_rng(0)

@@ -165,6 +165,12 @@ def test_numpy_labels_closed_over_by_jit_keep_their_value(x64, request):
     assert outcome == "nan" or str(2**32 + 1) in outcome
 
 
+def test_a_cost_is_as_strong_as_any_float32():
+    """Times a bfloat16 it is float32, also if acts are made of Python's numbers."""
+    cost = jax.eval_shape(lambda x: jax_ctc.ctc(jnp.full((4, 3), x), np.array([1]), 4), 1.0)
+    assert not cost.weak_type
+
+
 @halves
 def test_a_forward_jacobian_of_halves_is_the_reverse_one(dtype):
     acts, *rest = COMPACT.arguments(dtype)

@@ -87,6 +87,9 @@ def test_log_probabilities_have_the_cost_of_their_logits():
 
 def test_a_cost_may_be_below_zero():
     np.testing.assert_allclose(ctc(np.full((2, 2), 3.0), np.array([1]), 2), -6 - np.log(3))
+    p = {"time_axis": 0, "blank": 0, "threads": 0, "softmax": False}
+    pure = _reference.loss(jnp.full((2, 2), 3.0), jnp.array([1]), jnp.array(2), **p)
+    np.testing.assert_allclose(pure, -6 - np.log(3))
 
 
 def test_second_order_is_that_of_the_occupancies():

@@ -211,3 +211,12 @@ def test_the_sum_of_a_wide_row_is_right_to_one_rounding():
     exact /= exact.sum(axis=2, keepdims=True)
     most = 8e-8 if COMPILED and DEVICE == "cpu" else 4e-7
     assert abs((gradient / exact - 1)[..., 1:].mean(axis=2)).max() < most
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("labels", [[[1400]], [[]]], ids=["a label", "no label"])
+def test_a_nan_counts_in_a_piece_of_a_row_that_is_minus_infinity(dtype, labels):
+    acts = np.full((2, 1, 1500), -np.inf)
+    acts[:, 0, 1400], acts[0, 0, 7] = 0, np.nan
+    cost = jax_ctc.ctc(jnp.asarray(acts, dtype), np.array(labels, np.int32), np.array([2]))
+    assert np.isnan(cost).all()

@@ -196,3 +196,13 @@ def test_log_scores_that_a_label_leads_by_much_in_most_frames():
     # The ratio of the largest logit to the blank has the rounding that the label's has.
     as_logits = jax_ctc.ctc(acts, labels, np.array([frames]))
     np.testing.assert_allclose(as_logits, truth.cost, atol=1e-5)
+
+
+@pytest.mark.parametrize("V", [300, 1500])
+@pytest.mark.parametrize("base", [-2e4, -1e8, -1e30])
+def test_wide_rows_may_lie_far_below_zero(V, base):
+    acts = np.full((3, 1, V), base, np.float32)
+    even = jax_ctc.ctc(acts, [[5]], [3])
+    np.testing.assert_allclose(even, [3 * np.log(V) - np.log(6)], rtol=1e-5)  # of six paths
+    acts[..., 5] *= np.float32(0.99)
+    np.testing.assert_array_equal(jax_ctc.ctc(acts, [[5]], [3]), [0])

@@ -74,6 +74,41 @@ def test_wrong_replication_over_vocab_axis_raises(specs, message):
         jax.jit(mapped)(acts, labels, lengths)
 
 
+def test_two_axes_of_classes_shard_acts_both_or_there_is_an_error():
+    (acts, labels, lengths), *_ = problem(24)
+    assert labels.max() >= 12
+    both = "data", "model"
+
+    def costs(axes):
+        mapped = jax.shard_map(
+            partial(jax_ctc.ctc, vocab_axis=both), mesh=mesh_of(2, 4),
+            in_specs=(P(None, None, axes), P(), P()), out_specs=P(),
+        )  # fmt: skip
+        return jax.jit(mapped)(acts, labels, lengths)
+
+    np.testing.assert_allclose(costs(both), jax_ctc.ctc(acts, labels, lengths), rtol=1e-6)
+    with pytest.raises(ValueError, match="all along 'data'"):
+        costs("model")
+
+
+def test_a_shard_map_that_does_not_check_variation_is_believed():
+    (acts, *rest), *_ = problem(24)
+    mapped = jax.shard_map(
+        partial(jax_ctc.ctc, vocab_axis="model"), mesh=mesh_of(1, 8),
+        in_specs=(P(None, None, "model"), P(), P()), out_specs=P(), check_vma=False,
+    )  # fmt: skip
+    np.testing.assert_allclose(jax.jit(mapped)(acts, *rest), jax_ctc.ctc(acts, *rest), rtol=1e-6)
+
+
+def test_an_axis_of_one_device_may_shard_classes():
+    (acts, *rest), *_ = problem(24)
+    mesh = mesh_of(8, 1, AxisType.Explicit)
+    with mesh_in_use(mesh):
+        typed = jax.device_put(acts, NamedSharding(mesh, P(None, None, "model")))
+        found = jax.jit(jax_ctc.ctc)(typed, *rest)
+    np.testing.assert_allclose(found, jax_ctc.ctc(acts, *rest), rtol=1e-6)
+
+
 def test_hidden_sharded_over_vocab_axis_raises():
     (hidden, *rest), *_ = problem(24)
     mapped = jax.shard_map(

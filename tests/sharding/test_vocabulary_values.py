@@ -106,6 +106,16 @@ def gradient_but_of_the_third(f):
 
 
 @few_classes
+def test_an_infinite_direction_of_a_class_of_probability_zero_does_not_count(f):
+    (acts, labels, lengths), *_ = problem(40)
+    other = np.setdiff1d(np.arange(1, 40), labels)[0]
+    acts, direction = acts.copy(), np.ones_like(acts)
+    acts[..., other], direction[..., other] = -np.inf, np.inf
+    change = jax.jvp(lambda acts: f(acts, labels, lengths), (acts,), (direction,))[1]
+    np.testing.assert_allclose(change, 0, atol=1e-4)
+
+
+@few_classes
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_what_does_not_count_has_gradient_zero_whatever_acts_hold(f, value):
     (acts, labels, lengths), *_ = problem(40)
