@@ -31,8 +31,8 @@ constexpr int kCountBytes = 16;
 
 constexpr int kSchedulers = 4;  // of a multiprocessor
 
-constexpr int kStripsTogether =
-    8;  // the most that sweep at the same time: three bits of an exponent name one (feed.cuh)
+// The most strips that sweep at the same time: three bits of an exponent name one (feed.cuh).
+constexpr int kStripsTogether = 8;
 
 // Strips, a block each, in which the warps that sweep `sequences` of up to L labels with a pair a lane have a scheduler
 // each; 0 if they cannot. Each block has a multiprocessor of its own: of two blocks with fewer warps nobody knows which
