@@ -3,7 +3,7 @@
 
 A table is for V <= 256 (kernels/cpu/simd/sequence_rows.h). With AVX-512 registers take its place
 for 16 <= V <= 64, if V <= 3 L. Every remainder of T and V by four, every place in a group of
-frames, both kinds of residuals. Rows of more than 1024 classes are read in pieces (normaliser.h).
+frames, both kinds of residuals. Rows of more than 1024 classes are read in pieces (row_pieces.h).
 """
 
 import jax

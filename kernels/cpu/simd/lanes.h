@@ -201,6 +201,17 @@ template <int by, int width, class V> CTC_FN V max_over(V v) {
 template <class V> CTC_FN auto sum_of_lanes(V v) { return sum_over<1, kCount<V>>(v)[0]; }
 template <class V> CTC_FN auto max_of_lanes(V v) { return max_over<1, kCount<V>>(v)[0]; }
 
+// Whether a comparison holds in a lane.
+CTC_FN bool holds_anywhere(IntLanes where) {
+#if CTC_VECTOR_BYTES == 64
+  return _mm512_test_epi32_mask(bits<__m512i>(where), bits<__m512i>(where)) != 0;
+#elif CTC_VECTOR_BYTES == 32
+  return !_mm256_testz_si256(bits<__m256i>(where), bits<__m256i>(where));
+#else
+  return sum_of_lanes(where) != 0;
+#endif
+}
+
 // The sums of as many pairs of lanes as a vector has doubles.
 CTC_FN DoubleLanes sum_of_pairs(DoubleLanes v) { return v; }
 CTC_FN DoubleLanes sum_of_pairs(FloatLanes v) {

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sum of a wide row, wherever its largest logit stands and however far it is above the others.
+
+The kernels sum relative to the largest of the first 64 logits, and look again at the part of a row
+that has the largest of all (kernels/cpu/simd/row_sums.h). With one frame and no label the cost is
+log(sum of exp(x - x[blank])), and the most probable class has that sum without its own term.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jax_ctc
+from jax_ctc._primitives.top_class import top_class_p
+from support.results import assert_same_bits
+from support.runs import sampled
+
+# One part of a row, some, one piece, and two to five stretches of eight pieces.
+WIDTHS = [129, 300, 1024, 1025, 4101, 8192, 8201, 16_397, 40_003]
+
+
+def confident(rest):
+    """Rows whose largest logit is 0, over such a rest."""
+    return lambda x: np.where(x == x.max(), 0, rest + 0.1 * x)
+
+
+def first_ones(value, count=64):
+    def rows(x):
+        x = x.copy()
+        x[:count] = np.where(x[:count] == x.max(), x.max(), value + 0.1 * x[:count])
+        return x
+
+    return rows
+
+
+ROWS = {
+    "normal": lambda x: x,
+    "all equal": lambda x: 0 * x + 3,
+    "rising": lambda x: np.where(x == x.max(), 30, np.linspace(-30, 29, len(x))),
+    "one of others -20": confident(-20),
+    "one of others -9": confident(-9),
+    "a sum of less than 4": lambda x: confident(np.log(2.8 / len(x)))(x),
+    "a sum of more than 4": lambda x: confident(np.log(3.2 / len(x)))(x),
+    "first ones 39 below": first_ones(-34),
+    "first ones 41 below": first_ones(-36),
+    "first ones 105 below": first_ones(-100),
+    "first ones 1e4 below": first_ones(-1e4),
+    "first ones 1e6 below": first_ones(-1e6),
+    "first ones -inf": first_ones(-np.inf),
+    "later ones -inf": lambda x: np.where((np.arange(len(x)) < 64) | (x == x.max()), x, -np.inf),
+    "all but the largest -inf": lambda x: np.where(x == x.max(), x, -np.inf),
+    "around 16380": lambda x: x + 16380,
+    "around -16380": lambda x: x - 16380,
+    "around 1e5": lambda x: x + 1e5,
+    "around 1e6": lambda x: x + 1e6,
+}
+
+
+def row(kind, V, place, other=None):
+    """Its largest logit is at `place`, and in `other` places too."""
+    x = np.random.default_rng(V + place).normal(size=V)
+    x[place] = 5
+    x = ROWS[kind](x).astype(np.float32)
+    if other is not None:
+        x[other] = x[place]
+    return x
+
+
+def places(V):
+    return [0, 63, 64, V // 2, V - 1]
+
+
+def sums_of_others(rows, place):
+    """The sum of exp(x - x[place]) over all other classes."""
+    exact = np.asarray(rows, np.float64)
+    terms = np.exp(exact - exact[:, place : place + 1])
+    return np.delete(terms, place, axis=1).sum(axis=1)
+
+
+@partial(jax.jit, static_argnames="blank")
+def cost(rows, blank):
+    return jax_ctc.ctc(
+        rows[None],
+        np.zeros((len(rows), 0), np.int32),
+        np.ones(len(rows), np.int32),
+        blank=blank,
+    )
+
+
+@jax.jit
+def top_class(rows):
+    few = np.zeros((len(rows), 0), np.int32), np.ones(len(rows), np.int32)
+    return [x[0] for x in top_class_p.bind(rows[None], *few, time_axis=0, blank=0, threads=0)]
+
+
+def assert_summed(rows, place):
+    """The digits of a small sum are those of log(1 + sum), so the cost of a row has them too."""
+    others = sums_of_others(rows, place)
+    np.testing.assert_allclose(cost(rows, place), np.log1p(others), rtol=1e-6)
+    best, top, found = top_class(rows)
+    np.testing.assert_array_equal(best, np.argmax(np.asarray(rows), axis=1))
+    np.testing.assert_array_equal(top, np.asarray(rows).max(axis=1))
+    np.testing.assert_allclose(found, others, rtol=1e-6)
+
+
+@pytest.mark.parametrize("V", WIDTHS)
+@pytest.mark.parametrize("at", range(5))
+@sampled(12)
+def test_the_digits_of_the_sum_do_not_depend_on_where_the_largest_is(V, at):
+    place = places(V)[at]
+    assert_summed(np.stack([row(kind, V, place) for kind in ROWS]), place)
+
+
+@pytest.mark.parametrize("V", WIDTHS)
+@pytest.mark.parametrize("at", range(5))
+@sampled(12)
+def test_equal_largest_logits_in_other_parts_count(V, at):
+    place = places(V)[at]
+    others = [0, V // 3, np.r_[V // 2 : V], np.r_[0:V:100]]
+    assert_summed(np.stack([row(k, V, place, other) for k in ROWS for other in others]), place)
+
+
+@pytest.mark.parametrize("V", WIDTHS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@sampled(6)
+def test_halves_have_the_sums_of_the_same_floats(V, dtype):
+    rows = np.stack([row(kind, V, place) for kind in ROWS for place in places(V)])
+    half = jnp.asarray(np.clip(rows, -6e4, 6e4), dtype)
+    assert_same_bits(cost(half, 0), cost(half.astype(jnp.float32), 0))
+
+
+@pytest.mark.parametrize("V", WIDTHS)
+@pytest.mark.parametrize("odd", [np.nan, -np.nan, np.inf], ids=["nan", "-nan", "inf"])
+@sampled(9)
+def test_a_row_with_a_nan_or_an_infinite_logit_has_no_sum(V, odd):
+    rows = np.stack([row(kind, V, V // 2) for kind in ROWS])
+    for place in places(V):
+        bad = rows.copy()
+        bad[:, place] = odd
+        blank = 1 if place == 0 else 0
+        assert np.isnan(cost(bad, blank)).all()
+        best, _, others = top_class(bad)
+        assert (np.asarray(best) == -1).all()
+        assert np.isnan(others).all()
