@@ -53,6 +53,18 @@ def test_what_is_not_a_number_stays_with_its_sequence(value, place):
     np.testing.assert_allclose(gradient, expected[1], atol=TOLERANCE[np.dtype("float32")])
 
 
+@pytest.mark.parametrize("value", [3, np.nan, np.inf, -np.inf])
+def test_slices_of_many_classes_are_as_the_oracle_says(value):
+    """The kernels read rows of more than 1024 classes in another way."""
+    (acts, labels, lengths), *_ = problem(8 * 1500)
+    acts = acts.copy()
+    acts[2, 1, [5000, 5001, 11_000]] = value
+    cost, gradient = solution_of(over_eight)(acts, labels, lengths)
+    expected = oracle.cost_and_gradient(acts, labels, lengths)
+    assert_costs(cost, expected[0], T)
+    assert_gradient(gradient, expected[1])
+
+
 @pytest.mark.parametrize(("spread", "offset"), [(1, 0), (20, 0), (3, 1000), (3, -1000)])
 @sampled(2)
 def test_large_logits_and_long_sequences_keep_their_digits(spread, offset):

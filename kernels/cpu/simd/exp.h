@@ -131,33 +131,33 @@ template <class F> class ExpOfDifferences {
   template <class V> CTC_INLINE ExpFactors<V> operator()(V x) const { return exp_factors<F>(x - top); }
   double of_top() const { return 1; }
 };
-// The same without the subtraction, of floats that are not far: relative to 2^k, where k is about top * log2(e). Here
-// `top` may be any number that is at most kAbove below the largest x. That log2(e) is rounded changes exp(x) and of(y)
-// by nearly the same factor: the relative error of their ratio grows to |x - y| / 2^26. Only with a fused multiply-add,
-// because the product with log2(e) must not be rounded. All entries of a sum are divided by `of` the largest. So it is
-// a double: an error of it would not be averaged.
+// The same without the subtraction, of floats that are not far: relative to 2^k, where k is top * log2(e) rounded. Here
+// x may be up to kAbove above `top`. That log2(e) is rounded changes exp(x) and of(y) by nearly the same factor: the
+// relative error of their ratio grows to |x - y| / 2^26. Only with a fused multiply-add, because the product with
+// log2(e) must not be rounded. All entries of a sum are divided by `of` the largest. So it is a double: an error of it
+// would not be averaged.
 class ExpOfLogits {
+  float k;
+  double f_of_top;
   FloatLanes lowest, round;
-  double k, f_of_top;
 
  public:
-  static constexpr float kAbove = 40;  // the sum of any part of a row stays finite
+  static constexpr float kAbove = 40;  // nats. Exponents and the sums of parts of a row stay in range
   // Then `lowest` is right to a small part of 1 / 2^kBits, and `round` is exact.
   template <class F> static bool allows(F top) {
     constexpr F kMost = 16384;
     return kFused && sizeof(F) == 4 && top < kMost && -top < kMost;
   }
-  explicit ExpOfLogits(float top) {
-    const float k = __builtin_rintf(top * kLog2E<float>);
-    this->k = k, f_of_top = log2_of(top);
-    lowest = splat<FloatLanes>((k - Layout<float>::bias) * 0.693147180559945309417f);
-    round = splat<FloatLanes>(kRoundExponent<float> - k);
-  }
+  explicit ExpOfLogits(float top)
+      : k(__builtin_rintf(top * kLog2E<float>)),
+        f_of_top(log2_of(top)),
+        lowest(splat<FloatLanes>((k - Layout<float>::bias) * 0.693147180559945309417f)),
+        round(splat<FloatLanes>(kRoundExponent<float> - k)) {}
   CTC_INLINE ExpFactors<FloatLanes> operator()(FloatLanes x) const {
     return factors_of<float>(exp_parts<float>(max_of(lowest, x), round));
   }
   double of_top() const { return polynomial<Exp2<double>>(f_of_top); }
-  // Of a number that is not far from top.
+  // Of a number that is not far from top. Of top itself n is 0.
   double of(float x) const {
     const double y = log2_of(x), n = __builtin_rint(y);
     return polynomial<Exp2<double>>(y - n) *

@@ -202,7 +202,7 @@ template <class V> CTC_FN auto sum_of_lanes(V v) { return sum_over<1, kCount<V>>
 template <class V> CTC_FN auto max_of_lanes(V v) { return max_over<1, kCount<V>>(v)[0]; }
 
 // Whether a comparison holds in a lane.
-CTC_FN bool holds_anywhere(IntLanes where) {
+template <class Z> CTC_FN bool holds_anywhere(Z where) {
 #if CTC_VECTOR_BYTES == 64
   return _mm512_test_epi32_mask(bits<__m512i>(where), bits<__m512i>(where)) != 0;
 #elif CTC_VECTOR_BYTES == 32

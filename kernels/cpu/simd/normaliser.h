@@ -20,7 +20,7 @@ template <class F> Normaliser<F> reference_of_scores(const F* x, int64_t n) {
     top = max_of(v, top), nan |= v != v;
   }
   const F shift = max_of_lanes(top);
-  const bool defined = shift < kInfinity && sum_of_lanes(nan) == 0;
+  const bool defined = shift < kInfinity && !holds_anywhere(nan);
   return {shift > -kInfinity ? shift : F(0), defined ? 1 : __builtin_nan("")};
 }
 

@@ -27,8 +27,8 @@ template <class F> F largest(const F* x, int64_t V) {
 // V = 1e5 would give the gradient an error of 2e-5.
 template <class F> constexpr int64_t kPart = 32 * kLanes<F>;
 
-// The sum of what add(entries, sum) adds to sums, of the entries [begin, end) of one part. -inf takes the place of what
-// is missing in the last vector.
+// Calls add(vector, sums) for the vectors of one part, the entries [begin, end), and returns the sums of lanes. -inf
+// takes the place of what is missing in the last vector.
 template <class F, class Add, bool kLater>
 CTC_INLINE Lanes<F> add_part(const F* x, int64_t begin, int64_t end, const Add& add, Ahead<kLater>& ahead) {
   using Vec = Lanes<F>;
@@ -45,7 +45,7 @@ CTC_INLINE Lanes<F> add_part(const F* x, int64_t begin, int64_t end, const Add& 
   return a + b;
 }
 
-// The sum of exp(x) over n entries, in two parts: the number of entries equal to top, and the sum of the others.
+// Of n entries: the number of those equal to top, and the sum of exp of the others, relative to what `exp` is.
 struct PieceSum {
   double ties, tail;
 };
@@ -121,10 +121,8 @@ template <class F> struct Part {
   int64_t begin, n;
 };
 
-// The parts of some pieces.
-template <class F> class Parts {
-  Part<F> list[8 * Pieces::kMost / kPart<F>];
-
+// The parts of some pieces, a stretch of the row.
+template <class F> class Stretch {
  public:
   static constexpr int64_t kPieces = 8;
   int64_t count = 0;
@@ -132,8 +130,8 @@ template <class F> class Parts {
   Part<F>* begin() { return list; }
   Part<F>* end() { return list + count; }
 
-  // Reads the entries [begin, begin + n) of a row, which are `x`.
-  CTC_INLINE void read(const F* x, int64_t begin, int64_t n, const ExpOfLogits& exp, Ahead<true> ahead) {
+  // Adds the entries [begin, begin + n) of a row, which are `x`.
+  CTC_INLINE void add_piece(const F* x, int64_t begin, int64_t n, const ExpOfLogits& exp, Ahead<true> ahead) {
     using Vec = Lanes<F>;
     for (int64_t v = 0; v < n; v += kPart<F>) {
       Vec tops = splat<Vec>(-F(__builtin_inf()));
@@ -148,9 +146,12 @@ template <class F> class Parts {
     }
     ahead.prefetch_rest();
   }
+
+ private:
+  Part<F> list[kPieces * Pieces::kMost / kPart<F>];
 };
 
-// The entries of a part of n that add_part takes for one lane. Returns their number.
+// Copies the entries of a part of n that one lane of its vectors has (add_part). Returns their number.
 template <class F> int64_t entries_of_lane(const F* x, int64_t n, int lane, F* to) {
   constexpr int N = kLanes<F>;
   int64_t count = 0, v = 0;
@@ -160,16 +161,16 @@ template <class F> int64_t entries_of_lane(const F* x, int64_t n, int lane, F* t
   return count;
 }
 
-// The same in one pass, for rows of two pieces and more. The sum is relative to the largest of the first entries. When
-// the largest of all is known, the lanes that have it are read again, without the entries equal to it. False if the row
-// is not one for this: if logits are far, or +inf, or much larger than the first ones.
+// The sums of a row of two pieces or more, each of which is read once. The sum is relative to the largest of the first
+// entries. When the largest entry of a stretch is known, the lane that has it is read again, without this entry. False
+// if the row is not one for this: if its first entries are far or -inf, or if others are +inf, NaN or much larger.
 template <class F> bool sum_in_one_pass(Dtype dtype, const void* row, int64_t V, const void* next, RowSums<F>& to) {
   using Vec = Lanes<F>;
-  constexpr int64_t N = kLanes<F>, kPieces = Parts<F>::kPieces;
+  constexpr int64_t N = kLanes<F>, kPieces = Stretch<F>::kPieces, kFirst = 64;
   const Pieces pieces(row, element_size(dtype), V, next);
   F wide[Pieces::kMost];
-  const int64_t few = min_of(V, Pieces::kStep);
-  const F first_top = largest(pieces.read(dtype, 0, few, wide), few);
+  const int64_t first = min_of(V, kFirst);
+  const F first_top = largest(pieces.read(dtype, 0, first, wide), first);
   if (!ExpOfLogits::allows(first_top)) return false;
   const ExpOfLogits exp(first_top);
   F top = first_top;
@@ -178,12 +179,12 @@ template <class F> bool sum_in_one_pass(Dtype dtype, const void* row, int64_t V,
     const PieceSum others = sum_piece<true>(x, n, top, exp, Ahead<false>{});
     ties += others.ties, sum += others.tail;
   };
-  for (int64_t first = 0; first < pieces.count; first += kPieces) {
-    Parts<F> parts;
-    for (int64_t k = first; k < min_of(first + kPieces, pieces.count); ++k) {
+  for (int64_t first_piece = 0; first_piece < pieces.count; first_piece += kPieces) {
+    Stretch<F> parts;
+    for (int64_t k = first_piece; k < min_of(first_piece + kPieces, pieces.count); ++k) {
       const int64_t begin = pieces.begin(k), n = pieces.length(k);
       const F* const x = pieces.read(dtype, begin, n, wide);
-      parts.read(x, begin, n, exp, pieces.ahead<true>(k));
+      parts.add_piece(x, begin, n, exp, pieces.ahead<true>(k));
     }
     Vec tops = splat<Vec>(top);
     for (const Part<F>& part : parts) tops = max_of(tops, part.tops);
@@ -198,16 +199,16 @@ template <class F> bool sum_in_one_pass(Dtype dtype, const void* row, int64_t V,
       sums += sum_of_pairs(at_top ? Vec{} : parts[i].sums);
       lanes -= at_top, place |= at_top & (number_lanes<Vec>() + Integer<F>(i * N));
     }
-    const auto read = [&](const Part<F>& part) { return pieces.read(dtype, part.begin, part.n, wide); };
+    const auto entries_of = [&](const Part<F>& part) { return pieces.read(dtype, part.begin, part.n, wide); };
     if (const int64_t count = sum_of_lanes(lanes); count == 1) {
       const int64_t at = sum_of_lanes(place);
       F entries[kPart<F> / N];
-      add_others(entries, entries_of_lane(read(parts[at / N]), parts[at / N].n, at % N, entries));
+      add_others(entries, entries_of_lane(entries_of(parts[at / N]), parts[at / N].n, at % N, entries));
     } else if (count > 1) {
       sums = DoubleLanes{};
       for (const Part<F>& part : parts) {
         if (holds_anywhere(part.tops == splat<Vec>(top)))
-          add_others(read(part), part.n);
+          add_others(entries_of(part), part.n);
         else
           sums += sum_of_pairs(part.sums);
       }

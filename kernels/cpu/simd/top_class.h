@@ -16,7 +16,7 @@ template <class F> int64_t find(const F* entries, int64_t n, F x) {
   for (; v + kBlock <= n; v += kBlock) {
     Integer<Vec> found = {};
     for (int k = 0; k < kBlock; k += N) found |= equal(v + k);
-    if (sum_of_lanes(found) != 0) break;
+    if (holds_anywhere(found)) break;
   }
   for (; v + N <= n; v += N) {
     const Integer<Vec> from_end = equal(v) & (splat<Integer<Vec>>(N) - number_lanes<Vec>());
