@@ -38,7 +38,8 @@ LOOPS = (SHAPES["letters"], SHAPES["word pieces"])  # a table of classes; rows b
 
 # The subject of a function, by its file. Files that all subjects use (lanes.h, scaled.h) have none.
 PARTS = {
-    "normaliser.h": "rows", "emissions.h": "emissions", "recursion.h": "step", "step.h": "step",
+    "row_pieces.h": "rows", "row_sums.h": "rows", "normaliser.h": "rows",
+    "emissions.h": "emissions", "recursion.h": "step", "step.h": "step",
     "sweep.h": "step", "occupancy.h": "posterior", "forward.h": "posterior",
     "sequence_rows.h": "emissions", "ratios.h": "emissions", "row_registers.h": "emissions",
     "group_step.h": "step", "group_sweep.h": "posterior", "stored_beta.h": "posterior",

@@ -32,6 +32,18 @@ def test_each_part_is_of_code_that_there_is(instructions):
     assert set(instructions.PARTS.values()) < set(instructions.NAMES)
 
 
+# Of the kernels for one sequence or row: what all subjects use, and what the programs do not call.
+OF_NO_SUBJECT = {"arena.h", "exp.h", "group_numbers.h", "half.h", "interface.h", "lanes.h"}
+OF_NO_SUBJECT |= {"slice_sums.h", "table.h", "target.h", "top_class.h", "best_classes.h"}
+OF_NO_SUBJECT |= {"align.h", "align_emissions.h"}
+
+
+def test_each_file_of_the_cpu_kernels_has_a_subject_or_is_known_to_have_none(instructions):
+    files = {path.name for path in (ROOT / "kernels" / "cpu" / "simd").glob("*.h")}
+    of_names = {file for file, _ in instructions.PARTS_OF_NAMES}
+    assert files - set(instructions.PARTS) - of_names == OF_NO_SUBJECT
+
+
 def test_an_instruction_belongs_to_the_innermost_subject(instructions):
     chain = [("load", "lanes.h"), ("gather<float>", "class_table.h"), ("read", "emissions.h")]
     assert instructions.part_of(chain) == "emissions"

@@ -58,6 +58,7 @@ ROWS = {
     "around -16380": lambda x: x - 16380,
     "around 1e5": lambda x: x + 1e5,
     "around 1e6": lambda x: x + 1e6,
+    "around -3e7": lambda x: x - 3e7,
 }
 
 
