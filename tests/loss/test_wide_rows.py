@@ -16,9 +16,11 @@ import pytest
 
 import jax_ctc
 from jax_ctc._primitives.top_class import top_class_p
-from support.results import assert_same_bits
+from support.results import COMPILED, DEVICE, assert_same_bits
 from support.runs import sampled, sweep
 
+# XLA's sums of pure JAX, and exp on a GPU, are less exact.
+DIGITS = 1e-6 if COMPILED and DEVICE == "cpu" else 4e-6
 # Rows of one piece, which are read twice, and of one to five stretches of eight pieces. The last
 # part has 1 to 9 entries, or is full.
 WIDTHS = [129, 300, 1024, 1025, 4101, 8192, 8201, 16_397, 40_003]
@@ -110,11 +112,11 @@ def top_class(rows):
 def assert_summed(rows, place):
     """The digits of a small sum are those of log(1 + sum), so the cost of a row has them too."""
     others = sums_of_others(rows, place)
-    np.testing.assert_allclose(cost(rows, place), np.log1p(others), rtol=1e-6)
+    np.testing.assert_allclose(cost(rows, place), np.log1p(others), rtol=DIGITS)
     best, top, found = top_class(rows)
     np.testing.assert_array_equal(best, np.argmax(np.asarray(rows), axis=1))
     np.testing.assert_array_equal(top, np.asarray(rows).max(axis=1))
-    np.testing.assert_allclose(found, others, rtol=1e-6)
+    np.testing.assert_allclose(found, others, rtol=DIGITS)
 
 
 @AT
