@@ -127,8 +127,8 @@ template <class F> class Stretch {
   static constexpr int64_t kPieces = 8;
   int64_t count = 0;
   const Part<F>& operator[](int64_t i) const { return list[i]; }
-  Part<F>* begin() { return list; }
-  Part<F>* end() { return list + count; }
+  const Part<F>* begin() const { return list; }
+  const Part<F>* end() const { return list + count; }
 
   // Adds the entries [begin, begin + n) of a row, which are `x`.
   CTC_INLINE void add_piece(const F* x, int64_t begin, int64_t n, const ExpOfLogits& exp, Ahead<true> ahead) {
@@ -169,7 +169,7 @@ template <class F> bool sum_in_one_pass(Dtype dtype, const void* row, int64_t V,
   constexpr int64_t N = kLanes<F>, kPieces = Stretch<F>::kPieces, kFirst = 64;
   const Pieces pieces(row, element_size(dtype), V, next);
   F wide[Pieces::kMost];
-  const int64_t first = min_of(V, kFirst);
+  const int64_t first = min_of(V, kFirst);  // kFirst. With the constant alone GCC 12 warns of a loop
   const F first_top = largest(pieces.read(dtype, 0, first, wide), first);
   if (!ExpOfLogits::allows(first_top)) return false;
   const ExpOfLogits exp(first_top);
@@ -221,8 +221,9 @@ template <class F> bool sum_in_one_pass(Dtype dtype, const void* row, int64_t V,
 
 // `next` is the row that is read next.
 template <class F> RowSums<F> sum_row(Dtype dtype, const void* row, int64_t V, const void* next) {
+  // A row of one piece takes as long in two passes, or less.
   if constexpr (kFused && sizeof(F) == 4) {
-    RowSums<F> sums;  // of one piece two passes take as long
+    RowSums<F> sums;
     if (V > Pieces::kMost && sum_in_one_pass(dtype, row, V, next, sums)) return sums;
   }
   return sum_in_two_passes<F>(dtype, row, V, next);
