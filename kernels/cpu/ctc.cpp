@@ -6,6 +6,7 @@
 #include <limits>
 #include <vector>
 
+#include "corrections.h"
 #include "dispatch.h"
 #include "labels.h"
 #include "memory.h"
@@ -52,7 +53,7 @@ void run_sequence(const Problem& p, int64_t sequence, KnownRows<F> known, F* cos
   if (training) {
     if (!s.dense()) {
       out.has_gaps = in.L > 0 && labels.columns.back() != in.L;
-      labels.share_columns();
+      labels.share_columns(s.V);
       out.repeated = labels.repeated.data(), out.repeats = labels.repeated.size();
       if (p.softmax) out.rows = row_of<F>(residuals.rows, first, 2), out.rows_stride = 2 * s.B;
     }
@@ -78,32 +79,28 @@ template <class F> void run_forward(const Problem& p, void* cost, Residuals resi
   });
 }
 
-template <class F> Row<F> row_at(const Problem& p, Residuals residuals, int64_t row, int64_t sequence) {
+template <class F> Row<F> row_at(const Problem& p, Residuals residuals, int64_t row, Corrections corrections) {
   const Shape& s = p.shape;
   const F* normaliser = row_of<F>(residuals.rows, row, 2);
-  return {p.dtype,
-          at(p.acts, row * s.V, p.dtype),
-          s.V,
-          normaliser[0],
-          normaliser[1],
-          row_of<F>(residuals.columns, row, s.columns()),
-          p.labels + sequence * s.L,
-          s.L,
-          p.blank,
-          &thread_scratch()};
+  return {p.dtype,       at(p.acts, row * s.V, p.dtype),
+          s.V,           normaliser[0],
+          normaliser[1], row_of<F>(residuals.columns, row, s.columns()),
+          corrections,   &thread_scratch()};
 }
 
 // Writes cotangent * gradient of one row. Its sequence has valid arguments.
-template <class F> void write_gradient_row(const Problem& p, Residuals residuals, RowIndex at, F cotangent, void* out) {
+template <class F> void write_gradient_row(const Problem& p, Residuals residuals, RowIndex at,
+                                           const BatchCorrections& corrections, F cotangent, void* out) {
   const Shape& s = p.shape;
   if (cotangent == 0 || at.frame >= p.lengths[at.sequence]) {
     std::memset(out, 0, s.V * element_size(p.dtype));
   } else if (s.dense()) {
     kernels<F>().dense_gradient(row_of<F>(residuals.columns, at.row, s.V), s.V, cotangent, p.dtype, out);
   } else if (!p.softmax) {
-    write_scores_gradient(p, row_of<F>(residuals.columns, at.row, s.columns()), at.sequence, cotangent, out);
+    write_scores_gradient(p, row_of<F>(residuals.columns, at.row, s.columns()), corrections.of(at.sequence), cotangent,
+                          out);
   } else {
-    const Row<F> r = row_at<F>(p, residuals, at.row, at.sequence);
+    const Row<F> r = row_at<F>(p, residuals, at.row, corrections.of(at.sequence));
     if (r.scale == 0)
       std::memset(out, 0, s.V * element_size(p.dtype));
     else
@@ -119,33 +116,34 @@ void run_cotangent(const Problem& p, Residuals residuals, const F* cotangents, v
       std::all_of(cotangents, cotangents + s.sequences(), [](F c) { return c == 1; }))
     return;
   advise_huge_pages(gradient, s.rows() * s.V * element_size(p.dtype));
-  const std::vector<char> valid = valid_sequences(p);
+  const BatchCorrections corrections(p, !s.dense());
   for_each_row(p, row_work(p.shape), executor, [&](RowIndex row) {
-    const F cotangent = valid[row.sequence] ? cotangents[row.sequence] : F(0);
-    write_gradient_row<F>(p, residuals, row, cotangent, at(gradient, row.row * s.V, p.dtype));
+    const int64_t i = row.sequence;
+    const F cotangent = corrections.valid(i) ? cotangents[i] : F(0);
+    write_gradient_row<F>(p, residuals, row, corrections, cotangent, at(gradient, row.row * s.V, p.dtype));
   });
 }
 
-template <class F>
-double tangent_of_row(const Problem& p, Residuals residuals, int64_t row, int64_t sequence, const void* direction) {
+template <class F> double tangent_of_row(const Problem& p, Residuals residuals, int64_t row, Corrections corrections,
+                                         const void* direction) {
   const Shape& s = p.shape;
   if (s.dense())
     return kernels<F>().dense_tangent(row_of<F>(residuals.columns, row, s.V), s.V, p.dtype, direction,
                                       &thread_scratch());
-  if (!p.softmax) return scores_tangent(p, row_of<F>(residuals.columns, row, s.columns()), sequence, direction);
-  const Row<F> r = row_at<F>(p, residuals, row, sequence);
+  if (!p.softmax) return scores_tangent(p, row_of<F>(residuals.columns, row, s.columns()), corrections, direction);
+  const Row<F> r = row_at<F>(p, residuals, row, corrections);
   return r.scale == 0 ? 0 : kernels<F>().tangent(r, direction);
 }
 
 template <class F>
 void run_tangent(const Problem& p, Residuals residuals, const void* direction, F* tangents, Executor& executor) {
   const Shape& s = p.shape;
-  const std::vector<char> valid = valid_sequences(p);
+  const BatchCorrections corrections(p, !s.dense());
   std::vector<double> of_row(s.rows());
   for_each_row(p, row_work(s), executor, [&](RowIndex at_row) {
     const int64_t row = at_row.row, i = at_row.sequence;
-    if (valid[i] && at_row.frame < p.lengths[i])
-      of_row[row] = tangent_of_row<F>(p, residuals, row, i, at(direction, row * s.V, p.dtype));
+    if (corrections.valid(i) && at_row.frame < p.lengths[i])
+      of_row[row] = tangent_of_row<F>(p, residuals, row, corrections.of(i), at(direction, row * s.V, p.dtype));
   });
   std::vector<double> sums(s.sequences());  // in the order of frames, whichever thread had them
   const double* row = of_row.data();

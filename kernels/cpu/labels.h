@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which arguments of a sequence are valid, and its labels without padding.
+// Which lengths are valid, and the labels of a sequence without padding.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
-#include <numeric>
 #include <vector>
 
 #include "../common/batch.h"
@@ -13,20 +11,6 @@
 namespace jax_ctc {
 
 inline bool is_valid_length(const Shape& s, int32_t length) { return length >= 0 && length <= s.T; }
-
-// Whether each sequence has a valid length and valid labels. The others have no gradient. Residuals say so too if
-// `forward` made them of the same labels, but a program may hand in any residuals.
-inline std::vector<char> valid_sequences(const Batch& p) {
-  const Shape& s = p.shape;
-  std::vector<char> valid(s.sequences());
-  for (int64_t i = 0; i < s.sequences(); ++i) {
-    const int32_t* row = p.labels + i * s.L;
-    bool bad = !is_valid_length(s, p.lengths[i]);
-    for (int64_t k = 0; k < s.L; ++k) bad |= is_bad_label(row[k], s.V, p.blank);
-    valid[i] = !bad;
-  }
-  return valid;
-}
 
 // The labels of one sequence without padding, and the columns of the compact residual where they stand.
 struct UnpaddedLabels {
@@ -49,19 +33,24 @@ struct UnpaddedLabels {
     values.resize(n), columns.resize(n);
     return !bad;
   }
-  void trim() { jax_ctc::trim(values), jax_ctc::trim(columns), jax_ctc::trim(repeated); }
-  // Gives equal labels the column of their first occurrence.
-  void share_columns() {
-    const size_t n = values.size();
-    std::vector<int32_t> order(n);
-    std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return values[a] < values[b]; });
-    for (size_t k = 1; k < n; ++k)
-      if (values[order[k]] == values[order[k - 1]]) {
-        columns[order[k]] = columns[order[k - 1]];
-        repeated.push_back(order[k]);
-      }
+  void trim() {
+    jax_ctc::trim(values), jax_ctc::trim(columns), jax_ctc::trim(repeated), jax_ctc::trim(column_of_class_);
   }
+  // Gives equal labels the column of their first occurrence.
+  void share_columns(int64_t V) {
+    const size_t n = values.size();
+    if (int64_t(column_of_class_.size()) < V) column_of_class_.resize(V);
+    repeated.reserve(n);  // nothing is thrown below, where column_of_class_ is not 0
+    for (size_t i = 0; i < n; ++i) {
+      int32_t& first = column_of_class_[values[i]];
+      if (first == 0) first = columns[i];
+      if (first != columns[i]) columns[i] = first, repeated.push_back(i);
+    }
+    for (const int32_t value : values) column_of_class_[value] = 0;
+  }
+
+ private:
+  std::vector<int32_t> column_of_class_;  // of each class; 0 between calls
 };
 
 }  // namespace jax_ctc

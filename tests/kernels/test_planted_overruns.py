@@ -117,8 +117,8 @@ PLANTED = {
     ),
     "the labels of halves in pieces": (
         "gradient.h",
-        "i <= r.L; ++i) own[i] =",
-        "i <= r.L + BUG; ++i) own[i] =",
+        "i < count; ++i) own[i] =",
+        "i < count + BUG; ++i) own[i] =",
     ),
     "skips": ("sweep.h", "i < pairs; ++i) skip[i] =", "i < pairs + BUG; ++i) skip[i] ="),
     "checkpoints": ("sweep.h", "checkpoint(k).copy(at)", "checkpoint(k + BUG).copy(at)"),

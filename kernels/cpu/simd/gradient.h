@@ -9,15 +9,8 @@
 namespace jax_ctc {
 namespace {
 
-// Calls visit(i, class) for the blank, i = 0, then for each label: always in this order, so that the bits of what is
-// added up are the same on every call.
-template <class F, class Visit> void each_symbol(const Row<F>& r, Visit visit) {
-  visit(0, r.blank);
-  for (int64_t i = 0; i < r.L; ++i)
-    if (!is_padding(r.labels[i])) visit(1 + i, r.labels[i]);
-}
 template <class F> void subtract_occupancy(const Row<F>& r, F cotangent, F* y) {
-  each_symbol(r, [&](int64_t i, int32_t symbol) { y[symbol] -= cotangent * r.occupancy[i]; });
+  for (const Correction& c : r.corrections) y[c.symbol] -= cotangent * r.occupancy[c.column];
 }
 
 // y = cotangent * (softmax(x) - occupancy). y may be x.
@@ -32,12 +25,13 @@ template <class F> void softmax_less_occupancy(const Row<F>& r, const F* x, F co
 inline void gradient_of_halves(const Row<float>& r, float cotangent, uint16_t* out) {
   constexpr int64_t kPiece = 128, kLine = 64 / sizeof(uint16_t);
   const uint16_t* const x = static_cast<const uint16_t*>(r.acts);
+  const int64_t count = r.corrections.count;
+  const Correction* const corrections = r.corrections.list;
   float *own, *sums, piece[kPiece];
-  take_from(*r.scratch, [&](Arena& arena) { arena.take(own, 1 + r.L), arena.take(sums, r.V); });
-  for (int64_t i = 0; i <= r.L; ++i) own[i] = r.shift;
-  each_symbol(r, [&](int64_t i, int32_t symbol) { own[i] = entry<float>(r.dtype, x, symbol); });
-  scaled_softmax(own, 1 + r.L, r.shift, r.scale * cotangent, own);
-  each_symbol(r, [&](int64_t i, int32_t symbol) { sums[symbol] = own[i]; });
+  take_from(*r.scratch, [&](Arena& arena) { arena.take(own, count), arena.take(sums, r.V); });
+  for (int64_t i = 0; i < count; ++i) own[i] = entry<float>(r.dtype, x, corrections[i].symbol);
+  scaled_softmax(own, count, r.shift, r.scale * cotangent, own);
+  for (int64_t i = 0; i < count; ++i) sums[corrections[i].symbol] = own[i];
   subtract_occupancy(r, cotangent, sums);
   for (int64_t v = 0; v < r.V; v += kPiece) {
     const int64_t n = min_of(kPiece, r.V - v);
@@ -46,20 +40,20 @@ inline void gradient_of_halves(const Row<float>& r, float cotangent, uint16_t* o
     scaled_softmax(piece, n, r.shift, r.scale * cotangent, piece);
     narrow(r.dtype, piece, n, out + v);
   }
-  each_symbol(r, [&](int64_t, int32_t symbol) { set_entry<float>(r.dtype, out, symbol, sums[symbol]); });
+  for (const Correction& c : r.corrections) set_entry<float>(r.dtype, out, c.symbol, sums[c.symbol]);
 }
 
-// Whether a row of halves is wide enough, and has labels so few that it costs little to compute them apart.
-inline bool worth_pieces(int64_t V, int64_t L) {
+// Whether a row of halves is wide enough, and has so few different labels that it costs little to compute them apart.
+inline bool worth_pieces(int64_t V, int64_t labels) {
 #if defined(JAX_CTC_TEST)
   if (tested::pieces_of_halves) return true;
 #endif
-  return V >= 2048 && V >= 64 * L;
+  return V >= 2048 && V >= 64 * labels;
 }
 
 template <class F> void gradient_row(const Row<F>& r, F cotangent, void* out) {
   if constexpr (sizeof(F) == 4)
-    if (is_half(r.dtype) && worth_pieces(r.V, r.L) && is_finite(cotangent))
+    if (is_half(r.dtype) && worth_pieces(r.V, r.corrections.count - 1) && is_finite(cotangent))
       return gradient_of_halves(r, cotangent, static_cast<uint16_t*>(out));
   F* buffer = row_buffer<F>(r.dtype, r.V, 1, *r.scratch);
   F* y = buffer ? buffer : static_cast<F*>(out);
@@ -90,7 +84,7 @@ template <class F> double tangent_row(const Row<F>& r, const void* direction) {
   const F* x = widened(r.dtype, r.acts, r.V, buffer);
   const F* u = widened(r.dtype, direction, r.V, buffer + (buffer ? r.V : 0));
   double sum = softmax_dot(x, r.V, r.shift, r.scale, u, F(0));
-  each_symbol(r, [&](int64_t i, int32_t symbol) { sum -= double(r.occupancy[i]) * u[symbol]; });
+  for (const Correction& c : r.corrections) sum -= double(r.occupancy[c.column]) * u[c.symbol];
   // If the sum is not finite, the direction may have an inf or a NaN where the gradient is 0. Or the residuals are NaN.
   return is_finite(sum) || r.scale != r.scale ? sum : tangent_of_nonzero(r, direction);
 }

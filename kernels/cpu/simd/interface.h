@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the batch (ctc.cpp) passes to the code of one instruction set, and the table of functions that this code
-// defines. There is no vector type and no XLA type here.
+// What the files of cpu/ pass to the code of one instruction set, and the table of functions that this code defines.
+// There is no vector type and no XLA type here.
 #pragma once
 
 #include <cstddef>
@@ -82,17 +82,27 @@ template <class F> struct SequenceResiduals {
   bool dense = false;
 };
 
-// One row of acts with its residuals, compact. The labels are padding or classes of acts. Shift, scale and occupancies
-// may be any numbers, because a program may pass in any residuals.
+// A class that the compact residuals of a sequence correct, and the column of its occupancy.
+struct Correction {
+  int32_t symbol, column;
+};
+// Those of one sequence: of the blank, then of each different label.
+struct Corrections {
+  const Correction* list;
+  int64_t count;
+  const Correction* begin() const { return list; }
+  const Correction* end() const { return list + count; }
+};
+
+// One row of acts with its residuals, compact. Shift, scale and occupancies may be any numbers, because a program may
+// pass in any residuals.
 template <class F> struct Row {
   Dtype dtype;
   const void* acts;
   int64_t V;
   F shift, scale;
-  const F* occupancy;     // of the blank and of each label position
-  const int32_t* labels;  // L entries, with padding
-  int64_t L;
-  int32_t blank;
+  const F* occupancy;  // of the blank and of each label position
+  Corrections corrections;
   Scratch* scratch;
 };
 

@@ -50,7 +50,7 @@ template <class F> class ResidualWriter {
       for (int64_t i = 1; i < out.width; ++i) columns[i] = 0;
       for (int64_t i = 0; i < in.L; ++i) columns[out.column_of_label[i]] += share(of_labels[i]);
     } else {
-      for (int64_t i = 0; i < in.L; ++i) columns[1 + i] = share(of_labels[i]);
+      keep_shares(of_labels, share, columns + 1);
       for (int64_t i = 1 + in.L; i < out.width; ++i) columns[i] = 0;
       for (int64_t r = 0; r < out.repeats; ++r) {
         const int64_t i = out.repeated[r];
@@ -61,6 +61,16 @@ template <class F> class ResidualWriter {
     if (out.rows == nullptr) return;
     out.rows[t * out.rows_stride] = rows.shift[t];
     out.rows[t * out.rows_stride + 1] = rows.scale[t];
+  }
+
+  // The shares of all labels. What lies behind them belongs to another sequence.
+  void keep_shares(const F* of_labels, Share<F> share, F* to) const {
+    using Vec = Lanes<F>;
+    constexpr int N = kLanes<F>;
+    const auto at = [&](int64_t i) { return share(load<Vec>(of_labels + i)); };
+    if (in.L < N) return store_first(to, at(0), in.L);
+    for (int64_t i = 0; i + N <= in.L; i += N) store(to + i, at(i));
+    if (in.L % N > 0) store(to + in.L - N, at(in.L - N));
   }
 
   const Sequence<F>& in;
