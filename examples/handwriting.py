@@ -29,12 +29,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from rapidfuzz.distance import Levenshtein
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from tqdm import trange
 
-from jax_ctc import ctc, ctc_occupancy
+from jax_ctc import ctc, ctc_greedy_decode, ctc_occupancy, label_error_rate
 
 SIDE = 8  # a scan is SIDE x SIDE pixels
 FEWEST, MOST = 4, 8  # digits in a strip
@@ -142,20 +141,9 @@ def train(reader: Reader, compose: Callable[[], Batch], steps: int) -> Reader:
     return jax.block_until_ready(reader)
 
 
-def readings(acts: np.ndarray, lengths: np.ndarray) -> list[list[int]]:
-    """Digits from activations (N, T, CLASSES): the best class of each frame, with runs merged and
-    blanks removed."""
-    result = []
-    for best, length in zip(acts.argmax(axis=-1), lengths, strict=True):
-        best = best[:length]
-        starts = np.diff(best, prepend=BLANK) != 0
-        result.append(best[starts & (best != BLANK)].tolist())
-    return result
-
-
-def label_error_rate(read: list[list[int]], truth: list[list[int]]) -> float:
-    """Insertions, deletions and substitutions per true label."""
-    return sum(map(Levenshtein.distance, read, truth)) / sum(map(len, truth))
+def digits_of(labels: Array | np.ndarray) -> list[list[int]]:
+    """The rows of labels without their padding."""
+    return [row[row >= 0].tolist() for row in np.asarray(labels)]
 
 
 def draw(
@@ -250,10 +238,10 @@ def main() -> int:
 
     images, labels, lengths = held_out
     acts = reader(images)
-    read = readings(np.asarray(acts), lengths)
-    truth = [row[row >= 0].tolist() for row in labels]
-    rate = label_error_rate(read, truth)
-    picture(held_out, acts, read, truth).savefig(args.output)
+    read = ctc_greedy_decode(acts, lengths, blank=BLANK, time_major=False)
+    errors = label_error_rate(read, labels)
+    rate = errors.distance.sum() / errors.label_count.sum()
+    picture(held_out, acts, digits_of(read.labels), digits_of(labels)).savefig(args.output)
     print(f"label error rate  {rate:.2%} on {HELD_OUT} held-out strips")
     print(f"training          {seconds:.0f} s, compilation included, on {jax.devices()[0]}")
     print(f"picture           {args.output}")

@@ -25,10 +25,9 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import Array
-from rapidfuzz.distance import Levenshtein
 from tqdm import trange
 
-from jax_ctc import ctc, ctc_linear
+from jax_ctc import ctc, ctc_greedy_decode, ctc_linear, label_error_rate
 
 FEATURES, WIDTH = 32, 128
 MOST, FRAMES = 12, 48  # words and frames of a sequence
@@ -96,11 +95,8 @@ def train_step(
 
 def error_rate(acts: Array, labels: np.ndarray, lengths: np.ndarray) -> float:
     """Insertions, deletions and substitutions per true label, of the best class of each frame."""
-    errors = 0
-    for best, row, length in zip(np.asarray(acts.argmax(-1)), labels, lengths, strict=True):
-        runs = best[:length][np.diff(best[:length], prepend=0) != 0]
-        errors += Levenshtein.distance(runs[runs > 0].tolist(), row[row >= 0].tolist())
-    return errors / int((labels >= 0).sum())
+    errors = label_error_rate(ctc_greedy_decode(acts, lengths, time_major=False), labels)
+    return float(errors.distance.sum() / errors.label_count.sum())
 
 
 def temporaries(cost: object, encoder: Encoder, batch: Batch) -> float:

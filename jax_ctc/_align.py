@@ -133,7 +133,11 @@ def ctc_align(
     )
 
 
-@functools.partial(jax.jit, inline=True, static_argnames=primitive.PARAMETERS)
+@functools.partial(
+    jax.jit,
+    inline=True,
+    static_argnames=("time_axis", "blank", "threads", "softmax", "star"),
+)
 def _align(acts: Array, labels: Array, lengths: Array, **parameters: int) -> Alignment:
     """An eager call is one program too, because of this jit. So jax.debug_infs checks its result
     only."""

@@ -132,17 +132,19 @@ _COUNT = {
     "strings": "Give one integer for each sequence.",
     "mask": "Count what a mask marks: mask.sum(-1) of (B, L).",
 }
+_LABELS = {
+    "strings": "Give each character its class first, for instance alphabet.index(character).",
+    "mask": "Where a mask marks the labels in use, jnp.where(mask, labels, -1) pads the rest.",
+}
 _ADVICE = {
-    "labels": {
+    "labels": _LABELS
+    | {
         "objects": "Give one array (B, L), its rows padded with -1 to one length.",
-        "strings": "Give each character its class first, for instance alphabet.index(character).",
-        "mask": "Where a mask marks the labels in use, jnp.where(mask, labels, -1) pads the rest.",
         "floats": _CONVERT.format("labels"),
     },
-    "decoded": {
+    "decoded": _LABELS
+    | {
         "objects": "Give one array (B, N), its rows padded with -1 to one length.",
-        "strings": "Give each character its class first, for instance alphabet.index(character).",
-        "mask": "Where a mask marks the labels in use, jnp.where(mask, labels, -1) pads the rest.",
         "floats": _CONVERT.format("decoded"),
     },
     "decoded_lengths": _COUNT | {"floats": _CONVERT.format("decoded_lengths")},

@@ -16,7 +16,7 @@ from . import _arguments, _arrays, _mesh, _split_classes, _static
 from ._arrays import Integers
 from ._loss import with_zeros
 from ._primitives import few_classes, linear_sums
-from ._primitives.tile_function import cost_dtype
+from ._primitives.tile_function import widest_cost_dtype
 
 
 def ctc_linear(
@@ -115,7 +115,7 @@ def ctc_linear(
         kernel=kernel,
     )
     if bias is None:
-        bias = jnp.zeros(kernel.shape[1:], cost_dtype((hidden, kernel)))
+        bias = jnp.zeros(kernel.shape[1:], widest_cost_dtype((hidden, kernel)))
     return _cost(
         a.acts,
         kernel,
@@ -173,7 +173,7 @@ def _product_dtype(hidden: Array, kernel: Array) -> np.dtype:
     logit may be too small for it."""
     if hidden.dtype == kernel.dtype == jnp.bfloat16:
         return np.dtype(jnp.bfloat16)
-    return cost_dtype((hidden, kernel))
+    return widest_cost_dtype((hidden, kernel))
 
 
 def check_layer(hidden: Array, kernel: Array, bias: Array | None) -> None:

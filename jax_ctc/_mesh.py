@@ -66,6 +66,19 @@ def mapped_over(args: Sequence[Array], dims: Sequence[int | None]) -> tuple[str,
     return max(found, key=len)
 
 
+def mapped_size(args: Sequence[Array], dims: Sequence[int | None]) -> int:
+    """Returns the size of the mapped axis of a vmap."""
+    return next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
+
+
+def mapped_to_front(args: Sequence[Array], dims: Sequence[int | None], size: int) -> list[Array]:
+    """Returns the operands with the mapped axis, of this size, in front of all others."""
+    return [
+        jnp.broadcast_to(x, (size, *x.shape)) if d is None else jnp.moveaxis(x, d, 0)
+        for x, d in zip(args, dims, strict=True)
+    ]
+
+
 def mesh_of(args: Sequence[Array]) -> AbstractMesh:
     """Returns the mesh of the types of operands, which may not be set. It is empty if no type has
     one."""

@@ -81,6 +81,4 @@ def _undefined(scores: Array, labels: Array, lengths: Array, time_axis: int, bla
     invalid = _operands.invalid(labels, lengths, T=T, V=V, blank=blank)
     used = _operands.used(scores.shape[:-1], jnp.where(invalid, 0, lengths), time_axis)
     scores = jax.lax.stop_gradient(scores)
-    # XLA's maximum may lose a NaN.
-    no_softmax = jnp.isnan(scores).any(-1) | ~jnp.isfinite(scores.max(-1))
-    return used & (used & no_softmax).any(time_axis, keepdims=True)
+    return used & (used & ~_operands.has_softmax(scores)).any(time_axis, keepdims=True)

@@ -150,6 +150,12 @@ def kept_sizes(V: int, L: int, softmax: bool = True) -> tuple[int, int]:
     return factors, core.min_dim(V, L + 1)
 
 
+def has_softmax(acts: Array) -> Array:
+    """Returns whether each row has a softmax: no NaN, no +inf, and an entry above -inf."""
+    # XLA's maximum may lose a NaN.
+    return ~jnp.isnan(acts).any(-1) & jnp.isfinite(acts.max(-1, initial=-jnp.inf))
+
+
 def cost_dtype(acts_dtype: DTypeLike) -> np.dtype:
     """Returns float64 for float64 acts, else float32."""
     return np.dtype(np.float64 if acts_dtype == np.float64 else np.float32)

@@ -34,7 +34,7 @@ class Given(NamedTuple):
     V: int  # classes of all slices
     L: int
     kernel: Array | None
-    star: bool = False  # whether V is a label too
+    star: bool  # whether V is a label too
 
     @property
     def of_frames(self) -> str:
@@ -54,9 +54,9 @@ def checked(
     *,
     blank: int,
     time_major: bool,
-    slices: int = 1,
-    kernel: Array | None = None,
-    star: int | None = None,
+    slices: int,
+    kernel: Array | None,
+    star: int | None,
 ) -> Given:
     """Returns the arguments as arrays whose shapes and dtypes agree. Raises TypeError (dtypes) and
     ValueError (shapes). `acts` hold the classes of one of `slices` equal slices of V. If `kernel`

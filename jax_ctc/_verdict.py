@@ -79,11 +79,7 @@ def _traced(bad: ArrayOrType, values: ArrayOrType, **parameters: str):
 
 
 def _batch(args, dims, **parameters):
-    size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
-    front = [
-        jnp.broadcast_to(x, (size, *x.shape)) if d is None else jnp.moveaxis(x, d, 0)
-        for x, d in zip(args, dims, strict=True)
-    ]
+    front = _mesh.mapped_to_front(args, dims, _mesh.mapped_size(args, dims))
     if not front[0].size:
         return [], []
     return verdict_p.bind(*front, **parameters), []

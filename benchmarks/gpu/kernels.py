@@ -57,7 +57,7 @@ def name_of(shape: Shape, training: bool) -> str:
 
 def step_time(shape: Shape, training: bool, n: int) -> float:
     step, first = steps_of(problem(shape, "float32"), training)
-    return median_of(in_a_loop(step, first, n))[0]
+    return median_of(in_a_loop(step, first, n))
 
 
 def cycles(shape: Shape, training: bool, clock: float) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def with_a_product(shape: Shape) -> dict[str, Any]:
     def step(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         return jax.jvp(gradient, state[:1], state[1:])
 
-    both = median_of(in_a_loop(step, (acts, acts + 1), 100))[0]
+    both = median_of(in_a_loop(step, (acts, acts + 1), 100))
     return {
         "what": f"{' '.join(map(str, shape))} loss+grad+product",
         "kernel": "all",
@@ -101,7 +101,7 @@ def alignment(shape: Shape) -> dict[str, Any]:
     def next_lengths(n: jax.Array) -> jax.Array:  # no score is above 0, so lengths do not change
         return n + (jax_ctc.ctc_align(acts, labels, n).score > 0).astype(n.dtype)
 
-    us = median_of(in_a_loop(next_lengths, lengths, 100 if shape[0] < 10_000 else 1))[0]
+    us = median_of(in_a_loop(next_lengths, lengths, 100 if shape[0] < 10_000 else 1))
     return {
         "what": f"{' '.join(map(str, shape))} alignment",
         "kernel": "all",

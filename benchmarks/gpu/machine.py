@@ -45,9 +45,9 @@ def machine(write: Callable[..., None], tiny: bool, deadline: float) -> None:
     write(what="one small loss", value=float(one_small_loss()))
     write(what="copy, GB/s, read and written", value=copy_bandwidth(tiny) / 1e9)
     calls = dispatched(jax.jit(lambda x: x + 1), (jnp.zeros(1),), 200)
-    write(what="an empty call, us", value=median_of(calls)[0])
+    write(what="an empty call, us", value=median_of(calls))
     chain = in_a_loop(lambda x: x + (x < 0).astype(x.dtype), jnp.zeros(16, jnp.int32), 2000)
-    write(what="a step of an empty loop, us", value=median_of(chain)[0])
+    write(what="a step of an empty loop, us", value=median_of(chain))
     try:
         write(what="copy by torch, GB/s", value=torch_bandwidth())
     except Exception as error:

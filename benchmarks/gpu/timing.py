@@ -15,10 +15,8 @@ Timer = Callable[[], float]
 State = TypeVar("State")  # an array, or a tree of them
 
 
-def median_of(timer: Timer, turns: int = 5) -> tuple[float, float]:
-    """Median and spread (largest minus smallest)."""
-    times = [timer() for _ in range(turns)]
-    return statistics.median(times), max(times) - min(times)
+def median_of(timer: Timer) -> float:
+    return statistics.median(timer() for _ in range(5))
 
 
 def dispatched(f: Callable[..., Any], args: Any, n: int) -> Timer:
@@ -69,11 +67,11 @@ def in_a_loop(
     return run
 
 
-def copy_bandwidth(tiny: bool = False) -> float:
+def copy_bandwidth(tiny: bool) -> float:
     """Bytes per second, read plus written, for arrays of 1 GB."""
     x = jnp.zeros((1 << 16) if tiny else (1 << 28), jnp.float32)
     calls = dispatched(jax.jit(lambda x: -x), (x,), 20)
-    return 2 * x.nbytes / (median_of(calls)[0] * 1e-6)
+    return 2 * x.nbytes / (median_of(calls) * 1e-6)
 
 
 def clock_under_load(tiny: bool) -> float:

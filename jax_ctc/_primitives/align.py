@@ -22,7 +22,6 @@ from .family import define, one_by_one
 from .zero_product import multiply
 
 _ACTS = 0
-PARAMETERS = ("time_axis", "blank", "threads", "softmax", "star")
 
 
 # ---- batching ----------------------------------------------------------------------------------

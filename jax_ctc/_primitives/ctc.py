@@ -69,7 +69,7 @@ def _batch_shared_acts(op, args, dims, *, time_axis, **params):
         return _ONCE[op](*args, dim=dims[_LINEAR], time_axis=time_axis, **params)
     acts = args[_ACTS]
     if op in ("loss", "forward"):
-        hypotheses = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
+        hypotheses = _mesh.mapped_size(args, dims)
         if _copies_are_better(acts, hypotheses, args[_LABELS].shape[-1], params["softmax"]):
             return None
         return _hypotheses(op, args, dims, time_axis=time_axis, **params)

@@ -102,7 +102,7 @@ def _batch_acts(op, args, dims, *, time_axis, **params):
     """The new axis stays where acts have it. So acts are moved only if they are mapped over V."""
     signature = _operands.SIGNATURES[op]
     names = _mesh.mapped_over(args, dims)
-    size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
+    size = _mesh.mapped_size(args, dims)
     new_axis = dims[0]  # of arrays with T
     if new_axis is None or new_axis > args[0].ndim - 2:
         new_axis = 0

@@ -19,7 +19,7 @@ from jax.interpreters import ad
 from .. import _mesh
 from . import few_classes, row_sums, tiles
 from .family import RESIDUALS, one_by_one, zero_like
-from .tile_function import Function, Per, Tile, cost_dtype
+from .tile_function import Function, Per, Tile, widest_cost_dtype
 from .wide_product import AXES, product
 
 # ---- functions of a tile -----------------------------------------------------------------------
@@ -149,7 +149,7 @@ def _centre(layer, primals, directions, time_axis):
     """Returns the tangent of `top`, which may be chosen. The choice is the direction of the first
     class, so that what is common to all classes of a direction cancels."""
     lengths, hidden, kernel, bias, symbols = primals
-    dtype = cost_dtype((hidden, kernel, bias))
+    dtype = widest_cost_dtype((hidden, kernel, bias))
     tile = Tile(hidden.shape[:-1], 1, lengths, 0, 0)
     hidden, d_hidden = (x.astype(dtype) for x in (hidden, directions[0]))
     kernel, d_kernel, d_bias = (x[..., :1].astype(dtype) for x in (kernel, *directions[1:]))
@@ -176,10 +176,9 @@ def _batch(args, dims, *, function, time_axis, tile_bytes):
         return [*sums, scores], [None, None, None, scores.ndim - 2]
 
     if dims[2] is None and dims[3] is None:  # one more axis of the batch
-        size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
-        lengths, hidden, symbols = (
-            jnp.broadcast_to(x, (size, *x.shape)) if d is None else jnp.moveaxis(x, d, 0)
-            for x, d in ((args[i], dims[i]) for i in (0, 1, 4))
+        size, of_batch = _mesh.mapped_size(args, dims), (0, 1, 4)
+        lengths, hidden, symbols = _mesh.mapped_to_front(
+            [args[i] for i in of_batch], [dims[i] for i in of_batch], size
         )
         params["time_axis"] += 1
         return tiles.tiled_p.bind(lengths, hidden, kernel, bias, symbols, **params), [0] * 4

@@ -94,7 +94,7 @@ def shape_of(
     return (*uncut, columns) if per is Per.CLASS else (*frames, *uncut)
 
 
-def cost_dtype(operands: Sequence[HasShape]) -> np.dtype:
+def widest_cost_dtype(operands: Sequence[HasShape]) -> np.dtype:
     return np.dtype(np.float64 if any(x.dtype == np.float64 for x in operands) else np.float32)
 
 
@@ -107,7 +107,7 @@ def results_of(
     function: Function, sizes: Sizes, operands: Sequence[HasShape], time_axis: int
 ) -> list[jax.ShapeDtypeStruct]:
     """Returns the types of the results: those of one tile that has all frames and classes."""
-    frames, dtype = sizes.frames(time_axis), cost_dtype(operands)
+    frames, dtype = sizes.frames(time_axis), widest_cost_dtype(operands)
 
     def whole(x: HasShape, per: Per) -> jax.ShapeDtypeStruct:
         shape = shape_of(per, frames, sizes.V, uncut(x, per, len(sizes.batch)))

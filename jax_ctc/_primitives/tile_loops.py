@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from .. import _operands
-from .tile_function import Function, Per, Tile, cost_dtype, results_of, sizes_of, uncut, wide
+from .tile_function import Function, Per, Tile, results_of, sizes_of, uncut, wide, widest_cost_dtype
 
 # ---- the size of a tile ------------------------------------------------------------------------
 
@@ -63,7 +63,7 @@ def one_device(
     The number of tiles is known when the program runs."""
     sizes = sizes_of(function, lengths, operands, time_axis)
     T, V, rank = sizes.T, sizes.V, len(sizes.batch)
-    frames, dtype = sizes.frames(time_axis), cost_dtype(operands)
+    frames, dtype = sizes.frames(time_axis), widest_cost_dtype(operands)
     N, B = math.prod(frames), math.prod(sizes.batch)
     avals = results_of(function, sizes, operands, time_axis)
     totals = [jnp.zeros(x.shape, x.dtype) for x in avals]
@@ -145,7 +145,7 @@ def many_devices(
     """Cuts classes only, so that a partitioner can split the batch axes, and so that devices sum
     the results of a class once. A tile has its part on each of the devices."""
     sizes = sizes_of(function, lengths, operands, time_axis)
-    V, frames, dtype = sizes.V, sizes.frames(time_axis), cost_dtype(operands)
+    V, frames, dtype = sizes.V, sizes.frames(time_axis), widest_cost_dtype(operands)
     avals = results_of(function, sizes, operands, time_axis)
     if 0 in (*frames, V):
         return [jnp.zeros(x.shape, x.dtype) for x in avals]
@@ -204,7 +204,7 @@ def _over_classes(
                 return x
             x, start = _operands.in_loop(x, first)
             x = x if blocks == 1 else lax.dynamic_slice_in_dim(x, start, columns, axis=-1)
-            return wide(x, cost_dtype(operands))
+            return wide(x, widest_cost_dtype(operands))
 
         out = function.call(tile_at(first, fresh), *map(take, operands, function.operands))
         after = list(state)

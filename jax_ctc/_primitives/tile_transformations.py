@@ -10,7 +10,16 @@ from dataclasses import dataclass
 import jax
 from jax import Array
 
-from .tile_function import Function, HasShape, Per, Sizes, Tile, cost_dtype, results_of, shape_of
+from .tile_function import (
+    Function,
+    HasShape,
+    Per,
+    Sizes,
+    Tile,
+    results_of,
+    shape_of,
+    widest_cost_dtype,
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ class Transposed:
 
         types = [
             jax.ShapeDtypeStruct(
-                shape_of(kinds[i], tile.rows, tile.columns, uncut), cost_dtype(operands)
+                shape_of(kinds[i], tile.rows, tile.columns, uncut), widest_cost_dtype(operands)
             )
             for i, uncut in zip(self.linear, self.uncut, strict=True)
         ]

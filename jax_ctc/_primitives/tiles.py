@@ -31,7 +31,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from .. import _mesh
 from . import taylor, tile_loops, tile_transformations
 from .family import is_zero
-from .tile_function import Function, Per, cost_dtype, results_of, sizes_of, uncut, wide
+from .tile_function import Function, Per, results_of, sizes_of, uncut, wide, widest_cost_dtype
 
 
 def tiled(
@@ -44,7 +44,8 @@ def tiled(
     # The gradient of what is the same on all devices is a sum over them. So it has to be wide until
     # then, and is rounded once.
     alike = [
-        x if _mesh.varying_axes(x) == axes else wide(x, cost_dtype(operands)) for x in operands
+        x if _mesh.varying_axes(x) == axes else wide(x, widest_cost_dtype(operands))
+        for x in operands
     ]
     return tiled_p.bind(*_mesh.vary_alike(lengths, *alike), **params)
 
@@ -101,14 +102,14 @@ def _transpose(cts, lengths, *operands, function, **params):
             uncut(aval, function.operands[i], lengths.ndim)
             for i, aval in zip(linear, avals, strict=True)
         )
-        wide = tiled(
+        cotangents = tiled(
             tile_transformations.transposed(function, linear, rests, given),
             lengths,
             *(x for i, x in enumerate(operands) if i not in linear),
             *(cts[i] for i in given),
             **params,
         )
-        results = [x.astype(aval.dtype) for x, aval in zip(wide, avals, strict=True)]
+        results = [x.astype(aval.dtype) for x, aval in zip(cotangents, avals, strict=True)]
     placed = dict(zip(linear, results, strict=True))
     return [None, *(placed.get(i) for i in range(len(operands)))]
 
@@ -144,7 +145,7 @@ def _batch(args, dims, *, function, time_axis, tile_bytes):
         out = tiled(function, lengths, *operands, **params)
         return out, [None] * len(out)
     if any(m and per is not Per.SEQUENCE for m, per in zip(mapped, function.operands, strict=True)):
-        size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
+        size = _mesh.mapped_size(args, dims)
         most = tile_bytes or tile_loops.CPU.tile_bytes
         params["tile_bytes"] = max(most // max(size, 1), 1)  # a tile has all indices
     sizes = sizes_of(function, lengths, operands, time_axis)

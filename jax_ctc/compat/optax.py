@@ -88,7 +88,8 @@ def ctc_loss_with_forward_probs(
       (B,) costs; (T, B, N + 1) logs of the sums over all paths that end in the blank after n
       labels; (T, B, N) the same in label n. Both are in nats, -inf for 0. In the last frame the
       first of them has paths that end in label n too, and after the length each repeats the frame
-      before, as in optax. They are computed in log space, unlike the costs, in the costs' dtype.
+      before, as in optax. Behind the labels that count they have no meaning, and differ from
+      optax. They are computed in log space, unlike the costs, in the costs' dtype.
       Where one of them is -inf its gradient is 0. All are NaN, and have a gradient of 0, in a
       sequence that costs NaN.
     """
@@ -114,8 +115,7 @@ def _forward_variables(
     T, K = logits.shape[1:]
     invalid = _operands.invalid(labels, lengths, T=T, V=K, blank=blank_id)
     padded = ~_operands.used(logits.shape[:2], lengths, 1)
-    has_softmax = ~jnp.isnan(logits).any(-1) & jnp.isfinite(logits.max(-1, initial=-jnp.inf))
-    defined = ~invalid & (padded | has_softmax).all(-1)
+    defined = ~invalid & (padded | _operands.has_softmax(logits)).all(-1)
     # Rows of 0 in their place: a NaN times a cotangent of 0 is NaN.
     kept = (defined[:, None] & ~padded)[..., None]
     scores = jax.nn.log_softmax(jnp.where(kept, logits, 0))

@@ -149,6 +149,7 @@ struct SumsTarget {
   }
 };
 
+// CPU only.
 struct SumsCotangentTarget {
   static constexpr const char* name = "jax_ctc_sums_cotangent_v1";
   template <class Binding> static auto bind(Binding binding) {
@@ -198,9 +199,9 @@ struct BeamTarget {
   static bool fits(const Batch& p, int64_t top_paths, Ints labels, Ints label_lengths, Buffer scores) {
     int64_t per_row = 0;  // no more sequences than rows, unless T = 0
     const int64_t per_sequence = label_lengths.element_count();
-    return !__builtin_mul_overflow(p.shape.rows(), top_paths, &per_row) && int64_t(labels.element_count()) == per_row &&
-           top_paths >= 1 && per_sequence % top_paths == 0 && per_sequence / top_paths == p.shape.sequences() &&
-           has_elements(p, scores, per_sequence);
+    return p.shape.L == 0 && !__builtin_mul_overflow(p.shape.rows(), top_paths, &per_row) &&
+           int64_t(labels.element_count()) == per_row && top_paths >= 1 && per_sequence % top_paths == 0 &&
+           per_sequence / top_paths == p.shape.sequences() && has_elements(p, scores, per_sequence);
   }
 };
 

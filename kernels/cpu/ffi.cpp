@@ -146,8 +146,7 @@ ffi::Error beam_handler(ffi::ThreadPool pool, CTC_OPERANDS, IntsResult found, In
                         CTC_ATTRIBUTES, int64_t beam_width, int64_t top_paths, int64_t classes_per_frame,
                         bool softmax) {
   CTC_DECODE(softmax);
-  if (!BeamTarget::fits(p, top_paths, *found, *label_lengths, *scores) || p.shape.L != 0)
-    return mismatch(BeamTarget::name);
+  if (!BeamTarget::fits(p, top_paths, *found, *label_lengths, *scores)) return mismatch(BeamTarget::name);
   if (beam_width < top_paths || beam_width > std::numeric_limits<int32_t>::max() || classes_per_frame < 0)
     return ffi::Error::InvalidArgument(
         "jax_ctc: beam_width must be top_paths or more, and classes_per_frame 0 or more");

@@ -10,7 +10,7 @@ namespace cuda {
 // Frames are swept in tiles: the choices of a pair at the frames of a tile, four bits each, fill a word. Choices are
 // kept for a block of frames at a time.
 #ifndef JAX_CTC_BLOCK_FRAMES
-#define JAX_CTC_BLOCK_FRAMES 2048  // fewer in tests/kernels/sanitized_cuda.cpp; a block begins with an even tile
+#define JAX_CTC_BLOCK_FRAMES 2048  // fewer in tests; a block begins with an even tile
 #endif
 constexpr int kTileFrames = 8;
 constexpr int64_t kBlockFrames = JAX_CTC_BLOCK_FRAMES;

@@ -24,7 +24,6 @@ CTC_FN bool has_stamp(int32_t e, int32_t stamp) {
 template <class Value, int kPairs, int kTile, bool kTogether> struct Feed : Strip<Value, kPairs, kTile, kTogether> {
   using Base = Strip<Value, kPairs, kTile, kTogether>;
   using Base::begin_of, Base::end_of, Base::memory, Base::ws, Base::kAhead, Base::kSlots;
-  using typename Base::Memory;
 
   int warp;  // that is fed
   SharedArray<Value> labels = SharedArray<Value>(&memory[warp].label[0][0][lane_index() * kPairs]);

@@ -44,8 +44,8 @@ template <class A> struct RowPair {
   }
 };
 
-template <class A, int G> HvpArguments<A> arguments(const Problem& p, Residuals residuals, const void* cotangents,
-                                                    const void* directions, void* out, void* scratch) {
+template <class A> HvpArguments<A> arguments(const Problem& p, Residuals residuals, const void* cotangents,
+                                             const void* directions, void* out, void* scratch) {
   return {Rows<A>(p, residuals),
           static_cast<const A*>(directions),
           static_cast<const Computed<A>*>(cotangents),
@@ -171,7 +171,7 @@ const char* launch_hvp_rows(const Problem& p, Residuals residuals, const void* d
   return for_rows_of(p, read_by_lattice(p), [&](auto type, auto threads) {
     using A = decltype(type);
     constexpr int G = decltype(threads)::value;
-    const HvpArguments<A> a = arguments<A, G>(p, residuals, nullptr, directions, nullptr, scratch);
+    const HvpArguments<A> a = arguments<A>(p, residuals, nullptr, directions, nullptr, scratch);
     return launch(hvp_rows_kernel<A, G>, a.label_blocks + blocks_for<G>(p.shape), kThreadsOfBlock<G>,
                   (G / kWarp) * sizeof(Softmax<Computed<A>>), p.stream, a);
   });
@@ -181,7 +181,7 @@ const char* launch_hvp(const Problem& p, const void* cotangents, const void* dir
   return for_rows_of(p, [&](auto type, auto threads) {
     using A = decltype(type);
     constexpr int G = decltype(threads)::value;
-    const HvpArguments<A> a = arguments<A, G>(p, {}, cotangents, directions, out, scratch);
+    const HvpArguments<A> a = arguments<A>(p, {}, cotangents, directions, out, scratch);
     return launch(hvp_kernel<A, G>, blocks_for<G>(p.shape), kThreadsOfBlock<G>, 0, p.stream, a);
   });
 }

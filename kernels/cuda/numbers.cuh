@@ -52,7 +52,7 @@ template <class A, int n = 16 / int(sizeof(A))> struct alignas(n * sizeof(A)) Pi
   A at[n];
 };
 
-// a / b and a % b for a >= 0, b > 0; 64-bit division is a call of some 100 instructions.
+// a / b for a >= 0, b > 0; 64-bit division is a call of some 100 instructions.
 CTC_DEVICE int64_t quotient(int64_t a, int64_t b) {
   return ((a | b) >> 32) == 0 ? int64_t(uint32_t(a) / uint32_t(b)) : a / b;
 }

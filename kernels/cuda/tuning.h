@@ -26,6 +26,7 @@ namespace cuda {
 // Where sweeping warps have a scheduler each, as many warps feed them (strip.cuh): there are free slots to start their
 // instructions in. One more warp sums the log-normalisers of the rows. (A feeding warp that did so, for 32 frames a
 // turn, took longer than a turn: 24 us for 20.6 at (400, 16, 32, 100).)
+
 // Shared memory before that of the warps. block_number() needs 4 bytes of it; with 16 the rest stays aligned.
 constexpr int kCountBytes = 16;
 

@@ -68,7 +68,6 @@ template <class F> struct RandomProblem {
     std::exit(1);
   }
 
-  static bool is_half(Dtype type) { return type == Dtype::kBF16 || type == Dtype::kF16; }
   static Shape random_shape() {
     const int64_t sizes[] = {0, 1, 2, 3, 7, 15, 16, 17, 31, 33, 40, 65};
     Shape s;

@@ -59,7 +59,6 @@ template <class F> Array<__int128> scratch_for(cuda::Operation operation, const 
 
 // ---- what is compared ----
 
-int64_t size_of(Dtype dtype) { return dtype == Dtype::kF64 ? 8 : dtype == Dtype::kF32 ? 4 : 2; }
 double element(const void* array, Dtype dtype, int64_t i) {
   switch (dtype) {
     case Dtype::kF64: return static_cast<const double*>(array)[i];
@@ -108,7 +107,7 @@ template <class F> class Trial {
         s_(batch_.shape),
         n_(s_.sequences()),
         elements_(s_.rows() * s_.V),
-        bytes_(elements_ * size_of(dtype)),
+        bytes_(elements_ * element_size(dtype)),
         rows_(random_.kept_rows()),
         columns_(random_.kept_columns()),
         cost_(n_),

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not (ROOT / "examples").is_dir(), reason="not in
 
 @only_all
 def test_intermediate_ctc_learns_and_says_what_it_needs():
-    for needed in ("flax", "optax", "rapidfuzz", "tqdm"):
+    for needed in ("flax", "optax", "tqdm"):
         pytest.importorskip(needed, reason="examples/requirements.txt is not installed")
     few = ["--steps", "120", "--batch", "16", "--words", "60"]
     done = run(sys.executable, ROOT / "examples" / "intermediate.py", *few)
@@ -26,7 +26,7 @@ def test_intermediate_ctc_learns_and_says_what_it_needs():
 @only_all
 @pytest.mark.parametrize("name", ["handwriting", "intermediate", "speech"])
 def test_a_number_of_steps_that_trains_nothing_is_an_error(name):
-    for needed in ("flax", "optax", "matplotlib", "rapidfuzz", "sklearn", "tqdm"):
+    for needed in ("flax", "optax", "matplotlib", "sklearn", "tqdm"):
         pytest.importorskip(needed, reason="examples/requirements.txt is not installed")
     done = run(sys.executable, ROOT / "examples" / f"{name}.py", "--steps", "0")
     assert done.returncode == 2
@@ -49,7 +49,7 @@ def test_a_number_of_steps_that_trains_nothing_is_an_error(name):
     ],
 )
 def test_arguments_of_processes_that_do_not_go_together_are_an_error(arguments, said):
-    for needed in ("flax", "optax", "matplotlib", "rapidfuzz", "sklearn", "tqdm"):
+    for needed in ("flax", "optax", "matplotlib", "sklearn", "tqdm"):
         pytest.importorskip(needed, reason="examples/requirements.txt is not installed")
     done = run(sys.executable, ROOT / "examples" / "distributed.py", *arguments.split())
     assert done.returncode == 2

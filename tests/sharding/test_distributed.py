@@ -17,7 +17,7 @@ import pytest
 from support.runs import ROOT, only_all
 
 PROGRAM = ROOT / "examples" / "distributed.py"
-NEEDED = ("flax", "optax", "sklearn", "matplotlib", "rapidfuzz", "tqdm")
+NEEDED = ("flax", "optax", "sklearn", "matplotlib", "tqdm")
 
 pytestmark = [
     pytest.mark.slow,

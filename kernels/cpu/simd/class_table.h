@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// For small V: softmax, emissions and occupancies of four frames at once, from a table of all classes.
+// For small V: normalisers, emissions and ratios of four frames at once, from a table of all classes.
 //
 // In a table the numbers of a class at four frames stand side by side. So a sum over classes needs no step across
 // lanes, exp is computed once for each class and not once for each label, and one load gives a label's emissions at

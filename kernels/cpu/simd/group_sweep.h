@@ -202,8 +202,8 @@ template <class Source> class GroupLattice {
     largest_unit = max_of_lanes(largest);
   }
 
-  // What is given of a product: itself, or its derivative. It is rounded to a multiple of 2^-113, because floats below
-  // 2^-126 would make every operation slow.
+  // What is given of a product: itself, or its derivative. It is rounded to a multiple of 2^-112, or of 2^-113 if it is
+  // negative, because floats below 2^-126 would make every operation slow.
   static CTC_INLINE Doubles given(Doubles product) { return (product + 0x1p-60) - 0x1p-60; }
   static CTC_INLINE Doubles given(Number<Doubles> product) { return given(product.change); }
 

@@ -14,12 +14,12 @@ template <class V> class StoredBeta {
   explicit StoredBeta(int64_t slots) : pairs(slots) {}
 
   // The doubles of one frame, about.
-  int64_t frame_size() const { return labels_size() + row() / kTogether + row() / kFrames; }
+  int64_t frame_size() const { return labels_size() + pitch() / kTogether + pitch() / kFrames; }
 
   void lay_out(Arena& arena, int64_t frames) {
     const int64_t groups = (frames + kFrames - 1) / kFrames, whole = groups * kFrames;
-    arena.take(labels, whole * labels_size()), arena.take(blanks, whole / kTogether * row());
-    arena.take(units, groups * row()), arena.take(units_of, groups), arena.take(reaches, groups);
+    arena.take(labels, whole * labels_size()), arena.take(blanks, whole / kTogether * pitch());
+    arena.take(units, groups * pitch()), arena.take(units_of, groups), arena.take(reaches, groups);
   }
 
   // The block that starts with frame `begin` is stored next, from its last group to its first.
@@ -28,12 +28,12 @@ template <class V> class StoredBeta {
   // The labels of frame t, and a margin of one vector. Label i stands in slot i + 1.
   const double* labels_at(int64_t t) const { return labels + (t - first) * labels_size(); }
   int64_t labels_size() const { return kParts * pitch(); }
-  int64_t pitch() const { return row(); }
+  int64_t pitch() const { return pairs + kDoubles; }
   // The blanks, without derivatives, at the last one of kTogether frames. At the frame before, a blank is this plus the
   // label that follows.
-  const double* blanks_at(int64_t t) const { return blanks + (t - first) / kTogether * row(); }
+  const double* blanks_at(int64_t t) const { return blanks + (t - first) / kTogether * pitch(); }
   // The exponents of a group's units, and behind them a margin of one vector. Successive groups may share them.
-  const double* exponents_at(int64_t t) const { return units + units_of[group(t)] * row(); }
+  const double* exponents_at(int64_t t) const { return units + units_of[group(t)] * pitch(); }
   bool same_exponents(int64_t t) const { return t > first && units_of[group(t)] == units_of[group(t) - 1]; }
   // No number of the group is more than 2^reach.
   double reach(int64_t t) const { return reaches[group(t)]; }
@@ -41,7 +41,7 @@ template <class V> class StoredBeta {
   // The units of the group of frame t.
   void keep_units(int64_t t, const GroupStates<kBeta, V>& beta, bool changed) {
     if (changed || last_units < 0) {
-      double* const to = units + ++last_units * row();
+      double* const to = units + ++last_units * pitch();
       __builtin_memcpy(to, beta.exponent, pairs * sizeof(double));
       for (int k = 0; k < kDoubles; ++k) to[pairs + k] = 0;
     }
@@ -71,10 +71,9 @@ template <class V> class StoredBeta {
   }
 
  private:
-  int64_t row() const { return pairs + kDoubles; }
   int64_t group(int64_t t) const { return (t - first) / kFrames; }
   double* labels_of(int64_t t) { return labels + (t - first) * labels_size(); }
-  double* blanks_of(int64_t t) { return blanks + (t - first) / kTogether * row(); }
+  double* blanks_of(int64_t t) { return blanks + (t - first) / kTogether * pitch(); }
 
   const int64_t pairs;
   int64_t first = 0, last_units = -1;
