@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What parallel_for promises where bodies throw, helpers come late or never, and several callers are at it. Built with
 // the thread sanitizer by test_sanitized.py.
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -91,7 +92,22 @@ struct Unwell : std::runtime_error {
   Unwell() : std::runtime_error("unwell") {}
 };
 
+class Counter final : public Executor {
+ public:
+  int64_t helpers = 0;
+  int64_t threads() const override { return 5; }
+  void schedule(std::function<void()>) override { ++helpers; }
+};
+
+void no_more_threads_than_asked_for(int64_t threads, int64_t items) {
+  Counter executor;
+  parallel_for(executor, threads, items, [](int64_t) {});
+  expect(executor.helpers == std::min({threads, executor.threads(), items}) - 1, "no more threads than asked for");
+}
+
 void all() {
+  for (const int64_t threads : {1, 2, 99})
+    for (const int64_t items : {1, 3, 100}) no_more_threads_than_asked_for(threads, items);
   for (const Helpers helpers : {Helpers::kCome, Helpers::kComeLate, Helpers::kNever, Helpers::kThirdFails})
     for (const int64_t threads : {1, 2, 99}) {
       for (const int64_t items : {0, 1, 3, 100}) every_item_once(helpers, threads, items);

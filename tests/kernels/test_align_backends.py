@@ -80,6 +80,39 @@ def test_of_equal_classes_the_star_is_the_first_however_many_there_are():
         np.testing.assert_array_equal(np.ravel(path), [1, 1, 1])
 
 
+@pytest.mark.parametrize("softmax", [True, False])
+@pytest.mark.parametrize("star", [None, 4])
+def test_pure_jax_and_the_kernels_agree_on_what_is_not_a_number(softmax, star):
+    acts = np.random.default_rng(0).normal(size=(5, 9, 4)).astype(np.float32)
+    acts[2, 0, 3], acts[2, 1, 3], acts[2, 2, 3] = np.nan, np.inf, -np.inf  # of no label
+    acts[2, 3, 1], acts[2, 4, 0], acts[2, 5] = np.nan, np.inf, -np.inf
+    labels = np.tile(np.array([[2 if star is None else star, 1]], np.int32), (9, 1))
+    labels[6, 0], lengths = 9, np.array([5] * 7 + [-1, 6], np.int32)
+    in_both_ways = partial(paths_in_both_ways, softmax=softmax, star=star)
+    found, plain = jax.jit(in_both_ways)((acts, labels, lengths))
+    assert np.isnan(found.score[6:]).all()
+    for x, y in zip(found, plain, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(np.float64, 1.7e308), (np.float32, 3e38)])
+def test_pure_jax_and_the_kernels_agree_on_logits_of_any_size(dtype, most):
+    acts = np.zeros((6, 2, 3), dtype)
+    acts[:3, 0, 0], acts[3:, 0, 1], acts[:, 1, 1] = -most, most, most
+    given = acts, np.array([[1, 2], [2, -1]], np.int32), np.array([6, 6], np.int32)
+    for x, y in zip(*paths_in_both_ways(given), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5)
+
+
+def test_an_overflow_makes_no_path():
+    acts = np.full((2, 1, 3), -np.inf)
+    acts[:, 0, 0] = 1e308
+    given = acts, np.array([[1]], np.int32), np.array([2], np.int32)
+    for path, _, score in paths_in_both_ways(given, softmax=False):
+        assert score == -np.inf
+        assert (np.asarray(path) == -1).all()
+
+
 @pytest.mark.parametrize(("T", "L"), [(0, 2), (0, 0), (1, 0)])
 def test_pure_jax_answers_empty_arrays(T, L):
     given = np.zeros((T, 2, 3), np.float32), np.ones((2, L), np.int32), np.full(2, T, np.int32)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -243,3 +244,57 @@ def test_a_forged_length_is_nan():
         assert (found[:, 0] == -1).all()
         assert not counts[0].any()
         assert not np.isnan(score[1]).any()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_bad_row_or_length_is_nan_in_pure_jax_too(value):
+    acts = np.random.default_rng(0).normal(size=(8, 4, 5)).astype(np.float32)
+    acts[5] = value
+    for bind in (beam_p.bind, _reference.beam):
+        labels, counts, score = run(bind, operands(acts, [8, 5, -1, 9]))
+        assert np.isnan(score).all(-1).tolist() == [True, False, True, True]
+        assert (np.delete(labels, 1, axis=1) == -1).all()
+        assert not np.delete(counts, 1, axis=0).any()
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4), (5, 0, 4), (0, 0, 1)])
+def test_pure_jax_answers_empty_arrays(shape):
+    arguments = operands(np.zeros(shape, np.float32), [shape[0]] * shape[1])
+    for x, y in zip(run(_reference.beam, arguments), run(beam_p.bind, arguments), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_pure_jax_takes_any_number_of_classes_in_an_exported_program():
+    t, b, v = export.symbolic_shape("t, b, v")
+    types = [
+        jax.ShapeDtypeStruct(shape, dtype)
+        for shape, dtype in (((t, b, v), "float32"), ((b, 0), "int32"), ((b,), "int32"))
+    ]
+    program = export.export(jax.jit(partial(_reference.beam, **OPTIONS)))(*types)
+    for V in (3, 9):
+        acts = np.random.default_rng(0).normal(size=(4, 2, V)).astype(np.float32)
+        arguments = operands(acts, [4, 3])
+        for x, y in zip(program.call(*arguments), run(_reference.beam, arguments), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-6)
+
+
+@pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
+@pytest.mark.parametrize("sharded", ["acts and lengths", "acts", "lengths"])
+def test_pure_jax_runs_in_shard_map(sharded):
+    mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
+    acts = np.random.default_rng(0).normal(size=(6, 2, 5)).astype(np.float32)
+    acts, labels, lengths = operands(np.tile(acts, (1, 2, 1)), [6, 3, 6, 3])
+    expected = run(_reference.beam, (acts, labels, lengths))
+    of_acts, of_lengths = P(None, "data"), P("data")
+    if "acts" not in sharded:
+        acts, of_acts = acts[:, :2], P()
+    if "lengths" not in sharded:
+        labels, lengths, of_lengths = labels[:2], lengths[:2], P()
+    search = jax.shard_map(
+        partial(_reference.beam, **OPTIONS),
+        mesh=mesh,
+        in_specs=(of_acts, of_lengths, of_lengths),
+        out_specs=[P(None, "data"), P("data"), P("data")],
+    )
+    for x, y in zip(jax.jit(search)(acts, labels, lengths), expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-6)

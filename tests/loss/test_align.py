@@ -665,3 +665,13 @@ def test_no_labels_have_no_confidence(time_major):
     found = jax_ctc.label_confidence(acts, alignment, 0, time_major=time_major)
     assert found.shape == (2, 0)
     assert found.dtype == np.float32
+
+
+def test_labels_from_l_on_are_left_out():
+    acts = np.log(np.array([[8, 1, 1], [1, 8, 1], [1, 1, 8], [1, 1, 8.0]]) / 10)
+    alignment = jax_ctc.ctc_align(acts, np.array([1, 2]), None)
+    spans = jax_ctc.label_spans(alignment, 1)
+    assert (spans.start.tolist(), spans.end.tolist()) == ([1], [2])
+    acts[2:] *= 2
+    found = jax_ctc.label_confidence(acts, alignment, 1, softmax=False)
+    np.testing.assert_allclose(found, [np.log(0.8)], rtol=1e-6)

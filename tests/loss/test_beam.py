@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 import jax_ctc
 from jax_ctc import ctc_beam_search_decode as decode
 from support.oracle import log_softmax
-from support.results import assert_same_bits
+from support.results import COMPILED, DEVICE, assert_same_bits
 from support.runs import mesh_in_use, sweep
 
 NONE = -np.inf
@@ -334,3 +334,44 @@ def test_arguments_are_checked():
         decode(acts, np.array([4]))
     with pytest.raises(ValueError, match="`acts`: expected shape"):
         decode(acts[None], None)
+
+
+def test_as_many_classes_as_asked_for_are_appended():
+    acts = np.log([[0.4, 0.3, 0.2, 0.1]])
+    found = decode(acts, None, beam_width=4, top_paths=4, classes_per_frame=2)
+    assert found.labels.ravel().tolist() == [-1, 1, 2, -1]
+    assert np.isneginf(found.score).tolist() == [False, False, False, True]
+
+
+def test_paths_of_small_probability_count():
+    score = decode(np.array([[-22.0, 0], [-22.0, 0]]), None).score
+    np.testing.assert_allclose(score, [np.log1p(-np.exp(-44))], rtol=0, atol=1e-15)
+
+
+@pytest.mark.skipif(not COMPILED or DEVICE != "cpu", reason="pure JAX has float32's digits alone")
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [[1000, -20, NONE, NONE], [1000, NONE, -19.99999, NONE]],
+        [[NONE, 0, 0, NONE], [NONE, -20, -19.99999, 1000]],
+    ],
+    ids=["another label", "the same label"],
+)
+def test_float32_finds_what_float64_finds_of_the_same_numbers(rows):
+    acts = np.array(rows, np.float32)
+    found, exact = (
+        decode(x, None, beam_width=9, top_paths=4).labels for x in (acts, acts.astype(np.float64))
+    )
+    np.testing.assert_array_equal(found, exact)
+
+
+def test_a_prefix_that_comes_back_is_the_same_among_many():
+    """Meanwhile the table of prefixes has grown."""
+    width = c = 600
+    p = np.full((4, c + 1), 1e-9)
+    p[0, 0], p[0, 1:c] = 1000, 1 + 1e-4 * np.arange(c - 1, 0, -1)  # of each class a prefix
+    p[1, [0, c]] = 3, 7  # only the prefix without labels stays; the others come with c behind them
+    p[2, [0, 1, 2, 511, 512]] = 6, 5, 5, 5, 5  # these come back
+    p[3, [0, c]] = 9, 1  # what they make with c is in the beam
+    labels = decode(np.log(p), None, beam_width=width, top_paths=width).labels
+    assert len({tuple(row) for row in labels.tolist()}) == width

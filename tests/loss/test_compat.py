@@ -121,6 +121,24 @@ def forward_variables(*given):
     return compat.optax.ctc_loss_with_forward_probs(*given)
 
 
+@pytest.mark.parametrize(("padded", "used"), [(0.25, 0), (1, np.nan), (2, -1)], ids=str)
+def test_a_fraction_in_a_padding_is_1_and_nan_or_less_is_0(padded, used):
+    frames, padding = (np.where(x > 0, padded, used).astype("f") for x in (FRAMES, PADDING))
+    cost = by_optax(compat.optax.ctc_loss, frames=frames, padding=padding)
+    np.testing.assert_array_equal(cost, by_optax(compat.optax.ctc_loss))
+
+
+@pytest.mark.parametrize("V", [40, 4000])
+def test_a_nan_in_an_array_of_any_size_makes_forward_variables_nan(V):
+    logits = np.zeros((4, 64, V), np.float32)
+    logits[0, 3, V // 2 - 1] = np.nan
+    labels = np.array([[1], [2], [3], [1]])
+    _, *variables = forward_variables(logits, np.zeros((4, 64)), labels, np.zeros((4, 1)))
+    for x in variables:
+        assert np.isnan(x[:, 0]).all()
+        assert np.isfinite(x[-1, 1:]).all()
+
+
 GIVEN = LOGITS, FRAMES, LABELS, PADDING
 needs_devices = pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
 
@@ -267,6 +285,20 @@ def test_the_front_of_torch_has_the_costs_of_the_oracle(reduction, targets):
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
     jitted = jax.jit(partial(by_torch, reduction=reduction))(LOG_PROBS, targets, LENGTHS, COUNTS)
     np.testing.assert_allclose(jitted, expected, rtol=1e-6)
+
+
+def test_zero_infinity_of_torch():
+    cost, zeroed = (
+        np.asarray(by_torch(lengths=SHORT, reduction="none", zero_infinity=zero))
+        for zero in (False, True)
+    )
+    assert np.isposinf(cost).tolist() == [False, False, False, True]
+    np.testing.assert_array_equal(zeroed, np.where(np.isinf(cost), 0, cost))
+
+
+def test_a_negative_count_of_concatenated_targets_is_named():
+    with pytest.raises(ValueError, match=r"target_lengths\[0\] = -1 is outside"):
+        by_torch(LOG_PROBS[:, :3], [1, 2, 1], np.full(3, 9), [-1, 1, 2])
 
 
 @REDUCTIONS

@@ -185,3 +185,24 @@ def test_a_rate_is_the_quotient_under_jit_too():
     labels = np.where(np.arange(120) < counts[:, None], np.arange(1, 121), -1)
     decoded = np.repeat(np.where(labels > 0, labels + 1000, -1)[:, None], 2, 1)
     assert (jax.jit(jax_ctc.label_error_rate)(decoded, labels).rate == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("decoded", "labels", "distance"),
+    [([1, -1], [0, 0], 2), ([0, 0], [1, -1], 2), ([0, 1], [1, 0], 2), ([0], [0], 0)],
+)
+def test_label_0_is_a_label_like_any_other(decoded, labels, distance):
+    errors = jax_ctc.label_error_rate(np.array(decoded), np.array(labels))
+    assert errors.distance == distance
+    assert errors.label_count == sum(k >= 0 for k in labels)
+
+
+@pytest.mark.parametrize(
+    ("decoded_length", "label_length", "distance"), [(-1, None, 2), (None, -2, 2), (9, 9, 0)]
+)
+def test_a_length_below_0_counts_as_0_and_one_above_the_size_as_the_size(
+    decoded_length, label_length, distance
+):
+    labels = np.array([1, 2])
+    errors = jax_ctc.label_error_rate(labels, labels, decoded_length, label_length)
+    assert errors.distance == distance

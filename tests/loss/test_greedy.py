@@ -266,3 +266,15 @@ def test_acts_may_end_in_a_product(scale, decode, shape):
     apart = decode(jax.jit(scale)(x), None)
     np.testing.assert_array_equal(together.labels, apart.labels)
     np.testing.assert_allclose(together.score, apart.score, rtol=1e-4, atol=1e-4)
+
+
+def test_no_nan_is_made_where_none_is():
+    acts = np.random.default_rng(0).normal(size=(4, 2, 3)).astype(np.float32)
+    with jax.debug_nans(True):
+        gradient = jax.grad(lambda x: jax_ctc.ctc_greedy_decode(x, None).score.sum())(acts)
+    assert (gradient != 0).all()
+
+
+def test_the_score_of_a_nearly_certain_path_keeps_its_digits():
+    score = jax_ctc.ctc_greedy_decode(np.array([[20, 0]], np.float32), None).score
+    np.testing.assert_allclose(score, -np.log1p(np.exp(-20)), rtol=1e-6)

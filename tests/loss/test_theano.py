@@ -100,3 +100,10 @@ def test_missing_kernels_for_gpus_are_no_reason(monkeypatch):
     monkeypatch.setattr(_kernels, "cuda", None)
     assert theano.ctc_available() is True
     assert theano.ctc_available.msg is None
+
+
+@pytest.mark.parametrize(("openmp", "threads"), [(None, 0), (True, 0), (False, 1)])
+def test_openmp_says_how_many_threads(openmp, threads):
+    op = theano.ConnectionistTemporalClassification(openmp=openmp)
+    program = jax.make_jaxpr(op)(np.zeros((4, 1, 3), np.float32), np.array([[1]]), np.array([4]))
+    assert f"threads={threads} " in str(program)
