@@ -17,7 +17,8 @@ inline void fill_scores_with_nan(const Batch& p, void* out, Dtype dtype, int64_t
   const Shape& s = p.shape;
   for (int64_t t = begin; t < end; ++t) {
     void* row = at(out, (s.first_row(sequence) + t * s.B) * s.V, dtype);
-    const auto set_nan = [&](int32_t v) { std::memset(at(row, v, dtype), 0xff, element_size(dtype)); };  // of any dtype
+    // All bits set is a NaN in every dtype.
+    const auto set_nan = [&](int32_t v) { std::memset(at(row, v, dtype), 0xff, element_size(dtype)); };
     std::memset(row, 0, s.V * element_size(dtype));
     set_nan(p.blank);
     for (int64_t i = sequence * s.L; i < (sequence + 1) * s.L; ++i)
