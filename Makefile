@@ -14,7 +14,7 @@ SPEECH_ARGS ?=
 
 # Which kernels a checkout compiles. `here`, for this machine: CUDA kernels for the GPUs that are visible, none without
 # one. `nvcc`, for `make test-all`: also where only nvcc is found, for one architecture, because tests read what nvcc and
-# XLA make of them without a GPU. They take a minute. JAX_CTC_CUDA=OFF, AUTO or ON takes the place of both: no CUDA kernels;
+# XLA make of them without a GPU. JAX_CTC_CUDA=OFF, AUTO or ON takes the place of both: no CUDA kernels;
 # those for all architectures where nvcc is found; those or an error.
 JAX_CTC_CUDA ?=
 JAX_CTC_TEST_ALL ?=
@@ -115,7 +115,7 @@ $(VENV)/.build-tools:
 # pip would build in an environment of its own, with a jaxlib of its own, from nothing. Here JAX is downloaded once, and
 # what is compiled is kept in $(VENV)/build for the next time.
 $(VENV)/.installed-%: $(VENV)/.build-tools $(SOURCES)
-	@echo '== compiling jax_ctc, a quarter of a minute on two cores, and as long for each architecture of GPUs'
+	@echo '== compiling jax_ctc, half a minute on two cores, and as long again for each architecture of GPUs'
 	@echo '   $(or $(why-$*),JAX_CTC_CUDA=$*)'
 	@$(PIP) --no-build-isolation --config-settings build-dir=$(VENV)/build \
 	  --config-settings cmake.define.JAX_CTC_CUDA=$(or $(cuda-$*),$*) \

@@ -242,3 +242,18 @@ def test_a_tangent_and_a_gradient_of_mapped_batches_are_those_of_each():
         np.testing.assert_allclose(slopes[k], one, rtol=1e-9)
         alone = jax.grad(lambda acts: cost(acts).sum())(acts[k])
         np.testing.assert_allclose(gradients[k], alone, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("function", [jax_ctc.ctc, jax_ctc.ctc_align], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("of", ["acts", "labels", "lengths"])
+def test_an_axis_of_size_0(function, of):
+    given = [np.zeros((6, 2, 5), np.float32), np.ones((2, 3), np.int32), np.full(2, 6, np.int32)]
+    axes = [0 if name == of else None for name in ("acts", "labels", "lengths")]
+    mapped = [
+        np.zeros((0, *x.shape), x.dtype) if axis == 0 else x
+        for x, axis in zip(given, axes, strict=True)
+    ]
+    found = jax.vmap(function, axes)(*mapped)
+    expected = jax.eval_shape(function, *given)
+    for x, one in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert x.shape == (0, *one.shape)

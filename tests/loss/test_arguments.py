@@ -186,3 +186,21 @@ def test_switches_may_be_bools_of_numpy():
         time_major=np.bool_(False), zero_infinity=np.bool_(True),
     )  # fmt: skip
     assert_same_bits(actual, jax_ctc.ctc(swapped, LABELS, LENGTHS, [2, 4], time_major=False))
+
+
+def test_an_empty_list_holds_no_labels():
+    acts = np.random.default_rng(0).normal(size=(4, 3))
+    np.testing.assert_array_equal(
+        jax_ctc.ctc(acts, [], 4), jax_ctc.ctc(acts, np.zeros(0, np.int32), 4)
+    )
+
+
+def test_an_integer_of_python_beyond_32_bits_is_named():
+    with pytest.raises(ValueError, match=r"labels\[0\] = 1099511627776 is not a class"):
+        jax_ctc.ctc(np.zeros((4, 3)), np.array([2**40], object), 4)
+
+
+def test_only_integers_for_acts_look_swapped_with_labels():
+    with pytest.raises(TypeError, match="got complex64") as caught:
+        jax_ctc.ctc(np.zeros((4, 1, 3), np.complex64), np.zeros((1, 2)), [4])
+    assert "swapped" not in str(caught.value)
