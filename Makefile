@@ -12,10 +12,10 @@ BENCH_ARGS ?=
 FUZZ_ARGS ?=
 SPEECH_ARGS ?=
 
-# Which kernels a checkout compiles. `here`, for this machine: CUDA kernels for the GPUs that are visible, none without
-# one. `nvcc`, for `make test-all`: also where only nvcc is found, for one architecture, because tests read what nvcc and
-# XLA make of them without a GPU. JAX_CTC_CUDA=OFF, AUTO or ON takes the place of both: no CUDA kernels;
-# those for all architectures where nvcc is found; those or an error.
+# Which kernels a checkout compiles. `here`, for this machine: CUDA kernels for the GPUs that are visible, none without one.
+# `nvcc`, for `make test-all`: also where only nvcc is found, for one architecture, because tests read what nvcc and XLA make
+# of them without a GPU. JAX_CTC_CUDA=OFF, AUTO or ON takes the place of both: no CUDA kernels; those for all architectures
+# where nvcc is found; those or an error.
 JAX_CTC_CUDA ?=
 JAX_CTC_TEST_ALL ?=
 ALL := $(filter-out 0,$(JAX_CTC_TEST_ALL))
