@@ -174,7 +174,8 @@ def _cost(p: Problem, end: States) -> tuple[Array, Array]:
     total, _ = lax.scan(add, (nothing, nothing), p.normaliser.log_total)
     for x in scaled.log_terms(z):  # eq. 7
         total = scaled.add_exactly(total, -x)
-    costs = total[0] + total[1]
+    # What rounding lost of a sum that overflowed is NaN.
+    costs = jnp.where(jnp.isinf(total[0]), total[0], total[0] + total[1])
     if p.softmax:
         costs = jnp.maximum(costs, 0)
     possible = z.e >= scaled.NO_PATH

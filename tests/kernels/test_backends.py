@@ -30,7 +30,7 @@ PURE = [
     for file in (
         "loss/test_known_values", "loss/test_edges", "loss/test_dtypes", "loss/test_precision",
         "loss/test_determinism", "loss/test_greedy", "derivatives/test_zeros",
-        "derivatives/test_cotangents", "derivatives/test_few_classes",
+        "derivatives/test_cotangents", "derivatives/test_few_classes", "loss/test_log_scores",
     )
 ]  # fmt: skip
 # Where XLA's optimisation may change what is tested.

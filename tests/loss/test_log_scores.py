@@ -276,6 +276,9 @@ def test_a_cost_of_minus_infinity_is_not_that_of_no_path():
     for zero_infinity in (False, True):
         cost = ctc(scores, LABELS[:1], LENGTHS[:1], zero_infinity=zero_infinity)
         np.testing.assert_array_equal(cost, [-np.inf])
+    options = {"time_axis": 0, "blank": 0, "threads": 0, "softmax": False}
+    pure = jax.jit(partial(_reference.loss, **options))(scores, LABELS[:1], LENGTHS[:1])
+    np.testing.assert_array_equal(pure, [-np.inf])
 
 
 def test_bad_and_infeasible_sequences():
