@@ -71,8 +71,9 @@ def mapped_size(args: Sequence[Array], dims: Sequence[int | None]) -> int:
     return next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
 
 
-def mapped_to_front(args: Sequence[Array], dims: Sequence[int | None], size: int) -> list[Array]:
-    """Returns the operands with the mapped axis, of this size, in front of all others."""
+def mapped_to_front(args: Sequence[Array], dims: Sequence[int | None]) -> list[Array]:
+    """Returns the operands with the mapped axis in front of all others."""
+    size = mapped_size(args, dims)
     return [
         jnp.broadcast_to(x, (size, *x.shape)) if d is None else jnp.moveaxis(x, d, 0)
         for x, d in zip(args, dims, strict=True)

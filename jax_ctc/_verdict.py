@@ -79,7 +79,7 @@ def _traced(bad: ArrayOrType, values: ArrayOrType, **parameters: str):
 
 
 def _batch(args, dims, **parameters):
-    front = _mesh.mapped_to_front(args, dims, _mesh.mapped_size(args, dims))
+    front = _mesh.mapped_to_front(args, dims)
     if not front[0].size:
         return [], []
     return verdict_p.bind(*front, **parameters), []

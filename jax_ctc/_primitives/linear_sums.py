@@ -176,9 +176,9 @@ def _batch(args, dims, *, function, time_axis, tile_bytes):
         return [*sums, scores], [None, None, None, scores.ndim - 2]
 
     if dims[2] is None and dims[3] is None:  # one more axis of the batch
-        size, of_batch = _mesh.mapped_size(args, dims), (0, 1, 4)
+        of_batch = 0, 1, 4
         lengths, hidden, symbols = _mesh.mapped_to_front(
-            [args[i] for i in of_batch], [dims[i] for i in of_batch], size
+            [args[i] for i in of_batch], [dims[i] for i in of_batch]
         )
         params["time_axis"] += 1
         return tiles.tiled_p.bind(lengths, hidden, kernel, bias, symbols, **params), [0] * 4

@@ -36,7 +36,7 @@ class BatchCorrections {
     int32_t last = 0;
     list_.push_back({p.blank, last});
     for (size_t i = 0; i < labels.values.size(); ++i)
-      if (labels.columns[i] > last) list_.push_back({labels.values[i], last = labels.columns[i]});
+      if (labels.columns[i] > last) last = labels.columns[i], list_.push_back({labels.values[i], last});
   }
 
   std::vector<char> valid_;
