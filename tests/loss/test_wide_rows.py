@@ -16,6 +16,7 @@ import pytest
 
 import jax_ctc
 from jax_ctc._primitives.top_class import top_class_p
+from support import oracle
 from support.results import COMPILED, DEVICE, assert_same_bits
 from support.runs import sampled, sweep
 
@@ -126,7 +127,7 @@ def test_the_digits_of_the_sum_do_not_depend_on_where_the_largest_is(V, place):
 
 @AT
 def test_equal_largest_logits_in_other_parts_count(V, place):
-    others = [0, V // 3, np.r_[V // 2 : V], np.r_[0:V:100]]
+    others = [0, V // 3, [0, V // 3], [0, V // 3, V // 2], np.r_[V // 2 : V], np.r_[0:V:100]]
     assert_summed(np.stack([row(k, V, place, other) for k in ROWS for other in others]), place)
 
 
@@ -158,3 +159,18 @@ def test_a_row_with_a_nan_or_an_infinite_logit_has_no_sum(V, odd, other):
         best, _, others = top_class(bad)
         assert (np.asarray(best) == -1).all()
         assert np.isnan(others).all()
+
+
+@pytest.mark.skipif(not COMPILED or DEVICE != "cpu", reason="pure JAX has float32's digits alone")
+@pytest.mark.parametrize("V", WIDTHS)
+def test_a_frame_between_two_labels_keeps_the_digits_of_the_rest(V):
+    """Its three equal logits lead to the same labels, so the cost is what other classes have."""
+    labels, blank = [V // 3, V - 2], 5
+    rows = np.stack([row("one of others -20", V, place) for place in (*labels, *labels)])[[0, 2, 1]]
+    rows[1, [*labels, blank]] = rows[1].max()
+    problem = rows[:, None], np.array([labels], np.int32), np.array([3], np.int32)
+    np.testing.assert_allclose(
+        jax.jit(partial(jax_ctc.ctc, blank=blank))(*problem),
+        oracle.solve(*problem, blank=blank).cost,
+        rtol=DIGITS,
+    )

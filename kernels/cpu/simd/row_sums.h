@@ -70,7 +70,8 @@ PieceSum sum_piece(const F* x, int64_t n, F top, const Exp& exp, Ahead<kLater> a
 }
 
 // Of a row, or of a slice of one: the largest entry, the number of entries equal to it, and the sum of exp(x - top) of
-// the others. If all entries are -inf these are (-inf, 0, 0). If there is a NaN or a +inf, `tail` is NaN.
+// the others. Where many entries are equal, `tail` may have all but one of them. If all entries are -inf these are
+// (-inf, 0, 0). If there is a NaN or a +inf, `tail` is NaN.
 template <class F> struct RowSums {
   F top;
   double ties, tail;
@@ -167,6 +168,9 @@ template <class F> int64_t entries_of_lane(const F* x, int64_t n, int lane, F* t
 template <class F> bool sum_in_one_pass(Dtype dtype, const void* row, int64_t V, const void* next, RowSums<F>& to) {
   using Vec = Lanes<F>;
   constexpr int64_t N = kLanes<F>, kPieces = Stretch<F>::kPieces, kFirst = 64;
+  // If more entries are equal to the largest, they stay in the sum: no alignment has nearly all of the probability, so
+  // 1 - p is not small. Of a confident model a frame between two labels has three likely classes.
+  constexpr int64_t kMostTied = 3;
   const Pieces pieces(row, element_size(dtype), V, next);
   F wide[Pieces::kMost];
   const int64_t first = min_of(V, kFirst);  // kFirst. With the constant alone GCC 12 warns of a loop
@@ -205,9 +209,10 @@ template <class F> bool sum_in_one_pass(Dtype dtype, const void* row, int64_t V,
       F entries[kPart<F> / N];
       add_others(entries, entries_of_lane(entries_of(parts[at / N]), parts[at / N].n, at % N, entries));
     } else if (count > 1) {
+      const bool apart = count <= kMostTied;
       sums = DoubleLanes{};
       for (const Part<F>& part : parts) {
-        if (holds_anywhere(part.tops == splat<Vec>(top)))
+        if (apart && holds_anywhere(part.tops == splat<Vec>(top)))
           add_others(entries_of(part), part.n);
         else
           sums += sum_of_pairs(part.sums);
@@ -215,7 +220,8 @@ template <class F> bool sum_in_one_pass(Dtype dtype, const void* row, int64_t V,
     }
     sum += sum_of_lanes(sums);
   }
-  to = {top, ties, sum / exp.of(top)};
+  sum /= exp.of(top);
+  to = ties > 0 ? RowSums<F>{top, ties, sum} : RowSums<F>{top, 1, sum - 1};
   return true;
 }
 
