@@ -34,6 +34,11 @@ def evaluate(acts, labels, lengths, cotangents, time_major=True):
     return _reference.loss(acts, labels, lengths, **p), cost, gradient
 
 
+@partial(jax.jit, static_argnames="time_axis")
+def forward(acts, labels, lengths, time_axis):
+    return _reference.forward(acts, labels, lengths, **parameters() | {"time_axis": time_axis})
+
+
 def ones(lengths):
     return np.ones(len(lengths), np.float32)
 
@@ -269,9 +274,10 @@ def test_more_batch_axes_are_mapped_over(time_axis):
     labels = rng.integers(1, 6, (4, 2, 3, 2), dtype=np.int32)
     lengths = rng.integers(3, 6, (4, 2, 3), dtype=np.int32)
     flat = acts.reshape(5, 24, 6), labels.reshape(24, 2), lengths.reshape(24)
-    expected, *kept = _reference.forward(*flat, **parameters())
-    given = np.moveaxis(acts, 0, time_axis), labels, lengths
-    cost, *residuals = _reference.forward(*given, **parameters() | {"time_axis": time_axis})
+    expected, *kept = forward(*flat, time_axis=0)
+    cost, *residuals = forward(
+        np.moveaxis(acts, 0, time_axis), labels, lengths, time_axis=time_axis
+    )
     np.testing.assert_allclose(np.ravel(cost), expected, rtol=1e-6)
     for x, y in zip(residuals, kept, strict=True):
         found = np.moveaxis(x, time_axis, 0).reshape(y.shape)
