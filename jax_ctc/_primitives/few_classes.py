@@ -291,7 +291,8 @@ def _left_out(top: Array, ties: Array, tail: Array, few_acts: Array) -> Array:
     few_sum = jnp.where(few.nonzero, few.ties + few.tail, 1)
     ratio = jnp.log(jnp.where(few.nonzero, ties + tail, 1)) - jnp.log(few_sum)
     # If the symbols have nearly all of the probability, log1p keeps the digits of the rest. The
-    # logits equal to `top` are counted, so no large terms cancel.
+    # logits equal to `top` are counted, so no large terms cancel. They do where `tail` has some of
+    # them (row_sums.py), but a cost is not small there.
     others = (ties - few.ties) + (tail - few.tail)
     close = jnp.log1p(jnp.maximum(others, 0) / few_sum)
     exact = jnp.where(few.top == top, close, (top - few.top) + ratio)

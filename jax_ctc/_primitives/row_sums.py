@@ -7,10 +7,10 @@
     sums_cotangent  acts, symbols, lengths, top, ct_tail, ct_scores     -> ct_acts
 
 For each frame in use, `top` is the largest logit, `ties` the number of logits equal to it, `tail`
-the sum of exp(acts - top) over all others (where many are equal, the kernels for CPUs may count one
-of them, and `tail` has the rest), and `scores` are the logits of `symbols` (batch, D), 0
+the sum of exp(acts - top) over all others, and `scores` are the logits of `symbols` (batch, D), 0
 for negative symbols. In other frames all four are 0. A row with a NaN or a +inf has `top` -inf,
-`ties` NaN and `tail` 0, because no factor of a cotangent may be NaN.
+`ties` NaN and `tail` 0, because no factor of a cotangent may be NaN. Where many logits of a frame
+are equal, the kernels for CPUs may count one of them, and `tail` has the rest.
 
 `top` is a reference: the sum of all exponentials is (ties + tail) * exp(top). No result computed
 from the four depends on the choice of the reference. So the tangent of `top` may be chosen too, if

@@ -168,8 +168,8 @@ template <class F> int64_t entries_of_lane(const F* x, int64_t n, int lane, F* t
 template <class F> bool sum_in_one_pass(Dtype dtype, const void* row, int64_t V, const void* next, RowSums<F>& to) {
   using Vec = Lanes<F>;
   constexpr int64_t N = kLanes<F>, kPieces = Stretch<F>::kPieces, kFirst = 64;
-  // If more entries are equal to the largest, they stay in the sum: no alignment has nearly all of the probability, so
-  // 1 - p is not small. Of a confident model a frame between two labels has three likely classes.
+  // If more lanes of a stretch have the largest entry, its equals stay in the sum: no labelling has nearly all of the
+  // probability then, so 1 - p is not small. Of a confident model a frame between two labels has three likely classes.
   constexpr int64_t kMostTied = 3;
   const Pieces pieces(row, element_size(dtype), V, next);
   F wide[Pieces::kMost];
